@@ -1,0 +1,44 @@
+"""Train a PyTorch model on HDF5 shards, on many cores and hosts, without a master process.
+
+The public names are loaded on first use: importing the package imports neither torch nor MPI, so
+that the command line answers at once on a login node.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Averager": "hvd_train.averaging",
+    "Config": "hvd_train.config",
+    "Result": "hvd_train.app",
+    "SampleSpec": "hvd_train.data.format",
+    "Task": "hvd_train.task",
+    "connect": "hvd_train.comm.factory",
+    "load_config": "hvd_train.config",
+    "load_model": "hvd_train.app",
+    "train": "hvd_train.app",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from hvd_train.app import Result, load_model, train
+    from hvd_train.averaging import Averager
+    from hvd_train.comm.factory import connect
+    from hvd_train.config import Config, load_config
+    from hvd_train.data.format import SampleSpec
+    from hvd_train.task import Task
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

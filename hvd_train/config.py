@@ -1,0 +1,399 @@
+"""The configuration: frozen dataclasses, read from TOML, checked key by key and value by value.
+
+Every field has a default and a docstring; the command line shows both. Paths are relative to the
+directory in which the program is started.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import tomli_w
+from tyro.conf import arg
+
+from hvd_train.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Value = bool | int | float | str
+
+
+def _require(ok: bool, key: str, seen: object, expected: str) -> None:
+    if not ok:
+        raise ConfigError(f"{key} = {seen!r}: expected {expected}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the samples come from."""
+
+    path: Annotated[str, arg(aliases=["--data"])] = "digits"
+    """A folder with a manifest.json, a folder of HDF5 files, one file, a glob pattern, or the word
+    `digits` for the embedded default."""
+
+    validation: float | str = ""
+    """Validation data of a source that has no manifest: a path or glob, or a fraction (0.1) cut off
+    the training rows in blocks. Empty: what the manifest says, else none."""
+
+    inputs: str = "inputs"
+    """Name of the HDF5 dataset that holds the inputs; samples lie along the first axis."""
+
+    targets: str = "targets"
+    """Name of the HDF5 dataset that holds the targets."""
+
+    batch_size: Annotated[int, arg(aliases=["--batch-size"])] = 64
+    """Samples of one local step on one rank."""
+
+    reading: Literal["auto", "memory", "stream"] = "auto"
+    """`memory` holds the rank's rows in memory, `stream` reads blocks of rows in random order as they
+    are needed; `auto` takes memory while the rows of all ranks of a host fit into half of it."""
+
+    scale: float | None = None
+    """Integer inputs are multiplied by this before the model. Default: what the shard says, else 1."""
+
+    def __post_init__(self) -> None:
+        _require(self.path != "", "data.path", self.path, "a path, a glob pattern or `digits`")
+        _require(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1 sample")
+        if isinstance(self.validation, (int, float)):
+            expected = "a fraction between 0 and 1"
+            _require(0 < self.validation < 1, "data.validation", self.validation, expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The built-in models. A task of one's own builds its own model and may ignore this."""
+
+    name: Literal["mlp", "cnn"] = "mlp"
+    """`mlp`: fully connected layers. `cnn`: convolutions, for images and for token sequences."""
+
+    hidden: tuple[int, ...] = (128, 64)
+    """Widths of the hidden layers of `mlp`, and of the layers after the convolutions of `cnn`."""
+
+    channels: tuple[int, ...] = (32, 64)
+    """Output channels of each convolution of `cnn`."""
+
+    embedding: int = 32
+    """Width of a token's embedding (next-token)."""
+
+    context: int = 8
+    """Tokens that `mlp` sees before the one it predicts (next-token)."""
+
+    dropout: float = 0.0
+    """Probability of dropping a hidden unit while training."""
+
+    def __post_init__(self) -> None:
+        widths = (*self.hidden, *self.channels, self.embedding, self.context)
+        _require(all(w >= 1 for w in widths), "model", widths, "every width to be at least 1")
+        _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "a probability in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The local optimizer of every rank."""
+
+    name: str = "SGD"
+    """Any class of torch.optim that steps without a closure."""
+
+    lr: Annotated[float, arg(aliases=["--lr"])] = 0.05
+    """Learning rate, used as given: it is not multiplied by the world size."""
+
+    args: dict[str, Value] = field(default_factory=dict)
+    """Further arguments of the class, by name. Empty: its defaults, but Nesterov momentum 0.9 for SGD."""
+
+    clip_norm: float = 0.0
+    """Gradients with a larger 2-norm than this are scaled down to it; 0 does not clip."""
+
+    accumulate: int = 1
+    """Batches whose gradients are summed, weighted by their samples, for one local step."""
+
+    precision: Literal["float32", "bf16"] = "float32"
+    """`bf16` runs forward and loss under torch.autocast in bfloat16; parameters stay float32."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0 and math.isfinite(self.lr), "optim.lr", self.lr, "a positive number")
+        _require(self.clip_norm >= 0, "optim.clip_norm", self.clip_norm, "0 or a positive norm")
+        _require(self.accumulate >= 1, "optim.accumulate", self.accumulate, "at least 1 batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRateConfig:
+    """How the learning rate changes. It is a function of the round or of the samples that all ranks
+    have used together, hence the same on every rank."""
+
+    schedule: Literal["constant", "step", "cosine"] = "constant"
+    """`step` multiplies by `factor` every `every`; `cosine` falls to `floor` at `total`."""
+
+    unit: Literal["rounds", "samples"] = "rounds"
+    """What `warmup`, `every` and `total` count."""
+
+    warmup: int = 0
+    """The rate rises linearly over this many units."""
+
+    every: int = 0
+    """Units between two steps of `step`."""
+
+    factor: float = 0.1
+    """What `step` multiplies by."""
+
+    total: int = 0
+    """Units, warm-up included, after which `cosine` has reached `floor`."""
+
+    floor: float = 0.0
+    """Smallest fraction of the learning rate that `cosine` goes to."""
+
+    def __post_init__(self) -> None:
+        _require(self.warmup >= 0, "learning_rate.warmup", self.warmup, "0 or more units")
+        if self.schedule == "step":
+            _require(self.every >= 1, "learning_rate.every", self.every, "at least 1 with schedule = 'step'")
+            _require(0 < self.factor <= 1, "learning_rate.factor", self.factor, "a factor in (0, 1]")
+        if self.schedule == "cosine":
+            expected = "more than warmup with schedule = 'cosine'"
+            _require(self.total > self.warmup, "learning_rate.total", self.total, expected)
+            _require(0 <= self.floor <= 1, "learning_rate.floor", self.floor, "a fraction in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncConfig:
+    """What is averaged, and how often."""
+
+    mode: Annotated[Literal["average", "none"], arg(aliases=["--sync"])] = "average"
+    """`none` never averages: the baseline that shows what averaging gains and what it costs."""
+
+    period: Annotated[int, arg(aliases=["--period"])] = 10
+    """Local steps between two averages (k)."""
+
+    optimizer_state: Literal["average", "keep", "reset"] = "average"
+    """`average` it as the parameters, `keep` it on each rank, or `reset` it after each average."""
+
+    batch_norm: Literal["average", "keep"] = "average"
+    """What happens to floating-point buffers such as the running statistics of batch norm."""
+
+    check_every: int = 10
+    """Rounds between two proofs that all ranks hold the same bits, and two measurements of the drift;
+    0: never."""
+
+    def __post_init__(self) -> None:
+        _require(self.period >= 1, "sync.period", self.period, "at least 1 local step")
+        _require(self.check_every >= 0, "sync.check_every", self.check_every, "0 or more rounds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopConfig:
+    """When the run ends. The first rule that holds ends it; every rule may be combined with every other."""
+
+    patience: Annotated[int, arg(aliases=["--patience"])] = 5
+    """Evaluations without an improvement; 0 switches the rule off."""
+
+    min_delta: float = 0.0
+    """An error counts as an improvement if it is smaller than the best by more than this."""
+
+    target_error: Annotated[float | None, arg(aliases=["--target-error"])] = None
+    """The error at or below which the run has reached its aim."""
+
+    max_epochs: Annotated[int | None, arg(aliases=["--max-epochs"])] = None
+    """Passes over all shards."""
+
+    max_rounds: Annotated[int | None, arg(aliases=["--max-rounds"])] = None
+    """Rounds, those before a resume included."""
+
+    max_seconds: Annotated[float | None, arg(aliases=["--max-seconds"])] = None
+    """Seconds of training since this start."""
+
+    divergence: float | None = None
+    """The error, as a multiple of the best, above which the run counts as diverged. Values that are
+    not finite on any rank always end it."""
+
+    def __post_init__(self) -> None:
+        _require(self.patience >= 0, "stop.patience", self.patience, "0 or more evaluations")
+        _require(self.min_delta >= 0, "stop.min_delta", self.min_delta, "0 or a positive error")
+        for name in ("max_epochs", "max_rounds", "max_seconds"):
+            limit = getattr(self, name)
+            _require(limit is None or limit > 0, f"stop.{name}", limit, "a positive limit")
+        _require(self.divergence is None or self.divergence > 1, "stop.divergence", self.divergence, "more than 1")
+        rules = (self.patience or None, self.target_error, self.max_epochs, self.max_rounds, self.max_seconds)
+        _require(any(r is not None for r in rules), "stop.patience", 0, "at least one stop rule to be on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """The error on the validation data, shared by all ranks."""
+
+    metric: str = "error"
+    """The metric that the watch follows: `loss`, or one that the task returns."""
+
+    mode: Literal["min", "max"] = "min"
+    """Whether a smaller or a larger value of the metric is better."""
+
+    every_epochs: int = 1
+    """Evaluate after this many epochs; 0: not by epochs."""
+
+    every_rounds: int = 500
+    """Evaluate after this many rounds, whichever comes first; 0: not by rounds."""
+
+    batch_size: int = 256
+    """Samples of one forward pass."""
+
+    def __post_init__(self) -> None:
+        _require(self.every_epochs >= 0, "evaluate.every_epochs", self.every_epochs, "0 or more epochs")
+        _require(self.every_rounds >= 0, "evaluate.every_rounds", self.every_rounds, "0 or more rounds")
+        _require(self.batch_size >= 1, "evaluate.batch_size", self.batch_size, "at least 1 sample")
+        off = self.every_epochs == 0 and self.every_rounds == 0
+        _require(not off, "evaluate.every_rounds", 0, "every_epochs or every_rounds to be on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept on disk. The best error, the end and an interruption are always saved."""
+
+    every_rounds: int = 0
+    """Rounds between two further checkpoints; 0: none."""
+
+    keep: int = 2
+    """How many of the last checkpoints stay, beside the best."""
+
+    def __post_init__(self) -> None:
+        _require(self.every_rounds >= 0, "checkpoint.every_rounds", self.every_rounds, "0 or more rounds")
+        _require(self.keep >= 1, "checkpoint.keep", self.keep, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that determines a run."""
+
+    name: str = ""
+    """Name of the run's folder. Empty: the Slurm job's id, else task, date and four hex digits."""
+
+    runs: str = "runs"
+    """The folder that holds the runs; every rank must see it."""
+
+    task: str = "classification"
+    """`classification`, `regression`, `next-token`, or one's own: `file.py:Class`, `package.module:Class`."""
+
+    class_weights: tuple[float, ...] = ()
+    """Weight of each class in the loss (classification). Empty: all 1."""
+
+    backend: Literal["auto", "solo", "mpi", "horovod"] = "auto"
+    """What averages: `auto` takes mpi where an MPI launcher started the program, horovod under
+    horovodrun without MPI, solo where nothing did."""
+
+    threads: int = 0
+    """Threads of torch on each rank; 0: the rank's fair part of the cores that it may run on."""
+
+    seed: int = 0
+    """Seeds the parameters, the order of the samples and dropout."""
+
+    resume: str = ""
+    """`auto` goes on from the newest checkpoint of this run's name, or starts it where there is none; a
+    path goes on from that run or checkpoint."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    learning_rate: LearningRateConfig = field(default_factory=LearningRateConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        safe = all(c.isalnum() or c in "-_.+" for c in self.name) and self.name.strip(".") == self.name
+        _require(safe, "name", self.name, "letters, digits and -_.+ only, no dot at either end")
+        _require(self.threads >= 0, "threads", self.threads, "0 or a number of threads")
+        _require(self.seed >= 0, "seed", self.seed, "a seed of at least 0")
+
+
+def from_mapping(values: Mapping[str, Any], source: str) -> Config:
+    """A `Config` from nested tables.
+
+    Raises `ConfigError` that names `source` and the key, and for an unknown key the nearest known one.
+    """
+    _check_keys(values, Config, "", source)
+    try:
+        return msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {str(error).replace('`$.', '`')}.") from None
+
+
+def _check_keys(values: Mapping[str, Any], cls: type, prefix: str, source: str) -> None:
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(f"{source}: unknown key `{prefix}{key}`. {_nearest(prefix + key)}")
+        section = known[key].default_factory
+        if dataclasses.is_dataclass(section) and isinstance(section, type):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{source}: `{prefix}{key}` = {value!r}: expected a table [{prefix}{key}].")
+            _check_keys(value, section, f"{prefix}{key}.", source)
+
+
+def _nearest(key: str) -> str:
+    """Advice for an unknown key: the same name in another section, else the name spelt most like it."""
+    keys = list(flatten(Config()))
+    leaf = key.rpartition(".")[2]
+    same_leaf = [k for k in keys if k.rpartition(".")[2] == leaf]
+    by_path = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    by_leaf = difflib.get_close_matches(leaf, [k.rpartition(".")[2] for k in keys], n=1, cutoff=0.6)
+    near = same_leaf or by_path or [k for k in keys if k.rpartition(".")[2] in by_leaf]
+    return f"Did you mean `{near[0]}`?" if near else "`python -m hvd_train --help` lists the keys."
+
+
+def load_config(path: str | Path) -> Config:
+    """Reads a TOML file. Raises `ConfigError` with the file, the key, what was seen and expected."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {error}. Give --config an existing file.") from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}.") from None
+    try:
+        return from_mapping(values, str(path))
+    except ConfigError as error:
+        message = str(error)
+        raise ConfigError(message if message.startswith(str(path)) else f"{path}: {message}") from None
+
+
+def embedded_config() -> Config:
+    """The configuration of the embedded default: the handwritten digits, two shards split by class."""
+    return load_config(Path(__file__).parent / "demo" / "digits.toml")
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """Nested tables of plain values; fields that are None are left out, as TOML has no null."""
+    table: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            table[f.name] = to_mapping(value)
+        elif value is not None:
+            table[f.name] = list(value) if isinstance(value, tuple) else value
+    return table
+
+
+def to_toml(config: Config) -> str:
+    """The whole configuration, defaults included, as TOML that `load_config` reads back."""
+    return tomli_w.dumps(to_mapping(config))
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"sync.period": 10, ...}`: one entry a field, None included; for comparing two configurations."""
+    flat: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{f.name}.")
+        else:
+            flat[prefix + f.name] = value
+    return flat

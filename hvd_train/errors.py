@@ -1,0 +1,86 @@
+"""The exception tree. What a user can cause is a `UserError` and ends the program with exit code 2.
+
+    HvdTrainError
+    |-- UserError                what the user gave cannot be run; exit code 2
+    |   |-- ConfigError          a key, a flag or a value
+    |   |-- DataError            a shard, a manifest, a dataset
+    |   |-- TaskError            the user's task, model or optimizer
+    |   |-- EnvironmentMismatch  what is installed, or what started the program
+    |   |   `-- MPIMismatch      the MPI at run time is not the one that was built against
+    |   |-- RunDirectoryError    a run's folder or a checkpoint in it
+    |   `-- RanksDisagree        the ranks were not given the same thing
+    |-- CommunicationError       what went wrong between ranks; exit code 1
+    |   |-- RankLost             a rank died or its host cannot be reached
+    |   |-- BarrierTimeout       some ranks did not arrive in time
+    |   `-- SizeMismatch         the ranks called one collective with different arguments
+    `-- ViewReplaced             a tensor that lies in the flat state was replaced from outside
+
+Each message says what was seen, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class HvdTrainError(Exception):
+    """Base of every error that hvd_train raises on purpose."""
+
+
+class UserError(HvdTrainError):
+    """What the user gave cannot be run. Found before the first step; exit code 2."""
+
+
+class ConfigError(UserError):
+    """A configuration key, a flag or a value that cannot be used."""
+
+
+class DataError(UserError):
+    """A shard, a manifest or a dataset that cannot be used."""
+
+
+class TaskError(UserError):
+    """The user's task, model, loss or optimizer cannot be used."""
+
+
+class EnvironmentMismatch(UserError):
+    """The installed software, or the launcher, does not fit the run."""
+
+
+class MPIMismatch(EnvironmentMismatch):
+    """The MPI found at run time is not the one that was recorded when the package was built."""
+
+
+class RunDirectoryError(UserError):
+    """A run directory or a checkpoint that cannot be created, found or read."""
+
+
+class RanksDisagree(UserError):
+    """The ranks of one job were given different configurations, data, models or versions."""
+
+
+class CommunicationError(HvdTrainError):
+    """Something between ranks failed; exit code 1."""
+
+
+class RankLost(CommunicationError):
+    """A rank died, or its host cannot be reached. The values in live buffers are undefined."""
+
+
+class BarrierTimeout(CommunicationError):
+    """Some ranks did not arrive at a barrier in time.
+
+    `missing` holds their ranks, in ascending order; it is empty where the backend cannot tell.
+    """
+
+    def __init__(self, message: str, missing: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.missing = tuple(missing)
+
+
+class SizeMismatch(CommunicationError):
+    """The ranks called one collective with different sizes, types or weights that make no sense."""
+
+
+class ViewReplaced(HvdTrainError):
+    """A parameter, buffer or optimizer tensor no longer lies where the flat state put it."""
