@@ -1,0 +1,250 @@
+"""What a run reports: plain values, the same for the event log, the console and whatever comes later.
+
+All figures are of the whole world unless a field says otherwise; where they differ between ranks they
+come as a `Spread`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+PHASES = ("data", "compute", "communication", "wait")
+"""Where the time of a round goes: reading batches, local steps, moving data between ranks (the average,
+its hash and finiteness check), and waiting for slower ranks. A phase that is not measured is absent."""
+
+
+@final
+@dataclass(frozen=True)
+class Spread:
+    """One figure over the ranks."""
+
+    min: float
+    median: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of one value a rank; `values` must not be empty."""
+        return cls(min(values), statistics.median(values), max(values))
+
+    def __add__(self, other: Spread) -> Spread:
+        """The spread of several rounds together, as far as it is known: each part is summed by itself."""
+        return Spread(self.min + other.min, self.median + other.median, self.max + other.max)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class RunHeader:
+    """What will run: reported once at every start."""
+
+    run: str
+    """The run's folder."""
+
+    round: int = 0
+    """Rounds done before this start: 0, or the round that was resumed. Events of later rounds that stand
+    before this header in the same log were undone by the resume."""
+
+    task: str
+    model: str
+    """The model in a few words, for example `mlp 64-128-64-10`."""
+
+    num_parameters: int
+    world_size: int
+    hosts: tuple[str, ...]
+    """Names of the hosts, each once."""
+
+    backend: str
+    lost_rank: str
+    """What a killed rank means for this run: `ends the job` or `is survived`."""
+
+    threads: Sequence[int]
+    """Threads of torch on each rank."""
+
+    period: int | None
+    """Local steps between two averages; None: the ranks are never averaged."""
+
+    batch_size: int
+    """Samples of one local step on one rank."""
+
+    data: str
+    """Where the samples come from, as configured."""
+
+    shards_per_rank: Sequence[int]
+    samples_per_rank: Sequence[int]
+    validation_samples: int
+    """0: there are none, and the watch follows the smoothed training loss."""
+
+    metric: str
+    """The metric that the watch follows."""
+
+    stop_rules: Mapping[str, float]
+    """The stop rules that are on, by the names of `StopConfig`."""
+
+    config_hash: str
+    versions: Mapping[str, str]
+    """Versions of `hvd_train`, `python`, `torch`, `mpi`, ..."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class RoundReport:
+    """One round."""
+
+    round: int
+    """Rounds done, this one included: the first round is 1."""
+
+    epoch: float
+    """Passes over all shards done."""
+
+    samples: int
+    """Samples used in this round."""
+
+    loss: float
+    """Mean over the samples of this round; not a number if there were none."""
+
+    seconds: Mapping[str, Spread]
+    """Seconds in each of `PHASES`."""
+
+    period: int
+    """Local steps of this round."""
+
+    lr: float
+    """Learning rate of the first parameter group."""
+
+    drift: float | None = None
+    """Mean squared distance of the ranks' parameters from their mean, where it was measured."""
+
+    zero_weight: tuple[int, ...] = ()
+    """Ranks that did not count in the average: out of data, or not finite."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """One look at the validation data (or at the smoothed training loss)."""
+
+    round: int
+    epoch: float
+    samples: int
+    """Samples used for training so far, those before a resume included."""
+
+    error: float
+    """Value of the metric that the watch follows."""
+
+    metrics: Mapping[str, float]
+    best: float
+    """Best value so far, this one included."""
+
+    best_round: int
+    seconds: float
+    """Wall-clock seconds of this evaluation."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CheckpointReport:
+    """A checkpoint was written."""
+
+    round: int
+    path: str
+    reason: str
+    """`best`, `every`, `end` or `interrupted`."""
+
+    num_bytes: int
+    seconds: float
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FaultReport:
+    """Something went wrong that the run outlived, or that ended it."""
+
+    round: int
+    kind: str
+    """For example `not_finite`."""
+
+    ranks: tuple[int, ...]
+    message: str
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class StopReport:
+    """The end of the run."""
+
+    round: int
+    reason: str
+    """The name of the rule in `StopConfig` that held, or `diverged` or `interrupted`."""
+
+    best: float | None
+    """Best value of the metric that the watch follows; None if nothing was evaluated."""
+
+    best_round: int | None
+    final: float | None
+    """Its last value."""
+
+    samples: int
+    """Samples used since this start."""
+
+    seconds: float
+    """Wall-clock seconds of training since this start."""
+
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
+    """Folder of the `best` and of the `latest` checkpoint, where there is one."""
+
+
+Report = RoundReport | EvaluationReport | CheckpointReport | FaultReport | StopReport
+
+
+class Recorder(ABC):
+    """Takes the reports of a run. Rank 0 has real ones, every other rank `NullRecorder`.
+
+    No method communicates: whatever needs other ranks was reduced before it was reported.
+    """
+
+    @abstractmethod
+    def header(self, header: RunHeader) -> None:
+        """What will run; comes first."""
+
+    @abstractmethod
+    def report(self, report: Report) -> None:
+        """One thing that happened."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Writes what is held back; comes last, also after an error. May be called twice."""
+
+
+@final
+class NullRecorder(Recorder):
+    """Of the ranks that record nothing."""
+
+    def header(self, header: RunHeader) -> None: ...
+
+    def report(self, report: Report) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@final
+class Recorders(Recorder):
+    """Hands every report to several recorders, in the order given."""
+
+    def __init__(self, *recorders: Recorder) -> None:
+        self._recorders = recorders
+
+    def header(self, header: RunHeader) -> None:
+        for recorder in self._recorders:
+            recorder.header(header)
+
+    def report(self, report: Report) -> None:
+        for recorder in self._recorders:
+            recorder.report(report)
+
+    def close(self) -> None:
+        for recorder in self._recorders:
+            recorder.close()
