@@ -1,0 +1,112 @@
+"""What the build recorded: the MPI that the package was built beside. Imports neither torch nor MPI."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hvd_train.errors import EnvironmentMismatch, MPIMismatch
+
+SCHEMA = 1
+RECORD = Path(__file__).with_name("_build.json")
+REMEDY = (
+    "Use the mpirun and the library of the recorded MPI (its module, or the environment's own), or record the "
+    "new one: `make setup`, or `pip install` the package again with its mpicc on PATH"
+)
+
+# Vendors that build on MPICH stand before it: their version line names it as well.
+_FAMILIES = (
+    ("Open MPI", r"Open MPI v(\S+?)(?:,|\s|$)"),
+    ("Intel MPI", r"Intel\(R\) MPI Library (\S+)"),
+    ("Cray MPICH", r"CRAY MPICH version (\S+)"),
+    ("MVAPICH", r"MVAPICH\S*\s+Version\s*:\s*(\S+)"),
+    ("MPICH", r"MPICH Version\s*:\s*(\S+)"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MPIBuild:
+    """One MPI library, as the build saw it."""
+
+    abi: str
+    """`openmpi` or `mpich`: the binary interface, which is also the name of mpi4py's variant."""
+    library: str
+    """Absolute path of the shared library."""
+    version: str
+    """First line of MPI_Get_library_version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildInfo:
+    """The record of one build."""
+
+    mpi: MPIBuild | None
+    """None if the build saw no MPI; then whatever MPI is found at run time is taken."""
+
+
+def load(path: Path = RECORD) -> BuildInfo:
+    """Read the record; a source tree that was never built has none, which counts as a build without MPI.
+
+    Raises `EnvironmentMismatch` if the file is damaged or of another schema.
+    """
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return BuildInfo(mpi=None)
+    try:
+        record: dict[str, Any] = json.loads(text)
+        if record["schema"] != SCHEMA:
+            raise ValueError(f"schema {record['schema']!r}")
+        return BuildInfo(mpi=None if record["mpi"] is None else MPIBuild(**record["mpi"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise EnvironmentMismatch(
+            f"the build's record {path} cannot be used: {error}. Expected a record of schema {SCHEMA}: build the "
+            "package again (`make setup`, or `pip install`)."
+        ) from None
+
+
+def mpi4py_environment(path: Path = RECORD) -> dict[str, str]:
+    """The environment variable that makes mpi4py load the recorded library; empty if none was recorded.
+
+    It must be set before mpi4py is imported. MPI4PY_MPIABI is left unset on purpose: with it mpi4py picks its
+    variant by that name and no longer opens the library of MPI4PY_LIBMPI; without it mpi4py opens the library
+    and takes the ABI from it. Raises `MPIMismatch` if the recorded library is no longer there.
+    """
+    mpi = load(path).mpi
+    if mpi is None:
+        return {}
+    if not Path(mpi.library).exists():
+        raise MPIMismatch(
+            f"the package was built beside {_short(mpi.version)}, whose library {mpi.library} is not there. {REMEDY}."
+        )
+    return {"MPI4PY_LIBMPI": mpi.library}
+
+
+def check_mpi(library_version: str, path: Path = RECORD) -> None:
+    """Compare the MPI at run time, by its MPI_Get_library_version, with the recorded one. Not collective.
+
+    Family and version number count, not the packager's remarks after them. Raises `MPIMismatch`; without a
+    recorded MPI every MPI is taken.
+    """
+    mpi = load(path).mpi
+    if mpi is not None and parse_version(library_version) != parse_version(mpi.version):
+        raise MPIMismatch(
+            f"the MPI at run time is {_short(library_version)}, but the package was built beside "
+            f"{_short(mpi.version)} ({mpi.library}). {REMEDY}."
+        )
+
+
+def parse_version(library_version: str) -> tuple[str, str]:
+    """Family and version number; of an unknown MPI the whole first line and an empty string."""
+    for family, pattern in _FAMILIES:
+        match = re.search(pattern, library_version)
+        if match is not None:
+            return family, match.group(1)
+    return library_version.partition("\n")[0].strip(), ""
+
+
+def _short(library_version: str) -> str:
+    return " ".join(parse_version(library_version)).strip()
