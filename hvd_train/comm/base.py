@@ -1,0 +1,245 @@
+"""What a communicator is: the one interface between the algorithm and whatever moves the bytes.
+
+`average` is written here once, as reduce-scatter, slice step, all-gather; a backend provides the two
+halves. What makes it all or nothing is the pair of anchor slots of a `Buffer`: the result is built in the
+slot that is not the anchor, and the anchor changes only once the result is complete on this rank.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from hvd_train.errors import SizeMismatch
+
+T = TypeVar("T")
+OnSlice = Callable[[Tensor, int], None]
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""The types that can be averaged, in the order of their codes in `_agree_on_weights`."""
+
+
+class Op(enum.Enum):
+    """What `Communicator.allreduce` does with the values of all ranks."""
+
+    SUM = "sum"
+    MIN = "min"
+    MAX = "max"
+
+
+def slice_bounds(numel: int, size: int, rank: int) -> tuple[int, int]:
+    """[start, stop) of the slice that `rank` owns of `numel` elements. The first `numel % size` slices
+    hold one element more; with fewer elements than ranks the last slices are empty."""
+    base, extra = divmod(numel, size)
+    start = rank * base + min(rank, extra)
+    return start, start + base + (rank < extra)
+
+
+class Buffer:
+    """A flat CPU tensor of this rank that can be averaged, with two slots for its anchor.
+
+    `live` is where the rank trains: shape [numel], written by anybody. `anchor` is the newest complete
+    average x_t, `previous` the one before; both have the shape and dtype of `live` and are read-only by
+    agreement. Before the first average both hold zeros.
+    """
+
+    def __init__(self, numel: int, dtype: torch.dtype, size: int, rank: int) -> None:
+        if dtype not in DTYPES:
+            raise TypeError(f"a buffer of {dtype} cannot be averaged; expected one of {', '.join(map(str, DTYPES))}")
+        self.start, self.stop = slice_bounds(numel, size, rank)
+        self.live = torch.zeros(numel, dtype=dtype)
+        # Half types are summed in float32: of bfloat16's 8 bits a sum over ranks would lose most.
+        wide = dtype if dtype.itemsize >= 4 else torch.float32
+        self._slots = (torch.zeros(numel, dtype=dtype), torch.zeros(numel, dtype=dtype))
+        self._newest = 0
+        self._stage = torch.empty(numel, dtype=wide) if wide is not dtype else None
+        self.owned = torch.empty(self.stop - self.start, dtype=wide)
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.live.numel()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the elements of `live`, `anchor` and `previous`."""
+        return self.live.dtype
+
+    @property
+    def anchor(self) -> Tensor:
+        """x_t: the newest average that is complete on this rank."""
+        return self._slots[self._newest]
+
+    @property
+    def previous(self) -> Tensor:
+        """x_(t-1), while no average is under way; after a failed one, undefined."""
+        return self._slots[1 - self._newest]
+
+    def stage(self, share: float) -> Tensor:
+        """`share` times live, in the type that sums are kept in; overwrites the slot that is not the
+        anchor. A share of 0 gives zeros whatever live holds: 0 times not-a-number would not."""
+        staged = self.previous if self._stage is None else self._stage
+        if share == 0:
+            return staged.zero_()
+        if staged.dtype is self.dtype:
+            return torch.mul(self.live, share, out=staged)
+        return staged.copy_(self.live).mul_(share)
+
+    def complete(self) -> None:
+        """Makes what `stage` returned, now the whole average, the anchor, and copies it to live."""
+        if self._stage is not None:
+            self.previous.copy_(self._stage)
+        self._newest = 1 - self._newest
+        self.live.copy_(self.anchor)
+
+
+class Communicator(ABC):
+    """The ranks of one job. Every method is collective unless it says otherwise: all ranks call the same
+    methods in the same order, from one thread.
+
+    `rank`, `size`, `local_rank`, `local_size`, `host` (its name) and `num_hosts` are plain values, fixed
+    when the communicator is made. `name` is the backend's, `library` says what moves the bytes.
+    """
+
+    name: str
+    library: str
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    host: str
+    num_hosts: int
+
+    def buffer(self, numel: int, dtype: torch.dtype) -> Buffer:
+        """A buffer of `numel` elements of `dtype`, placed where this backend averages fastest."""
+        return Buffer(numel, dtype, self.size, self.rank)
+
+    def average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> bool:
+        """anchor and live := the weighted mean of all ranks' live; returns whether there was any weight.
+
+        Args:
+            buffer: the same number of elements and the same type on every rank.
+            weight: at least 0; each rank's share is its weight over the sum of all. A rank of weight 0
+                contributes nothing, even if its values are not finite, and receives the mean like the
+                others. If all weights are 0, the anchor stays and live := anchor.
+            on_slice: `on_slice(slice, start)` is called once, in this thread, on the slice of the mean
+                that this rank owns (float32, or float64 for a float64 buffer; it may be empty) and may
+                change it in place; `start` is its offset in the buffer.
+
+        After it every rank holds the same bits. If it raises, anchor is a complete average and live is
+        undefined.
+
+        Raises:
+            SizeMismatch: on every rank, if sizes, types or weights do not fit.
+            RankLost: a rank died.
+        """
+        share = self._agree_on_weights(buffer, weight)
+        if share is None:
+            buffer.live.copy_(buffer.anchor)
+            return False
+        staged = buffer.stage(share)
+        self._reduce_scatter(staged, buffer.owned)
+        if on_slice is not None:
+            on_slice(buffer.owned, buffer.start)
+        self._all_gather(buffer.owned, staged)
+        buffer.complete()
+        return True
+
+    def _agree_on_weights(self, buffer: Buffer, weight: float) -> float | None:
+        """This rank's weight over the sum of all; None if that sum is 0. Every rank sees every rank's
+        call, hence all raise the same error or none. It also holds a rank back from overwriting the older
+        slot until all ranks have completed the newer one, as nobody gets here before."""
+        row = (float(weight), float(buffer.numel), float(DTYPES.index(buffer.dtype)))
+        weights, numels, codes = self.gather_values(row).T
+        for what, seen in (("elements", numels), ("type code", codes)):
+            if (seen != seen[0]).any():
+                other = int(np.flatnonzero(seen != seen[0])[0])
+                raise SizeMismatch(
+                    f"average: rank 0 gave a buffer with {what} {int(seen[0])}, rank {other} one with "
+                    f"{int(seen[other])}; every rank must give the same layout."
+                )
+        good = np.isfinite(weights) & (weights >= 0)
+        if not good.all():
+            bad = int(np.flatnonzero(~good)[0])
+            raise SizeMismatch(f"average: rank {bad} gave the weight {weights[bad]}; expected a number of at least 0.")
+        total = float(weights.sum())
+        return float(weight) / total if total > 0 else None
+
+    def gather_values(self, row: Sequence[float]) -> np.ndarray:
+        """The rows of all ranks, float64 [size, len(row)], by one allreduce: each rank fills its own row
+        and the others add zeros to it, which changes no bit of any value (but the sign of a zero)."""
+        table = np.zeros((self.size, len(row)))
+        table[self.rank] = row
+        return self.allreduce(table, Op.SUM)
+
+    @abstractmethod
+    def _reduce_scatter(self, staged: Tensor, owned: Tensor) -> None:
+        """owned := this rank's slice of the sum of all ranks' `staged`."""
+
+    @abstractmethod
+    def _all_gather(self, owned: Tensor, staged: Tensor) -> None:
+        """staged := the slices of all ranks, in rank order."""
+
+    @abstractmethod
+    def allreduce(self, values: np.ndarray, op: Op) -> np.ndarray:
+        """Reduces a few control values, float64 of any shape, element by element; the result is new."""
+
+    @abstractmethod
+    def broadcast(self, value: T, root: int = 0) -> T:
+        """The small Python value of rank `root`; what the others pass is ignored."""
+
+    @abstractmethod
+    def allgather(self, value: T) -> list[T]:
+        """The small Python values of all ranks, in rank order."""
+
+    @abstractmethod
+    def barrier(self, timeout_s: float) -> None:
+        """Returns when all ranks have called it.
+
+        Raises `BarrierTimeout` after `timeout_s` seconds, naming the missing ranks where the backend can
+        know them. The communicator cannot be used after that.
+        """
+
+    @abstractmethod
+    def abort(self, code: int) -> None:
+        """Ends the whole job now with this exit code. Not collective; never returns."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the use of the communicator; nothing may be called after it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes; after an exception in a world of several ranks it ends the job instead: the others
+        would wait for this rank for ever."""
+        if error is None or self.size == 1:
+            self.close()
+            return
+        sys.stderr.write(f"rank {self.rank} on {self.host}:\n")
+        traceback.print_exception(kind, error, trace)
+        sys.stderr.flush()
+        self.abort(1)
+
+
+def describe(comm: Communicator) -> dict[str, Any]:
+    """The plain values of a communicator, for a log."""
+    return {
+        "backend": comm.name,
+        "library": comm.library,
+        "world_size": comm.size,
+        "num_hosts": comm.num_hosts,
+    }

@@ -1,0 +1,128 @@
+"""Averaging by Horovod: for horovodrun over Gloo, where there is no MPI, or on request.
+
+One tensor a call and each call waited for, so that nothing is fused by timing and the order of every sum
+is fixed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvd_train.comm.base import Communicator, Op
+from hvd_train.errors import BarrierTimeout, EnvironmentMismatch, RankLost
+
+T = TypeVar("T")
+
+
+def load() -> Any:
+    """The module horovod.torch. Raises `EnvironmentMismatch` if it is missing or does not load."""
+    # Horovod looks for work every cycle; a round has a handful of short dependent calls, and at the
+    # default of 1 ms each would wait for half a cycle.
+    os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")
+    try:
+        import horovod.torch as hvd
+    except Exception as error:
+        raise EnvironmentMismatch(
+            f"Horovod cannot be used: {error}. Expected Horovod built for torch {torch.__version__}: run "
+            "`make setup`, or choose another backend (`--backend mpi`, started by mpirun)."
+        ) from None
+    return hvd
+
+
+class HorovodCommunicator(Communicator):
+    """All ranks that Horovod sees. Making one is collective; it calls hvd.init()."""
+
+    def __init__(self) -> None:
+        self._hvd = load()
+        self._hvd.init()
+        self.name = "horovod"
+        self.library = f"Horovod {_version()} over {self._transport()}"
+        self.rank, self.size = self._hvd.rank(), self._hvd.size()
+        self.local_rank, self.local_size = self._hvd.local_rank(), self._hvd.local_size()
+        self.host = socket.gethostname()
+        self.num_hosts = int(self.allreduce(np.array([float(self.local_rank == 0)]), Op.SUM)[0])
+
+    def _transport(self) -> str:
+        return "MPI" if self._hvd.mpi_enabled() else "Gloo"
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except self._hvd.HorovodInternalError as error:
+            message = f"{what} failed on rank {self.rank} of {self.size} ({self.host}): {error}"
+            raise RankLost(message) from error
+
+    def _reduce_scatter(self, staged: Tensor, owned: Tensor) -> None:
+        # Horovod's split is `slice_bounds`: the first ranks get one element more.
+        if staged.numel() == 0:
+            return
+        with self._errors("reduce-scatter"):
+            owned.copy_(self._hvd.reducescatter(staged, op=self._hvd.Sum, name=_name("reduce_scatter", staged)))
+
+    def _all_gather(self, owned: Tensor, staged: Tensor) -> None:
+        if staged.numel() == 0:
+            return
+        with self._errors("all-gather"):
+            staged.copy_(self._hvd.allgather(owned, name=_name("all_gather", staged)))
+
+    def allreduce(self, values: np.ndarray, op: Op) -> np.ndarray:
+        sent = torch.from_numpy(np.array(values, dtype=np.float64))
+        ops = {Op.SUM: self._hvd.Sum, Op.MIN: self._hvd.Min, Op.MAX: self._hvd.Max}
+        with self._errors("allreduce"):
+            received: Tensor = self._hvd.allreduce(sent, op=ops[op], name=_name(f"allreduce_{op.value}", sent))
+        return np.asarray(received.numpy())
+
+    def broadcast(self, value: T, root: int = 0) -> T:
+        with self._errors("broadcast"):
+            received: T = self._hvd.broadcast_object(value, root_rank=root, name="hvd_train.broadcast")
+        return received
+
+    def allgather(self, value: T) -> list[T]:
+        with self._errors("all-gather of values"):
+            received: list[T] = self._hvd.allgather_object(value, name="hvd_train.allgather")
+        return received
+
+    def barrier(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        with self._errors("barrier"):
+            handle = self._hvd.allreduce_async(torch.zeros(1), op=self._hvd.Sum, name="hvd_train.barrier")
+            while not self._hvd.poll(handle):
+                if time.monotonic() > deadline:
+                    raise BarrierTimeout(
+                        f"some ranks did not arrive at the barrier within {timeout_s:g} s. Horovod's own log names "
+                        "them after HOROVOD_STALL_CHECK_TIME_SECONDS (60)."
+                    )
+                time.sleep(1e-4)
+            self._hvd.synchronize(handle)
+
+    def abort(self, code: int) -> None:
+        # The launcher, horovodrun or mpirun, ends the others when one process ends with a code that is not 0.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def close(self) -> None:
+        self._hvd.shutdown()
+
+
+def _name(operation: str, tensor: Tensor) -> str:
+    """Horovod matches the calls of the ranks by name and caches by name what it agreed on."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return f"hvd_train.{operation}.{kind}.{'x'.join(map(str, tensor.shape))}"
+
+
+def _version() -> str:
+    import horovod
+
+    return str(horovod.__version__)

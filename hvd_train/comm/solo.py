@@ -1,0 +1,53 @@
+"""A world of one rank: the same interface, nothing to send."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from typing import TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from hvd_train.comm.base import Communicator, Op
+
+T = TypeVar("T")
+
+
+class SoloCommunicator(Communicator):
+    """One process, no MPI. The average of one rank is its own state."""
+
+    def __init__(self) -> None:
+        self.name = "solo"
+        self.library = "no message passing"
+        self.rank, self.size = 0, 1
+        self.local_rank, self.local_size = 0, 1
+        self.host = socket.gethostname()
+        self.num_hosts = 1
+
+    def _reduce_scatter(self, staged: Tensor, owned: Tensor) -> None:
+        owned.copy_(staged)
+
+    def _all_gather(self, owned: Tensor, staged: Tensor) -> None:
+        staged.copy_(owned)
+
+    def allreduce(self, values: np.ndarray, op: Op) -> np.ndarray:
+        return np.array(values, dtype=np.float64)
+
+    def broadcast(self, value: T, root: int = 0) -> T:
+        return value
+
+    def allgather(self, value: T) -> list[T]:
+        return [value]
+
+    def barrier(self, timeout_s: float) -> None:
+        return
+
+    def abort(self, code: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def close(self) -> None:
+        return

@@ -1,0 +1,94 @@
+"""The header of a round: one small allreduce before each average, after which every rank knows what
+every rank did, and ranks branch on nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+
+import numpy as np
+
+from hvd_train.comm.base import Communicator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one rank reports. Every value is a float64; counts and half hashes are exact in it."""
+
+    samples: float
+    """Samples used since the last average."""
+    loss_sum: float
+    """Sum of their losses."""
+    finite: float = 1.0
+    """1 if every value that would be averaged is finite, else 0."""
+    stop: float = 0.0
+    """1 if this rank was asked to stop, by a signal or by its program, else 0."""
+    distance: float = 0.0
+    """||y_i - x_t||^2 of this rank, where it was measured."""
+    moved: float = 0.0
+    """This rank's slice of ||x_t - x_(t-1)||^2, where it was measured."""
+    hash_high: float = -1.0
+    hash_low: float = -1.0
+    """Halves of the 64-bit hash of this rank's parameters after the last average; -1 if not taken."""
+    data_s: float = 0.0
+    """Seconds spent on getting batches."""
+    compute_s: float = 0.0
+    """Seconds spent on forward, backward and optimizer."""
+    communication_s: float = 0.0
+    """Seconds between the end of the previous round's last local step and its new parameters: checks,
+    waiting for the slowest rank, header and average."""
+
+
+class Header:
+    """The rows of all ranks. Attributes named as the fields of `Row` are float64 arrays of shape [size]."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        self.size = table.shape[0]
+        self._columns = {f.name: table[:, i] for i, f in enumerate(fields(Row))}
+        healthy = (self._columns["finite"] == 1) & np.isfinite(self._columns["loss_sum"])
+        self.weights = np.where(healthy, self._columns["samples"], 0.0)
+        """What each rank's parameters weigh: its samples, 0 for a rank that is not finite."""
+        self.sick = [int(r) for r in np.flatnonzero(~healthy)]
+        """Ranks with values that are not finite."""
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._columns[name]
+
+    @property
+    def samples(self) -> int:
+        """Samples of all ranks."""
+        return int(self["samples"].sum())
+
+    @property
+    def loss(self) -> float | None:
+        """Mean loss over the samples of the healthy ranks; None if there is none."""
+        total = self.weights.sum()
+        sums = self["loss_sum"][self.weights > 0]
+        return float(sums.sum() / total) if total > 0 else None
+
+    @property
+    def stop(self) -> bool:
+        """Whether any rank was asked to stop."""
+        return bool(self["stop"].any())
+
+    @property
+    def shares(self) -> np.ndarray:
+        """The weights over their sum, all 0 if that is 0."""
+        total = self.weights.sum()
+        return self.weights / total if total > 0 else self.weights
+
+    def unlike(self) -> list[int]:
+        """Ranks whose hash is not that of rank 0."""
+        high, low = self["hash_high"], self["hash_low"]
+        return [int(r) for r in np.flatnonzero((high != high[0]) | (low != low[0]))]
+
+    def spread(self, name: str) -> tuple[float, float, float]:
+        """Minimum, median and maximum over the ranks."""
+        values = self[name]
+        return float(values.min()), float(np.median(values)), float(values.max())
+
+
+def exchange(comm: Communicator, row: Row) -> Header:
+    """The rows of all ranks. Collective."""
+    values: Sequence[float] = astuple(row)
+    return Header(comm.gather_values(values))

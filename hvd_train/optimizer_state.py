@@ -1,0 +1,78 @@
+"""Creates an optimizer's state before its first step, so that it can be laid out, averaged and loaded.
+
+torch's optimizers create their state inside the first step. A rank that is out of data would then have
+none, and ranks could not agree on a layout. So one step is run on a scratch copy of the parameters, all
+zeros with gradients of zero, and what appears is taken over: moments of nothing are their initial values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hvd_train.errors import TaskError
+
+_INITIAL_COUNTERS = {"step": 0.0, "mu_product": 1.0}
+"""Counters after no step at all, for the keys that one step changes. ASGD's `mu` and `eta` are computed anew
+from `step` in every step."""
+_COUNTERS = {*_INITIAL_COUNTERS, "mu", "eta"}
+
+
+def materialise(
+    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]
+) -> Iterator[tuple[nn.Parameter, str, Tensor]]:
+    """(parameter, key, tensor) of every floating-point state tensor with at least one dimension, in the
+    order of the parameter groups; state that is missing is created first. Counters stay each rank's own.
+
+    Raises `TaskError` for an optimizer that cannot step without a closure, or that keeps counters which
+    one cannot know the beginning of.
+    """
+    missing = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad and not optimizer.state.get(p)]
+    if missing:
+        _create(optimizer, missing)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p not in names and p.requires_grad:
+                raise TaskError("the optimizer holds a parameter that the model does not have; expected the model's own.")
+            for key, value in sorted(optimizer.state.get(p, {}).items()):
+                if torch.is_tensor(value) and value.is_floating_point() and value.dim() > 0:
+                    yield p, key, value
+
+
+def _create(optimizer: torch.optim.Optimizer, missing: list[nn.Parameter]) -> None:
+    scratch = {p: nn.Parameter(torch.zeros_like(p)) for p in missing}
+    for copy in scratch.values():
+        copy.grad = torch.zeros_like(copy)
+    groups = [group["params"] for group in optimizer.param_groups]
+    try:
+        for group, params in zip(optimizer.param_groups, groups):
+            group["params"] = [scratch[p] for p in params if p in scratch]
+        optimizer.step()
+    except Exception as error:
+        raise TaskError(
+            f"the state of {type(optimizer).__name__} cannot be created before its first step: {error}. Choose an "
+            "optimizer that steps without a closure and with dense gradients, or `optimizer_state = 'keep'`."
+        ) from error
+    finally:
+        for group, params in zip(optimizer.param_groups, groups):
+            group["params"] = params
+    for p, copy in scratch.items():
+        optimizer.state[p] = {k: _beginning(optimizer, k, v) for k, v in optimizer.state.pop(copy, {}).items()}
+
+
+def _beginning(optimizer: torch.optim.Optimizer, key: str, value: Any) -> Any:
+    """What a state value was before the step on the scratch copy."""
+    is_tensor = torch.is_tensor(value)
+    if value is None or (is_tensor and value.dim() > 0):
+        return value
+    if key not in _COUNTERS:
+        raise TaskError(
+            f"{type(optimizer).__name__} keeps the counter `{key}`, whose first value is not known here. Use "
+            "`optimizer_state = 'keep'` (or 'reset') with it."
+        )
+    if key not in _INITIAL_COUNTERS:
+        return value
+    return value.fill_(_INITIAL_COUNTERS[key]) if is_tensor else type(value)(_INITIAL_COUNTERS[key])

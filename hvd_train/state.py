@@ -1,0 +1,210 @@
+"""The flat state: everything that is averaged lies in one contiguous buffer per type, and the model's
+parameters, its floating-point buffers and the optimizer's moments are views of it.
+
+An average is then one call on one buffer: no copy in or out, no loop over tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from hvd_train.comm.base import DTYPES, Buffer, Communicator
+from hvd_train.errors import TaskError, ViewReplaced
+from hvd_train.optimizer_state import materialise
+
+ALIGNMENT = 64
+"""Bytes to which each tensor is aligned: a cache line, and what vector kernels like best. The same in
+every backend, so that it cannot change a result."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the flat state: where it lies, and who holds it."""
+
+    name: str
+    kind: Literal["parameter", "buffer", "moment"]
+    holder: Tensor
+    """The parameter, buffer or optimizer tensor, whose data is the view."""
+    dtype: torch.dtype
+    start: int
+    """Offset of its first element in the buffer of its dtype."""
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class FlatState:
+    """Lays a model and its optimizer out in averaging buffers. Not collective.
+
+    Args:
+        model: its trainable parameters and floating-point buffers become views. Frozen parameters and
+            integer buffers stay where they are: see `frozen`.
+        optimizer: with the policy `average` its state is created now, if it has none yet, and every
+            floating-point tensor of it with at least one dimension becomes a view.
+        comm: where the buffers come from.
+        optimizer_state: `average`, `keep` or `reset`.
+        batch_norm: `average` or `keep`, for floating-point buffers of the model.
+
+    Raises:
+        TaskError: a tensor that cannot be laid out, named.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        comm: Communicator,
+        *,
+        optimizer_state: Literal["average", "keep", "reset"] = "average",
+        batch_norm: Literal["average", "keep"] = "average",
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self._policy = optimizer_state
+        self._trainable = {name: p.requires_grad for name, p in model.named_parameters()}
+        tensors = list(_model_tensors(model, batch_norm == "average"))
+        if optimizer_state == "average":
+            names = {p: name for name, p in model.named_parameters()}
+            tensors += [(f"{names[p]}/{key}", "moment", t) for p, key, t in materialise(optimizer, names)]
+        self.entries, numels = _lay_out(tensors)
+        self.buffers = {dtype: comm.buffer(numel, dtype) for dtype, numel in numels.items()}
+        for entry in self.entries:
+            view = self._view(entry)
+            view.copy_(entry.holder.detach())
+            entry.holder.data = view
+
+    def _view(self, entry: Entry, of: Tensor | None = None) -> Tensor:
+        base = self.buffers[entry.dtype].live if of is None else of
+        return base.as_strided(entry.size, entry.stride, base.storage_offset() + entry.start)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one copy of the state: what one average moves."""
+        return sum(b.numel * b.dtype.itemsize for b in self.buffers.values())
+
+    def frozen(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of the model that are not averaged but taken from rank 0: frozen parameters and
+        integer buffers."""
+        inside = {e.holder.data_ptr() for e in self.entries if e.holder.numel()}
+        for name, p in self.model.named_parameters():
+            if not p.requires_grad and p.data_ptr() not in inside:
+                yield name, p.data
+        for name, b in self.model.named_buffers():
+            if not b.is_floating_point():
+                yield name, b
+
+    def layout(self) -> list[str]:
+        """One line per tensor: name, type, shape and place. Equal on all ranks, or they cannot average."""
+        return [f"{e.name} {e.dtype} {e.size} {e.stride} at {e.start}" for e in self.entries]
+
+    def check_views(self) -> None:
+        """Raises `ViewReplaced`, naming the tensor, if one no longer lies where it was put, or if a
+        parameter was frozen or unfrozen since."""
+        for entry in self.entries:
+            expected = self.buffers[entry.dtype].live.data_ptr() + entry.start * entry.dtype.itemsize
+            seen = entry.holder
+            moved = seen.numel() > 0 and seen.data_ptr() != expected
+            if moved or seen.stride() != entry.stride or seen.dtype is not entry.dtype:
+                raise ViewReplaced(
+                    f"{entry.kind} `{entry.name}` no longer lies in the flat state: its data was replaced, by "
+                    "load_state_dict(assign=True), .to(...), a change of memory format or the like. Change it in "
+                    "place (`tensor.copy_`), or do it before the averager is made."
+                )
+        for name, p in self.model.named_parameters():
+            if self._trainable.get(name) != p.requires_grad:
+                raise ViewReplaced(
+                    f"parameter `{name}` was {'unfrozen' if p.requires_grad else 'frozen'} after the flat state was "
+                    "laid out; make a new averager after changing requires_grad."
+                )
+        self._check_moments()
+
+    def _check_moments(self) -> None:
+        """The optimizer may hold other tensors than those it held when they were laid out."""
+        held = {id(t) for state in self.optimizer.state.values() for t in state.values()}
+        for entry in self.entries:
+            if entry.kind == "moment" and id(entry.holder) not in held:
+                raise ViewReplaced(
+                    f"optimizer state `{entry.name}` was replaced, by optimizer.load_state_dict or the like. Load it "
+                    "before the averager is made."
+                )
+
+    def after_average(self, healthy: bool) -> None:
+        """Forgets the optimizer's state where it was not averaged and must not stay: with the policy
+        `reset`, and with `keep` on a rank whose values were not finite."""
+        if self._policy == "reset" or (self._policy == "keep" and not healthy):
+            self.optimizer.state.clear()
+
+    def moments(self) -> dict[str, Tensor]:
+        """The averaged tensors of the optimizer, by `parameter/key`."""
+        return {e.name: e.holder for e in self.entries if e.kind == "moment"}
+
+
+def _model_tensors(model: nn.Module, with_buffers: bool) -> Iterator[tuple[str, str, Tensor]]:
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            if p.dtype not in DTYPES:
+                raise TaskError(f"parameter `{name}` has dtype {p.dtype}; expected a real floating-point type.")
+            yield name, "parameter", p
+    if with_buffers:
+        for name, b in model.named_buffers():
+            if b.is_floating_point():
+                yield name, "buffer", b
+
+
+def _lay_out(tensors: list[tuple[str, str, Tensor]]) -> tuple[list[Entry], dict[torch.dtype, int]]:
+    """Places the tensors one after another in the buffer of their dtype. Tensors that are the same memory
+    under two names get one place; such that overlap in part are refused."""
+    entries: list[Entry] = []
+    numels: dict[torch.dtype, int] = {}
+    places: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Entry] = {}
+    spans: list[tuple[int, int, str]] = []
+    for name, kind, tensor in tensors:
+        if tensor.device.type != "cpu":
+            raise TaskError(f"{kind} `{name}` lies on {tensor.device}; expected cpu: only CPUs are averaged today.")
+        size, stride = tuple(tensor.shape), _dense_stride(tensor)
+        place = (tensor.data_ptr(), size, tuple(tensor.stride()))
+        twin = places.get(place) if tensor.numel() else None
+        if twin is None:
+            step = ALIGNMENT // tensor.dtype.itemsize
+            start = -(-numels.get(tensor.dtype, 0) // step) * step
+            numels[tensor.dtype] = start + tensor.numel()
+            _refuse_overlap(name, tensor, spans)
+        else:
+            start, stride = twin.start, twin.stride
+        entry = Entry(name, kind, tensor, tensor.dtype, start, size, stride)  # type: ignore[arg-type]
+        places.setdefault(place, entry)
+        entries.append(entry)
+    return entries, numels
+
+
+def _refuse_overlap(name: str, tensor: Tensor, spans: list[tuple[int, int, str]]) -> None:
+    extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride())) + 1 if tensor.numel() else 0
+    first, last = tensor.data_ptr(), tensor.data_ptr() + extent * tensor.dtype.itemsize
+    for other_first, other_last, other in spans:
+        if first < other_last and other_first < last:
+            raise TaskError(
+                f"`{name}` and `{other}` overlap in memory but are not the same tensor; tie parameters by giving both "
+                "modules the same Parameter object."
+            )
+    spans.append((first, last, name))
+
+
+def _dense_stride(tensor: Tensor) -> tuple[int, ...]:
+    """The tensor's own strides if its elements fill its memory without gaps (channels_last, say), else
+    those of a contiguous tensor of its shape."""
+    dims = sorted((s, n) for n, s in zip(tensor.shape, tensor.stride()) if n != 1)
+    expected = 1
+    for stride, size in dims:
+        if stride != expected:
+            return torch.empty(tensor.shape, device="meta").stride()
+        expected *= size
+    return tuple(tensor.stride())
+
+
+def all_buffers(state: FlatState) -> list[Buffer]:
+    """The buffers in the order in which they are averaged, the same on all ranks."""
+    return [state.buffers[dtype] for dtype in DTYPES if dtype in state.buffers]

@@ -1,0 +1,246 @@
+"""What every communicator promises. Runs on every rank of a job at once: see test_communicators.py.
+
+Values differ by rank and by index, and the references are computed on each rank alone.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+import xxhash
+
+from hvd_train.comm.base import Buffer, Communicator, Op, slice_bounds
+from hvd_train.comm.factory import connect
+from hvd_train.errors import BarrierTimeout, SizeMismatch
+
+BACKEND = os.environ["CONTRACT_BACKEND"]
+DTYPES = {torch.float64: 1e-15, torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+"""Relative error allowed: the rounding of one conversion and of a sum of a few terms."""
+
+
+@pytest.fixture(scope="module")
+def comm() -> Iterator[Communicator]:
+    with connect(BACKEND) as comm:
+        yield comm
+
+
+def sizes(p: int) -> list[int]:
+    return sorted({0, 1, p - 1, p, p + 1, 1009, 65_537})
+
+
+def values(rank: int, numel: int, dtype: torch.dtype) -> torch.Tensor:
+    index = torch.arange(numel, dtype=torch.float64)
+    return (torch.sin(index * 0.37 + rank * 1.7) * (rank + 1) + index % 5 - 2).to(dtype)
+
+
+def expected(weights: list[float], numel: int, dtype: torch.dtype) -> torch.Tensor:
+    total = sum(weights)
+    terms = [values(r, numel, dtype).double() * (w / total) for r, w in enumerate(weights) if w > 0]
+    return torch.stack(terms).sum(0)
+
+
+def filled(comm: Communicator, numel: int, dtype: torch.dtype) -> Buffer:
+    buffer = comm.buffer(numel, dtype)
+    buffer.live.copy_(values(comm.rank, numel, dtype))
+    return buffer
+
+
+def assert_average(comm: Communicator, buffer: Buffer, weights: list[float]) -> None:
+    reference = expected(weights, buffer.numel, buffer.dtype)
+    bound = DTYPES[buffer.dtype] * (reference.abs() + comm.size * 4)
+    assert ((buffer.live.double() - reference).abs() <= bound).all()
+    assert torch.equal(buffer.live, buffer.anchor)
+    digests = comm.allgather(xxhash.xxh3_128_digest(buffer.live.view(torch.uint8).numpy()))
+    assert len(set(digests)) == 1, "the ranks hold different bits"
+
+
+def test_the_world_is_the_promised_one(comm: Communicator) -> None:
+    assert comm.size == int(os.environ["CONTRACT_RANKS"])
+    assert comm.allgather(comm.rank) == list(range(comm.size))
+    assert sorted(comm.allgather(comm.local_rank)) == list(range(comm.size))
+    assert (comm.local_size, comm.num_hosts) == (comm.size, 1)
+    assert len(set(comm.allgather(comm.host))) == 1
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES), ids=str)
+def test_average_is_the_weighted_mean_for_every_size(comm: Communicator, dtype: torch.dtype) -> None:
+    weights = [float(3 * r + 1) for r in range(comm.size)]
+    for numel in sizes(comm.size):
+        buffer = filled(comm, numel, dtype)
+        assert comm.average(buffer, weights[comm.rank]) is True
+        assert_average(comm, buffer, weights)
+
+
+def test_average_of_ten_million(comm: Communicator) -> None:
+    weights = [float(r + 1) for r in range(comm.size)]
+    buffer = filled(comm, 10_000_000, torch.float32)
+    comm.average(buffer, weights[comm.rank])
+    assert_average(comm, buffer, weights)
+
+
+def test_the_previous_anchor_stays_beside_the_new_one(comm: Communicator) -> None:
+    buffer = filled(comm, 1009, torch.float32)
+    comm.average(buffer, 1.0)
+    first = buffer.anchor.clone()
+    for round in range(3):
+        buffer.live.add_(comm.rank + round + 1)
+        comm.average(buffer, 1.0)
+        assert torch.equal(buffer.previous, first)
+        step = round + 1 + (comm.size - 1) / 2
+        torch.testing.assert_close(buffer.anchor, first + step, rtol=1e-5, atol=1e-5)
+        first = buffer.anchor.clone()
+
+
+def test_a_rank_of_weight_zero_contributes_nothing_even_if_it_is_not_finite(comm: Communicator) -> None:
+    for poison in (float("nan"), float("inf")):
+        for sick in range(comm.size if comm.size > 1 else 0):
+            weights = [0.0 if r == sick else 2.0 + r for r in range(comm.size)]
+            buffer = filled(comm, 1009, torch.float32)
+            if comm.rank == sick:
+                buffer.live.fill_(poison)
+            comm.average(buffer, weights[comm.rank])
+            assert_average(comm, buffer, weights)
+
+
+def test_without_any_weight_the_anchor_stays(comm: Communicator) -> None:
+    buffer = filled(comm, 1009, torch.float32)
+    comm.average(buffer, 1.0)
+    anchor = buffer.anchor.clone()
+    buffer.live.fill_(float("nan"))
+    called = []
+    assert comm.average(buffer, 0.0, lambda s, start: called.append(start)) is False
+    assert torch.equal(buffer.live, anchor)
+    assert torch.equal(buffer.anchor, anchor)
+    assert called == []
+
+
+def test_one_rank_with_all_the_weight_is_a_broadcast(comm: Communicator) -> None:
+    root = comm.size - 1
+    buffer = filled(comm, 1009, torch.float32)
+    comm.average(buffer, 5.0 if comm.rank == root else 0.0)
+    assert torch.equal(buffer.live, values(root, 1009, torch.float32))
+
+
+@pytest.mark.parametrize("dtype", list(DTYPES), ids=str)
+def test_the_slice_step_changes_the_owned_slice_in_place(comm: Communicator, dtype: torch.dtype) -> None:
+    for numel in sizes(comm.size):
+        buffer = filled(comm, numel, dtype)
+        calls: list[tuple[int, int, torch.dtype]] = []
+
+        def on_slice(owned: torch.Tensor, start: int) -> None:
+            calls.append((start, owned.numel(), owned.dtype))
+            owned.mul_(2).add_(torch.arange(start, start + owned.numel()) % 3)
+
+        comm.average(buffer, 1.0, on_slice)
+        start, stop = slice_bounds(numel, comm.size, comm.rank)
+        wide = torch.float64 if dtype is torch.float64 else torch.float32
+        assert calls == [(start, stop - start, wide)]
+        reference = expected([1.0] * comm.size, numel, dtype) * 2 + torch.arange(numel) % 3
+        bound = DTYPES[dtype] * (reference.abs() + comm.size * 8)
+        assert ((buffer.live.double() - reference).abs() <= bound).all()
+
+
+def test_runs_repeat_bit_for_bit_however_the_timing_falls(comm: Communicator) -> None:
+    results = []
+    for attempt in range(4):
+        buffer = filled(comm, 65_537, torch.float32)
+        time.sleep(random.Random(comm.rank + 10 * attempt).random() * 0.02)  # noqa: S311 the timing under test
+        comm.average(buffer, float(comm.rank + 1))
+        results.append(buffer.live.clone())
+    assert all(torch.equal(results[0], r) for r in results[1:])
+
+
+def test_wrong_sizes_on_one_rank_are_an_error_on_all(comm: Communicator) -> None:
+    if comm.size == 1:
+        return
+    odd = comm.size - 1
+    with pytest.raises(SizeMismatch, match=rf"rank 0 gave .* elements 100, rank {odd} .* 101"):
+        comm.average(comm.buffer(101 if comm.rank == odd else 100, torch.float32), 1.0)
+    dtype = torch.float64 if comm.rank == odd else torch.float32
+    with pytest.raises(SizeMismatch, match=f"rank {odd}"):
+        comm.average(comm.buffer(100, dtype), 1.0)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_senseless_weight_is_an_error_on_all(comm: Communicator, weight: float) -> None:
+    odd = comm.size - 1
+    buffer = filled(comm, 10, torch.float32)
+    with pytest.raises(SizeMismatch, match=f"rank {odd} gave the weight {weight}"):
+        comm.average(buffer, weight if comm.rank == odd else 1.0)
+    assert comm.average(buffer, 1.0), "the communicator must still work"
+
+
+def test_a_failing_slice_step_leaves_the_anchor(comm: Communicator) -> None:
+    """Every rank fails in its slice step; the anchor is x_t on each of them, and the next average works."""
+    buffer = filled(comm, 1009, torch.float32)
+    comm.average(buffer, 1.0)
+    anchor = buffer.anchor.clone()
+    buffer.live.add_(1)
+
+    def fail(owned: torch.Tensor, start: int) -> None:
+        raise RuntimeError("slice step")
+
+    with pytest.raises(RuntimeError, match="slice step"):
+        comm.average(buffer, 1.0, fail)
+    assert torch.equal(buffer.anchor, anchor)
+    buffer.live.copy_(buffer.anchor)
+    comm.average(buffer, 1.0)
+    torch.testing.assert_close(buffer.anchor, anchor)
+
+
+def test_integers_cannot_be_averaged(comm: Communicator) -> None:
+    with pytest.raises(TypeError, match=r"torch\.int64 cannot be averaged"):
+        comm.buffer(3, torch.int64)
+
+
+def test_allreduce_of_control_values(comm: Communicator) -> None:
+    mine = np.array([[comm.rank + 1.0, -comm.rank], [0.5 * comm.rank, 2.0**53 - comm.rank]])
+    table = np.stack([[[r + 1.0, -r], [0.5 * r, 2.0**53 - r]] for r in range(comm.size)])
+    assert (comm.allreduce(mine, Op.MIN) == table.min(0)).all()
+    assert (comm.allreduce(mine, Op.MAX) == table.max(0)).all()
+    np.testing.assert_allclose(comm.allreduce(mine, Op.SUM), table.sum(0), rtol=1e-15)
+    assert (mine == table[comm.rank]).all(), "the argument must not change"
+
+
+def test_gather_values_keeps_every_bit(comm: Communicator) -> None:
+    row = (0.1 * (comm.rank + 1), float(2**32 - 1 - comm.rank), float("nan") if comm.rank == 0 else -1.0)
+    table = comm.gather_values(row)
+    assert table.shape == (comm.size, 3)
+    for r in range(comm.size):
+        assert table[r, 0] == 0.1 * (r + 1)
+        assert table[r, 1] == 2**32 - 1 - r
+        assert np.isnan(table[r, 2]) == (r == 0)
+
+
+def test_small_python_values(comm: Communicator) -> None:
+    mine = {"rank": comm.rank, "text": "x" * (10 * comm.rank), "tensor": torch.full((comm.rank,), 7)}
+    for root in {0, comm.size - 1}:
+        got = comm.broadcast(mine, root)
+        assert (got["rank"], got["text"]) == (root, "x" * (10 * root))
+        assert torch.equal(got["tensor"], torch.full((root,), 7))
+    assert [v["rank"] for v in comm.allgather(mine)] == list(range(comm.size))
+
+
+def test_a_barrier_that_all_reach(comm: Communicator) -> None:
+    for _ in range(20):
+        comm.barrier(timeout_s=30)
+
+
+def test_a_barrier_names_the_missing_ranks(comm: Communicator) -> None:
+    """The last test: the communicator cannot be used after a barrier that failed."""
+    if comm.size == 1:
+        return
+    absent = comm.size - 1
+    if comm.rank == absent:
+        time.sleep(3)  # stays alive and away for longer than the others wait
+    else:
+        with pytest.raises(BarrierTimeout, match="did not arrive at the barrier within 1 s") as caught:
+            comm.barrier(timeout_s=1)
+        if comm.name == "mpi":
+            assert caught.value.missing == (absent,)

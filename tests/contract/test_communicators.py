@@ -1,0 +1,35 @@
+"""Runs suite_communicator.py on every rank of real jobs: each backend, several world sizes and launchers."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.launching import command, run
+
+JOBS = [
+    ("solo", "python", 1),
+    ("mpi", "mpirun", 1),
+    ("mpi", "mpirun", 2),
+    ("mpi", "mpirun", 3),
+    ("mpi", "mpirun", 4),
+    ("horovod", "mpirun", 3),
+    ("horovod", "horovodrun", 2),
+    ("horovod", "horovodrun-gloo", 2),
+    ("horovod", "horovodrun-gloo", 3),
+]
+
+
+@pytest.mark.parametrize(("backend", "launcher", "ranks"), JOBS)
+def test_every_communicator_keeps_the_contract(backend: str, launcher: str, ranks: int) -> None:
+    if backend == "horovod":
+        pytest.importorskip("horovod", reason="Horovod is not installed: `make setup` builds it")
+    program = ["-m", "pytest", "-p", "no:cacheprovider", "-q", "-x", "tests/contract/suite_communicator.py"]
+    env = {"CONTRACT_BACKEND": backend, "CONTRACT_RANKS": str(ranks), "OMP_NUM_THREADS": "1"}
+    job = run(command(launcher, ranks, program), deadline_s=110, env=env)
+    assert job.returncode == 0, job.output
+    passed = [int(n) for n in re.findall(r"(\d+) passed", job.output)]
+    assert len(passed) == ranks, job.output
+    assert len(set(passed)) == 1, job.output
+    assert passed[0] >= 20, job.output
