@@ -15,7 +15,7 @@ TEST = ["pytest", "pytest-timeout", "jsonschema"]
 
 
 class BuildPyWithRecord(build_py):
-    """Builds the package and records the MPI: in the source tree for an editable install, else in the build."""
+    """Builds the package and writes the record: for an editable install beside the sources."""
 
     def run(self) -> None:
         super().run()

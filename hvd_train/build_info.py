@@ -13,8 +13,8 @@ from hvd_train.errors import EnvironmentMismatch, MPIMismatch
 SCHEMA = 1
 RECORD = Path(__file__).with_name("_build.json")
 REMEDY = (
-    "Use the mpirun and the library of the recorded MPI (its module, or the environment's own), or record the "
-    "new one: `make setup`, or `pip install` the package again with its mpicc on PATH"
+    "Use the mpirun and the library of the recorded MPI (its module, or the environment's own), or record "
+    "the new one: `make setup`, or `pip install` the package again with its mpicc on PATH"
 )
 
 # Vendors that build on MPICH stand before it: their version line names it as well.
@@ -63,8 +63,8 @@ def load(path: Path = RECORD) -> BuildInfo:
         return BuildInfo(mpi=None if record["mpi"] is None else MPIBuild(**record["mpi"]))
     except (ValueError, KeyError, TypeError) as error:
         raise EnvironmentMismatch(
-            f"the build's record {path} cannot be used: {error}. Expected a record of schema {SCHEMA}: build the "
-            "package again (`make setup`, or `pip install`)."
+            f"the build's record {path} cannot be used: {error}. Expected a record of schema {SCHEMA}: "
+            "build the package again (`make setup`, or `pip install`)."
         ) from None
 
 
@@ -80,7 +80,8 @@ def mpi4py_environment(path: Path = RECORD) -> dict[str, str]:
         return {}
     if not Path(mpi.library).exists():
         raise MPIMismatch(
-            f"the package was built beside {_short(mpi.version)}, whose library {mpi.library} is not there. {REMEDY}."
+            f"the package was built beside {_short(mpi.version)}, whose library {mpi.library} is not "
+            f"there. {REMEDY}."
         )
     return {"MPI4PY_LIBMPI": mpi.library}
 

@@ -1,9 +1,9 @@
-"""Find the MPI that the mpicc on PATH compiles for, and print it as the build's record (one line of JSON).
+"""Find the MPI that the mpicc on PATH compiles for, and print it as the build's record, one line of JSON:
 
-    {"schema": 1, "mpi": {"abi": "openmpi", "library": "/opt/mpi/lib/libmpi.so.40", "version": "Open MPI v5.0.11"}}
+    {"schema": 1, "mpi": {"abi": "openmpi", "library": "/opt/libmpi.so.40", "version": "Open MPI v5.0.11"}}
 
-`mpi` is null where there is no mpicc, or where its library cannot be loaded; the reason goes to stderr. Nothing
-is compiled. setup.py writes the line into the package, the build of Horovod makes it part of its cache key.
+`mpi` is null where there is no mpicc, or where its library cannot be loaded; the reason goes to stderr.
+Nothing is compiled. setup.py writes the line into the package; the cache key of Horovod's wheel holds it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,44 @@
+# make setup | train | test | lint | format | clean.  The variables of set-up are in scripts/setup.sh.
+SHELL := /bin/bash
+VENV ?= .venv
+NP ?= 2
+BIN := $(VENV)/bin
+
+export VENV
+.PHONY: help setup train test lint format clean
+.NOTPARALLEL:
+
+help:
+	@echo 'make train   [ARGS="--period 20"] [NP=2]   set up what is missing, then train on the embedded digits'
+	@echo 'make test    [PYTEST_ARGS="-k ring"]       set up what is missing, then run the tests'
+	@echo 'make setup   [PYTHON= VENV= TORCH= MPI=auto|wheel|system HOROVOD=0|1]   set up only; see scripts/setup.sh'
+	@echo 'make lint | format                         style, types and layers | rewrite to the style'
+	@echo 'make clean                                 remove build/ and caches; the environment and runs/ stay'
+
+setup:
+	@scripts/setup.sh
+
+train: setup
+	@if [[ -x $(BIN)/horovodrun ]]; then \
+	    exec launch/horovodrun.sh -np $(NP) -- $(ARGS); \
+	else \
+	    echo 'Horovod is not available: the launcher is mpirun'; \
+	    exec launch/mpirun.sh --host localhost:$(NP) -np $(NP) -- $(ARGS); \
+	fi
+
+test: setup
+	@. launch/env.sh && exec $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format:
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find hvd_train tests scripts cmake -name __pycache__ -prune -exec rm -rf {} +
