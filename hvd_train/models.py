@@ -8,6 +8,7 @@ called on raw samples, and a task need not know which model it was given.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import final
 
@@ -22,19 +23,19 @@ KERNEL = 3
 
 
 def build_model(config: ModelConfig, spec: SampleSpec, num_outputs: int) -> nn.Module:
-    """A model from the inputs of `spec` to [B, num_outputs]. Raises `TaskError` for a shape it cannot take."""
+    """A model from the inputs of `spec` to [B, num_outputs]. Raises `TaskError` for a shape it cannot use."""
     shape = spec.fields[spec.inputs].shape
     if config.name == "mlp":
         return Mlp(shape, config.hidden, num_outputs, config.dropout, spec.scale)
     if len(shape) not in (2, 3):
         raise TaskError(
-            f"model cnn: `{spec.inputs}` has the shape {list(shape)} a sample; expected images [height, width] or "
-            "[channels, height, width]. Take model.name = 'mlp', or store the samples as images."
+            f"model cnn: `{spec.inputs}` has the shape {list(shape)} a sample; expected images [height, "
+            "width] or [channels, height, width]. Take model.name = 'mlp', or store the samples as images."
         )
     if len(shape) == 3 and shape[2] <= 4 < shape[0]:
         raise TaskError(
-            f"model cnn: `{spec.inputs}` has the shape {list(shape)} a sample, which looks like channels last; "
-            "expected [channels, height, width]. Store the images with the channels first."
+            f"model cnn: `{spec.inputs}` has the shape {list(shape)} a sample, which looks like channels "
+            "last; expected [channels, height, width]. Store the images with the channels first."
         )
     return Cnn(shape, config.channels, config.hidden, num_outputs, config.dropout, spec.scale)
 
@@ -58,7 +59,7 @@ def _dense(widths: Sequence[int], dropout: float) -> nn.Sequential:
     for width, following in itertools.pairwise(widths[:-1]):
         layers += [nn.Linear(width, following), nn.ReLU(inplace=True)]
         if dropout:
-            layers.append(nn.Dropout(dropout, inplace=True))
+            layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
 
 
@@ -66,9 +67,9 @@ def _dash(widths: Sequence[int]) -> str:
     return "-".join(map(str, widths))
 
 
-def _prepare(inputs: Tensor, parameter: Tensor, scale: float) -> Tensor:
-    """`inputs` in the type of `parameter`; integers times `scale`."""
-    prepared = inputs.to(parameter.dtype)
+def _prepare(inputs: Tensor, layers: nn.Sequential, scale: float) -> Tensor:
+    """`inputs` in the type of the parameters of `layers`; integers times `scale`."""
+    prepared = inputs.to(next(layers.parameters()).dtype)
     return prepared if inputs.is_floating_point() or scale == 1 else prepared * scale
 
 
@@ -80,24 +81,21 @@ class Mlp(nn.Module):
         self, shape: Sequence[int], hidden: Sequence[int], num_outputs: int, dropout: float, scale: float
     ) -> None:
         super().__init__()
-        num_inputs = 1
-        for n in shape:
-            num_inputs *= n
-        widths = (num_inputs, *hidden, num_outputs)
+        widths = (math.prod(shape), *hidden, num_outputs)
         self.layers = _dense(widths, dropout)
         self.scale = scale
         self.summary = f"mlp {_dash(widths)}"
 
     def forward(self, inputs: Tensor) -> Tensor:
         flat = inputs.reshape(len(inputs), -1)
-        outputs: Tensor = self.layers(_prepare(flat, self.layers[-1].weight, self.scale))
+        outputs: Tensor = self.layers(_prepare(flat, self.layers, self.scale))
         return outputs
 
 
 @final
 class Cnn(nn.Module):
-    """Convolutions 3 x 3, each with ReLU and a maximum over 2 x 2 while the image is large enough for it, then
-    fully connected layers: [B, H, W] or [B, C, H, W] -> [B, num_outputs]."""
+    """Convolutions 3 x 3, each with ReLU and a maximum over 2 x 2 while the image is large enough for it,
+    then fully connected layers: [B, H, W] or [B, C, H, W] -> [B, num_outputs]."""
 
     def __init__(
         self,
@@ -125,7 +123,7 @@ class Cnn(nn.Module):
         self.summary = f"cnn {_dash(channels)} | {_dash(widths)}"
 
     def forward(self, inputs: Tensor) -> Tensor:
-        images = _prepare(inputs, self.layers[-1].weight, self.scale)
+        images = _prepare(inputs, self.layers, self.scale)
         features = self.features(images if self.has_channels else images.unsqueeze(1))
         outputs: Tensor = self.layers(features.flatten(1))
         return outputs
@@ -133,8 +131,8 @@ class Cnn(nn.Module):
 
 @final
 class TokenMlp(nn.Module):
-    """The embeddings of the last `context` tokens side by side, then fully connected layers, at every position
-    the same ones. What lies before the first token counts as zeros."""
+    """The embeddings of the last `context` tokens side by side, then fully connected layers, the same ones
+    at every position. What lies before the first token counts as zeros."""
 
     def __init__(
         self, vocabulary: int, embedding: int, context: int, hidden: Sequence[int], dropout: float
