@@ -1,0 +1,304 @@
+"""Readers: the shuffled batches of one rank's rows, epoch by epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import PurePath
+from typing import Any, Literal, final
+
+import numpy as np
+import numpy.typing as npt
+
+from hvd_train.config import DataConfig
+from hvd_train.data.deal import Span
+from hvd_train.data.format import FieldSpec
+from hvd_train.data.h5 import Array
+from hvd_train.data.rows import Rows
+
+Batch = dict[str, Array]
+Blocks = npt.NDArray[np.int64]
+"""Row ranges, [blocks, 2]: the first row of each and the one after its last."""
+
+Mode = Literal["memory", "stream"]
+
+BLOCK_BYTES = 256 << 10
+WINDOW_BLOCKS = 128
+
+
+class Reader(ABC):
+    """The rows of one rank in an order that is a pure function of (seed, epoch, the rank's part).
+
+    A new reader stands at the start of epoch 0. No method is collective. `DataError` where a shard
+    cannot be read.
+    """
+
+    mode: Mode
+    """Which implementation this is."""
+
+    num_samples: int
+    """Rows of this rank's part; 0 for a rank without rows."""
+
+    restarted: bool
+    """Whether the last `load_state_dict` came from another part of the data (another world size, seed
+    or mode), so that its epoch began anew instead of going on where it was."""
+
+    @abstractmethod
+    def start_epoch(self, epoch: int) -> None:
+        """Sets the order of `epoch` and goes to its start."""
+
+    @abstractmethod
+    def next_batch(self, size: int) -> Batch | None:
+        """The next `size` rows: {name: array [rows, *shape]}, in memory that is the caller's.
+
+        The last batch of an epoch may be smaller: no row is dropped and none comes twice. None once the
+        epoch is exhausted, at once for a rank without rows.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch and position, and a fingerprint of what they refer to. JSON scalars only."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes to where `state` was taken: the next batch is the one that came next there.
+
+        The state of another part goes to the start of its epoch instead, and sets `restarted`.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends the reader's thread and closes its files. May be called twice."""
+
+
+def make_reader(
+    spans: Sequence[Span],
+    data: DataConfig,
+    seed: int,
+    fields: Mapping[str, FieldSpec],
+    memory_budget_bytes: int,
+) -> Reader:
+    """The reader of one rank's part; `data.reading` chooses, `auto` takes memory where the part fits
+    into `memory_budget_bytes`. `reader.mode` says which it became."""
+    rows = Rows(spans, fields)
+    fits = len(rows) * rows.row_bytes <= memory_budget_bytes
+    if data.reading == "memory" or (data.reading == "auto" and fits):
+        return MemoryReader(rows, seed)
+    return StreamReader(rows, seed)
+
+
+@final
+class MemoryReader(Reader):
+    """Holds all rows in memory, in the dtypes in which they are stored; closes `rows` once they are read."""
+
+    def __init__(self, rows: Rows, seed: int) -> None:
+        self.mode = "memory"
+        self.num_samples = len(rows)
+        self.restarted = False
+        self._cursor = _Cursor(rows.spans, seed, self.mode, layout=b"")
+        self._batch = rows.read(0, len(rows))
+        rows.close()
+        self._order: npt.NDArray[np.intp] = self._cursor.random().permutation(self.num_samples)
+
+    def start_epoch(self, epoch: int) -> None:
+        self._go_to(epoch, 0)
+
+    def next_batch(self, size: int) -> Batch | None:
+        if not self._batch:
+            raise RuntimeError("the reader is closed")
+        start, stop = self._cursor.range_of(size, self.num_samples)
+        if start == stop:
+            return None
+        batch = _gather(self._batch, self._order[start:stop])
+        self._cursor.position = stop
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._cursor.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        epoch, position, self.restarted = self._cursor.read(state)
+        self._go_to(epoch, position)
+
+    def close(self) -> None:
+        self._batch = {}
+
+    def _go_to(self, epoch: int, position: int) -> None:
+        if epoch != self._cursor.epoch:
+            self._cursor.epoch = epoch
+            self._order = self._cursor.random().permutation(self.num_samples)
+        self._cursor.position = position
+
+
+@final
+class StreamReader(Reader):
+    """Reads blocks of rows in random order, and mixes the rows of a window of blocks in memory.
+
+    While one window is used up, a background thread reads the next, so at most two are in memory. A
+    block is a whole number of HDF5 chunks: no chunk is decompressed twice in an epoch, save where a span
+    begins or ends within it.
+    """
+
+    def __init__(
+        self, rows: Rows, seed: int, *, block_bytes: int = BLOCK_BYTES, window_blocks: int = WINDOW_BLOCKS
+    ) -> None:
+        self.mode = "stream"
+        self.num_samples = len(rows)
+        self.restarted = False
+        self._rows = rows
+        self._blocks = _cut_blocks(rows, block_bytes)
+        # Windows of equal size: a last one of few blocks would hardly be mixed.
+        self._num_windows = -(-len(self._blocks) // window_blocks)
+        self._cursor = _Cursor(
+            rows.spans, seed, self.mode, layout=self._blocks.tobytes() + bytes(str(window_blocks), "ascii")
+        )
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="hvd_train-reader")
+        self._current: Batch = {}
+        self._order: npt.NDArray[np.intp] = np.empty(0, np.intp)
+        self._loading: tuple[int, int, Future[Batch]] | None = None
+        self._plan()
+
+    def start_epoch(self, epoch: int) -> None:
+        self._go_to(epoch, 0)
+
+    def next_batch(self, size: int) -> Batch | None:
+        start, stop = self._cursor.range_of(size, self.num_samples)
+        pieces = []
+        while start < stop:
+            self._enter_window_of(start)
+            first, last = self._bounds[self._window : self._window + 2]
+            end = min(stop, last)
+            pieces.append(_gather(self._current, self._order[start - first : end - first]))
+            start = end
+        self._cursor.position = stop
+        if len(pieces) < 2:
+            return pieces[0] if pieces else None
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._cursor.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        epoch, position, self.restarted = self._cursor.read(state)
+        self._go_to(epoch, position)
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._loading = None
+        self._window, self._current = -1, {}
+        self._rows.close()
+
+    def _go_to(self, epoch: int, position: int) -> None:
+        self._cursor.epoch = epoch
+        self._cursor.position = position
+        self._plan()
+        if position < self.num_samples:
+            self._load(epoch, self._window_of(position))
+
+    def _plan(self) -> None:
+        """The windows of the cursor's epoch: lists of blocks, and the position at which each begins."""
+        self._windows = self._windows_of(self._cursor.epoch)
+        sizes = [_num_rows(window) for window in self._windows]
+        self._bounds: list[int] = np.cumsum([0, *sizes]).tolist()
+        self._window = -1
+        self._current = {}
+
+    def _windows_of(self, epoch: int) -> list[Blocks]:
+        order = self._cursor.random(epoch=epoch).permutation(len(self._blocks))
+        return [self._blocks[window] for window in np.array_split(order, max(1, self._num_windows))]
+
+    def _window_of(self, position: int) -> int:
+        return int(np.searchsorted(self._bounds, position, side="right")) - 1
+
+    def _enter_window_of(self, position: int) -> None:
+        window, epoch = self._window_of(position), self._cursor.epoch
+        if window == self._window:
+            return
+        self._current = {}  # released first: with the one that is read next there are never more than two
+        self._current = self._load(epoch, window).result()
+        self._window = window
+        num_rows = self._bounds[window + 1] - self._bounds[window]
+        self._order = self._cursor.random(window).permutation(num_rows)
+        if window + 1 < len(self._windows):
+            self._load(epoch, window + 1)
+        else:
+            self._load(epoch + 1, 0)
+
+    def _load(self, epoch: int, window: int) -> Future[Batch]:
+        """Starts reading a window, unless that is under way; it takes the place of any other."""
+        if self._loading is not None:
+            if self._loading[:2] == (epoch, window):
+                return self._loading[2]
+            self._loading[2].cancel()
+        windows = self._windows if epoch == self._cursor.epoch else self._windows_of(epoch)
+        future = self._executor.submit(_read_blocks, self._rows, windows[window])
+        self._loading = (epoch, window, future)
+        return future
+
+
+class _Cursor:
+    """Where a reader stands, and the random generators that belong to its part of the data."""
+
+    def __init__(self, spans: Sequence[Span], seed: int, mode: Mode, layout: bytes) -> None:
+        # Names without folders: data that moved to another place is still the same data.
+        part = [[PurePath(span.shard).name, span.start, span.stop] for span in spans]
+        digest = hashlib.blake2b(json.dumps([part, seed, mode]).encode(), digest_size=16)
+        digest.update(layout)
+        self.fingerprint = digest.hexdigest()
+        self.epoch = 0
+        self.position = 0
+
+    def random(self, *stream: int, epoch: int | None = None) -> np.random.Generator:
+        """A generator for `epoch` (default: the cursor's), a different one for each `stream`."""
+        entropy = (int(self.fingerprint, 16), self.epoch if epoch is None else epoch, *stream)
+        return np.random.default_rng(np.random.SeedSequence(entropy))
+
+    def range_of(self, size: int, num_samples: int) -> tuple[int, int]:
+        """The positions of the next `size` rows, or of those that are left."""
+        if size < 1:
+            raise ValueError(f"a batch of {size} rows: expected at least 1")
+        return self.position, min(self.position + size, num_samples)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "position": self.position, "fingerprint": self.fingerprint}
+
+    def read(self, state: Mapping[str, Any]) -> tuple[int, int, bool]:
+        """Epoch, position, and whether the epoch is to be restarted."""
+        restarted = state["fingerprint"] != self.fingerprint
+        return int(state["epoch"]), 0 if restarted else int(state["position"]), restarted
+
+
+def _gather(batch: Batch, index: npt.NDArray[np.intp]) -> Batch:
+    return {name: np.take(array, index, axis=0, mode="clip") for name, array in batch.items()}
+
+
+def _cut_blocks(rows: Rows, block_bytes: int) -> Blocks:
+    """Row ranges of about `block_bytes`, cut where chunks end in the file."""
+    blocks = [np.empty((0, 2), np.int64)]
+    wanted = max(1, block_bytes // max(1, rows.row_bytes))
+    offset = 0
+    for span in rows.spans:
+        chunk = rows.info(span).chunk_rows or 1
+        step = max(1, wanted // chunk) * chunk
+        inner = np.arange((span.start // step + 1) * step, span.stop, step)
+        bounds = np.concatenate([[span.start], inner, [span.stop]]) + (offset - span.start)
+        blocks.append(np.stack([bounds[:-1], bounds[1:]], axis=1))
+        offset += span.num_rows
+    return np.concatenate(blocks)
+
+
+def _num_rows(blocks: Blocks) -> int:
+    return int((blocks[:, 1] - blocks[:, 0]).sum())
+
+
+def _read_blocks(rows: Rows, blocks: Blocks) -> Batch:
+    batch = rows.empty(_num_rows(blocks))
+    at = 0
+    # In file order: the window is mixed in memory anyway, and reading forwards is what disks do best.
+    for start, stop in sorted(blocks.tolist()):
+        rows.read_into(batch, at, start, stop)
+        at += stop - start
+    return batch

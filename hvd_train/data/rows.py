@@ -1,0 +1,84 @@
+"""Row ranges of several shards, addressed as one."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import final
+
+import numpy as np
+
+from hvd_train.data.blocks import row_bytes
+from hvd_train.data.deal import Span
+from hvd_train.data.format import FieldSpec, ShardInfo
+from hvd_train.data.h5 import Array, ShardFile
+
+# A rank may hold more shards than the system lets one process open.
+_MAX_OPEN = 32
+
+
+@final
+class Rows:
+    """The concatenation of `spans`, rows 0 to n - 1; every batch is {name: array [rows, *shape]}.
+
+    Arrays have the dtypes of `fields`. Files are opened when they are first read. One thread at a time.
+    Every method raises `DataError` where a shard cannot be read.
+    """
+
+    def __init__(self, spans: Sequence[Span], fields: Mapping[str, FieldSpec]) -> None:
+        self.spans = tuple(span for span in spans if span.num_rows > 0)
+        self.fields = fields
+        self._stops = list(accumulate(span.num_rows for span in self.spans))
+        self._open: OrderedDict[str, ShardFile] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self._stops[-1] if self._stops else 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of all fields."""
+        return sum(row_bytes(field) for field in self.fields.values())
+
+    def empty(self, num_rows: int) -> dict[str, Array]:
+        """Uninitialised arrays of `num_rows` rows."""
+        return {name: np.empty((num_rows, *f.shape), np.dtype(f.dtype)) for name, f in self.fields.items()}
+
+    def read(self, start: int, stop: int) -> dict[str, Array]:
+        """Rows `start` up to `stop`. Raises IndexError outside 0..n."""
+        batch = self.empty(stop - start)
+        self.read_into(batch, 0, start, stop)
+        return batch
+
+    def read_into(self, batch: Mapping[str, Array], at: int, start: int, stop: int) -> None:
+        """Reads rows `start` up to `stop` into the arrays of `batch`, from their row `at` on."""
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"rows {start} to {stop} of {len(self)}")
+        while start < stop:
+            index = bisect_right(self._stops, start)
+            span, end = self.spans[index], min(stop, self._stops[index])
+            first = span.stop - (self._stops[index] - start)
+            shard = self._shard(span.shard)
+            for name, array in batch.items():
+                shard.read_into(name, first, first + end - start, array[at : at + end - start])
+            at += end - start
+            start = end
+
+    def info(self, span: Span) -> ShardInfo:
+        """The header of the shard that `span` lies in."""
+        return self._shard(span.shard).info
+
+    def close(self) -> None:
+        """Closes all files; a later read opens them again."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def _shard(self, path: str) -> ShardFile:
+        shard = self._open.pop(path, None)
+        if shard is None:
+            if len(self._open) >= _MAX_OPEN:
+                self._open.popitem(last=False)[1].close()
+            shard = ShardFile(path, tuple(self.fields))
+        self._open[path] = shard
+        return shard
