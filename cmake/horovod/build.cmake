@@ -21,7 +21,7 @@ function(run what)
 endfunction()
 
 function(find_cache_folder result)
-    execute_process(COMMAND ${PYTHON} ${CMAKE_CURRENT_LIST_DIR}/key.py ${VERSION}
+    execute_process(COMMAND ${PYTHON} ${CMAKE_CURRENT_LIST_DIR}/key.py
         OUTPUT_VARIABLE key OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
     if(DEFINED ENV{HVD_TRAIN_CACHE})
         set(cache $ENV{HVD_TRAIN_CACHE})
