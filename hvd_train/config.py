@@ -26,7 +26,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Value = bool | int | float | str
+Value = bool | int | float | str | tuple[float, ...]
 
 
 def _require(ok: bool, key: str, seen: object, expected: str) -> None:
