@@ -1,4 +1,4 @@
-"""Blocks of rows: their size in bytes and their checksums."""
+"""Blocks of rows: their size in bytes, their checksums, the classes in them."""
 
 from __future__ import annotations
 
@@ -32,3 +32,13 @@ def checksums(array: Array, block_rows: int) -> npt.NDArray[np.uint64]:
     """The checksum of each block of `block_rows` rows; the last block may be shorter."""
     sums = [checksum(array[start : start + block_rows]) for start in range(0, len(array), block_rows)]
     return np.array(sums, np.uint64)
+
+
+def class_counts(targets: Array, num_classes: int) -> npt.NDArray[np.int64]:
+    """Values of each class from 0 to `num_classes` - 1, [num_classes].
+
+    Others count for none: those below 0 are how losses mark what is to be ignored.
+    """
+    values = targets.reshape(-1)
+    values = values[(values >= 0) & (values < num_classes)]
+    return np.bincount(values.astype(np.intp), minlength=num_classes).astype(np.int64)

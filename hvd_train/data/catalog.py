@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from hvd_train.config import DataConfig
 from hvd_train.data.blocks import rows_per_block
 from hvd_train.data.deal import Span, split_validation
 from hvd_train.data.demo import ensure_digits
-from hvd_train.data.format import FieldSpec, SampleSpec, ShardEntry, ShardInfo, is_class_dtype
+from hvd_train.data.format import FieldSpec, SampleSpec, ShardInfo, is_class_dtype
 from hvd_train.data.h5 import ShardFile, read_info
-from hvd_train.data.manifest import load_manifest
+from hvd_train.data.locate import Found, locate
 from hvd_train.errors import DataError
 
-SUFFIXES = (".h5", ".hdf5")
 _SCAN_BYTES = 8 << 20
 
 
@@ -41,99 +38,50 @@ class Catalog:
 def open_catalog(data: DataConfig) -> Catalog:
     """Reads the manifest and every shard's header, and settles what a sample is.
 
-    Where neither manifest nor shards record classes, integer targets are read once. Not collective:
-    every rank does the same and gets the same. Raises `DataError`.
+    Shards that do not record their classes have their integer targets read once. Not collective: every
+    rank does the same and gets the same. Raises `DataError`.
     """
-    path = str(ensure_digits()) if data.path == "digits" else data.path
-    source = _find_source(path, "data.path", "train")
-    train, validation = source.train, source.validation
-    if isinstance(data.validation, str) and data.validation:
-        other = _find_source(data.validation, "data.validation", "validation")
-        validation = other.validation or other.train
-        # A folder that holds both parts is a usual layout: nothing is trained on that is evaluated on.
-        held_out = {os.path.realpath(shard.path) for shard in validation}
-        train = tuple(shard for shard in train if os.path.realpath(shard.path) not in held_out)
-        if not train:
-            raise DataError(
-                f"{data.path}: every shard is also in data.validation = {data.validation!r}. "
-                "Expected shards to train on beside them: give one of the two another path."
-            )
-    if isinstance(data.validation, float):
-        validation = ()
+    train, validation = _find_parts(data)
     names = tuple(dict.fromkeys((data.inputs, data.targets)))
     infos = tuple(_read_shard(shard, names) for shard in (*train, *validation))
     spans = tuple(Span(info.path, 0, info.num_samples) for info in infos)
     train_spans, validation_spans = spans[: len(train)], spans[len(train) :]
     if isinstance(data.validation, float):
         train_spans, validation_spans = split_validation(train_spans, data.validation)
-    return Catalog(
-        sample=_agree(infos, data),
-        shards=infos,
-        train=train_spans,
-        validation=validation_spans,
-    )
+    return Catalog(sample=_agree(infos, data), shards=infos, train=train_spans, validation=validation_spans)
 
 
-@dataclass(frozen=True)
-class _Shard:
-    path: str
-    entry: ShardEntry | None
-
-
-@dataclass(frozen=True)
-class _Source:
-    train: tuple[_Shard, ...]
-    validation: tuple[_Shard, ...] = ()
-
-
-def _find_source(path: str, key: str, part: str) -> _Source:
-    if os.path.isdir(path):
-        manifest = load_manifest(path)
-        if manifest is None:
-            return _Source(_plain(_files_in(path, key)))
-        train, validation = (
-            tuple(_Shard(os.path.join(path, entry.file), entry) for entry in entries)
-            for entries in (manifest.train, manifest.validation)
-        )
-        if not (train if part == "train" else (validation or train)):
-            raise DataError(
-                f"{key} = {path!r}: its manifest lists no {part} shards. "
-                f"Add them with `hvd_train shard write ... --out {path} --part {part}`."
-            )
-        return _Source(train, validation)
-    if os.path.exists(path):
-        return _Source(_plain([path]))
-    files = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
-    if not files:
+def _find_parts(data: DataConfig) -> tuple[tuple[Found, ...], tuple[Found, ...]]:
+    path = str(ensure_digits()) if data.path == "digits" else data.path
+    source = locate(path, "data.path")
+    if not source.train:
         raise DataError(
-            f"{key} = {path!r}: no such file or folder in {os.getcwd()}, and no file fits it as a pattern. "
-            "Expected a folder with a manifest.json or with .h5 files, one file, a glob pattern, or `digits`."
+            f"data.path = {path!r}: its manifest lists no train shards. "
+            f"Add them with `hvd_train shard write ... --out {path} --part train`."
         )
-    return _Source(_plain(files))
-
-
-def _files_in(folder: str, key: str) -> list[str]:
-    files = sorted(
-        str(p) for p in Path(folder).iterdir() if p.suffix in SUFFIXES and not p.name.startswith(".")
-    )
-    if not files:
+    if isinstance(data.validation, float):
+        return source.train, ()
+    if not data.validation:
+        return source.train, source.validation
+    other = locate(data.validation, "data.validation")
+    validation = other.validation or other.train
+    # A folder or pattern that takes in both parts is usual: nothing is trained on that is evaluated on.
+    held_out = {os.path.realpath(shard.path) for shard in validation}
+    train = tuple(shard for shard in source.train if os.path.realpath(shard.path) not in held_out)
+    if not train or not validation:
         raise DataError(
-            f"{key} = {folder!r}: the folder holds neither manifest.json nor files ending in "
-            f"{' or '.join(SUFFIXES)}. Write some with `hvd_train shard write`, or give a glob pattern."
+            f"data.validation = {data.validation!r} leaves {len(train)} shards of data.path = {path!r} "
+            f"to train on and has {len(validation)} itself. Expected at least 1 of each: change one path."
         )
-    return files
+    return train, validation
 
 
-def _plain(files: Sequence[str]) -> tuple[_Shard, ...]:
-    return tuple(_Shard(file, None) for file in files)
-
-
-def _read_shard(shard: _Shard, names: tuple[str, ...]) -> ShardInfo:
+def _read_shard(shard: Found, names: tuple[str, ...]) -> ShardInfo:
     info = read_info(shard.path, names)
     if shard.entry is not None and info.num_samples != shard.entry.num_samples:
         raise DataError(
             f"{shard.path}: {info.num_samples} samples, but the manifest beside it says "
-            f"{shard.entry.num_samples}. Write them again, or remove manifest.json to read the files without it."
+            f"{shard.entry.num_samples}. Write them again, or remove manifest.json to do without it."
         )
     return info
 

@@ -118,7 +118,7 @@ class ShardEntry:
 class Manifest:
     """The shards that lie beside a manifest.json, by part, in the order in which ranks take them."""
 
+    schema: int = SCHEMA_VERSION
     sample: SampleSpec
     train: tuple[ShardEntry, ...] = ()
     validation: tuple[ShardEntry, ...] = ()
-    schema: int = SCHEMA_VERSION

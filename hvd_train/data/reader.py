@@ -272,7 +272,7 @@ class _Cursor:
 
 
 def _gather(batch: Batch, index: npt.NDArray[np.intp]) -> Batch:
-    return {name: np.take(array, index, axis=0, mode="clip") for name, array in batch.items()}
+    return {name: array.take(index, axis=0, mode="clip") for name, array in batch.items()}
 
 
 def _cut_blocks(rows: Rows, block_bytes: int) -> Blocks:

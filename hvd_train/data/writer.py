@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hvd_train.data.atomic import replacing
-from hvd_train.data.blocks import checksums, rows_per_block
+from hvd_train.data.blocks import checksums, class_counts, rows_per_block
 from hvd_train.data.format import MANIFEST_NAME, FieldSpec, Manifest, SampleSpec, ShardEntry, is_class_dtype
 from hvd_train.data.h5 import Array, write_file
 from hvd_train.data.manifest import load_manifest, save_manifest
@@ -52,6 +52,8 @@ def write_part(
     Raises `DataError` where the part exists already and `force` is not set, the data cannot be cut so, or
     the other part has other samples; OSError where the folder cannot be written.
     """
+    if chunk_rows is not None and chunk_rows < 1:
+        raise DataError(f"--chunk-rows {chunk_rows}: expected at least 1 row.")
     folder = Path(folder)
     names = [f"{part}-{i:05d}-of-{shards:05d}.h5" for i in range(shards)]
     manifest = load_manifest(folder)
@@ -129,28 +131,26 @@ def _cut(arrays: Arrays, shards: int, by_class: bool, shuffle_seed: int | None) 
         bounds = [num_samples * i // shards for i in range(shards + 1)]
         return [order[a:b] for a, b in pairwise(bounds)]
     targets = arrays.targets
-    if targets.ndim != 1 or not is_class_dtype(targets.dtype.name) or targets.min() < 0:
+    if targets.ndim != 1 or not is_class_dtype(targets.dtype.name):
         raise DataError(
             f"--by-class: targets are {targets.dtype} {list(targets.shape[1:])}. Expected one class number "
-            "of at least 0 per sample: leave --by-class out."
+            "per sample: leave --by-class out."
         )
-    num_classes = int(targets.max()) + 1
-    shard_of_class = np.arange(num_classes) * shards // num_classes
-    pieces = [order[shard_of_class[targets[order]] == shard] for shard in range(shards)]
-    if not all(len(piece) for piece in pieces):
+    classes, class_of_row = np.unique(targets, return_inverse=True)
+    if shards > len(classes):
         raise DataError(
-            f"--by-class --shards {shards}: {num_classes} classes leave a shard without samples. "
-            "Expected at least one class with samples for each: ask for fewer shards."
+            f"--by-class --shards {shards}: the targets have {len(classes)} classes. "
+            "Expected at least one for each shard: ask for fewer shards."
         )
-    return pieces
+    shard_of_row = class_of_row * shards // len(classes)
+    return [order[shard_of_row[order] == shard] for shard in range(shards)]
 
 
 def _class_counts(targets: Array) -> tuple[int, ...] | None:
-    """Values of each class; those below 0, by which losses mark what to ignore, count for none."""
-    if not is_class_dtype(targets.dtype.name) or int(targets.max(initial=0)) >= _MAX_COUNTED_CLASSES:
+    if not is_class_dtype(targets.dtype.name):
         return None
-    values = targets.reshape(-1)
-    return tuple(np.bincount(values[values >= 0].astype(np.intp)).tolist())
+    num_classes = int(targets.max(initial=0)) + 1
+    return tuple(class_counts(targets, num_classes).tolist()) if num_classes <= _MAX_COUNTED_CLASSES else None
 
 
 def _write_shard(

@@ -1,0 +1,75 @@
+"""Which shards a path names."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvd_train.data.format import Manifest, ShardEntry
+from hvd_train.data.manifest import load_manifest
+from hvd_train.errors import DataError
+
+SUFFIXES = (".h5", ".hdf5")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A shard that was found; nothing of it has been read."""
+
+    path: str
+
+    entry: ShardEntry | None = None
+    """Its line in the manifest, if there is one."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The shards that a path names. Without a manifest all of them are in `train`."""
+
+    train: tuple[Found, ...]
+    validation: tuple[Found, ...] = ()
+    manifest: Manifest | None = None
+
+
+def locate(path: str, key: str) -> Source:
+    """The shards of a folder (by its manifest.json, else its .h5 and .hdf5 files), a file, or a glob pattern.
+
+    Files are sorted by name, shards of a manifest stand as it lists them. Raises `DataError`, with `key`
+    as the name of what the user gave, where nothing is found.
+    """
+    if os.path.isdir(path):
+        manifest = load_manifest(path)
+        if manifest is None:
+            return Source(_plain(_files_in(path, key)))
+        return Source(_listed(path, manifest.train), _listed(path, manifest.validation), manifest)
+    if os.path.exists(path):
+        return Source(_plain([path]))
+    files = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
+    if not files:
+        raise DataError(
+            f"{key} = {path!r}: no such file or folder in {os.getcwd()}, and no file fits it as a pattern. "
+            "Expected a folder with a manifest.json or with .h5 files, one file, a glob pattern, or `digits`."
+        )
+    return Source(_plain(files))
+
+
+def _files_in(folder: str, key: str) -> list[str]:
+    visible = [p for p in Path(folder).iterdir() if not p.name.startswith(".")]
+    files = sorted(str(p) for p in visible if p.suffix in SUFFIXES)
+    if not files:
+        raise DataError(
+            f"{key} = {folder!r}: the folder holds neither manifest.json nor files ending in "
+            f"{' or '.join(SUFFIXES)}. Write some with `hvd_train shard write`, or give a glob pattern."
+        )
+    return files
+
+
+def _plain(files: Sequence[str]) -> tuple[Found, ...]:
+    return tuple(Found(file) for file in files)
+
+
+def _listed(folder: str, entries: Sequence[ShardEntry]) -> tuple[Found, ...]:
+    return tuple(Found(os.path.join(folder, entry.file), entry) for entry in entries)

@@ -1,0 +1,213 @@
+"""`hvd_train shard`: write, describe and check shards. Imports neither torch nor MPI.
+
+What reads and writes HDF5 is imported by the command that needs it, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from hvd_train.errors import DataError
+
+if TYPE_CHECKING:
+    from hvd_train.data.format import ShardInfo
+    from hvd_train.data.locate import Found, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteArgs:
+    """Write HDF5 shards, and the manifest beside them, from idx files, a .npz file or the digits."""
+
+    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE...")]
+    """An idx file of inputs and one of targets (plain or .gz), one .npz file, or the word `digits`."""
+
+    out: str
+    """Folder for the shards and their manifest.json; made if it is missing."""
+
+    part: Literal["train", "validation"] = "train"
+    """Which part of the data set the shards are; the manifest keeps both."""
+
+    shards: int = 1
+    """Number of files. One per rank is the normal case."""
+
+    by_class: bool = False
+    """Cut by contiguous ranges of classes instead of even ranges of rows."""
+
+    shuffle: bool = False
+    """Shuffle the rows before they are cut. Readers shuffle too, but only within a rank's shards."""
+
+    seed: int = 0
+    """Seed of --shuffle."""
+
+    compression: Literal["none", "gzip"] = "none"
+    """`gzip` makes smaller files that are slower to read."""
+
+    chunk_rows: int | None = None
+    """Rows of one HDF5 chunk. Default: contiguous, with gzip chunks of about 256 KiB."""
+
+    inputs: str = "inputs"
+    """Name of the array of inputs in a .npz file."""
+
+    targets: str = "targets"
+    """Name of the array of targets in a .npz file."""
+
+    scale: float | None = None
+    """Recorded as what integer inputs are multiplied by. Default: 1/255 for 8-bit images, 1/16 for digits."""
+
+    force: bool = False
+    """Replace shards that exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoArgs:
+    """Describe shards: samples, shapes, layout, classes."""
+
+    paths: Annotated[Positional[tuple[str, ...]], arg(metavar="PATH...")]
+    """Files, folders or glob patterns."""
+
+    inputs: str = "inputs"
+    """Name of the dataset of inputs."""
+
+    targets: str = "targets"
+    """Name of the dataset of targets."""
+
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckArgs:
+    """Read every row and compare it with the recorded checksums, counts and manifest. Exit code 1 if
+    anything is wrong."""
+
+    paths: Annotated[Positional[tuple[str, ...]], arg(metavar="PATH...")]
+    """Files, folders or glob patterns."""
+
+    inputs: str = "inputs"
+    """Name of the dataset of inputs."""
+
+    targets: str = "targets"
+    """Name of the dataset of targets."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `shard` with the arguments after that word; the exit code. Raises `UserError`."""
+    args: WriteArgs | InfoArgs | CheckArgs = tyro.extras.subcommand_cli_from_dict(
+        {"write": WriteArgs, "info": InfoArgs, "check": CheckArgs},
+        prog="python -m hvd_train shard",
+        description="Write, describe and check HDF5 shards.",
+        args=list(argv),
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    if isinstance(args, WriteArgs):
+        return write(args)
+    return info(args) if isinstance(args, InfoArgs) else check(args)
+
+
+def write(args: WriteArgs) -> int:
+    """`shard write`. Raises `DataError` where a source cannot be read or a shard not be written."""
+    from hvd_train.data.sources import load_source
+    from hvd_train.data.writer import write_part
+
+    arrays = load_source(args.sources, args.inputs, args.targets)
+    if args.scale is not None:
+        arrays = replace(arrays, scale=args.scale)
+    try:
+        manifest = write_part(
+            args.out,
+            arrays,
+            part=args.part,
+            shards=args.shards,
+            by_class=args.by_class,
+            shuffle_seed=args.seed if args.shuffle else None,
+            compression=args.compression,
+            chunk_rows=args.chunk_rows,
+            force=args.force,
+        )
+    except OSError as error:
+        raise DataError(f"{args.out}: cannot be written: {error}. Give --out a folder that can be.") from None
+    for entry in manifest.train if args.part == "train" else manifest.validation:
+        print(f"{os.path.join(args.out, entry.file)}: {entry.num_samples} samples")
+    return 0
+
+
+def info(args: InfoArgs) -> int:
+    """`shard info`. Raises `DataError` for the first shard that cannot be read."""
+    from hvd_train.data.h5 import read_info
+
+    names = tuple(dict.fromkeys((args.inputs, args.targets)))
+    shards = [
+        (part, read_info(shard.path, names))
+        for _, parts in _sources(args.paths)
+        for part, found in parts.items()
+        for shard in found
+    ]
+    if args.json:
+        print(json.dumps([{"part": part, **asdict(shard)} for part, shard in shards], indent=2))
+        return 0
+    rows = [("shard", "part", "samples", *names, "layout", "classes", "scale", "checksums")]
+    for part, shard in shards:
+        fields = [f"{field.dtype} {list(field.shape)}" for field in shard.fields.values()]
+        scale = "-" if shard.scale is None else f"{shard.scale:.4g}"
+        checked = "-" if shard.checksum_rows is None else f"per {shard.checksum_rows} rows"
+        head = (shard.path, part or "-", str(shard.num_samples))
+        rows.append((*head, *fields, _layout(shard), _classes(shard.class_counts), scale, checked))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def check(args: CheckArgs) -> int:
+    """`shard check`: 0 if every shard is what was written, 1 if not. Raises `DataError` where a path
+    names no shards."""
+    from hvd_train.data.check import check_shard
+
+    names = tuple(dict.fromkeys((args.inputs, args.targets)))
+    num_wrong = 0
+    for source, parts in _sources(args.paths):
+        for shard in (shard for found in parts.values() for shard in found):
+            problems = list(check_shard(shard, names, source.manifest))
+            for problem in problems:
+                print(problem, file=sys.stderr)
+            num_wrong += bool(problems)
+            print(f"{shard.path}: {'damaged' if problems else 'good'}")
+    return 1 if num_wrong else 0
+
+
+def _sources(paths: Sequence[str]) -> list[tuple[Source, dict[str, tuple[Found, ...]]]]:
+    """Each path's shards by part; the part of shards without a manifest is not known, hence empty."""
+    from hvd_train.data.locate import locate
+
+    if not paths:
+        raise DataError("no PATH was given. Expected files, folders or glob patterns.")
+    sources = [locate(path, "PATH") for path in paths]
+    return [
+        (s, {"": s.train} if s.manifest is None else {"train": s.train, "validation": s.validation})
+        for s in sources
+    ]
+
+
+def _layout(shard: ShardInfo) -> str:
+    if shard.contiguous:
+        return "contiguous"
+    chunks = "in one piece" if shard.chunk_rows is None else f"chunks of {shard.chunk_rows} rows"
+    return f"compressed, {chunks}" if shard.compressed else chunks
+
+
+def _classes(counts: Sequence[int] | None) -> str:
+    """The classes that occur, as ranges: `0-4, 7`."""
+    if counts is None:
+        return "-"
+    present = [label for label, count in enumerate(counts) if count]
+    starts = [label for label in present if label - 1 not in present]
+    stops = [label for label in present if label + 1 not in present]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, stops, strict=True))
