@@ -243,8 +243,8 @@ install_package() {
 summary() {
     local horovod
     horovod=$(installed horovod)
-    say ready "$("$py" --version), torch $torch, $(sed 's/.*"version": "\([^",]*\).*/\1/' <<<"$record") ($mpi)," \
-        "${horovod:+Horovod }${horovod:-no Horovod}"
+    mpi="$(sed 's/.*"version": "\([^",]*\).*/\1/' <<<"$record") ($mpi)"
+    say ready "$("$py" --version), torch $torch, $mpi, ${horovod:+Horovod }${horovod:-no Horovod}, in $VENV"
 }
 
 main() {
