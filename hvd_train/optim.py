@@ -1,0 +1,168 @@
+"""One local step: the optimizer that the configuration names, and what happens between two of its steps."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hvd_train.config import OptimConfig
+from hvd_train.errors import ConfigError, TaskError
+from hvd_train.task import Batch, Task
+
+_UNUSABLE = {
+    "LBFGS": "it evaluates the loss several times a step",
+    "SparseAdam": "it takes sparse gradients only",
+}
+_SGD_DEFAULTS = {"momentum": 0.9, "nesterov": True}
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
+    """The optimizer `config.name` over the parameters of `model` that require a gradient.
+
+    Not collective. Raises `ConfigError` for a class, an argument or a value that cannot be used, and
+    `TaskError` for a model without such parameters.
+    """
+    cls = _optimizer_class(config.name)
+    params = [p for p in model.parameters() if p.requires_grad]
+    if not params:
+        raise TaskError(
+            f"{type(model).__name__} has no parameter that requires a gradient; expected at least one. "
+            "Look at what build_model freezes."
+        )
+    args = _arguments(cls, config)
+    # On CPUs, too, torch's fused step is several times faster than its default, which loops over tensors.
+    if "fused" in inspect.signature(cls).parameters and not args.keys() & {
+        "fused",
+        "foreach",
+        "differentiable",
+    }:
+        args["fused"] = all(p.is_floating_point() for p in params)
+    try:
+        return cls(params, **args)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"optim: torch.optim.{config.name} cannot be made with lr = {config.lr}, args = {config.args}: "
+            f"{error}. Expected values that the class accepts; see its documentation."
+        ) from error
+
+
+def _optimizer_class(name: str) -> type[Optimizer]:
+    classes: dict[str, Any] = {
+        n: v
+        for n, v in vars(torch.optim).items()
+        if inspect.isclass(v) and issubclass(v, Optimizer) and v is not Optimizer
+    }
+    if name in _UNUSABLE:
+        raise ConfigError(
+            f"optim.name = {name!r} cannot be used: {_UNUSABLE[name]}. Expected a class of torch.optim that "
+            "steps without a closure and with dense gradients, for example `SGD` or `AdamW`."
+        )
+    if name not in classes:
+        usable = {n.lower(): n for n in classes if n not in _UNUSABLE}
+        near = difflib.get_close_matches(name.lower(), usable, n=1)
+        remedy = (
+            f"Did you mean `{usable[near[0]]}`?"
+            if near
+            else f"There are {', '.join(sorted(usable.values()))}."
+        )
+        raise ConfigError(f"optim.name = {name!r}: expected a class of torch.optim. {remedy}")
+    cls: type[Optimizer] = classes[name]
+    return cls
+
+
+def _arguments(cls: type[Optimizer], config: OptimConfig) -> dict[str, Any]:
+    known = set(inspect.signature(cls).parameters) - {"params", "lr"}
+    for name in config.args:
+        if name == "lr":
+            raise ConfigError(
+                f"optim.args.lr = {config.args[name]!r}: expected the rate in optim.lr. Move it there."
+            )
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            remedy = f"Did you mean `{near[0]}`?" if near else "Remove it."
+            expected = f"an argument of torch.optim.{config.name}: {', '.join(sorted(known))}"
+            raise ConfigError(f"optim.args.{name} is unknown; expected {expected}. {remedy}")
+    args: dict[str, Any] = dict(config.args)
+    if config.name == "SGD" and not args:
+        args |= _SGD_DEFAULTS
+    if "lr" in inspect.signature(cls).parameters:
+        args["lr"] = config.lr
+    return args
+
+
+@final
+class LocalStep:
+    """One optimizer step on this rank's batches: forward, backward, clip, step. Never communicates.
+
+    The model must be in training mode. Its gradients are the optimizer's to use between two steps.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, task: Task, config: OptimConfig) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._task = task
+        self._clip_norm = config.clip_norm
+        self._params = [p for group in optimizer.param_groups for p in group["params"]]
+        self._precision = (
+            torch.autocast(self._params[0].device.type, torch.bfloat16)
+            if config.precision == "bf16"
+            else contextlib.nullcontext()
+        )
+        self._loss_is_checked = False
+
+    def __call__(self, batches: Sequence[Batch]) -> tuple[float, int]:
+        """One step with the gradient of the mean over all samples of `batches`, which may differ in size.
+
+        Returns the sum of the loss over the samples, and their number; without a sample there is no step.
+        Raises `TaskError` if the task's loss is not what `Task.loss` promises.
+        """
+        for p in self._params:
+            p.grad = None
+        loss_sum, num_samples = 0.0, 0
+        for batch in batches:
+            mean, n = self._loss(batch)
+            if n:
+                # How many samples there will be is known after the last batch only: sums now, divided below.
+                (mean if len(batches) == 1 else mean * n).backward()  # type: ignore[no-untyped-call]
+                loss_sum += mean.item() * n
+                num_samples += n
+        if num_samples == 0:
+            return 0.0, 0
+        if len(batches) > 1:
+            for p in self._params:
+                if p.grad is not None:
+                    p.grad.div_(num_samples)
+        if self._clip_norm:
+            nn.utils.clip_grad_norm_(self._params, self._clip_norm)
+        self._optimizer.step()
+        return loss_sum, num_samples
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, int]:
+        with self._precision:
+            loss = self._task.loss(self._model, self._task.transform(batch))
+        if not self._loss_is_checked:
+            _check_loss(loss, type(self._task).__name__)
+            self._loss_is_checked = True
+        return loss
+
+
+def _check_loss(loss: object, task: str) -> None:
+    expected = "expected (mean loss, number of samples): a scalar tensor with a gradient and an int"
+    if not (isinstance(loss, tuple) and len(loss) == 2):
+        raise TaskError(f"{task}.loss returned {type(loss).__name__}; {expected}.")
+    mean, n = loss
+    if not isinstance(n, int) or n < 0:
+        raise TaskError(
+            f"{task}.loss returned {n!r} as the number of samples; {expected}. Take len of the batch."
+        )
+    if not (isinstance(mean, Tensor) and mean.numel() == 1 and mean.requires_grad):
+        seen = f"a tensor of shape {list(mean.shape)}" if isinstance(mean, Tensor) else type(mean).__name__
+        without = " without a gradient" if isinstance(mean, Tensor) and not mean.requires_grad else ""
+        raise TaskError(f"{task}.loss returned {seen}{without} as the loss; {expected}. Take the mean.")

@@ -1,0 +1,87 @@
+"""What changes in the course of a run by a rule that is the same on every rank: learning rate and period."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, final
+
+from torch.optim import Optimizer
+
+from hvd_train.config import LearningRateConfig
+
+
+@final
+class LearningRate:
+    """The learning rate of `optimizer` as a pure function of what all ranks know: it has no state, and a
+    resumed run continues it by itself.
+
+    The rates that the parameter groups have now are the ones that are multiplied.
+    """
+
+    def __init__(self, config: LearningRateConfig, optimizer: Optimizer) -> None:
+        self._config = config
+        self._groups = optimizer.param_groups
+        self._rates = [float(group["lr"]) for group in self._groups]
+
+    def factor(self, rounds: int, samples: int) -> float:
+        """What the configured learning rate is multiplied by in the round that starts after `rounds` rounds
+        and `samples` samples of all ranks together.
+
+        With u the one of them that `unit` names: the warm-up factor is (u + 1) / warmup until that reaches 1,
+        so that the first round does something. `step` counts its steps from the start of the run; `cosine`
+        falls from the end of the warm-up to `floor` at `total`, and stays there.
+        """
+        c = self._config
+        u = rounds if c.unit == "rounds" else samples
+        warm_up = min(1.0, (u + 1) / c.warmup) if c.warmup else 1.0
+        if c.schedule == "step":
+            return warm_up * c.factor ** (u // c.every)
+        if c.schedule == "cosine":
+            done = min(1.0, max(0, u - c.warmup) / (c.total - c.warmup))
+            return warm_up * (c.floor + (1 - c.floor) * (1 + math.cos(math.pi * done)) / 2)
+        return warm_up
+
+    def apply(self, rounds: int, samples: int) -> None:
+        """Sets the rate of each parameter group to its first one times `factor`."""
+        factor = self.factor(rounds, samples)
+        for group, rate in zip(self._groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+
+    @property
+    def current(self) -> float:
+        """The rate of the first parameter group."""
+        return float(self._groups[0]["lr"])
+
+
+class Period(ABC):
+    """How many local steps each round has; every rank gives the same answer."""
+
+    @abstractmethod
+    def next(self) -> int:
+        """k, at least 1, of the round that starts now."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """JSON scalars that `load_state_dict` takes back."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a `state_dict`."""
+
+
+@final
+class FixedPeriod(Period):
+    """The same k in every round. A resumed run takes the k of its configuration, not that of its past."""
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+
+    def next(self) -> int:
+        return self._k
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
