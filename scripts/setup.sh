@@ -243,7 +243,7 @@ install_package() {
 summary() {
     local horovod
     horovod=$(installed horovod)
-    mpi="$(sed 's/.*"version": "\([^",]*\).*/\1/' <<<"$record") ($mpi)"
+    mpi="$(sed 's/.*"version": "\([^",]*\).*/\1/' <<<"$record" | tr -s ' ') ($mpi)"
     say ready "$("$py" --version), torch $torch, $mpi, ${horovod:+Horovod }${horovod:-no Horovod}, in $VENV"
 }
 
