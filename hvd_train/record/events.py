@@ -1,0 +1,148 @@
+"""events.jsonl: what happened in a run, one JSON object a line, append-only.
+
+The schema is events.schema.json beside this file. Later versions only add fields, so a reader ignores
+what it does not know.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, final
+
+import msgspec
+
+from hvd_train.record.reports import (
+    CheckpointReport,
+    EvaluationReport,
+    FaultReport,
+    Recorder,
+    Report,
+    RoundReport,
+    RunHeader,
+    Spread,
+    StopReport,
+)
+
+SCHEMA = 1
+SCHEMA_FILE = Path(__file__).with_name("events.schema.json")
+ROUND_LINES_PER_S = 10
+
+_NAMES: dict[type[Report], str] = {
+    EvaluationReport: "evaluation",
+    CheckpointReport: "checkpoint",
+    FaultReport: "fault",
+    StopReport: "stop",
+}
+
+
+@final
+class EventLog(Recorder):
+    """Appends the reports of a run to `path`.
+
+    Every line is one write to the operating system, so a killed process tears at most the last line. What is
+    torn is cut off when the log is opened again. Rounds that end within a tenth of a second become one line;
+    every other event is written at once, after the rounds before it.
+
+    Args:
+        path: created if it does not exist; its folder must.
+        clock: gives Unix seconds.
+    """
+
+    def __init__(self, path: str | Path, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._file = open(path, "ab+", buffering=0)  # noqa: SIM115, closed by close()
+        _cut_torn_line(self._file.fileno())
+        self._rounds: dict[str, Any] | None = None
+        self._rounds_time = 0.0
+        self._written_time = 0.0
+
+    def header(self, header: RunHeader) -> None:
+        self._write("header", self._clock(), vars(header))
+
+    def report(self, report: Report) -> None:
+        now = self._clock()
+        if not isinstance(report, RoundReport):
+            self._flush_rounds()
+            self._write(_NAMES[type(report)], now, vars(report))
+            return
+        fields = {**vars(report), "rounds": (report.round, report.round)}
+        self._rounds = fields if self._rounds is None else _merge(self._rounds, fields)
+        self._rounds_time = now
+        # A clock that was set back must not hold rounds back until it has caught up.
+        if not 0 <= now - self._written_time < 1 / ROUND_LINES_PER_S:
+            self._flush_rounds()
+
+    def close(self) -> None:
+        if not self._file.closed:
+            self._flush_rounds()
+            self._file.close()
+
+    def _flush_rounds(self) -> None:
+        if self._rounds is not None:
+            self._write("round", self._rounds_time, self._rounds)
+            self._written_time = self._rounds_time
+            self._rounds = None
+
+    def _write(self, event: str, time_s: float, fields: dict[str, Any]) -> None:
+        # msgspec writes a float that is not finite as null; JSON has no word for it.
+        values = {"event": event, "schema": SCHEMA, "time_s": time_s, **fields}
+        self._file.write(msgspec.json.encode(values, enc_hook=_python_number) + b"\n")
+
+
+def _python_number(value: Any) -> Any:
+    """A scalar of numpy or torch, which a user's task may give, as Python's own."""
+    return value.item()
+
+
+def _merge(before: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """One line for the rounds of both: sums, means over the samples, and the newest of the rest."""
+    phases = before["seconds"].keys() | new["seconds"].keys()
+    none = Spread(0.0, 0.0, 0.0)
+    return {
+        **new,
+        "rounds": (before["rounds"][0], new["rounds"][1]),
+        "samples": before["samples"] + new["samples"],
+        "loss": _mean_loss(before, new),
+        "seconds": {p: before["seconds"].get(p, none) + new["seconds"].get(p, none) for p in phases},
+        "drift": before["drift"] if new["drift"] is None else new["drift"],
+        "zero_weight": sorted({*before["zero_weight"], *new["zero_weight"]}),
+    }
+
+
+def _mean_loss(a: dict[str, Any], b: dict[str, Any]) -> float:
+    counted = [(r["loss"], r["samples"]) for r in (a, b) if r["samples"]]
+    total = sum(n for _, n in counted)
+    return sum(loss * n for loss, n in counted) / total if total else float("nan")
+
+
+def _cut_torn_line(descriptor: int) -> None:
+    """Cuts off what stands behind the last line end."""
+    size = end = os.fstat(descriptor).st_size
+    block = 1 << 16
+    while end > 0:
+        begin = max(0, end - block)
+        newline = os.pread(descriptor, end - begin, begin).rfind(b"\n")
+        end = begin + newline + 1 if newline >= 0 else begin
+        if newline >= 0:
+            break
+    if end < size:
+        os.ftruncate(descriptor, end)
+
+
+def read_events(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The events in `path`, oldest first, also while the log is being written.
+
+    A last line that is torn, or not yet complete, is left out. Raises `ValueError` for any other line that
+    is not JSON.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield msgspec.json.decode(line, type=dict[str, Any])
+            except msgspec.DecodeError as error:
+                raise ValueError(f"{path}, line {number}: not an event: {error}.") from error
