@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -24,8 +25,8 @@ class Inspection:
     """What a rank finds in its own state before an average; its part of the header."""
 
     finite: bool
-    distance: float = 0.0
-    moved: float = 0.0
+    distance: float = -1.0
+    moved: float = -1.0
     hash: int | None = None
 
 
@@ -35,8 +36,9 @@ class Average(Protocol):
     def start(self) -> None:
         """x_0 := the state of rank 0. Collective."""
 
-    def inspect(self, thorough: bool) -> Inspection:
-        """Looks at this rank's state; `thorough` also measures distances and takes a hash. Not collective."""
+    def inspect(self, distance: bool, verify: bool) -> Inspection:
+        """Looks at this rank's state: is it finite; `distance`: how far is it from the anchor; `verify`: a
+        hash of the last average, and how far it moved. Not collective."""
 
     def average(self, weight: float, healthy: bool) -> None:
         """Replaces the state by the weighted mean over the ranks. Collective."""
@@ -76,18 +78,20 @@ class StateAverage:
                     "optimizer on every rank."
                 )
 
-    def inspect(self, thorough: bool) -> Inspection:
-        """One pass over the state: a sum tells whether all is finite; if `thorough`, a squared distance
-        from the anchor tells it too. The hash and `moved` are of the last average, not of this round."""
-        if not thorough:
-            return Inspection(finite=all(bool(torch.isfinite(b.live.sum())) for b in self._buffers))
-        distance = sum(squared_distance(b.live, b.anchor) for b in self._buffers)
-        moved = sum(
-            squared_distance(b.anchor[b.start : b.stop], b.previous[b.start : b.stop]) for b in self._buffers
-        )
-        return Inspection(
-            finite=bool(torch.isfinite(torch.tensor(distance))), distance=distance, moved=moved, hash=self.hash()
-        )
+    def inspect(self, distance: bool, verify: bool) -> Inspection:
+        """See `Average`. One pass over the state: a sum tells whether all is finite, and so does a squared
+        distance, which is taken in its place where it is asked for."""
+        far = -1.0
+        if distance:
+            far = sum(squared_distance(b.live, b.anchor) for b in self._buffers)
+            finite = math.isfinite(far)
+        else:
+            finite = all(math.isfinite(float(b.live.sum())) for b in self._buffers)
+        if not verify:
+            return Inspection(finite=finite, distance=far)
+        owned = [slice(b.start, b.stop) for b in self._buffers]
+        moved = sum(squared_distance(b.anchor[s], b.previous[s]) for b, s in zip(self._buffers, owned, strict=True))
+        return Inspection(finite=finite, distance=far, moved=moved, hash=self.hash())
 
     def hash(self) -> int:
         """A 64-bit hash (XXH3) of the anchor as this rank holds it."""
@@ -115,9 +119,9 @@ class NoAverage:
         """x_0 := the state of rank 0, so that all ranks start alike. Collective."""
         self._inner.start()
 
-    def inspect(self, thorough: bool) -> Inspection:
+    def inspect(self, distance: bool, verify: bool) -> Inspection:
         """Whether this rank's state is finite; the ranks are meant to differ, nothing is compared."""
-        return self._inner.inspect(thorough=False)
+        return self._inner.inspect(distance=False, verify=False)
 
     def average(self, weight: float, healthy: bool) -> None:
         """Leaves every rank as it is."""
@@ -229,8 +233,8 @@ class Averager:
 
         Raises `BitsDiffer` on every rank, `ViewReplaced` on one.
         """
-        thorough = self._check_every > 0 and self.rounds % self._check_every == 0
-        row = report(self._average.inspect(thorough), samples=float(self._samples), loss_sum=0.0)
+        verify = self._check_every > 0 and self.rounds % self._check_every == 1 % self._check_every
+        row = report(self._average.inspect(False, verify), samples=self._samples, loss_sum=0.0)
         header = exchange(self._comm, row)
         check_bits(header)
         self._average.average(float(header.weights[self._comm.rank]), self._comm.rank not in header.sick)

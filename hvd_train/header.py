@@ -23,10 +23,10 @@ class Row:
     """1 if every value that would be averaged is finite, else 0."""
     stop: float = 0.0
     """1 if this rank was asked to stop, by a signal or by its program, else 0."""
-    distance: float = 0.0
-    """||y_i - x_t||^2 of this rank, where it was measured."""
-    moved: float = 0.0
-    """This rank's slice of ||x_t - x_(t-1)||^2, where it was measured."""
+    distance: float = -1.0
+    """||y_i - x_t||^2 of this rank; -1 if not measured."""
+    moved: float = -1.0
+    """||x_t - x_(t-1)||^2 over the slices that this rank owns; -1 if not measured."""
     hash_high: float = -1.0
     hash_low: float = -1.0
     """Halves of the 64-bit hash of this rank's parameters after the last average; -1 if not taken."""
@@ -35,8 +35,9 @@ class Row:
     compute_s: float = 0.0
     """Seconds spent on forward, backward and optimizer."""
     communication_s: float = 0.0
-    """Seconds between the end of the previous round's last local step and its new parameters: checks,
-    waiting for the slowest rank, header and average."""
+    """Seconds that the average before this round's local steps took on this rank."""
+    wait_s: float = 0.0
+    """Seconds that this rank waited there for the slowest one."""
 
 
 class Header:
@@ -76,6 +77,16 @@ class Header:
         """The weights over their sum, all 0 if that is 0."""
         total = self.weights.sum()
         return self.weights / total if total > 0 else self.weights
+
+    @property
+    def measured(self) -> bool:
+        """Whether the ranks measured their distance from the anchor."""
+        return bool((self["distance"] >= 0).all())
+
+    @property
+    def verified(self) -> bool:
+        """Whether the ranks took hashes, and measured how far the last average moved."""
+        return bool((self["moved"] >= 0).all())
 
     def unlike(self) -> list[int]:
         """Ranks whose hash is not that of rank 0."""

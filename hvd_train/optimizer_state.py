@@ -7,7 +7,7 @@ zeros with gradients of zero, and what appears is taken over: moments of nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -76,3 +76,38 @@ def _beginning(optimizer: torch.optim.Optimizer, key: str, value: Any) -> Any:
     if key not in _INITIAL_COUNTERS:
         return value
     return value.fill_(_INITIAL_COUNTERS[key]) if is_tensor else type(value)(_INITIAL_COUNTERS[key])
+
+
+class OptimizerState:
+    """An optimizer's state as a checkpoint saves it, by `parameter/key`. Stateful.
+
+    Loading copies into tensors that exist, so that those laid out in a flat state stay there.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, only: Callable[[str, Any], bool]) -> None:
+        self._named = list(model.named_parameters())
+        self._optimizer = optimizer
+        self._only = only
+        """Whether a value, by its name, belongs to this part of the state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and counters; what is None, as SGD's momentum may be, is left out."""
+        state: dict[str, Any] = {}
+        for name, p in self._named:
+            for key, value in self._optimizer.state.get(p, {}).items():
+                if value is not None and self._only(f"{name}/{key}", value):
+                    state[f"{name}/{key}"] = value
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes the values back; keys of parameters that the model does not have are an error."""
+        parameters = dict(self._named)
+        for full, value in state.items():
+            name, _, key = full.rpartition("/")
+            if name not in parameters:
+                raise TaskError(f"the saved optimizer state is of parameter `{name}`, which the model does not have.")
+            held = self._optimizer.state[parameters[name]]
+            if torch.is_tensor(held.get(key)):
+                held[key].copy_(value)
+            else:
+                held[key] = value

@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import enum
 import sys
+import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from hvd_train.errors import SizeMismatch
+from hvd_train.errors import CommunicationError, SizeMismatch, UserError
 
 T = TypeVar("T")
 OnSlice = Callable[[Tensor, int], None]
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """The types that can be averaged, in the order of their codes in `_agree_on_weights`."""
+
+_GRACE_S = 3.0
+"""Seconds that a rank which lost contact gives the one at fault to report it."""
 
 
 class Op(enum.Enum):
@@ -224,22 +228,18 @@ class Communicator(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes; after an exception in a world of several ranks it ends the job instead: the others
-        would wait for this rank for ever."""
-        if error is None or self.size == 1:
+        """Closes. After an exception that only this rank has, in a world of several, it reports it and ends
+        the job: the others would wait for this rank for ever."""
+        if error is None or self.size == 1 or getattr(error, "agreed", False):
             self.close()
             return
-        sys.stderr.write(f"rank {self.rank} on {self.host}:\n")
-        traceback.print_exception(kind, error, trace)
+        if isinstance(error, CommunicationError):
+            # The cause lies with another rank, which reports it; the launcher then ends this one.
+            time.sleep(_GRACE_S)
+        where = f"rank {self.rank} of {self.size} ({self.host})"
+        if isinstance(error, UserError):
+            sys.stderr.write(f"hvd_train: {where}: {error}\n")
+        else:
+            sys.stderr.write(f"{where}:\n{''.join(traceback.format_exception(kind, error, trace))}")
         sys.stderr.flush()
-        self.abort(1)
-
-
-def describe(comm: Communicator) -> dict[str, Any]:
-    """The plain values of a communicator, for a log."""
-    return {
-        "backend": comm.name,
-        "library": comm.library,
-        "world_size": comm.size,
-        "num_hosts": comm.num_hosts,
-    }
+        self.abort(2 if isinstance(error, UserError) else 1)

@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 
 import msgspec
 
-from hvd_train.data.atomic import replacing
+from hvd_train.atomic import replacing
 from hvd_train.data.format import MANIFEST_NAME, SCHEMA_VERSION, Manifest
 from hvd_train.errors import DataError
 

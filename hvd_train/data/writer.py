@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from hvd_train.data.atomic import replacing
+from hvd_train.atomic import replacing
 from hvd_train.data.blocks import checksums, class_counts, rows_per_block
 from hvd_train.data.format import MANIFEST_NAME, FieldSpec, Manifest, SampleSpec, ShardEntry, is_class_dtype
 from hvd_train.data.h5 import Array, write_file

@@ -1,0 +1,73 @@
+"""Before the first step: what can fail on one rank fails on all, and what must be equal is compared."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from hvd_train.comm.base import Communicator
+from hvd_train.errors import HvdTrainError, RanksDisagree, UserError
+
+T = TypeVar("T")
+
+
+class SetupFailed(UserError):
+    """What the user gave cannot be run on some of the ranks."""
+
+    agreed = True
+
+
+class RankFailed(HvdTrainError):
+    """A rank raised an exception that is nobody's input; the message holds its traceback."""
+
+    agreed = True
+
+
+def together(comm: Communicator, action: Callable[[], T]) -> T:
+    """Runs `action` on every rank; if it raises on any, every rank raises. Collective; `action` must not be.
+
+    Raises:
+        SetupFailed: with the message of the lowest rank whose `action` raised a `UserError`; the ranks are
+            named unless all say the same.
+        RankFailed: with the traceback of the lowest rank that raised anything else.
+    """
+    value: T | None = None
+    failure: tuple[bool, str] | None = None
+    cause: Exception | None = None
+    try:
+        value = action()
+    except UserError as error:
+        failure, cause = (True, str(error)), error
+    except Exception as error:
+        failure, cause = (False, traceback.format_exc()), error
+    failures = comm.allgather(failure)
+    failed = [r for r, f in enumerate(failures) if f is not None]
+    if failed:
+        raise _failure(comm, failures, failed) from cause
+    return value  # type: ignore[return-value]
+
+
+def _failure(comm: Communicator, failures: list[tuple[bool, str] | None], failed: list[int]) -> HvdTrainError:
+    first = failed[0]
+    is_input, text = failures[first]  # type: ignore[misc]
+    same = [r for r in failed if failures[r] == failures[first]]
+    where = "" if len(same) == comm.size else f"rank {', '.join(map(str, same))} of {comm.size}: "
+    return SetupFailed(where + text) if is_input else RankFailed(f"rank {first} of {comm.size}:\n{text}")
+
+
+def require_equal(comm: Communicator, what: str, values: Mapping[str, Any], remedy: str) -> None:
+    """Compares small values by name. Collective.
+
+    Raises `RanksDisagree`, on every rank, naming the first that differs, the ranks and both values.
+    """
+    everyone = comm.allgather(dict(values))
+    for rank, theirs in enumerate(everyone):
+        for key in sorted(everyone[0].keys() | theirs.keys()):
+            first, other = everyone[0].get(key), theirs.get(key)
+            if first != other:
+                like_other = [r for r, v in enumerate(everyone) if v.get(key) == other]
+                raise RanksDisagree(
+                    f"the ranks have different {what}: {key} is {first!r} on rank 0 but {other!r} on rank "
+                    f"{', '.join(map(str, like_other))}. {remedy}"
+                )

@@ -1,0 +1,103 @@
+"""A whole run, from the command line or from Python; and afterwards its model, in one process without MPI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hvd_train.agree import together
+from hvd_train.checkpoint import find_checkpoint
+from hvd_train.comm.base import Communicator
+from hvd_train.comm.factory import connect
+from hvd_train.config import Config
+from hvd_train.data.format import SampleSpec
+from hvd_train.errors import RunDirectoryError
+from hvd_train.record.console import make_console
+from hvd_train.record.events import EventLog
+from hvd_train.record.reports import NullRecorder, Recorder, Recorders
+from hvd_train.rundir import EVENTS_FILE, RunDirectory, open_run, saved_config
+from hvd_train.signals import StopRequest
+from hvd_train.task import Task, make_task
+from hvd_train.wiring import Wiring
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a run ended; the same on every rank."""
+
+    best: float | None
+    """Best value of the watched metric; None if nothing was evaluated."""
+
+    final: float | None
+    """Its last value."""
+
+    reason: str
+    """Why it stopped: the name of the rule in `StopConfig`, or `diverged` or `interrupted`."""
+
+    run: Path
+    """The run's folder."""
+
+
+def train(config: Config, task: Task | None = None, comm: Communicator | None = None) -> Result:
+    """Trains as `config` says, on all ranks of the job. Collective.
+
+    Args:
+        config: the same on every rank.
+        task: what to train, instead of what `config.task` names.
+        comm: where the program has one already; else one is connected, and closed at the end.
+
+    Raises `UserError` on every rank, with the same message, for what cannot be run. Any other exception
+    on one rank is reported and ends the job, where there are several ranks.
+    """
+    if comm is not None:
+        return _train(config, task, comm)
+    with connect(config.backend) as connected:
+        return _train(config, task, connected)
+
+
+def _train(config: Config, task: Task | None, comm: Communicator) -> Result:
+    wiring = Wiring(config, task, comm)
+    run = comm.broadcast(together(comm, lambda: open_run(config) if comm.rank == 0 else None))
+    assert run is not None  # rank 0 opened it
+    with ExitStack() as stack:
+        recorder = stack.enter_context(_recording(comm, run))
+        stop_request = stack.enter_context(StopRequest())
+        training = wiring.assemble(run, recorder, stop_request)
+        stack.callback(wiring.reader.close)
+        recorder.header(wiring.header(run, training))
+        stop = training.run()
+    return Result(best=stop.best, final=stop.final, reason=stop.reason, run=run.folder)
+
+
+@contextmanager
+def _recording(comm: Communicator, run: RunDirectory) -> Iterator[Recorder]:
+    recorder = Recorders(EventLog(run.folder / EVENTS_FILE), make_console()) if comm.rank == 0 else NullRecorder()
+    try:
+        yield recorder
+    finally:
+        recorder.close()
+
+
+def load_model(path: str | Path, checkpoint: str = "best", task: Task | None = None) -> nn.Module:
+    """The trained model of a run, in evaluation mode. One process, no MPI.
+
+    Args:
+        path: a run's folder, or one checkpoint's.
+        checkpoint: `best` or `latest`, where `path` is a run.
+        task: the task that was trained, where it was not named by the configuration.
+
+    Raises `RunDirectoryError` for a path without a checkpoint or with a damaged one.
+    """
+    saved = find_checkpoint(Path(path), checkpoint)
+    if saved is None:
+        raise RunDirectoryError(f"{path} has no checkpoint; expected one in {path}/checkpoints. Let the run go on.")
+    config = saved_config(saved.folder)
+    model = (task or make_task(config)).build_model(SampleSpec.from_json(saved.sample))
+    with torch.no_grad():
+        model.load_state_dict(saved.model())
+    return model.eval()

@@ -1,0 +1,285 @@
+"""Checkpoints: what a run needs to go on, in tensors and JSON, complete or not there at all.
+
+    checkpoints/round-120/model.safetensors            parameters and buffers of the model
+                          rank-00000.safetensors ...   the state of each rank; rank 0's also holds what is
+                                                       the same on all
+                          manifest.json                sizes and checksums; written last
+    checkpoints/best, latest                           one line each: the folder's name
+
+All ranks write at the same time into a folder with a temporary name, which rank 0 renames when every
+file is on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from hvd_train.atomic import replacing, sync
+from hvd_train.comm.base import Communicator
+from hvd_train.config import CheckpointConfig
+from hvd_train.errors import RunDirectoryError
+from hvd_train.record.reports import CheckpointReport, FaultReport, Recorder
+from hvd_train.stateful import Stateful
+
+SCHEMA = 1
+MODEL_FILE = "model.safetensors"
+MANIFEST_FILE = "manifest.json"
+
+
+def rank_file(rank: int) -> str:
+    """The name of the file with the state of a rank."""
+    return f"rank-{rank:05d}.safetensors"
+
+
+@dataclass(kw_only=True)
+class Checkpoints:
+    """Writes the checkpoints of a run; keeps the newest few and the best.
+
+    `parts` are what survives a restart, by name, each with the state of this rank; those named in
+    `shared` are the same on every rank and written by rank 0 alone.
+    """
+
+    folder: Path
+    """`checkpoints` in the run's folder."""
+    comm: Communicator
+    config: CheckpointConfig
+    model: nn.Module
+    parts: Mapping[str, Stateful]
+    shared: frozenset[str]
+    sample: Mapping[str, Any]
+    """The sample specification as JSON: what the model was built for."""
+    recorder: Recorder
+    failure: str = field(default="", init=False)
+    """Why the last attempt to save failed; empty if it did not."""
+
+    def after_round(self, rounds: int, stop_reason: str, improved: bool) -> None:
+        """Saves at the end, at the best error so far, and every so many rounds. Collective.
+
+        A checkpoint that cannot be written is reported and training goes on; raises `RunDirectoryError`, on
+        every rank, if the run ends and none could be written.
+        """
+        every = self.config.every_rounds
+        if stop_reason:
+            self.save(rounds, "interrupted" if stop_reason == "interrupted" else "end", improved)
+        elif improved:
+            self.save(rounds, "best", best=True)
+        elif every and rounds % every == 0:
+            self.save(rounds, "every", best=False)
+        if stop_reason and self.failure and not self.kept():
+            error = RunDirectoryError(f"no checkpoint could be saved: {self.failure}")
+            error.agreed = True
+            raise error
+
+    def save(self, rounds: int, reason: str, best: bool) -> None:
+        """Writes the state after `rounds` rounds. Collective."""
+        began = time.perf_counter()
+        name = f"round-{rounds}"
+        temporary = self.folder / f".{name}.tmp"
+        self._everywhere(lambda: self._begin(temporary) if self.comm.rank == 0 else None)
+        written = self._everywhere(lambda: self._write_files(temporary)) if not self.failure else []
+        if not self.failure:
+            files = {name: entry for entries in written for name, entry in entries.items()}
+            self._everywhere(lambda: self._publish(temporary, name, files, best) if self.comm.rank == 0 else None)
+        if self.failure:
+            self._report_failure(rounds, temporary)
+            return
+        num_bytes = sum(entry["num_bytes"] for entry in files.values())
+        seconds = time.perf_counter() - began
+        self.recorder.report(
+            CheckpointReport(
+                round=rounds, path=str(self.folder / name), reason=reason, num_bytes=num_bytes, seconds=seconds
+            )
+        )
+
+    def _everywhere(self, action: Any) -> list[Any]:
+        """Runs a part of a save on each rank and gathers what they return. Where it failed on any, every
+        rank has the reason in `failure`."""
+        try:
+            mine = (action(), "")
+        except OSError as error:
+            mine = (None, f"rank {self.comm.rank} ({self.comm.host}): {error}")
+        results = self.comm.allgather(mine)
+        self.failure = next((failure for _, failure in results if failure), "")
+        return [value for value, _ in results]
+
+    def _begin(self, temporary: Path) -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+
+    def _write_files(self, temporary: Path) -> dict[str, dict[str, Any]]:
+        files = {rank_file(self.comm.rank): self._pack_parts()}
+        if self.comm.rank == 0:
+            files[MODEL_FILE] = save(_detached(self.model.state_dict()))
+        for name, content in files.items():
+            with replacing(temporary / name) as path:
+                path.write_bytes(content)
+        return {name: {"num_bytes": len(c), "xxh3_64": xxhash.xxh3_64_hexdigest(c)} for name, c in files.items()}
+
+    def _pack_parts(self) -> bytes:
+        tensors: dict[str, Tensor] = {}
+        plain: dict[str, dict[str, Any]] = {}
+        for part, stateful in self.parts.items():
+            if part in self.shared and self.comm.rank != 0:
+                continue
+            plain[part] = {}
+            for key, value in stateful.state_dict().items():
+                if isinstance(value, Tensor):
+                    tensors[f"{part}/{key}"] = value
+                else:
+                    plain[part][key] = value
+        return save(_detached(tensors), metadata={"state": json.dumps(plain)})
+
+    def _publish(self, temporary: Path, name: str, files: Mapping[str, Any], best: bool) -> None:
+        manifest = {
+            "schema": SCHEMA,
+            "round": int(name.removeprefix("round-")),
+            "world_size": self.comm.size,
+            "sample": self.sample,
+            "files": dict(sorted(files.items())),
+        }
+        with replacing(temporary / MANIFEST_FILE) as path:
+            path.write_text(json.dumps(manifest, indent=2) + "\n")
+        final = self.folder / name
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+        sync(self.folder)
+        for pointer in ("latest", "best") if best else ("latest",):
+            with replacing(self.folder / pointer) as path:
+                path.write_text(name + "\n")
+        self._prune()
+
+    def _prune(self) -> None:
+        kept = set(self.kept().values())
+        newest = sorted(_checkpoints_in(self.folder), key=_round_of, reverse=True)
+        for folder in newest[self.config.keep :]:
+            if str(folder) not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def kept(self) -> dict[str, str]:
+        """The folders that `best` and `latest` name, where they exist. Not collective."""
+        found = {pointer: follow(self.folder, pointer) for pointer in ("best", "latest")}
+        return {pointer: str(folder) for pointer, folder in found.items() if folder is not None}
+
+    def _report_failure(self, rounds: int, temporary: Path) -> None:
+        if self.comm.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        message = f"the checkpoint was not saved: {self.failure}. The last good one stays; make room for the next."
+        self.recorder.report(FaultReport(round=rounds, kind="checkpoint_not_saved", ranks=(), message=message))
+
+
+def _detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that share no memory, as the format demands: the live ones lie in one flat buffer."""
+    return {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+
+
+def _checkpoints_in(folder: Path) -> list[Path]:
+    return [f for f in folder.glob("round-*") if f.name.removeprefix("round-").isdigit()]
+
+
+def _round_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("round-"))
+
+
+def follow(folder: Path, pointer: str) -> Path | None:
+    """The checkpoint that `best` or `latest` in a checkpoints folder names, if it is there."""
+    try:
+        name = (folder / pointer).read_text().strip()
+    except OSError:
+        return None
+    target = folder / name
+    return target if name.startswith("round-") and (target / MANIFEST_FILE).is_file() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedCheckpoint:
+    """A checkpoint on disk, its manifest read. Not collective."""
+
+    folder: Path
+    round: int
+    world_size: int
+    sample: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def open(cls, folder: Path) -> SavedCheckpoint:
+        """Raises `RunDirectoryError` if it is not a checkpoint, or not one of this program's version."""
+        path = folder / MANIFEST_FILE
+        try:
+            manifest = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise RunDirectoryError(
+                f"{path}: cannot be read: {error}. Expected a checkpoint's folder, such as RUN/checkpoints/round-120."
+            ) from None
+        if manifest.get("schema") != SCHEMA:
+            raise RunDirectoryError(
+                f"{path}: schema {manifest.get('schema')!r}; this program reads {SCHEMA}. Use the version that wrote it."
+            )
+        known = ("round", "world_size", "sample", "files")
+        return cls(folder=folder, **{key: manifest[key] for key in known})
+
+    def model(self) -> dict[str, Tensor]:
+        """The model's state by name."""
+        return self._read(MODEL_FILE)[0]
+
+    def parts(self, rank: int) -> dict[str, dict[str, Any]]:
+        """The state of every part for a rank: what is shared from rank 0's file, the rest from the rank's
+        own; where there were fewer ranks, from that of rank modulo their number."""
+        parts = _unpack(*self._read(rank_file(0)))
+        own = rank % self.world_size
+        return parts if own == 0 else {**parts, **_unpack(*self._read(rank_file(own)))}
+
+    def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        path = self.folder / name
+        expected = self.files.get(name, {})
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise RunDirectoryError(f"{path}: cannot be read: {error}. Go on from another checkpoint.") from None
+        if xxhash.xxh3_64_hexdigest(content) != expected.get("xxh3_64"):
+            raise RunDirectoryError(
+                f"{path}: damaged: {len(content)} bytes whose checksum differs from the manifest's "
+                f"({expected.get('num_bytes')} bytes). Go on from another checkpoint."
+            )
+        try:
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            return load(content), json.loads(header.get("__metadata__", {}).get("state", "{}"))
+        except (SafetensorError, ValueError) as error:
+            raise RunDirectoryError(f"{path}: not in the safetensors format: {error}.") from None
+
+
+def _unpack(tensors: Mapping[str, Tensor], plain: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    parts = {part: dict(values) for part, values in plain.items()}
+    for name, tensor in tensors.items():
+        part, _, key = name.partition("/")
+        parts[part][key] = tensor
+    return parts
+
+
+def find_checkpoint(path: Path, pointer: str) -> SavedCheckpoint | None:
+    """The checkpoint at `path`: its own folder, or the one that `pointer` names in a run's folder.
+
+    None if a run's folder has none yet. Raises `RunDirectoryError` if it is neither.
+    """
+    if (path / MANIFEST_FILE).is_file():
+        return SavedCheckpoint.open(path)
+    folder = path / "checkpoints"
+    if not folder.is_dir():
+        raise RunDirectoryError(f"{path}: neither a run's folder nor a checkpoint; expected RUN or RUN/checkpoints/round-N.")
+    found = follow(folder, pointer)
+    if found is None:
+        rest = sorted(_checkpoints_in(folder), key=_round_of)
+        found = rest[-1] if rest else None
+    return None if found is None else SavedCheckpoint.open(found)

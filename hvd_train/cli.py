@@ -1,0 +1,101 @@
+"""The command line: which command, its configuration, and exit codes.
+
+Exit codes: 0 finished, or interrupted with a checkpoint; 1 failed; 2 what the user gave cannot be run.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+import hvd_train.machine  # noqa: F401  reads the affinity mask, before anything imports torch
+from hvd_train.comm.launcher import detect
+from hvd_train.config import Config, embedded_config, load_config
+from hvd_train.errors import ConfigError, HvdTrainError, UserError
+
+_DESCRIPTION = """Train a PyTorch model on HDF5 shards, on many ranks, without a master process.
+
+Started without an option it trains on the embedded default, the handwritten digits. Under horovodrun,
+mpirun or srun every rank reads its own shards, and all average their parameters every --period steps.
+
+  --config FILE.toml   reads a configuration; options given beside it count more than the file.
+  --resume RUN         goes on with a run, and with its configuration.
+
+Other commands: `hvd_train shard write | info | check`; each has its own --help."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args[:1] == ["shard"]:
+        from hvd_train.tools.shard import main as shard
+
+        return shard(args[1:])
+    return _train(args[1:] if args[:1] == ["train"] else args)
+
+
+def _train(args: list[str]) -> int:
+    rank = detect().rank
+    try:
+        config = parse(args, quiet=rank != 0)
+    except ConfigError as error:
+        return _refuse(error, rank)
+    from hvd_train.app import train
+
+    try:
+        train(config)
+    except HvdTrainError as error:
+        if rank == 0 or not error.agreed:
+            print(f"hvd_train: {error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, UserError) else 1
+    return 0
+
+
+def _refuse(error: ConfigError, rank: int) -> int:
+    # Before there is a communicator no rank knows of the others. What is wrong with the options is mostly
+    # wrong on every rank: rank 0 says so at once and its launcher ends the job; one that is still there
+    # after some seconds has a reason of its own.
+    if rank != 0:
+        time.sleep(3)
+    print(f"hvd_train: {error}", file=sys.stderr, flush=True)
+    return 2
+
+
+def parse(args: Sequence[str], quiet: bool = False) -> Config:
+    """The configuration of a training: the file of --config or of the run to resume, the embedded default
+    where nothing says what to train, and the options over it.
+
+    Raises `ConfigError`; exits with code 2 for an option that does not exist, with 0 for --help; `quiet` prints
+    neither.
+    """
+    rest, path = _take(list(args), "--config")
+    base = load_config(path) if path else _base(rest)
+    return tyro.cli(
+        Config, prog="hvd_train", description=_DESCRIPTION, args=rest, default=base, console_outputs=not quiet
+    )
+
+
+def _base(args: list[str]) -> Config:
+    _, resume = _take(args, "--resume")
+    if resume and resume != "auto":
+        from hvd_train.rundir import saved_config
+
+        return saved_config(Path(resume))
+    says_what = any(a.split("=")[0] in ("--data", "--data.path", "--task") for a in args)
+    return Config() if says_what else embedded_config()
+
+
+def _take(args: list[str], flag: str) -> tuple[list[str], str]:
+    """The arguments without `flag` and its value, and the value."""
+    for i, argument in enumerate(args):
+        if argument == flag:
+            if i + 1 == len(args):
+                raise ConfigError(f"{flag} stands last: expected a value after it.")
+            return args[:i] + args[i + 2 :], args[i + 1]
+        if argument.startswith(f"{flag}="):
+            return args[:i] + args[i + 1 :], argument.partition("=")[2]
+    return args, ""

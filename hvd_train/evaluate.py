@@ -1,0 +1,107 @@
+"""The error on the validation data, shared by all ranks: nobody waits while one rank evaluates alone."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from hvd_train.comm.base import Communicator, Op
+from hvd_train.data.rows import Rows
+from hvd_train.errors import TaskError
+from hvd_train.header import Header
+from hvd_train.task import Sums, Task
+
+
+class Evaluator(Protocol):
+    """Gives the figures that the watch sees."""
+
+    num_samples: int
+    """Samples of validation data; 0 where there are none."""
+
+    def after_round(self, header: Header) -> None:
+        """Sees every round."""
+
+    def evaluate(self) -> dict[str, float]:
+        """The metrics by name. Collective."""
+
+
+class ValidationEvaluator:
+    """Evaluates the model on rows of validation data.
+
+    Batch b holds the rows [b B, (b+1) B) of the whole validation data, whatever the number of ranks, so
+    the figures do not depend on it. Rank r takes the batches b with b mod p = r; where the ranks hold
+    different models (`every_model`), each rank takes all batches, and the figures are means over the models.
+    """
+
+    def __init__(
+        self, comm: Communicator, task: Task, model: nn.Module, rows: Rows, batch_size: int, every_model: bool
+    ) -> None:
+        self._comm = comm
+        self._task = task
+        self._model = model
+        self._rows = rows
+        self.num_samples = len(rows)
+        every = (0, 1) if every_model else (comm.rank, comm.size)
+        starts = range(0, self.num_samples, batch_size)[every[0] :: every[1]]
+        self._batches = [(s, min(s + batch_size, self.num_samples)) for s in starts]
+
+    def after_round(self, header: Header) -> None:
+        """Training does not change the validation data."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Loss and metrics over all validation rows. Collective: every rank its part, the sums reduced."""
+        was_training = self._model.training
+        self._model.eval()
+        totals: dict[str, np.ndarray] = {}
+        with torch.inference_mode():
+            for start, stop in self._batches:
+                for name, pair in self._sums(start, stop).items():
+                    totals[name] = totals.get(name, np.zeros(2)) + pair
+        self._model.train(was_training)
+        return self._reduce(totals)
+
+    def _sums(self, start: int, stop: int) -> Sums:
+        arrays = self._rows.read(start, stop)
+        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return self._task.evaluate(self._model, self._task.transform(batch))
+
+    def _reduce(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
+        # A rank without a batch does not know the names; it takes part with zeros all the same.
+        known = self._comm.allgather(sorted(totals))
+        names = max(known, key=len)
+        unlike = [r for r, theirs in enumerate(known) if theirs and theirs != names]
+        if unlike:
+            error = TaskError(
+                f"the task's metrics differ between ranks: {names}, but {known[unlike[0]]} on rank {unlike[0]}; "
+                "return the same names for every batch."
+            )
+            error.agreed = True
+            raise error
+        table = np.array([totals.get(name, np.zeros(2)) for name in names])
+        sums = self._comm.allreduce(table, Op.SUM)
+        return {name: float(total / count) for name, (total, count) in zip(names, sums, strict=True) if count}
+
+
+class TrainingLossEvaluator:
+    """Where there is no validation data: the mean training loss since the last look."""
+
+    num_samples = 0
+
+    def __init__(self) -> None:
+        self._loss_sum = 0.0
+        self._samples = 0.0
+
+    def after_round(self, header: Header) -> None:
+        """Adds the losses of the healthy ranks in this round."""
+        counted = header.weights > 0
+        self._loss_sum += float(header["loss_sum"][counted].sum())
+        self._samples += float(header.weights[counted].sum())
+
+    def evaluate(self) -> dict[str, float]:
+        """The smoothed training loss as `loss`, and as the `error` that is watched; no message is sent."""
+        loss = self._loss_sum / self._samples if self._samples else float("nan")
+        self._loss_sum = self._samples = 0.0
+        return {"loss": loss, "error": loss}

@@ -1,0 +1,195 @@
+"""The algorithm: k local steps on every rank, a header, a weighted average, a look at the error.
+
+Local SGD with periodic parameter averaging (Stich, "Local SGD Converges Fast and Communicates Little",
+ICLR 2019; McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+AISTATS 2017), each rank weighted by the samples that it used.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from hvd_train.averaging import Average, check_bits, drift, report
+from hvd_train.checkpoint import Checkpoints
+from hvd_train.comm.base import Communicator
+from hvd_train.config import EvaluateConfig
+from hvd_train.errors import ConfigError
+from hvd_train.evaluate import Evaluator
+from hvd_train.header import Header, exchange
+from hvd_train.progress import Progress
+from hvd_train.record.reports import EvaluationReport, FaultReport, Recorder, RoundReport, Spread, StopReport
+from hvd_train.schedule import FixedPeriod, LearningRate
+from hvd_train.signals import StopRequest
+from hvd_train.stopping import GO_ON, Verdict, Watch
+from hvd_train.worker import Work, Worker
+
+
+@dataclass(kw_only=True)
+class Clock:
+    """Seconds of this rank, by `time.perf_counter`."""
+
+    start: float = field(default_factory=time.perf_counter)
+    communication_s: float = 0.0
+    """Of the last average: checks, average, stop flag."""
+    wait_s: float = 0.0
+    """Of the last average: the header, which waits for the slowest rank."""
+
+    def elapsed_s(self) -> float:
+        """Since the training began."""
+        return time.perf_counter() - self.start
+
+
+@dataclass(kw_only=True)
+class LocalSGD:
+    """One training, ready to run: every part is made, and restored where a run goes on."""
+
+    comm: Communicator
+    worker: Worker
+    average: Average
+    period: FixedPeriod
+    learning_rate: LearningRate
+    evaluator: Evaluator
+    watch: Watch
+    checkpoints: Checkpoints
+    recorder: Recorder
+    stop_request: StopRequest
+    progress: Progress
+    evaluate: EvaluateConfig
+    check_every: int
+    _before: Header | None = field(default=None, init=False)
+    """The header of the previous round, if distances were measured in it."""
+
+    def run(self) -> StopReport:
+        """Trains until the stop flag. Collective; every rank returns the same but for `seconds`."""
+        self.average.start()  # x_0 := the state of rank 0
+        clock, began_with, verdict = Clock(), self.progress.samples, GO_ON
+        while not verdict.stop:
+            self.learning_rate.apply(self.progress.rounds, self.progress.samples)
+            period = self.period.next()
+            work = self.worker.run(period)  # k local steps on this rank's own shards
+            header = self._average(work, clock)
+            self._count(header, period)
+            verdict = self._decide(header, clock)
+            if verdict.reason != "interrupted" and (verdict.stop or self._look_is_due()):
+                verdict = self._look(verdict)
+            self.checkpoints.after_round(self.progress.rounds, verdict.reason, self.watch.improved_at(self.progress.rounds))
+        return self._finish(verdict, self.progress.samples - began_with, clock)
+
+    def _average(self, work: Work, clock: Clock) -> Header:
+        """Header and average of a round: x_(t+1) := sum of w_i y_i, w_i the share of samples of rank i."""
+        began = time.perf_counter()
+        rounds, every = self.progress.rounds, self.check_every
+        found = self.average.inspect(
+            distance=every > 0 and rounds % every == 0, verify=every > 0 and (rounds - 1) % every == 0
+        )
+        row = report(
+            found,
+            samples=work.samples,
+            loss_sum=work.loss_sum,
+            stop=float(self.stop_request.asked),
+            data_s=work.data_s,
+            compute_s=work.compute_s,
+            communication_s=clock.communication_s,
+            wait_s=clock.wait_s,
+        )
+        inspected = time.perf_counter()
+        header = exchange(self.comm, row)
+        met = time.perf_counter()
+        check_bits(header)
+        self.average.average(float(header.weights[self.comm.rank]), self.comm.rank not in header.sick)
+        clock.wait_s = met - inspected
+        clock.communication_s = time.perf_counter() - met + inspected - began
+        return header
+
+    def _count(self, header: Header, period: int) -> None:
+        self.progress.rounds += 1
+        self.progress.samples += header.samples
+        self.evaluator.after_round(header)
+        loss = header.loss
+        phases = ("data", "compute", "communication", "wait")
+        self.recorder.report(
+            RoundReport(
+                round=self.progress.rounds,
+                epoch=self.worker.progress,
+                samples=header.samples,
+                loss=float("nan") if loss is None else loss,
+                seconds={phase: Spread(*header.spread(f"{phase}_s")) for phase in phases},
+                period=period,
+                lr=self.learning_rate.current,
+                drift=drift(self._before, header) if self._before is not None and header.verified else None,
+                zero_weight=tuple(int(r) for r in (header.weights == 0).nonzero()[0]),
+            )
+        )
+        self._before = header if header.measured else None
+        if header.sick:
+            self._report_sick(header)
+
+    def _report_sick(self, header: Header) -> None:
+        everywhere = len(header.sick) == header.size
+        outcome = (
+            "All ranks keep the last good parameters; the run ends." if everywhere else "They took the others' mean."
+        )
+        self.recorder.report(
+            FaultReport(
+                round=self.progress.rounds,
+                kind="not_finite",
+                ranks=tuple(header.sick),
+                message=f"parameters or loss of ranks {header.sick} were not finite. {outcome}",
+            )
+        )
+
+    def _decide(self, header: Header, clock: Clock) -> Verdict:
+        verdict = self.watch.after_round(header, self.progress.rounds, self.worker.epochs, clock.elapsed_s())
+        began = time.perf_counter()
+        decided = self.comm.broadcast(verdict)
+        clock.communication_s += time.perf_counter() - began
+        return decided
+
+    def _look_is_due(self) -> bool:
+        return self.progress.look_is_due(self.evaluate, self.worker.epochs)
+
+    def _look(self, verdict: Verdict) -> Verdict:
+        """Evaluates, and says whether the error ends the run; a reason that it already has stays."""
+        began = time.perf_counter()
+        figures = self.evaluator.evaluate()
+        self.progress.looked(self.worker.epochs)
+        if self.evaluate.metric not in figures:
+            raise _unknown_metric(self.evaluate.metric, figures)
+        value = figures[self.evaluate.metric]
+        seen = self.comm.broadcast(self.watch.after_evaluation(self.progress.rounds, value))
+        self.recorder.report(
+            EvaluationReport(
+                round=self.progress.rounds,
+                epoch=self.worker.progress,
+                samples=self.progress.samples,
+                error=value,
+                metrics=figures,
+                best=self.watch.best if self.watch.best is not None else value,
+                best_round=self.watch.best_round,
+                seconds=time.perf_counter() - began,
+            )
+        )
+        return verdict if verdict.stop else seen
+
+    def _finish(self, verdict: Verdict, samples: int, clock: Clock) -> StopReport:
+        stop = StopReport(
+            round=self.progress.rounds,
+            reason=verdict.reason,
+            best=self.watch.best,
+            best_round=self.watch.best_round if self.watch.best is not None else None,
+            final=self.watch.last,
+            samples=samples,
+            seconds=clock.elapsed_s(),
+            checkpoints=self.checkpoints.kept(),
+        )
+        self.recorder.report(stop)
+        return stop
+
+
+def _unknown_metric(metric: str, figures: dict[str, float]) -> ConfigError:
+    error = ConfigError(
+        f"evaluate.metric = {metric!r}: the task gives {', '.join(sorted(figures))}; expected one of these."
+    )
+    error.agreed = True
+    return error

@@ -1,0 +1,120 @@
+"""The watch: it sees the error curve and says when the run ends, and why.
+
+Every rank feeds its watch the same values, so that every rank has the curve; the word that counts is
+that of rank 0, which is broadcast, as only one clock may decide.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hvd_train.config import StopConfig
+from hvd_train.header import Header
+from hvd_train.stateful import State
+
+REASONS = {
+    "patience": "the error has not improved for {patience} evaluations",
+    "target_error": "the error has reached its target",
+    "max_epochs": "the limit of epochs is reached",
+    "max_rounds": "the limit of rounds is reached",
+    "max_seconds": "the limit of time is reached",
+    "diverged": "the training diverged",
+    "interrupted": "it was asked to stop",
+}
+"""Every reason to stop, in words."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The stop flag of rank 0; `reason` is a key of `REASONS`, empty while the run goes on."""
+
+    reason: str = ""
+
+    @property
+    def stop(self) -> bool:
+        """Whether the run ends."""
+        return self.reason != ""
+
+
+GO_ON = Verdict()
+
+
+class Watch:
+    """Decides on the error curve. Not collective; Stateful.
+
+    Args:
+        rules: which rules are on.
+        mode: whether smaller (`min`) or larger (`max`) values of the watched metric are better.
+    """
+
+    def __init__(self, rules: StopConfig, mode: Literal["min", "max"] = "min") -> None:
+        self._rules = rules
+        self._sign = 1.0 if mode == "min" else -1.0
+        self.curve: list[tuple[int, float]] = []
+        """(round, value of the metric) of every evaluation so far."""
+        self.best: float | None = None
+        """Best value of the metric; None before the first evaluation."""
+        self.best_round = 0
+        self._since_best = 0
+
+    @property
+    def last(self) -> float | None:
+        """The newest value of the metric."""
+        return self.curve[-1][1] if self.curve else None
+
+    def after_round(self, header: Header, rounds: int, epochs: int, seconds: float) -> Verdict:
+        """What the limits say after `rounds` rounds, `epochs` full epochs and `seconds` of training."""
+        if len(header.sick) == header.size:
+            return Verdict("diverged")
+        if header.stop:
+            return Verdict("interrupted")
+        limits = (
+            ("max_rounds", rounds, self._rules.max_rounds),
+            ("max_epochs", epochs, self._rules.max_epochs),
+            ("max_seconds", seconds, self._rules.max_seconds),
+        )
+        for reason, seen, limit in limits:
+            if limit is not None and seen >= limit:
+                return Verdict(reason)
+        return GO_ON
+
+    def after_evaluation(self, rounds: int, value: float) -> Verdict:
+        """Takes a new value of the metric, measured after `rounds` rounds; what the error rules say."""
+        self.curve.append((rounds, value))
+        if not math.isfinite(value):
+            return Verdict("diverged")
+        if self.best is None or self._sign * (self.best - value) > self._rules.min_delta:
+            self.best, self.best_round, self._since_best = value, rounds, 0
+        else:
+            self._since_best += 1
+        target, factor = self._rules.target_error, self._rules.divergence
+        if target is not None and self._sign * (value - target) <= 0:
+            return Verdict("target_error")
+        if factor is not None and self._sign == 1 and value > factor * self.best > 0:
+            return Verdict("diverged")
+        if self._rules.patience and self._since_best >= self._rules.patience:
+            return Verdict("patience")
+        return GO_ON
+
+    def improved_at(self, rounds: int) -> bool:
+        """Whether the best value so far is the one measured after `rounds` rounds."""
+        return self.best is not None and self.best_round == rounds
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curve and where its best lies."""
+        return {
+            "curve": [list(point) for point in self.curve],
+            "best": self.best,
+            "best_round": self.best_round,
+            "since_best": self._since_best,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Takes back the curve. A run that had ended by patience is watched afresh from its end: it was
+        resumed to go on."""
+        self.curve = [(int(r), float(v)) for r, v in state["curve"]]
+        self.best, self.best_round = state["best"], state["best_round"]
+        ended = bool(self._rules.patience) and state["since_best"] >= self._rules.patience
+        self._since_best = 0 if ended else state["since_best"]

@@ -1,0 +1,236 @@
+"""From a configuration to a training that is ready to run. The only place that names concrete classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import hvd_train
+from hvd_train import machine
+from hvd_train.agree import require_equal, together
+from hvd_train.averaging import Average, NoAverage, StateAverage
+from hvd_train.checkpoint import Checkpoints, SavedCheckpoint
+from hvd_train.comm.base import Communicator
+from hvd_train.config import Config, flatten
+from hvd_train.data.catalog import Catalog, open_catalog
+from hvd_train.data.deal import Span, deal
+from hvd_train.data.reader import Reader, make_reader
+from hvd_train.data.rows import Rows
+from hvd_train.errors import ConfigError, RunDirectoryError, TaskError
+from hvd_train.evaluate import Evaluator, TrainingLossEvaluator, ValidationEvaluator
+from hvd_train.local_sgd import LocalSGD
+from hvd_train.optim import LocalStep, make_optimizer
+from hvd_train.optimizer_state import OptimizerState
+from hvd_train.progress import Progress
+from hvd_train.random_state import RandomState, seed_rank
+from hvd_train.record.reports import Recorder, RunHeader
+from hvd_train.rundir import CHECKPOINTS, RunDirectory
+from hvd_train.schedule import FixedPeriod, LearningRate
+from hvd_train.signals import StopRequest
+from hvd_train.state import FlatState
+from hvd_train.stopping import Watch
+from hvd_train.task import Task, make_task
+from hvd_train.worker import Worker, steps_per_epoch
+
+
+class Wiring:
+    """Makes the parts of one training. Making it is collective: what must agree is compared, and what
+    fails on one rank fails on all with one message."""
+
+    def __init__(self, config: Config, task: Task | None, comm: Communicator) -> None:
+        self.config = config
+        self.comm = comm
+        versions = {"hvd_train": hvd_train.__version__, "python": platform.python_version(), "torch": torch.__version__}
+        require_equal(comm, "configurations", flatten(config), "Give every rank the same file and flags.")
+        require_equal(comm, "versions", versions, "Install the same on every host.")
+        self.versions = {**versions, "mpi": comm.library}
+        self.threads = self._share_cores()
+        self.catalog = together(comm, lambda: open_catalog(config.data))
+        require_equal(comm, "data", _facts(self.catalog), "Every rank must see the same shards, whole.")
+        self.parts = deal(self.catalog.train, comm.size)
+        self.task, self.model, self.optimizer = together(comm, lambda: self._build(task))
+        shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in self.model.state_dict().items()}
+        require_equal(comm, "models", shapes, "The task must build the same model on every rank.")
+        seed_rank(config.seed, comm.rank)
+
+    def _share_cores(self) -> list[int]:
+        """Sets torch's threads on this rank; returns those of every rank."""
+        cores = self.comm.allgather((self.comm.host, machine.AFFINITY))
+        of_host = [mask for host, mask in cores if host == self.comm.host]
+        fair = machine.threads_for(machine.AFFINITY, of_host, machine.cpu_limit())
+        threads = self.config.threads or fair
+        torch.set_num_threads(threads)
+        return self.comm.allgather(threads)
+
+    def _build(self, given: Task | None) -> tuple[Task, nn.Module, torch.optim.Optimizer]:
+        task = make_task(self.config) if given is None else given
+        torch.manual_seed(self.config.seed)
+        model = task.build_model(self.catalog.sample)
+        if not isinstance(model, nn.Module):
+            raise TaskError(f"build_model of {type(task).__name__} returned {model!r}; expected a torch.nn.Module.")
+        return task, model.train(), make_optimizer(model, self.config.optim)
+
+    def assemble(self, run: RunDirectory, recorder: Recorder, stop_request: StopRequest) -> LocalSGD:
+        """The training, restored from the run's checkpoint where it goes on. Collective."""
+        return together(self.comm, lambda: self._assemble(run, recorder, stop_request))
+
+    def _assemble(self, run: RunDirectory, recorder: Recorder, stop_request: StopRequest) -> LocalSGD:
+        config, comm = self.config, self.comm
+        flat = FlatState(
+            self.model,
+            self.optimizer,
+            comm,
+            optimizer_state=config.sync.optimizer_state,
+            batch_norm=config.sync.batch_norm,
+        )
+        moments = flat.moments().keys()
+        self.reader = self._make_reader()
+        progress = Progress()
+        watch = Watch(config.stop, config.evaluate.mode)
+        period = FixedPeriod(config.sync.period)
+        worker = self._make_worker(self.reader)
+        parts = {
+            "progress": progress,
+            "watch": watch,
+            "period": period,
+            "moments": OptimizerState(self.model, self.optimizer, lambda name, _: name in moments),
+            "optimizer": OptimizerState(self.model, self.optimizer, lambda name, _: name not in moments),
+            "worker": worker,
+            "random": RandomState(config.seed, comm.rank, comm.size),
+        }
+        learning_rate = LearningRate(config.learning_rate, self.optimizer)
+        if run.checkpoint is not None:
+            self._restore(SavedCheckpoint.open(run.checkpoint), parts)
+            self._refuse_if_over(progress, worker)
+        checkpoints = Checkpoints(
+            folder=run.folder / CHECKPOINTS,
+            comm=comm,
+            config=config.checkpoint,
+            model=self.model,
+            parts=parts,
+            shared=frozenset(("progress", "watch", "period", "moments")),
+            sample=self.catalog.sample.to_json(),
+            recorder=recorder,
+        )
+        return LocalSGD(
+            comm=comm,
+            worker=worker,
+            average=self._make_average(flat),
+            period=period,
+            learning_rate=learning_rate,
+            evaluator=self._make_evaluator(),
+            watch=watch,
+            checkpoints=checkpoints,
+            recorder=recorder,
+            stop_request=stop_request,
+            progress=progress,
+            evaluate=config.evaluate,
+            check_every=config.sync.check_every,
+        )
+
+    def _make_average(self, flat: FlatState) -> Average:
+        average = StateAverage(flat, self.comm)
+        return average if self.config.sync.mode == "average" else NoAverage(average)
+
+    def _make_reader(self) -> Reader:
+        budget = machine.available_memory() // 2 // self.comm.local_size
+        mine = self.parts[self.comm.rank]
+        return make_reader(mine, self.config.data, self.config.seed, self.catalog.sample.fields, budget)
+
+    def _make_worker(self, reader: Reader) -> Worker:
+        batch_size, accumulate = self.config.data.batch_size, self.config.optim.accumulate
+        return Worker(
+            reader,
+            LocalStep(self.model, self.optimizer, self.task, self.config.optim),
+            batch_size=batch_size,
+            accumulate=accumulate,
+            steps_per_epoch=steps_per_epoch([_num_rows(p) for p in self.parts], batch_size, accumulate),
+        )
+
+    def _make_evaluator(self) -> Evaluator:
+        if not self.catalog.validation:
+            return TrainingLossEvaluator()
+        rows = Rows(self.catalog.validation, self.catalog.sample.fields)
+        alone = self.config.sync.mode == "none"
+        return ValidationEvaluator(
+            self.comm, self.task, self.model, rows, self.config.evaluate.batch_size, every_model=alone
+        )
+
+    def _restore(self, saved: SavedCheckpoint, parts: dict[str, Any]) -> None:
+        if self.config.sync.mode == "none":
+            raise ConfigError("sync.mode = 'none' cannot be resumed: a checkpoint holds one model, not one a rank.")
+        if dict(saved.sample) != json.loads(json.dumps(self.catalog.sample.to_json())):
+            raise RunDirectoryError(
+                f"{saved.folder} was trained on samples {saved.sample}; expected those of data.path, "
+                f"{self.catalog.sample.to_json()}. Give the data that the run began with."
+            )
+        try:
+            self.model.load_state_dict(saved.model())
+        except RuntimeError as error:
+            raise RunDirectoryError(f"{saved.folder}: {error}. Resume with the model that the run began with.") from None
+        for name, state in saved.parts(self.comm.rank).items():
+            parts[name].load_state_dict(state)
+
+    def _refuse_if_over(self, progress: Progress, worker: Worker) -> None:
+        stop = self.config.stop
+        for key, done, limit in (
+            ("max_rounds", progress.rounds, stop.max_rounds),
+            ("max_epochs", worker.epochs, stop.max_epochs),
+        ):
+            if limit is not None and done >= limit:
+                raise ConfigError(f"stop.{key} = {limit}: the run has done {done}; expected a higher limit to go on.")
+
+    def header(self, run: RunDirectory, training: LocalSGD) -> RunHeader:
+        """What will run, in plain values. Collective."""
+        config = self.config
+        hosts = tuple(dict.fromkeys(self.comm.allgather(self.comm.host)))
+        shards = [len({span.shard for span in part}) for part in self.parts]
+        rules = {f.name: getattr(config.stop, f.name) for f in dataclasses.fields(config.stop)}
+        return RunHeader(
+            run=str(run.folder),
+            round=training.progress.rounds,
+            task=config.task,
+            model=_describe(self.model, config, self.task),
+            num_parameters=sum(p.numel() for p in self.model.parameters()),
+            world_size=self.comm.size,
+            hosts=hosts,
+            backend=self.comm.name,
+            lost_rank="ends the job",
+            threads=self.threads,
+            period=config.sync.period if config.sync.mode == "average" else None,
+            batch_size=config.data.batch_size,
+            data=config.data.path,
+            shards_per_rank=shards,
+            samples_per_rank=[_num_rows(part) for part in self.parts],
+            validation_samples=training.evaluator.num_samples,
+            metric=config.evaluate.metric,
+            stop_rules={name: rule for name, rule in rules.items() if rule},
+            config_hash=hashlib.sha256(repr(sorted(flatten(config).items())).encode()).hexdigest()[:16],
+            versions=self.versions,
+        )
+
+
+def _num_rows(spans: tuple[Span, ...]) -> int:
+    return sum(span.num_rows for span in spans)
+
+
+def _facts(catalog: Catalog) -> dict[str, Any]:
+    """What all ranks must see alike: folders may be mounted elsewhere, but files and rows are the same."""
+    rows = {f"rows of {Path(s.path).name} (shard {i})": s.num_samples for i, s in enumerate(catalog.shards)}
+    return {"a sample": json.dumps(catalog.sample.to_json()), "training rows": _num_rows(catalog.train), **rows}
+
+
+def _describe(model: nn.Module, config: Config, task: Task) -> str:
+    """A model in a few words: the widths of its matrices for the built-in ones, else its class."""
+    if type(task).__module__ != "hvd_train.task":
+        return type(model).__name__
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    widths = [matrices[0].shape[1], *(m.shape[0] for m in matrices)] if matrices else []
+    return f"{config.model.name} {'-'.join(map(str, widths))}"

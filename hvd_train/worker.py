@@ -1,0 +1,115 @@
+"""What a rank does by itself in a round: k local steps on batches of its own shards. It never communicates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hvd_train.data.reader import Reader
+from hvd_train.stateful import State
+from hvd_train.task import Batch
+
+Step = Callable[[Sequence[Batch]], tuple[float, int]]
+"""One optimizer step on some batches: the sum of their losses, and their samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one rank did in a round."""
+
+    samples: int
+    loss_sum: float
+    data_s: float
+    compute_s: float
+
+
+def steps_per_epoch(samples_per_rank: Sequence[int], batch_size: int, accumulate: int) -> int:
+    """Local steps until the rank with most samples has seen all of them. Every rank counts to this
+    number, so that all pass from one epoch to the next at the same step; a rank with fewer samples has
+    nothing to do in the last ones."""
+    return max(-(-n // (batch_size * accumulate)) for n in samples_per_rank)
+
+
+class Worker:
+    """Draws batches and steps. Stateful: the epoch, the step in it, and the reader's cursor.
+
+    Args:
+        reader: of this rank's rows.
+        step: takes the local step.
+        batch_size: samples of a batch.
+        accumulate: batches of a local step.
+        steps_per_epoch: the same on all ranks, see `steps_per_epoch`.
+    """
+
+    def __init__(
+        self, reader: Reader, step: Step, *, batch_size: int, accumulate: int, steps_per_epoch: int
+    ) -> None:
+        self._reader = reader
+        self._step = step
+        self._batch_size = batch_size
+        self._accumulate = accumulate
+        self._steps_per_epoch = steps_per_epoch
+        self.epochs = 0
+        """Full epochs done; the same on all ranks."""
+        self._steps = 0
+        reader.start_epoch(0)
+
+    @property
+    def progress(self) -> float:
+        """Epochs done, with the part of the current one."""
+        return self.epochs + self._steps / self._steps_per_epoch
+
+    def run(self, period: int) -> Work:
+        """`period` local steps. A rank whose rows are used up does nothing in the rest of an epoch."""
+        samples, loss_sum = 0, 0.0
+        data_s = compute_s = 0.0
+        mark = time.perf_counter()
+        for _ in range(period):
+            batches = self._draw()
+            drawn = time.perf_counter()
+            if batches:
+                loss, count = self._step(batches)
+                samples += count
+                loss_sum += loss
+            self._count_step()
+            done = time.perf_counter()
+            data_s += drawn - mark
+            compute_s += done - drawn
+            mark = done
+        return Work(samples=samples, loss_sum=loss_sum, data_s=data_s, compute_s=compute_s)
+
+    def _draw(self) -> list[Batch]:
+        batches = []
+        for _ in range(self._accumulate):
+            arrays = self._reader.next_batch(self._batch_size)
+            if arrays is None:
+                break
+            batches.append({name: torch.from_numpy(array) for name, array in arrays.items()})
+        return batches
+
+    def _count_step(self) -> None:
+        self._steps += 1
+        if self._steps == self._steps_per_epoch:
+            self._steps = 0
+            self.epochs += 1
+            self._reader.start_epoch(self.epochs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this rank stands in its data."""
+        return {"epochs": self.epochs, "steps": self._steps, "reader": self._reader.state_dict()}
+
+    def load_state_dict(self, state: State) -> bool:
+        """Goes on from there. Returns whether the epoch is begun anew, as it must be where the rows are
+        dealt in another way than before."""
+        self.epochs = state["epochs"]
+        self._reader.load_state_dict(state["reader"])
+        self._steps = 0 if self._reader.restarted else state["steps"]
+        return self._reader.restarted
+
+    def close(self) -> None:
+        """Closes the shards."""
+        self._reader.close()
