@@ -196,7 +196,7 @@ build_horovod() { # the wheel's path; quiet, the log tells the rest
 
 without_horovod() { # reason
     remove horovod
-    say horovod "$1"
+    say horovod "$*"
     say horovod "going on without it: the horovod backend and horovodrun are not available"
 }
 
@@ -210,20 +210,18 @@ install_horovod() {
         return
     fi
     key=$("$py" cmake/horovod/key.py)
-    if is_done horovod "$key" || { [[ -z ${HOROVOD:-} ]] && is_done horovod "failed $key"; }; then return; fi
     missing=$(missing_tools)
-    if [[ -n $missing ]]; then
-        without_horovod "cannot be built, this machine lacks: $missing"
-        return
-    fi
+    if is_done horovod "$key" || { [[ -z ${HOROVOD:-} ]] && is_done horovod "failed $key $missing"; }; then return; fi
     say horovod "building, or taking from the cache; a build takes some minutes"
     if build_horovod; then
         logged horovod-install pip install -c "$constraints" --force-reinstall --no-deps "$(<build/cmake/horovod/wheel.txt)"
         logged horovod-install pip install -c "$constraints" cloudpickle psutil pyyaml packaging cffi
         mark_done horovod "$key"
     else
-        mark_done horovod "failed $key"
-        without_horovod "the build failed, see $state/horovod.log; \`make setup HOROVOD=1\` tries again"
+        # What is missing is looked for in any case, but a wheel from the cache does without it.
+        mark_done horovod "failed $key $missing"
+        without_horovod "the build failed${missing:+, this machine lacks: $missing}; see $state/horovod.log and" \
+            "build/cmake/horovod/build.log; \`make setup HOROVOD=1\` tries again"
     fi
 }
 
