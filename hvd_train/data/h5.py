@@ -55,14 +55,10 @@ class ShardFile:
 
     def __init__(self, path: str | Path, names: Sequence[str]) -> None:
         self._path = str(path)
-        # Shards are never changed in place (they are renamed into being), so a reader needs no lock, and
-        # asking for one fails on parallel file systems that are mounted without flock. The argument is
-        # used and not HDF5_USE_FILE_LOCKING, which child processes and other libraries would inherit;
-        # where a site sets that variable, it wins.
         with _explained(self._path, _NOT_HDF5):
             if Path(path).is_dir():
                 raise IsADirectoryError("is a folder")
-            self._file = h5py.File(path, "r", locking=False)
+            self._file = _open(path)
         try:
             with _explained(self._path, _DAMAGED):
                 self._datasets = {name: _open_dataset(self._file, name, self._path) for name in names}
@@ -159,6 +155,20 @@ class ShardFile:
                 f"{self._path}: {num_samples} rows, but the file records {int(recorded)} samples. "
                 "It was changed after it was written: write it again."
             )
+
+
+def _open(path: str | Path) -> h5py.File:
+    # Shards are never changed in place (they are renamed into being), so a reader needs no lock, and
+    # asking for one fails on parallel file systems that are mounted without flock. The argument is
+    # used and not HDF5_USE_FILE_LOCKING, which child processes and other libraries would inherit;
+    # where a site sets that variable, it wins.
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        # A user's own code in this process has the file open, with locks; HDF5 allows no mixture.
+        if "locking flag" not in str(error):
+            raise
+        return h5py.File(path, "r")
 
 
 def _open_dataset(file: h5py.File, name: str, path: str) -> h5py.Dataset:

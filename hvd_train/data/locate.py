@@ -50,7 +50,7 @@ def locate(path: str, key: str) -> Source:
     files = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
     if not files:
         raise DataError(
-            f"{key} = {path!r}: no such file or folder in {os.getcwd()}, and no file fits it as a pattern. "
+            f"{key} = {path!r}: no such file or folder, and no file fits it as a pattern. "
             "Expected a folder with a manifest.json or with .h5 files, one file, a glob pattern, or `digits`."
         )
     return Source(_plain(files))

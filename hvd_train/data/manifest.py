@@ -21,7 +21,7 @@ def load_manifest(folder: str | Path) -> Manifest | None:
     path = Path(folder) / MANIFEST_NAME
     try:
         text = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}. Check the permissions.") from None

@@ -1,0 +1,210 @@
+"""From a path to spans and a sample: manifests, foreign files, validation parts, and disagreeing shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from hvd_train.config import DataConfig
+from hvd_train.data.catalog import Catalog, open_catalog
+from hvd_train.data.deal import Span, deal
+from hvd_train.data.format import FieldSpec
+from hvd_train.data.rows import Rows
+from hvd_train.data.sources import Arrays
+from hvd_train.data.writer import write_part
+from hvd_train.errors import DataError
+from tests.unit.data.shards import inputs_of, row_numbers, write_foreign
+
+
+def open_at(path: Path | str, **options: object) -> Catalog:
+    return open_catalog(DataConfig(path=str(path), **options))  # type: ignore[arg-type]
+
+
+def write_own(folder: Path, rows: int = 40, **options: object) -> None:
+    write_part(folder, Arrays(inputs_of(0, rows), np.arange(rows) % 5, 0.25), **options)  # type: ignore[arg-type]
+
+
+def test_a_folder_with_a_manifest(tmp_path: Path) -> None:
+    write_own(tmp_path, 40, shards=3)
+    write_own(tmp_path, 7, part="validation")
+    write_foreign(tmp_path / "other.h5", 5)
+    catalog = open_at(tmp_path)
+    assert [(Path(s.shard).name, s.num_rows) for s in catalog.train] == [
+        ("train-00000-of-00003.h5", 13),
+        ("train-00001-of-00003.h5", 13),
+        ("train-00002-of-00003.h5", 14),
+    ]
+    assert [span.num_rows for span in catalog.validation] == [7]
+    assert (catalog.sample.num_classes, catalog.sample.scale) == (5, 0.25)
+    assert catalog.sample.fields == {
+        "inputs": FieldSpec(shape=(3,), dtype="float32"),
+        "targets": FieldSpec(shape=(), dtype="int64"),
+    }
+    assert [Path(info.path).name for info in catalog.shards][-1] == "validation-00000-of-00001.h5"
+
+
+def test_foreign_files_by_folder_file_and_pattern(tmp_path: Path) -> None:
+    for i in (2, 0, 1):
+        write_foreign(tmp_path / f"part{i}.{'hdf5' if i == 1 else 'h5'}", 10 + i, first=100 * i)
+    (tmp_path / "notes.txt").write_text("not data")
+    (tmp_path / ".part9.h5").write_text("a copy under way")
+    for path, sizes in (
+        (tmp_path, [10, 11, 12]),
+        (tmp_path / "part2.h5", [12]),
+        (tmp_path / "part*.h5", [10, 12]),
+    ):
+        catalog = open_at(path)
+        assert [span.num_rows for span in catalog.train] == sizes
+        assert catalog.validation == ()
+        assert (catalog.sample.num_classes, catalog.sample.scale) == (7, 1.0)
+    assert open_at(tmp_path / "**" / "*.hdf5").train[0].num_rows == 11
+
+
+def test_scale_of_the_configuration_wins(tmp_path: Path) -> None:
+    write_own(tmp_path)
+    assert open_at(tmp_path, scale=0.5).sample.scale == 0.5
+
+
+def test_classes_are_scanned_where_nothing_records_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hvd_train.data.catalog._SCAN_BYTES", 64)
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["inputs"] = np.zeros((50, 2), "f4")
+        file["targets"] = np.array([*range(48), 300, -100], "i2")
+        file["real"] = np.zeros(50)
+        file["sequence"] = np.arange(100, dtype="u2").reshape(50, 2)
+    assert open_at(path).sample.num_classes == 301
+    assert open_at(path, targets="sequence").sample.num_classes == 100
+    assert open_at(path, targets="real").sample.num_classes is None
+
+
+def test_classes_cover_the_validation_part(tmp_path: Path) -> None:
+    write_own(tmp_path / "own", shards=2, by_class=True)
+    assert open_at(tmp_path / "own").sample.num_classes == 5
+    train, validation = write_foreign(tmp_path / "t.h5", 3), write_foreign(tmp_path / "v.h5", 6)
+    assert open_at(train, validation=str(validation)).sample.num_classes == 6
+
+
+def test_recorded_classes_are_those_of_the_dataset_they_were_counted_in(tmp_path: Path) -> None:
+    arrays = Arrays(np.arange(12).reshape(6, 2), np.arange(6))
+    write_part(tmp_path, arrays)
+    assert open_at(tmp_path).sample.num_classes == 6
+    assert open_at(tmp_path, inputs="targets", targets="inputs").sample.num_classes == 12
+
+
+def test_one_dataset_may_be_both(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "a.h5", 9)
+    catalog = open_at(tmp_path, inputs="targets")
+    assert list(catalog.sample.fields) == ["targets"]
+
+
+def test_a_validation_fraction_is_the_same_for_every_world_size(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "a.h5", 100)
+    write_foreign(tmp_path / "b.h5", 57, first=100)
+    catalog = open_at(tmp_path, validation=0.2)
+    validation = set(row_numbers(Rows(catalog.validation, catalog.sample.fields).read(0, 31)))
+    assert len(validation) == 31
+    for world_size in (1, 2, 3, 5):
+        trained: list[int] = []
+        for part in deal(catalog.train, world_size):
+            rows = Rows(part, catalog.sample.fields)
+            trained += row_numbers(rows.read(0, len(rows)))
+            rows.close()
+        assert sorted(trained) == sorted(set(range(157)) - validation)
+
+
+def test_a_fraction_takes_the_place_of_the_manifests_validation_part(tmp_path: Path) -> None:
+    write_own(tmp_path, 40)
+    write_own(tmp_path, 7, part="validation")
+    catalog = open_at(tmp_path, validation=0.1)
+    assert sum(span.num_rows for span in catalog.validation) == 4
+    assert {Path(span.shard).name for span in catalog.validation} == {"train-00000-of-00001.h5"}
+
+
+def test_a_validation_file_in_the_same_folder_is_not_trained_on(tmp_path: Path) -> None:
+    for name, rows in (("a.h5", 5), ("b.h5", 6), ("val.h5", 3)):
+        write_foreign(tmp_path / name, rows)
+    catalog = open_at(tmp_path, validation=str(tmp_path / "val.h5"))
+    assert [span.num_rows for span in catalog.train] == [5, 6]
+    assert catalog.validation == (Span(str(tmp_path / "val.h5"), 0, 3),)
+    with pytest.raises(DataError, match=r"leaves 0 shards .*to train on and has 1 itself"):
+        open_at(tmp_path / "val.h5", validation=str(tmp_path / "val.h5"))
+
+
+def test_validation_of_another_manifest(tmp_path: Path) -> None:
+    write_own(tmp_path / "a", 40)
+    write_own(tmp_path / "b", 9)
+    assert sum(s.num_rows for s in open_at(tmp_path / "a", validation=str(tmp_path / "b")).validation) == 9
+    write_own(tmp_path / "b", 4, part="validation")
+    assert sum(s.num_rows for s in open_at(tmp_path / "a", validation=str(tmp_path / "b")).validation) == 4
+    (tmp_path / "b" / "train-00000-of-00001.h5").unlink()
+
+
+def test_a_shard_of_another_shape_is_named_with_both_shapes(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "a.h5", 5)
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["inputs"] = inputs_of(0, 5, width=4)
+        file["targets"] = np.arange(5)
+    with pytest.raises(
+        DataError,
+        match=r"b\.h5: a sample of `inputs` is float32 \[4\], but float32 \[3\] in .*a\.h5\. Expected",
+    ):
+        open_at(tmp_path)
+
+
+def test_shards_of_different_scales_are_refused_unless_one_is_given(tmp_path: Path) -> None:
+    arrays = Arrays(inputs_of(0, 4), np.arange(4), 0.5)
+    write_part(tmp_path / "a", arrays)
+    write_part(tmp_path / "b", Arrays(arrays.inputs, arrays.targets, 0.25))
+    pattern = tmp_path / "*" / "*.h5"
+    with pytest.raises(DataError, match=r"b/train.*scale 0\.25, but 0\.5 in .*set data\.scale"):
+        open_at(pattern)
+    assert open_at(pattern, scale=2.0).sample.scale == 2.0
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nothing", r"data\.path = '.*nothing': no such file or folder, and no file fits"),
+        ("*.h5", r"data\.path = '.*\*\.h5': no such file or folder"),
+        ("empty", r"the folder holds neither manifest\.json nor files ending in \.h5 or \.hdf5"),
+    ],
+)
+def test_a_path_with_no_shards(tmp_path: Path, path: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=message):
+        open_at(tmp_path / path)
+    write_foreign(tmp_path / "a.hdf5", 4)
+    with pytest.raises(DataError, match=message.replace("data\\.path", "data\\.validation")):
+        open_at(tmp_path / "a.hdf5", validation=str(tmp_path / path))
+
+
+def test_a_manifest_that_lists_no_training_part(tmp_path: Path) -> None:
+    write_own(tmp_path, 7, part="validation")
+    with pytest.raises(DataError, match=r"its manifest lists no train shards\. Add them with .*--part train"):
+        open_at(tmp_path)
+
+
+def test_a_shard_that_differs_from_its_manifest(tmp_path: Path) -> None:
+    write_own(tmp_path / "a", 40)
+    write_own(tmp_path / "b", 41)
+    shard = "train-00000-of-00001.h5"
+    (tmp_path / "a" / shard).write_bytes((tmp_path / "b" / shard).read_bytes())
+    with pytest.raises(DataError, match=r"41 samples, but the manifest beside it says 40"):
+        open_at(tmp_path / "a")
+    (tmp_path / "a" / shard).unlink()
+    with pytest.raises(DataError, match=r"train-00000-of-00001\.h5: no such file"):
+        open_at(tmp_path / "a")
+
+
+def test_a_missing_dataset_names_those_that_are_there(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "a.h5", 4)
+    with pytest.raises(
+        DataError, match=r"no dataset `images`; the file has `inputs` \[4, 3\] float32, `targets`"
+    ):
+        open_at(tmp_path, inputs="images")

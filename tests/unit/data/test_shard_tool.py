@@ -1,0 +1,154 @@
+"""`hvd_train shard` as a person types it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hvd_train.config import DataConfig
+from hvd_train.data.catalog import open_catalog
+from hvd_train.errors import DataError
+from hvd_train.tools.shard import main
+
+
+@pytest.fixture
+def idx_pair(tmp_path: Path) -> tuple[str, str]:
+    images, labels = tmp_path / "images-idx3-ubyte.gz", tmp_path / "labels-idx1-ubyte.gz"
+    pixels = bytes(range(240)) * 2
+    images.write_bytes(gzip.compress(b"\0\0\x08\x03" + struct.pack(">3I", 40, 3, 4) + pixels))
+    labels.write_bytes(
+        gzip.compress(b"\0\0\x08\x01" + struct.pack(">I", 40) + bytes(i % 10 for i in range(40)))
+    )
+    return str(images), str(labels)
+
+
+def test_idx_files_become_two_shards_and_a_validation_part(tmp_path: Path, idx_pair: tuple[str, str]) -> None:
+    out = str(tmp_path / "mnist")
+    assert main(["write", *idx_pair, "--out", out, "--shards", "2"]) == 0
+    assert main(["write", *idx_pair, "--out", out, "--part", "validation", "--compression", "gzip"]) == 0
+    catalog = open_catalog(DataConfig(path=out))
+    assert [span.num_rows for span in catalog.train] == [20, 20]
+    assert [span.num_rows for span in catalog.validation] == [40]
+    assert catalog.sample.scale == 1 / 255
+    assert main(["check", out]) == 0
+    with pytest.raises(DataError, match="Give --force"):
+        main(["write", *idx_pair, "--out", out, "--shards", "2"])
+    assert main(["write", *idx_pair, "--out", out, "--shards", "2", "--force", "--by-class"]) == 0
+    assert open_catalog(DataConfig(path=out)).shards[0].class_counts == (4,) * 5
+
+
+def test_npz_with_names_and_scale(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.ones((8, 2), "u1"), y=np.zeros(8))
+    source, out = str(tmp_path / "a.npz"), str(tmp_path / "out")
+    assert main(["write", source, "--out", out, "--inputs", "x", "--targets", "y", "--scale", "0.125"]) == 0
+    sample = open_catalog(DataConfig(path=out)).sample
+    assert (sample.scale, sample.num_classes) == (0.125, None)
+
+
+def test_digits_shuffled(tmp_path: Path) -> None:
+    out = str(tmp_path / "d")
+    assert main(["write", "digits", "--out", out, "--shards", "4", "--shuffle", "--seed", "3"]) == 0
+    assert [span.num_rows for span in open_catalog(DataConfig(path=out)).train] == [449, 449, 449, 450]
+
+
+def test_info_is_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "d")
+    main(["write", "digits", "--out", out, "--shards", "2", "--by-class"])
+    capsys.readouterr()
+    assert main(["info", out]) == 0
+    names = ["shard", "part", "samples", "inputs", "targets", "layout", "classes", "scale", "checksums"]
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == names
+    for line, classes in ((first, "0-4"), (second, "5-9")):
+        assert all(
+            word in line for word in ("train", "uint8 [8, 8]", "int64 []", "contiguous", classes, "0.0625")
+        )
+    assert main(["info", out, "--json"]) == 0
+    shards = json.loads(capsys.readouterr().out)
+    assert [shard["part"] for shard in shards] == ["train", "train"]
+    assert sum(shard["num_samples"] for shard in shards) == 1797
+    assert shards[0]["fields"]["inputs"] == {"shape": [8, 8], "dtype": "uint8"}
+
+
+def test_check_says_what_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "d"
+    main(["write", "digits", "--out", str(out), "--shards", "2"])
+    first, second = sorted(out.glob("*.h5"))
+    raw = bytearray(second.read_bytes())
+    raw[raw.find(bytes([16, 16])) + 1] = 3
+    second.write_bytes(raw)
+    capsys.readouterr()
+    assert main(["check", str(out)]) == 1
+    output = capsys.readouterr()
+    assert output.out.splitlines() == [f"{first}: good", f"{second}: damaged"]
+    assert output.err == f"{second}: dataset `inputs`, rows 0 to 898: not what was written.\n"
+    assert main(["check", str(first)]) == 0
+    second.write_bytes(raw[:-20])
+    assert main(["check", str(out)]) == 1
+    assert "Expected a complete HDF5 file" in capsys.readouterr().err
+
+
+def test_paths_that_name_nothing(tmp_path: Path) -> None:
+    for command in ("info", "check"):
+        with pytest.raises(DataError, match=r"PATH = .*no such file"):
+            main([command, str(tmp_path / "x")])
+        with pytest.raises(DataError, match="no PATH was given"):
+            main([command])
+    with pytest.raises(DataError, match="expected `digits`"):
+        main(["write", "--out", str(tmp_path)])
+
+
+def test_an_out_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match=r"cannot be written: .*Give --out"):
+        main(["write", "digits", "--out", str(tmp_path / "file" / "d")])
+
+
+def test_a_wrong_flag_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["write", "digits", "--outt", "x"])
+    assert end.value.code == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_it_imports_neither_torch_nor_mpi_and_help_not_even_h5py() -> None:
+    script = (
+        "import sys; from hvd_train.tools.shard import main\n"
+        "try: main(['write', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'mpi4py', 'horovod', 'h5py', 'numpy', 'sklearn'} & set(sys.modules)\n"
+        "import hvd_train.data.catalog, hvd_train.data.reader, hvd_train.data.writer, hvd_train.data.check\n"
+        "assert not {'torch', 'mpi4py', 'horovod', 'sklearn'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--by-class" in done.stdout
+
+
+@pytest.mark.mnist
+@pytest.mark.skipif(
+    "MNIST_DIR" not in os.environ, reason="MNIST_DIR does not name a folder with MNIST's idx files"
+)
+def test_mnist(tmp_path: Path) -> None:
+    folder, out = Path(os.environ["MNIST_DIR"]), str(tmp_path / "mnist")
+
+    def idx(part: str) -> list[str]:
+        return [str(folder / f"{part}-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1")]
+
+    assert main(["write", *idx("train"), "--out", out, "--shards", "2"]) == 0
+    assert main(["write", *idx("t10k"), "--out", out, "--part", "validation"]) == 0
+    assert main(["check", out]) == 0
+    catalog = open_catalog(DataConfig(path=out))
+    assert [span.num_rows for span in (*catalog.train, *catalog.validation)] == [30000, 30000, 10000]
+    assert (catalog.sample.num_classes, catalog.sample.fields["inputs"].shape) == (10, (28, 28))
+    # The published counts of the labels of the training part.
+    counts = np.sum([info.class_counts for info in catalog.shards[:2]], axis=0)
+    assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
