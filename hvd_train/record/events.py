@@ -99,7 +99,7 @@ def _python_number(value: Any) -> Any:
 
 def _merge(before: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """One line for the rounds of both: sums, means over the samples, and the newest of the rest."""
-    phases = before["seconds"].keys() | new["seconds"].keys()
+    phases = dict.fromkeys([*before["seconds"], *new["seconds"]])
     none = Spread(0.0, 0.0, 0.0)
     return {
         **new,

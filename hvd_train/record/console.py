@@ -1,0 +1,206 @@
+"""What rank 0 prints: a few lines before, a bar on a terminal or plain lines elsewhere, a few lines after."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO, final
+
+from hvd_train.record.reports import (
+    EvaluationReport,
+    FaultReport,
+    Recorder,
+    Report,
+    RoundReport,
+    RunHeader,
+    StopReport,
+)
+from hvd_train.record.wording import closing_lines, header_lines, number
+
+PLAIN_EVERY_S = 10.0
+_BAR_EVERY_S = 0.1
+_SPEED_OVER_S = 1.0
+_BAR_WIDTH = 20
+
+
+def make_console(stream: TextIO | None = None) -> Recorder:
+    """A progress bar where `stream`, by default standard output, is a terminal; plain lines elsewhere."""
+    stream = sys.stdout if stream is None else stream
+    return BarConsole(stream) if is_terminal(stream) else PlainConsole(stream)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether somebody looks at `stream`: a terminal that has a width. Some MPI launchers give a rank a
+    pseudo-terminal without a size, whose other end is a pipe or a file."""
+    try:
+        return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False
+
+
+class _Status:
+    """The figures of the running line, from the reports so far."""
+
+    def __init__(self, header: RunHeader, clock: Callable[[], float]) -> None:
+        self.header = header
+        self._clock = clock
+        self._start = clock()
+        self._last: RoundReport | None = None
+        self._evaluation: EvaluationReport | None = None
+        self._speed: float | None = None
+        self._communication: float | None = None
+        self._begin_window()
+
+    def _begin_window(self) -> None:
+        self._window_start = self._clock()
+        self._samples = 0
+        self._seconds: dict[str, float] = {}
+
+    def take(self, report: RoundReport | EvaluationReport) -> None:
+        if isinstance(report, EvaluationReport):
+            self._evaluation = report
+            return
+        self._last = report
+        self._samples += report.samples
+        for phase, spread in report.seconds.items():
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + spread.median
+
+    def measure(self, over_s: float) -> None:
+        """Takes speed and share of communication since the last time, if that was `over_s` or more ago."""
+        elapsed = self._clock() - self._window_start
+        if elapsed <= 0 or (elapsed < over_s and self._speed is not None):
+            return
+        self._speed = self._samples / elapsed
+        total = sum(self._seconds.values())
+        waited = self._seconds.get("communication", 0.0) + self._seconds.get("wait", 0.0)
+        self._communication = waited / total if total else None
+        self._begin_window()
+
+    def line(self) -> str:
+        """Round, epoch, error (best), loss, samples/s, share of the time in communication; waiting for slower
+        ranks counts as communication."""
+        seen, last = self._evaluation, self._last
+        rounds, epoch, loss = (last.round, last.epoch, last.loss) if last else (0, 0.0, None)
+        error = f"{number(seen.error)} (best {number(seen.best)})" if seen else "-"
+        speed = "-" if self._speed is None else f"{self._speed:,.0f}"
+        share = "-" if self._communication is None else f"{self._communication:.0%}"
+        return (
+            f"round {rounds:>6}  epoch {epoch:>7.2f}  {self.header.metric} {error}  loss {number(loss)}  "
+            f"{speed:>9} samples/s  communication {share:>4}"
+        )
+
+    def done(self) -> float:
+        """The part of the run that is done by the limit that is nearest; without a limit, of the epoch."""
+        if self._last is None:
+            return 0.0
+        reached = {
+            "max_rounds": float(self._last.round),
+            "max_epochs": self._last.epoch,
+            "max_seconds": self._clock() - self._start,
+        }
+        limits = self.header.stop_rules
+        parts = [value / limits[name] for name, value in reached.items() if name in limits]
+        return min(1.0, max(parts)) if parts else self._last.epoch % 1.0
+
+
+@final
+class PlainConsole(Recorder):
+    """One line an evaluation, and one every `PLAIN_EVERY_S` seconds in between.
+
+    Args:
+        clock: gives seconds from any beginning.
+    """
+
+    _status: _Status
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._printed = clock()
+
+    def header(self, header: RunHeader) -> None:
+        self._status = _Status(header, self._clock)
+        self._print(*header_lines(header))
+
+    def report(self, report: Report) -> None:
+        if isinstance(report, (RoundReport, EvaluationReport)):
+            self._status.take(report)
+            if isinstance(report, EvaluationReport) or self._clock() - self._printed >= PLAIN_EVERY_S:
+                self._status.measure(over_s=0)
+                self._print(self._status.line())
+        elif isinstance(report, FaultReport):
+            self._print(_warning(report))
+        elif isinstance(report, StopReport):
+            self._print(*closing_lines(self._status.header, report))
+
+    def close(self) -> None: ...
+
+    def _print(self, *lines: str) -> None:
+        # At once: behind a launcher's pipe the buffer would hold the lines back until the end.
+        print(*lines, sep="\n", file=self._stream, flush=True)
+        self._printed = self._clock()
+
+
+@final
+class BarConsole(Recorder):
+    """A bar that moves, and above it one line an evaluation. `stream` must be a terminal."""
+
+    _status: _Status
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
+
+        self._console = Console(
+            file=stream, force_terminal=True, highlight=False, markup=False, soft_wrap=True
+        )
+        one_line = Column(no_wrap=True, overflow="crop")
+        # Drawn by `report` alone: a thread that draws would take turns with the local steps.
+        self._progress = Progress(
+            BarColumn(_BAR_WIDTH),
+            TextColumn("{task.description}", markup=False, table_column=one_line),
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+        )
+        self._bar = self._progress.add_task("", total=1.0)
+        self._drawn = 0.0
+
+    def header(self, header: RunHeader) -> None:
+        self._status = _Status(header, time.monotonic)
+        self._print(*header_lines(header))
+        self._progress.start()
+
+    def report(self, report: Report) -> None:
+        if isinstance(report, (RoundReport, EvaluationReport)):
+            self._status.take(report)
+            if isinstance(report, EvaluationReport):
+                self._status.measure(over_s=0)
+                self._print(self._status.line())
+            self._draw()
+        elif isinstance(report, FaultReport):
+            self._print(_warning(report))
+        elif isinstance(report, StopReport):
+            self._progress.stop()
+            self._print(*closing_lines(self._status.header, report))
+
+    def close(self) -> None:
+        self._progress.stop()  # gives the cursor back
+
+    def _draw(self) -> None:
+        now = time.monotonic()
+        if now - self._drawn >= _BAR_EVERY_S:
+            self._drawn = now
+            self._status.measure(_SPEED_OVER_S)
+            self._progress.update(self._bar, completed=self._status.done(), description=self._status.line())
+            self._progress.refresh()
+
+    def _print(self, *lines: str) -> None:
+        self._console.print(*lines, sep="\n")
+
+
+def _warning(report: FaultReport) -> str:
+    return f"warning   round {report.round}: {report.message}"

@@ -1,0 +1,125 @@
+"""What the console says, as lines of text: the header, the running line, the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from hvd_train.record.reports import RunHeader, StopReport
+from hvd_train.stopping import REASONS
+
+_DIGITS_ALONE = (
+    "rank 0 sees only the digits 0-4, rank 1 only 5-9: neither can learn the ten classes from its own shard, "
+    "only the average can"
+)
+_NAMED_HOSTS = 4
+
+
+def header_lines(header: RunHeader) -> list[str]:
+    """What will run."""
+    version = header.versions.get("hvd_train", "")
+    lines = [
+        f"hvd_train {version}: {header.task}, {header.model}, {header.num_parameters:,} parameters",
+        _labelled("data", _data(header)),
+        _labelled("world", _world(header)),
+        _labelled("training", f"batches of {header.batch_size}, {_average(header)}"),
+        _labelled("stop", _stop_rules(header)),
+    ]
+    if header.data == "digits" and header.world_size == 2:
+        lines.append(_labelled("digits", _DIGITS_ALONE))
+    if header.round:
+        lines.append(_labelled("resumed", f"after round {header.round}"))
+    return [*lines, _labelled("run", header.run)]
+
+
+def closing_lines(header: RunHeader, stop: StopReport) -> list[str]:
+    """Why the run ended, what came out, and where it is."""
+    reason = REASONS.get(stop.reason, stop.reason).format_map(header.stop_rules)
+    lines = [_labelled("stopped", f"{reason} (round {stop.round})"), _labelled(header.metric, _outcome(stop))]
+    speed = f"{stop.samples:,} samples in {duration(stop.seconds)}"
+    if stop.seconds > 0:
+        speed += f": {stop.samples / stop.seconds:,.0f} samples/s"
+    lines += [_labelled("speed", speed), _labelled("run", header.run)]
+    if "best" in stop.checkpoints:
+        lines += [
+            _labelled("best", stop.checkpoints["best"]),
+            _labelled("load it", f'hvd_train.load_model("{header.run}")'),
+        ]
+    if "latest" in stop.checkpoints:
+        lines.append(_labelled("go on", f"--resume {header.run}"))
+    return lines
+
+
+def number(value: float | None) -> str:
+    """A loss or an error in a few digits; a dash for none."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """`8.2 s`, `12 min 5 s` or `3 h 20 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _labelled(label: str, text: str) -> str:
+    return f"{label:<9} {text}"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def _range(values: Sequence[int], noun: str) -> str:
+    low, high = min(values), max(values)
+    return _count(low, noun) if low == high else f"{low:,} to {high:,} {noun}s"
+
+
+def _data(header: RunHeader) -> str:
+    shards, samples = _range(header.shards_per_rank, "shard"), _range(header.samples_per_rank, "sample")
+    validation = (
+        f"{_count(header.validation_samples, 'validation sample')}"
+        if header.validation_samples
+        else f"no validation data, so that the {header.metric} is the smoothed training loss"
+    )
+    return f"{header.data}: {shards} and {samples} per rank, {validation}"
+
+
+def _world(header: RunHeader) -> str:
+    names = ", ".join(header.hosts[:_NAMED_HOSTS]) + (", ..." if len(header.hosts) > _NAMED_HOSTS else "")
+    ranks = f"{_count(header.world_size, 'rank')} on {_count(len(header.hosts), 'host')} ({names})"
+    text = f"{ranks}, backend {header.backend}, {_range(header.threads, 'thread')} per rank"
+    return text if header.world_size == 1 else f"{text}; a killed rank {header.lost_rank}"
+
+
+def _average(header: RunHeader) -> str:
+    if header.period is None:
+        return "the ranks are never averaged"
+    return (
+        "average after every local step"
+        if header.period == 1
+        else f"average every {header.period} local steps"
+    )
+
+
+def _stop_rules(header: RunHeader) -> str:
+    rules, metric = header.stop_rules, header.metric
+    words: dict[str, Callable[[float], str]] = {
+        "patience": lambda n: f"{_count(int(n), 'evaluation')} without a better {metric}",
+        "target_error": lambda value: f"{metric} {value:g}",
+        "max_epochs": lambda n: _count(int(n), "epoch"),
+        "max_rounds": lambda n: _count(int(n), "round"),
+        "max_seconds": lambda seconds: f"{seconds:g} s",
+        "divergence": lambda factor: f"{metric} above {factor:g} times the best",
+    }
+    return " or ".join(say(rules[name]) for name, say in words.items() if name in rules)
+
+
+def _outcome(stop: StopReport) -> str:
+    if stop.best is None:
+        return f"never measured; last {number(stop.final)}" if stop.final is not None else "never measured"
+    return f"best {number(stop.best)} at round {stop.best_round}, final {number(stop.final)}"
