@@ -51,7 +51,7 @@ def locate(path: str, key: str) -> Source:
     if not files:
         raise DataError(
             f"{key} = {path!r}: no such file or folder, and no file fits it as a pattern. "
-            "Expected a folder with a manifest.json or with .h5 files, one file, a glob pattern, or `digits`."
+            "Expected a folder with a manifest.json or with .h5 files, one file, or a glob pattern."
         )
     return Source(_plain(files))
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
-from hvd_train.errors import DataError
+from hvd_train.errors import DataError, UserError
 
 if TYPE_CHECKING:
     from hvd_train.data.format import ShardInfo
@@ -99,7 +99,11 @@ class CheckArgs:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `shard` with the arguments after that word; the exit code. Raises `UserError`."""
+    """Runs `shard` with the arguments after that word.
+
+    Returns the exit code: 0, 1 for shards that `check` found damaged, 2 with a message on stderr for
+    what cannot be done as it was asked.
+    """
     args: WriteArgs | InfoArgs | CheckArgs = tyro.extras.subcommand_cli_from_dict(
         {"write": WriteArgs, "info": InfoArgs, "check": CheckArgs},
         prog="python -m hvd_train shard",
@@ -107,9 +111,13 @@ def main(argv: Sequence[str]) -> int:
         args=list(argv),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    if isinstance(args, WriteArgs):
-        return write(args)
-    return info(args) if isinstance(args, InfoArgs) else check(args)
+    try:
+        if isinstance(args, WriteArgs):
+            return write(args)
+        return info(args) if isinstance(args, InfoArgs) else check(args)
+    except UserError as error:
+        print(f"hvd_train: {error}", file=sys.stderr)
+        return 2
 
 
 def write(args: WriteArgs) -> int:
