@@ -154,9 +154,9 @@ def environment(machine: Path) -> Path:
             "srun",
             "",
             ["-n", "2"],
-            ["--mpi=pmix", "--cpu-bind=none", "--kill-on-bad-exit=1"],
+            ["--mpi=pmix", "--wait=10"],
         ),
-        ("launch/srun.sh", "srun", "", ["--mpi", "pmi2"], ["--cpu-bind=none", "--kill-on-bad-exit=1"]),
+        ("launch/srun.sh", "srun", "", ["--mpi", "pmi2"], ["--wait=10"]),
     ],
 )
 def test_options_reach_the_launcher_and_the_training_whole(
