@@ -217,7 +217,7 @@ class StreamReader(Reader):
         window, epoch = self._window_of(position), self._cursor.epoch
         if window == self._window:
             return
-        self._current = {}  # released first: with the one that is read next there are never more than two
+        # The window after this one is read only once this one has taken the place of the last: at most two.
         self._current = self._load(epoch, window).result()
         self._window = window
         num_rows = self._bounds[window + 1] - self._bounds[window]

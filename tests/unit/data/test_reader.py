@@ -318,6 +318,16 @@ def test_stream_mixes_blocks_and_reads_whole_chunks(tmp_path: Path, monkeypatch:
     assert all(start in bounds and stop in bounds for start, stop in ranges)
 
 
+def test_each_window_is_mixed_in_an_order_of_its_own(tmp_path: Path) -> None:
+    path = write_foreign(tmp_path / "plain.h5", 96)
+    rows = Rows([Span(str(path), 0, 96)], FIELDS)
+    reader = StreamReader(rows, 0, block_bytes=8 * ROW_BYTES, window_blocks=1)
+    numbers = drain(reader)
+    reader.close()
+    orders = {tuple(row % 8 for row in numbers[i : i + 8]) for i in range(0, 96, 8)}
+    assert len(orders) > 8
+
+
 @pytest.mark.parametrize(
     ("reading", "budget", "mode"),
     [
