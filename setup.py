@@ -46,7 +46,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["hvd_train", "hvd_train.*"]),
-    package_data={"": ["*.json", "*.toml", "py.typed"]},
+    package_data={"hvd_train": ["py.typed", "**/*.json", "**/*.toml"]},
     install_requires=[
         "numpy",
         "torch>=2.4",
