@@ -129,16 +129,40 @@ def test_without_mpicc_null_is_recorded_and_said(tmp_path: Path) -> None:
     assert "no mpicc on PATH" in said
 
 
-def test_the_library_behind_mpicc_is_loaded_and_asked(tmp_path: Path) -> None:
-    """An mpicc that answers like MPICH's, and a real shared library beside it."""
+@pytest.fixture
+def mpich_like(tmp_path: Path) -> Path:
+    """A folder with an mpicc that answers like MPICH's, and a real shared library beside it."""
     (tmp_path / "lib.c").write_text(FAKE_LIBRARY)
     library = tmp_path / "libmpi_vendor.so.12"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "lib.c"], check=True)
     mpicc = tmp_path / "mpicc"
     mpicc.write_text(f'#!/bin/sh\n[ "$1" = -show ] && echo "gcc -L{tmp_path} -lmpifort -lmpi_vendor"\n')
     mpicc.chmod(0o755)
-    found, _ = find_mpi(f"{tmp_path}:/usr/bin:/bin")
-    assert found["mpi"] == {"abi": "mpich", "library": str(library), "version": "MPICH Version:      9.8.7"}
+    return tmp_path
+
+
+def test_the_library_behind_mpicc_is_loaded_and_asked(mpich_like: Path) -> None:
+    found, _ = find_mpi(f"{mpich_like}:/usr/bin:/bin")
+    library = str(mpich_like / "libmpi_vendor.so.12")
+    assert found["mpi"] == {"abi": "mpich", "library": library, "version": "MPICH Version:      9.8.7"}
+
+
+def test_horovods_wheel_is_cached_per_mpi(mpich_like: Path) -> None:
+    def key(path: str) -> str:
+        command = [sys.executable, ROOT / "cmake" / "horovod" / "key.py"]
+        environment = {**os.environ, "PATH": path}
+        return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    system = f"{mpich_like}:/usr/bin:/bin"
+    assert key(system) == key(system)
+    assert key(system) != key("/nowhere")
+
+
+def test_each_patch_of_horovod_says_why() -> None:
+    patches = sorted((ROOT / "cmake" / "horovod" / "patches").glob("*.patch"))
+    assert patches
+    for patch in patches:
+        assert patch.read_text().startswith("Why: "), patch.name
 
 
 def test_a_library_that_does_not_load_is_named(tmp_path: Path) -> None:
