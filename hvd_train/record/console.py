@@ -61,6 +61,7 @@ class _Status:
     def take(self, report: RoundReport | EvaluationReport) -> None:
         if isinstance(report, EvaluationReport):
             self._evaluation = report
+            self._window_start += report.seconds  # the speed is that of training
             return
         self._last = report
         self._samples += report.samples

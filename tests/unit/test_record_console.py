@@ -55,6 +55,7 @@ def test_the_plain_text_of_a_small_run() -> None:
     for i in (1, 2, 3, 4):
         now += 0.5
         console.report(round_report(i))
+    now += 0.25  # what the evaluation takes
     console.report(evaluation(4, 0.5, 0.25, 2))
     for i in range(5, 15):  # ten seconds without an evaluation: one line, at their end
         now += 1
@@ -62,6 +63,8 @@ def test_the_plain_text_of_a_small_run() -> None:
     for i in (15, 16):
         now += 1
         console.report(round_report(i))
+        if i == 16:
+            now += 0.25
         if i == 15:
             console.report(
                 FaultReport(round=15, kind="not_finite", ranks=(1,), message="rank 1 was not finite")
