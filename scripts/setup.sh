@@ -59,7 +59,8 @@ check_python() { # interpreter
 }
 
 make_venv() {
-    if [[ ! -x $VENV/bin/python ]]; then
+    # Without pip it was interrupted while it was made; making it again completes it.
+    if [[ ! -x $VENV/bin/python || ! -x $VENV/bin/pip ]]; then
         local python=${PYTHON:-python3}
         check_python "$python"
         "$python" -c 'import ensurepip, venv' 2>/dev/null ||
@@ -88,7 +89,7 @@ install_torch() {
     local wanted=${TORCH:-$(remembered torch)} seen
     wanted=${wanted:-$(sed -n 's/^torch==//p' constraints.txt)}
     seen=$(installed torch)
-    if [[ ${seen%%+*} != "${wanted%%+*}" ]]; then
+    if [[ $seen != "$wanted" && ${seen%%+*} != "$wanted" ]]; then
         say torch "installing torch $wanted"
         logged torch pip install "torch==$wanted"
         seen=$(installed torch)
@@ -189,7 +190,7 @@ missing_tools() { # what a build of Horovod lacks on this machine
         printf 'Python.h(python3-dev) '
 }
 
-build_horovod() { # the wheel's path; quiet, the log tells the rest
+build_horovod() {
     "$VENV/bin/cmake" -S . -B build/cmake -D Python3_EXECUTABLE="$py" >"$state/horovod.log" 2>&1 &&
         "$VENV/bin/cmake" --build build/cmake --target horovod >>"$state/horovod.log" 2>&1
 }
@@ -210,15 +211,18 @@ install_horovod() {
         return
     fi
     key=$("$py" cmake/horovod/key.py)
+    if is_done horovod "$key"; then return; fi
+    # Only to explain a failure, and to try again when it is cured: a wheel from the cache needs no tools.
     missing=$(missing_tools)
-    if is_done horovod "$key" || { [[ -z ${HOROVOD:-} ]] && is_done horovod "failed $key $missing"; }; then return; fi
+    if [[ -z ${HOROVOD:-} ]] && is_done horovod "failed $key $missing"; then return; fi
     say horovod "building, or taking from the cache; a build takes some minutes"
     if build_horovod; then
-        logged horovod-install pip install -c "$constraints" --force-reinstall --no-deps "$(<build/cmake/horovod/wheel.txt)"
-        logged horovod-install pip install -c "$constraints" cloudpickle psutil pyyaml packaging cffi
+        local wheel
+        wheel=$(<build/cmake/horovod/wheel.txt)
+        logged horovod-install pip install --force-reinstall --no-deps "$wheel"
+        logged horovod-needs pip install -c "$constraints" cloudpickle psutil pyyaml packaging cffi
         mark_done horovod "$key"
     else
-        # What is missing is looked for in any case, but a wheel from the cache does without it.
         mark_done horovod "failed $key $missing"
         without_horovod "the build failed${missing:+, this machine lacks: $missing}; see $state/horovod.log and" \
             "build/cmake/horovod/build.log; \`make setup HOROVOD=1\` tries again"
@@ -232,7 +236,9 @@ install_package() {
     local inputs
     inputs=$(printf '%s\n' "$PWD" "$torch" "$record"; cat setup.py pyproject.toml constraints.txt)
     # The record lies in the checkout, so that another environment may have written its own over it.
-    if is_done package "$inputs" && [[ -f hvd_train/_build.json && $(<hvd_train/_build.json) == "$record" ]]; then return; fi
+    if is_done package "$inputs" && [[ -f hvd_train/_build.json && $(<hvd_train/_build.json) == "$record" ]]; then
+        return
+    fi
     say package "installing hvd_train from $PWD"
     logged package pip install -c "$constraints" --no-build-isolation -e '.[mpi,demo,dev]'
     mark_done package "$inputs"
