@@ -39,18 +39,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(args: list[str]) -> int:
-    rank = detect().rank
+    launcher = detect()
     try:
-        config = parse(args, quiet=rank != 0)
+        config = parse(args, quiet=launcher.rank != 0)
     except ConfigError as error:
-        return _refuse(error, rank)
+        return _refuse(error, launcher.rank)
     from hvd_train.app import train
 
     try:
         train(config)
     except HvdTrainError as error:
-        if rank == 0 or not error.agreed:
+        if launcher.rank == 0 or not error.agreed:
             print(f"hvd_train: {error}", file=sys.stderr, flush=True)
+        if launcher.size > 1:
+            # The launcher kills the other ranks as soon as one ends with a code; they may still be removing
+            # what their MPI put into shared memory.
+            time.sleep(1)
         return 2 if isinstance(error, UserError) else 1
     return 0
 

@@ -47,7 +47,7 @@ class Wiring:
     def __init__(self, config: Config, task: Task | None, comm: Communicator) -> None:
         self.config = config
         self.comm = comm
-        versions = {"hvd_train": hvd_train.__version__, "python": platform.python_version(), "torch": torch.__version__}
+        versions = {"hvd_train": hvd_train.__version__, "python": platform.python_version(), "torch": str(torch.__version__)}
         require_equal(comm, "configurations", flatten(config), "Give every rank the same file and flags.")
         require_equal(comm, "versions", versions, "Install the same on every host.")
         self.versions = {**versions, "mpi": comm.library}

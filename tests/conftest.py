@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+
+def shared_memory_files() -> set[str]:
+    """What lies in /dev/shm, but for what the C library keeps there."""
+    return {p.name for p in Path("/dev/shm").iterdir() if not p.name.startswith("sem.")}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_in_shared_memory() -> Iterator[None]:
+    before = shared_memory_files()
+    yield
+    assert shared_memory_files() <= before, "the test left files in /dev/shm"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

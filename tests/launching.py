@@ -39,6 +39,27 @@ class Job:
         return self.stdout + self.stderr
 
 
+_MARK = "HVD_TRAIN_TEST_JOB"
+"""An environment variable that all processes of one job inherit, whatever session they put themselves in."""
+
+
+class Process(subprocess.Popen[str]):
+    """A running command whose whole family can be found by its mark."""
+
+    def __init__(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str]) -> None:
+        self.mark = f"{_MARK}={os.getpid()}-{time.monotonic_ns()}"
+        super().__init__(
+            list(argv),
+            cwd=cwd,
+            env={**env, _MARK: self.mark.partition("=")[2]},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment, with the interpreter's own tools first on the PATH."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COV_"))}
@@ -69,7 +90,7 @@ def run(
     argv: Sequence[str], *, deadline_s: float, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> Job:
     """Runs a command to its end. One that passes its deadline is killed with all that it started, and the
-    test fails with what it had printed."""
+    test fails with what it had printed; so does one that leaves a process behind."""
     with start(argv, cwd=cwd, env=env) as process:
         began = time.monotonic()
         try:
@@ -78,50 +99,49 @@ def run(
             kill(process)
             stdout, stderr = process.communicate()
             pytest.fail(f"still running after {deadline_s:g} s: {' '.join(argv)}\n{stdout}\n{stderr}")
-        return Job(process.returncode, stdout, stderr, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        left = _outliving(process)
+        assert not left, f"processes {left} outlived their job: {' '.join(argv)}\n{stdout}\n{stderr}"
+        return Job(process.returncode, stdout, stderr, seconds)
 
 
 @contextlib.contextmanager
 def start(
     argv: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
-) -> Iterator[subprocess.Popen[str]]:
-    """A running command in a session of its own, killed with all that it started when the block ends."""
-    process = subprocess.Popen(
-        list(argv),
-        cwd=cwd or ROOT,
-        env=environment({"PYTHONPATH": str(ROOT), **(env or {})}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+) -> Iterator[Process]:
+    """A running command, killed with all that it started when the block ends."""
+    process = Process(argv, cwd or ROOT, environment({"PYTHONPATH": str(ROOT), **(env or {})}))
     try:
         yield process
     finally:
         kill(process)
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    """SIGKILL to the process and every descendant: launchers put ranks into groups of their own."""
-    for pid in [*descendants(process.pid), process.pid]:
+def _environ(pid: int) -> str:
+    try:
+        items = Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
+    except OSError:
+        return ""
+    return next((i for i in items if i.startswith(f"{_MARK}=")), "")
+
+
+def members(mark: str) -> list[int]:
+    """Living processes that carry the mark of a job."""
+    pids = (int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit())
+    return [pid for pid in pids if mark and _environ(pid) == mark]
+
+
+def _outliving(process: Process) -> list[int]:
+    """Processes of the job that are still there 5 s after its first one ended."""
+    deadline = time.monotonic() + 5
+    while members(process.mark) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return members(process.mark)
+
+
+def kill(process: Process) -> None:
+    """SIGKILL to every process of the job."""
+    for pid in members(process.mark):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
-
-
-def descendants(pid: int) -> list[int]:
-    """Process ids below `pid`, children first."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(entry.name))
-    found: list[int] = []
-    queue = [pid]
-    while queue:
-        below = children.get(queue.pop(), [])
-        found += below
-        queue += below
-    return found

@@ -19,6 +19,10 @@ def load() -> Any:
     # not be the one whose mpirun started this process.
     for name, value in build_info.mpi4py_environment().items():
         os.environ.setdefault(name, value)
+    if not os.environ.keys() & {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK"}:
+        # A process that Open MPI's launcher did not start is alone, and Open MPI 5.0 would leave the shared
+        # memory that it makes for peers behind.
+        os.environ.setdefault("OMPI_MCA_btl", "self")
     try:
         import mpi4py
 

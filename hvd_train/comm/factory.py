@@ -24,7 +24,10 @@ def connect(backend: str = "auto") -> Communicator:
     name = _AUTO[launcher.provides] if backend == "auto" else backend
     comm = _make(name)
     if comm.size != launcher.size and launcher.name:
-        raise EnvironmentMismatch(_mismatch(comm, launcher))
+        error = EnvironmentMismatch(_mismatch(comm, launcher))
+        error.agreed = True  # each of the processes finds the same
+        comm.close()
+        raise error
     return comm
 
 

@@ -1,0 +1,154 @@
+"""What is wrong is said once, by one rank, before the first step; a failing rank ends the job."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from tests.launching import AS_ROOT, command, run
+from tests.mpi.jobs import SHORT, train
+
+TASKS = "tests/mpi/sleepy.py"
+DIGITS = ("--config", "hvd_train/demo/digits.toml")
+
+LAUNCHERS = ("mpirun", "horovodrun-gloo")
+
+
+def different_arguments(launcher: str, runs: Path, zero: list[str], one: list[str]) -> list[str]:
+    """A job whose rank 1 is given other options than rank 0, as by a file that differs between hosts."""
+    script = (
+        "import os, sys\n"
+        "from hvd_train.cli import main\n"
+        "from hvd_train.comm.launcher import detect\n"
+        f"sys.exit(main({one!r} if detect().rank == 1 else {zero!r}))"
+    )
+    return command(launcher, 2, ["-c", script])
+
+
+def messages(output: str) -> list[str]:
+    return [line for line in output.splitlines() if "hvd_train: " in line]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_another_configuration_on_one_rank(launcher: str, tmp_path: Path) -> None:
+    common = ["--runs", str(tmp_path), "--name", "r"]
+    job = run(different_arguments(launcher, tmp_path, common, [*common, "--period", "20"]), deadline_s=40)
+    (message,) = messages(job.output)
+    assert "different configurations: sync.period is 10 on rank 0 but 20 on rank 1" in message
+    if launcher == "mpirun":  # horovodrun over Gloo ends with a traceback of its own
+        assert "Traceback" not in job.output
+    assert job.returncode == (2 if launcher == "mpirun" else 1), job.output
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_bad_option_is_said_once(tmp_path: Path) -> None:
+    job = train("mpirun", 2, tmp_path, "--perod", "3", succeeds=False)
+    assert job.returncode == 2, job.output
+    assert job.output.count("--period") == 1, job.output
+    job = train("mpirun", 2, tmp_path, "--config", "missing.toml", succeeds=False)
+    assert job.returncode == 2, job.output
+    (message,) = messages(job.output)
+    assert "missing.toml: cannot read the configuration" in message
+
+
+def shards(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        with h5py.File(folder / f"{i}.h5", "w") as file:
+            file["inputs"] = rng.normal(size=(50, 6)).astype(np.float32)
+            file["targets"] = rng.integers(0, 3, 50)
+    return folder
+
+
+def test_a_shard_of_another_shape(tmp_path: Path) -> None:
+    folder = shards(tmp_path)
+    with h5py.File(folder / "1.h5", "a") as file:
+        del file["inputs"]
+        file["inputs"] = np.zeros((50, 7), np.float32)
+    job = train("mpirun", 2, tmp_path / "runs", "--data", str(folder), *SHORT, succeeds=False)
+    (message,) = messages(job.output)
+    assert "1.h5" in message
+    assert "[6]" in message
+    assert "[7]" in message
+    assert job.returncode == 2
+
+
+def test_shards_that_differ_between_hosts(tmp_path: Path) -> None:
+    folder = shards(tmp_path)
+    other = tmp_path / "other"
+    shutil.copytree(folder, other, ignore=shutil.ignore_patterns("other"))
+    with h5py.File(other / "1.h5", "a") as file:
+        for name in ("inputs", "targets"):
+            rows = file[name][:40]
+            del file[name]
+            file[name] = rows
+    options = ["--runs", str(tmp_path / "runs"), "--max-rounds", "3", "--data", "*.h5"]
+    script = (
+        "import os, sys\n"
+        "from hvd_train.cli import main\n"
+        "from hvd_train.comm.launcher import detect\n"
+        f"os.chdir({str(other)!r} if detect().rank == 1 else {str(folder)!r})\n"
+        f"sys.exit(main({options!r}))"
+    )
+    job = run(command("mpirun", 2, ["-c", script]), deadline_s=40)
+    (message,) = messages(job.output)
+    assert "the ranks have different data: rows of 1.h5 (shard 1) is 50 on rank 0 but 40 on rank 1" in message
+    assert job.returncode == 2
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_file_that_one_rank_does_not_see(launcher: str, tmp_path: Path) -> None:
+    shards(tmp_path)
+    common = ["--runs", str(tmp_path / "runs"), "--max-rounds", "3", "--data"]
+    script = (
+        "import os, sys\n"
+        "from hvd_train.cli import main\n"
+        "from hvd_train.comm.launcher import detect\n"
+        f"os.chdir({str(tmp_path)!r} if detect().rank == 0 else '/')\n"
+        f"sys.exit(main({[*common, '0.h5']!r}))"
+    )
+    job = run(command(launcher, 2, ["-c", script]), deadline_s=40)
+    (message,) = messages(job.output)
+    assert "rank 1 of 2: " in message
+    assert "0.h5" in message
+    assert job.returncode == (2 if launcher == "mpirun" else 1)
+
+
+def test_another_model_on_one_rank(tmp_path: Path) -> None:
+    job = train("mpirun", 2, tmp_path, *DIGITS, *SHORT, "--task", f"{TASKS}:Uneven", succeeds=False)
+    (message,) = messages(job.output)
+    assert "different models: 1.bias is '(10,) torch.float32' on rank 0 but '(9,) torch.float32' on rank 1" in message
+    assert job.returncode == 2
+
+
+@pytest.mark.parametrize("launcher", ("mpirun", "horovodrun", "horovodrun-gloo"))
+def test_an_exception_on_one_rank_ends_the_job(launcher: str, tmp_path: Path) -> None:
+    job = train(launcher, 2, tmp_path, *DIGITS, *SHORT, "--name", "r", "--task", f"{TASKS}:Failing", succeeds=False)
+    assert job.returncode == 1, job.output
+    assert job.output.count("RuntimeError: the disk of rank 1 is on fire") == 1, job.output
+    assert "rank 1 of 2" in job.output
+    assert job.output.count("in before_batch") == 1, job.output
+    assert "HorovodInternalError" not in job.output
+    assert "MPI_ERR" not in job.output
+
+
+def test_processes_that_do_not_see_each_other_refuse(tmp_path: Path) -> None:
+    """A launcher of another MPI starts n processes, each of which finds itself alone."""
+    alone = {"PMI_SIZE": "2", "PMI_RANK": "0", **AS_ROOT}
+    argv = [sys.executable, "-m", "hvd_train", "--runs", str(tmp_path)]
+    job = run(argv, deadline_s=40, env=alone)
+    (message,) = messages(job.output)
+    assert "mpiexec of MPICH or Intel MPI started this process as one of 2, but backend `mpi` (Open MPI" in message
+    assert "sees a world of 1" in message
+    assert job.returncode == 2
+    silent = run(argv, deadline_s=40, env={**alone, "PMI_RANK": "1"})
+    assert silent.returncode == 2
+    assert messages(silent.output) == []
+    solo = run([*argv, "--backend", "solo"], deadline_s=40, env=alone)
+    assert "backend `solo`" in solo.output
+    assert solo.returncode == 2

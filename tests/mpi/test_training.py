@@ -1,0 +1,103 @@
+"""The main job, as a user starts it, under every launcher."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launching import command, run
+from tests.mpi.jobs import SHORT, events, model_bytes, train
+
+TASKS = "tests/mpi/sleepy.py"
+DIGITS = ("--config", "hvd_train/demo/digits.toml")
+
+
+def test_two_ranks_learn_together_what_neither_can_alone(tmp_path: Path) -> None:
+    job = train("mpirun", 2, tmp_path, "--name", "together", deadline_s=90)
+    (stop,) = events(tmp_path / "together", "stop")
+    assert stop["reason"] == "patience"
+    assert stop["best"] < 0.04
+    assert re.search(r"stopped +the error has not improved for 15 evaluations", job.stdout)
+    assert "neither can learn the ten classes from its own shard" in job.stdout
+    (header,) = events(tmp_path / "together", "header")
+    assert (header["world_size"], header["backend"]) == (2, "mpi")
+    assert [e["drift"] for e in events(tmp_path / "together", "round") if e.get("drift")]
+
+    alone = train("mpirun", 2, tmp_path, "--name", "alone", "--sync", "none", "--max-rounds", "80", deadline_s=90)
+    (stop,) = events(tmp_path / "alone", "stop")
+    assert stop["best"] > 0.4
+    assert "never averaged" in alone.stdout.lower() or "never" in alone.stdout.lower()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "ranks", "backend"),
+    [
+        ("python", 1, "solo"),
+        ("mpirun", 4, "mpi"),
+        ("horovodrun", 2, "mpi"),
+        ("horovodrun-gloo", 2, "horovod"),
+        ("mpirun", 3, "horovod"),
+    ],
+)
+def test_every_launcher_and_backend_trains(launcher: str, ranks: int, backend: str, tmp_path: Path) -> None:
+    wished = ("--backend", "horovod") if (launcher, backend) == ("mpirun", "horovod") else ()
+    train(launcher, ranks, tmp_path, "--name", "r", *SHORT, *wished)
+    (header,) = events(tmp_path / "r", "header")
+    assert (header["world_size"], header["backend"]) == (ranks, backend)
+    errors = [e["error"] for e in events(tmp_path / "r", "evaluation")]
+    assert len(errors) == 3
+    assert errors[-1] < 0.35
+
+
+def test_the_result_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    """One backend and one world: whichever launcher, however the timing falls, wherever the ranks run."""
+    fixed = (*DIGITS, *SHORT, "--threads", "1")
+    train("mpirun", 2, tmp_path, "--name", "a", *fixed, "--task", f"{TASKS}:Steady")
+    train("mpirun", 2, tmp_path, "--name", "b", *fixed, "--task", f"{TASKS}:Sleepy")
+    train("horovodrun", 2, tmp_path, "--name", "c", *fixed, "--task", f"{TASKS}:Steady")
+    one_core = ["taskset", "-c", "0", *command("mpirun", 2, ["-m", "hvd_train", "--runs", str(tmp_path), "--name", "d"])]
+    bound = run([*one_core, *fixed, "--task", f"{TASKS}:Sleepy"], deadline_s=60)
+    assert bound.returncode == 0, bound.output
+    models = {name: model_bytes(tmp_path / name) for name in "abcd"}
+    assert len(set(models.values())) == 1
+    other = train("mpirun", 2, tmp_path, "--name", "e", *fixed, "--seed", "1", "--task", f"{TASKS}:Steady")
+    assert model_bytes(tmp_path / "e") != models["a"], other.output
+
+
+def test_horovod_gives_the_same_bits_over_gloo_and_over_mpi(tmp_path: Path) -> None:
+    train("horovodrun-gloo", 2, tmp_path, "--name", "gloo", *SHORT, "--backend", "horovod")
+    train("mpirun", 2, tmp_path, "--name", "mpi", *SHORT, "--backend", "horovod")
+    assert model_bytes(tmp_path / "gloo") == model_bytes(tmp_path / "mpi")
+
+
+def test_a_rank_that_is_not_finite_takes_the_mean(tmp_path: Path) -> None:
+    train("mpirun", 2, tmp_path, "--name", "r", *DIGITS, *SHORT, "--task", f"{TASKS}:Poisoned", env={"SICK_RANKS": "1"})
+    (fault,) = events(tmp_path / "r", "fault")
+    assert (fault["kind"], fault["ranks"], fault["round"]) == ("not_finite", [1], 3)
+    (stop,) = events(tmp_path / "r", "stop")
+    assert (stop["reason"], stop["round"]) == ("max_rounds", 12)
+
+
+def test_a_training_that_is_not_finite_anywhere_diverged(tmp_path: Path) -> None:
+    job = train(
+        "mpirun", 2, tmp_path, "--name", "r", *DIGITS, *SHORT, "--task", f"{TASKS}:Poisoned", env={"SICK_RANKS": "0,1"}
+    )
+    (stop,) = events(tmp_path / "r", "stop")
+    assert (stop["reason"], stop["round"]) == ("diverged", 3)
+    assert "diverged" in job.stdout
+
+
+def test_the_trained_model_is_loaded_without_mpi(tmp_path: Path) -> None:
+    train("mpirun", 2, tmp_path, "--name", "r", *SHORT)
+    program = (
+        "import sys, torch, hvd_train\n"
+        f"model = hvd_train.load_model({str(tmp_path / 'r')!r})\n"
+        "out = model(torch.zeros(3, 8, 8))\n"
+        "assert out.shape == (3, 10) and not model.training and 'mpi4py' not in sys.modules\n"
+        "print('loaded', round(float(out.detach().abs().sum()), 3) > 0)"
+    )
+    job = run([sys.executable, "-c", program], deadline_s=60)
+    assert job.stdout.strip() == "loaded True", job.output
