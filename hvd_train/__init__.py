@@ -9,7 +9,29 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from hvd_train.app import Result, load_model, train
+    from hvd_train.averaging import Averager
+    from hvd_train.comm.factory import connect
+    from hvd_train.config import Config, load_config
+    from hvd_train.data.format import SampleSpec
+    from hvd_train.task import Task
+
 __version__ = "0.1.0"
+
+# A literal list: it is what type checkers take for the names that users may import.
+__all__ = [
+    "Averager",
+    "Config",
+    "Result",
+    "SampleSpec",
+    "Task",
+    "__version__",
+    "connect",
+    "load_config",
+    "load_model",
+    "train",
+]
 
 _HOME = {
     "Averager": "hvd_train.averaging",
@@ -22,16 +44,6 @@ _HOME = {
     "load_model": "hvd_train.app",
     "train": "hvd_train.app",
 }
-
-__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
-
-if TYPE_CHECKING:
-    from hvd_train.app import Result, load_model, train
-    from hvd_train.averaging import Averager
-    from hvd_train.comm.factory import connect
-    from hvd_train.config import Config, load_config
-    from hvd_train.data.format import SampleSpec
-    from hvd_train.task import Task
 
 
 def __getattr__(name: str) -> Any:
