@@ -62,7 +62,7 @@ def require_equal(comm: Communicator, what: str, values: Mapping[str, Any], reme
     Raises `RanksDisagree`, on every rank, naming the first that differs, the ranks and both values.
     """
     everyone = comm.allgather(dict(values))
-    for rank, theirs in enumerate(everyone):
+    for theirs in everyone:
         for key in sorted(everyone[0].keys() | theirs.keys()):
             first, other = everyone[0].get(key), theirs.get(key)
             if first != other:

@@ -76,7 +76,9 @@ def _train(config: Config, task: Task | None, comm: Communicator) -> Result:
 
 @contextmanager
 def _recording(comm: Communicator, run: RunDirectory) -> Iterator[Recorder]:
-    recorder = Recorders(EventLog(run.folder / EVENTS_FILE), make_console()) if comm.rank == 0 else NullRecorder()
+    recorder = (
+        Recorders(EventLog(run.folder / EVENTS_FILE), make_console()) if comm.rank == 0 else NullRecorder()
+    )
     try:
         yield recorder
     finally:
@@ -95,7 +97,9 @@ def load_model(path: str | Path, checkpoint: str = "best", task: Task | None = N
     """
     saved = find_checkpoint(Path(path), checkpoint)
     if saved is None:
-        raise RunDirectoryError(f"{path} has no checkpoint; expected one in {path}/checkpoints. Let the run go on.")
+        raise RunDirectoryError(
+            f"{path} has no checkpoint; expected one in {path}/checkpoints. Let the run go on."
+        )
     config = saved_config(saved.folder)
     model = (task or make_task(config)).build_model(SampleSpec.from_json(saved.sample))
     with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal, Protocol
 
 import numpy as np
@@ -62,7 +63,8 @@ class StateAverage:
         for buffer in self._buffers:
             self._comm.average(buffer, 1.0 if self._comm.rank == 0 else 0.0)
         frozen = list(self._state.frozen())
-        for (_, tensor), value in zip(frozen, self._comm.broadcast([t.detach().clone() for _, t in frozen])):
+        values = self._comm.broadcast([t.detach().clone() for _, t in frozen])
+        for (_, tensor), value in zip(frozen, values, strict=True):
             tensor.copy_(value)
 
     def _agree_on_layout(self) -> None:
@@ -71,11 +73,11 @@ class StateAverage:
         first = layouts[0]
         for rank, theirs in enumerate(layouts):
             if theirs != first:
-                line = next((i for i, (a, b) in enumerate(zip(first, theirs)) if a != b), min(len(first), len(theirs)))
-                a, b = ("nothing" if line >= len(x) else x[line] for x in (first, theirs))
+                pairs = zip_longest(first, theirs, fillvalue="nothing")
+                a, b = next((a, b) for a, b in pairs if a != b)
                 raise RanksDisagree(
-                    f"the models differ: rank 0 has `{a}` where rank {rank} has `{b}`. Build the same model and "
-                    "optimizer on every rank."
+                    f"the models differ: rank 0 has `{a}` where rank {rank} has `{b}`. Build the same model "
+                    "and optimizer on every rank."
                 )
 
     def inspect(self, distance: bool, verify: bool) -> Inspection:
@@ -90,14 +92,16 @@ class StateAverage:
         if not verify:
             return Inspection(finite=finite, distance=far)
         owned = [slice(b.start, b.stop) for b in self._buffers]
-        moved = sum(squared_distance(b.anchor[s], b.previous[s]) for b, s in zip(self._buffers, owned, strict=True))
+        moved = sum(
+            squared_distance(b.anchor[s], b.previous[s]) for b, s in zip(self._buffers, owned, strict=True)
+        )
         return Inspection(finite=finite, distance=far, moved=moved, hash=self.hash())
 
     def hash(self) -> int:
         """A 64-bit hash (XXH3) of the anchor as this rank holds it."""
         digest = xxhash.xxh3_64()
         for buffer in self._buffers:
-            digest.update(buffer.anchor.view(torch.uint8).numpy())
+            digest.update(buffer.anchor.view(torch.uint8).numpy().data)
         return digest.intdigest()
 
     def average(self, weight: float, healthy: bool) -> None:
@@ -152,7 +156,8 @@ def check_bits(header: Header) -> None:
     if unlike:
         raise BitsDiffer(
             f"after the last average ranks {unlike} did not hold the same bits as rank 0. Expected identical "
-            "parameters: memory or network may be faulty, or a program wrote to the parameters after the average."
+            "parameters: memory or network may be faulty, or a program wrote to the parameters after the "
+            "average."
         )
 
 
@@ -245,4 +250,3 @@ class Averager:
     def finish(self) -> None:
         """Averages what was done since the last average, if any rank did anything. Collective."""
         self.average()
-

@@ -92,7 +92,9 @@ class Checkpoints:
         written = self._everywhere(lambda: self._write_files(temporary)) if not self.failure else []
         if not self.failure:
             files = {name: entry for entries in written for name, entry in entries.items()}
-            self._everywhere(lambda: self._publish(temporary, name, files, best) if self.comm.rank == 0 else None)
+            self._everywhere(
+                lambda: self._publish(temporary, name, files, best) if self.comm.rank == 0 else None
+            )
         if self.failure:
             self._report_failure(rounds, temporary)
             return
@@ -100,7 +102,11 @@ class Checkpoints:
         seconds = time.perf_counter() - began
         self.recorder.report(
             CheckpointReport(
-                round=rounds, path=str(self.folder / name), reason=reason, num_bytes=num_bytes, seconds=seconds
+                round=rounds,
+                path=str(self.folder / name),
+                reason=reason,
+                num_bytes=num_bytes,
+                seconds=seconds,
             )
         )
 
@@ -126,7 +132,9 @@ class Checkpoints:
         for name, content in files.items():
             with replacing(temporary / name) as path:
                 path.write_bytes(content)
-        return {name: {"num_bytes": len(c), "xxh3_64": xxhash.xxh3_64_hexdigest(c)} for name, c in files.items()}
+        return {
+            name: {"num_bytes": len(c), "xxh3_64": xxhash.xxh3_64_hexdigest(c)} for name, c in files.items()
+        }
 
     def _pack_parts(self) -> bytes:
         tensors: dict[str, Tensor] = {}
@@ -176,8 +184,12 @@ class Checkpoints:
     def _report_failure(self, rounds: int, temporary: Path) -> None:
         if self.comm.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-        message = f"the checkpoint was not saved: {self.failure}. The last good one stays; make room for the next."
-        self.recorder.report(FaultReport(round=rounds, kind="checkpoint_not_saved", ranks=(), message=message))
+        message = (
+            f"the checkpoint was not saved: {self.failure}. The last good one stays; make room for the next."
+        )
+        self.recorder.report(
+            FaultReport(round=rounds, kind="checkpoint_not_saved", ranks=(), message=message)
+        )
 
 
 def _detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -221,11 +233,13 @@ class SavedCheckpoint:
             manifest = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise RunDirectoryError(
-                f"{path}: cannot be read: {error}. Expected a checkpoint's folder, such as RUN/checkpoints/round-120."
+                f"{path}: cannot be read: {error}. Expected a checkpoint's folder, such as "
+                "RUN/checkpoints/round-120."
             ) from None
         if manifest.get("schema") != SCHEMA:
             raise RunDirectoryError(
-                f"{path}: schema {manifest.get('schema')!r}; this program reads {SCHEMA}. Use the version that wrote it."
+                f"{path}: schema {manifest.get('schema')!r}; this program reads {SCHEMA}. Use the version "
+                "that wrote it."
             )
         known = ("round", "world_size", "sample", "files")
         return cls(folder=folder, **{key: manifest[key] for key in known})
@@ -247,7 +261,9 @@ class SavedCheckpoint:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise RunDirectoryError(f"{path}: cannot be read: {error}. Go on from another checkpoint.") from None
+            raise RunDirectoryError(
+                f"{path}: cannot be read: {error}. Go on from another checkpoint."
+            ) from None
         if xxhash.xxh3_64_hexdigest(content) != expected.get("xxh3_64"):
             raise RunDirectoryError(
                 f"{path}: damaged: {len(content)} bytes whose checksum differs from the manifest's "
@@ -260,7 +276,9 @@ class SavedCheckpoint:
             raise RunDirectoryError(f"{path}: not in the safetensors format: {error}.") from None
 
 
-def _unpack(tensors: Mapping[str, Tensor], plain: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _unpack(
+    tensors: Mapping[str, Tensor], plain: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
     parts = {part: dict(values) for part, values in plain.items()}
     for name, tensor in tensors.items():
         part, _, key = name.partition("/")
@@ -277,7 +295,9 @@ def find_checkpoint(path: Path, pointer: str) -> SavedCheckpoint | None:
         return SavedCheckpoint.open(path)
     folder = path / "checkpoints"
     if not folder.is_dir():
-        raise RunDirectoryError(f"{path}: neither a run's folder nor a checkpoint; expected RUN or RUN/checkpoints/round-N.")
+        raise RunDirectoryError(
+            f"{path}: neither a run's folder nor a checkpoint; expected RUN or RUN/checkpoints/round-N."
+        )
     found = follow(folder, pointer)
     if found is None:
         rest = sorted(_checkpoints_in(folder), key=_round_of)

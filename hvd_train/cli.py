@@ -73,8 +73,8 @@ def parse(args: Sequence[str], quiet: bool = False) -> Config:
     """The configuration of a training: the file of --config or of the run to resume, the embedded default
     where nothing says what to train, and the options over it.
 
-    Raises `ConfigError`; exits with code 2 for an option that does not exist, with 0 for --help; `quiet` prints
-    neither.
+    Raises `ConfigError`; exits with code 2 for an option that does not exist, with 0 for --help; `quiet`
+    prints neither.
     """
     rest, path = _take(list(args), "--config")
     base = load_config(path) if path else _base(rest)

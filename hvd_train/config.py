@@ -220,7 +220,9 @@ class StopConfig:
         for name in ("max_epochs", "max_rounds", "max_seconds"):
             limit = getattr(self, name)
             _require(limit is None or limit > 0, f"stop.{name}", limit, "a positive limit")
-        _require(self.divergence is None or self.divergence > 1, "stop.divergence", self.divergence, "more than 1")
+        _require(
+            self.divergence is None or self.divergence > 1, "stop.divergence", self.divergence, "more than 1"
+        )
         rules = (self.patience or None, self.target_error, self.max_epochs, self.max_rounds, self.max_seconds)
         _require(any(r is not None for r in rules), "stop.patience", 0, "at least one stop rule to be on")
 
@@ -330,8 +332,8 @@ def _check_keys(values: Mapping[str, Any], cls: type, prefix: str, source: str) 
     for key, value in values.items():
         if key not in known:
             raise ConfigError(f"{source}: unknown key `{prefix}{key}`. {_nearest(prefix + key)}")
-        section = known[key].default_factory
-        if dataclasses.is_dataclass(section) and isinstance(section, type):
+        section: object = known[key].default_factory
+        if isinstance(section, type) and dataclasses.is_dataclass(section):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{source}: `{prefix}{key}` = {value!r}: expected a table [{prefix}{key}].")
             _check_keys(value, section, f"{prefix}{key}.", source)
@@ -353,7 +355,9 @@ def load_config(path: str | Path) -> Config:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read the configuration: {error}. Give --config an existing file.") from None
+        raise ConfigError(
+            f"{path}: cannot read the configuration: {error}. Give --config an existing file."
+        ) from None
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

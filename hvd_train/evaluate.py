@@ -75,8 +75,8 @@ class ValidationEvaluator:
         unlike = [r for r, theirs in enumerate(known) if theirs and theirs != names]
         if unlike:
             error = TaskError(
-                f"the task's metrics differ between ranks: {names}, but {known[unlike[0]]} on rank {unlike[0]}; "
-                "return the same names for every batch."
+                f"the task's metrics differ between ranks: {names}, but {known[unlike[0]]} on rank "
+                f"{unlike[0]}; return the same names for every batch."
             )
             error.agreed = True
             raise error

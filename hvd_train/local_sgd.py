@@ -73,7 +73,9 @@ class LocalSGD:
             verdict = self._decide(header, clock)
             if verdict.reason != "interrupted" and (verdict.stop or self._look_is_due()):
                 verdict = self._look(verdict)
-            self.checkpoints.after_round(self.progress.rounds, verdict.reason, self.watch.improved_at(self.progress.rounds))
+            self.checkpoints.after_round(
+                self.progress.rounds, verdict.reason, self.watch.improved_at(self.progress.rounds)
+            )
         return self._finish(verdict, self.progress.samples - began_with, clock)
 
     def _average(self, work: Work, clock: Clock) -> Header:
@@ -128,7 +130,9 @@ class LocalSGD:
     def _report_sick(self, header: Header) -> None:
         everywhere = len(header.sick) == header.size
         outcome = (
-            "All ranks keep the last good parameters; the run ends." if everywhere else "They took the others' mean."
+            "All ranks keep the last good parameters; the run ends."
+            if everywhere
+            else "They took the others' mean."
         )
         self.recorder.report(
             FaultReport(

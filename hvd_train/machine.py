@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-
 AFFINITY = frozenset(os.sched_getaffinity(0))
 """The cores that this process may run on, read when this module is first imported: do that before torch is,
 as its thread pool may bind the main thread."""

@@ -30,13 +30,20 @@ def materialise(
     Raises `TaskError` for an optimizer that cannot step without a closure, or that keeps counters which
     one cannot know the beginning of.
     """
-    missing = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad and not optimizer.state.get(p)]
+    missing = [
+        p
+        for g in optimizer.param_groups
+        for p in g["params"]
+        if p.requires_grad and not optimizer.state.get(p)
+    ]
     if missing:
         _create(optimizer, missing)
     for group in optimizer.param_groups:
         for p in group["params"]:
             if p not in names and p.requires_grad:
-                raise TaskError("the optimizer holds a parameter that the model does not have; expected the model's own.")
+                raise TaskError(
+                    "the optimizer holds a parameter that the model does not have; expected the model's own."
+                )
             for key, value in sorted(optimizer.state.get(p, {}).items()):
                 if torch.is_tensor(value) and value.is_floating_point() and value.dim() > 0:
                     yield p, key, value
@@ -48,19 +55,22 @@ def _create(optimizer: torch.optim.Optimizer, missing: list[nn.Parameter]) -> No
         copy.grad = torch.zeros_like(copy)
     groups = [group["params"] for group in optimizer.param_groups]
     try:
-        for group, params in zip(optimizer.param_groups, groups):
+        for group, params in zip(optimizer.param_groups, groups, strict=True):
             group["params"] = [scratch[p] for p in params if p in scratch]
         optimizer.step()
     except Exception as error:
         raise TaskError(
-            f"the state of {type(optimizer).__name__} cannot be created before its first step: {error}. Choose an "
-            "optimizer that steps without a closure and with dense gradients, or `optimizer_state = 'keep'`."
+            f"the state of {type(optimizer).__name__} cannot be created before its first step: {error}. "
+            "Choose an optimizer that steps without a closure and with dense gradients, or "
+            "`optimizer_state = 'keep'`."
         ) from error
     finally:
-        for group, params in zip(optimizer.param_groups, groups):
+        for group, params in zip(optimizer.param_groups, groups, strict=True):
             group["params"] = params
     for p, copy in scratch.items():
-        optimizer.state[p] = {k: _beginning(optimizer, k, v) for k, v in optimizer.state.pop(copy, {}).items()}
+        optimizer.state[p] = {
+            k: _beginning(optimizer, k, v) for k, v in optimizer.state.pop(copy, {}).items()
+        }
 
 
 def _beginning(optimizer: torch.optim.Optimizer, key: str, value: Any) -> Any:
@@ -84,7 +94,9 @@ class OptimizerState:
     Loading copies into tensors that exist, so that those laid out in a flat state stay there.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, only: Callable[[str, Any], bool]) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, only: Callable[[str, Any], bool]
+    ) -> None:
         self._named = list(model.named_parameters())
         self._optimizer = optimizer
         self._only = only
@@ -105,7 +117,9 @@ class OptimizerState:
         for full, value in state.items():
             name, _, key = full.rpartition("/")
             if name not in parameters:
-                raise TaskError(f"the saved optimizer state is of parameter `{name}`, which the model does not have.")
+                raise TaskError(
+                    f"the saved optimizer state is of parameter `{name}`, which the model does not have."
+                )
             held = self._optimizer.state[parameters[name]]
             if torch.is_tensor(held.get(key)):
                 held[key].copy_(value)

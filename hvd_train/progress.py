@@ -19,21 +19,19 @@ class Progress:
     samples: int = 0
     """Samples that all ranks have used together."""
 
-    looked_at_round: int = 0
-    """Round of the last evaluation."""
-
     looked_at_epoch: int = 0
     """Full epochs at the last evaluation."""
 
     def look_is_due(self, config: EvaluateConfig, epochs: int) -> bool:
-        """Whether enough rounds or epochs have passed since the last evaluation."""
-        by_rounds = 0 < config.every_rounds <= self.rounds - self.looked_at_round
-        by_epochs = 0 < config.every_epochs <= epochs - self.looked_at_epoch
-        return by_rounds or by_epochs
+        """Whether to evaluate after this round: after every `every_rounds` rounds from the start of the run,
+        and in the round that completes another `every_epochs` epochs."""
+        by_rounds = config.every_rounds > 0 and self.rounds % config.every_rounds == 0
+        every = config.every_epochs
+        return by_rounds or (every > 0 and epochs // every > self.looked_at_epoch // every)
 
     def looked(self, epochs: int) -> None:
         """Notes an evaluation now."""
-        self.looked_at_round, self.looked_at_epoch = self.rounds, epochs
+        self.looked_at_epoch = epochs
 
     def state_dict(self) -> dict[str, Any]:
         """The counts."""

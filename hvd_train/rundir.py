@@ -28,7 +28,8 @@ class RunDirectory:
 
 
 def run_name(config: Config, environ: Mapping[str, str] = os.environ) -> str:
-    """`config.name`, else the Slurm job's id (ARRAYJOB_TASK for arrays), else task, date and four hex digits."""
+    """`config.name`, else the Slurm job's id (ARRAYJOB_TASK for arrays), else task, date and four hex
+    digits."""
     if config.name:
         return config.name
     if "SLURM_ARRAY_JOB_ID" in environ and "SLURM_ARRAY_TASK_ID" in environ:
@@ -56,7 +57,9 @@ def open_run(config: Config) -> RunDirectory:
         with replacing(run.folder / CONFIG_FILE) as path:
             path.write_text(to_toml(saved))
     except OSError as error:
-        raise RunDirectoryError(f"{run.folder}: cannot be written: {error.strerror}. Choose another --runs.") from None
+        raise RunDirectoryError(
+            f"{run.folder}: cannot be written: {error.strerror}. Choose another --runs."
+        ) from None
     return run
 
 
@@ -71,17 +74,22 @@ def _make(folder: Path) -> Path:
         folder.mkdir(parents=True)
     except FileExistsError:
         raise RunDirectoryError(
-            f"{folder} exists already; expected a new name. Go on with it by `--resume auto`, or choose another --name."
+            f"{folder} exists already; expected a new name. Go on with it by `--resume auto`, or choose "
+            "another --name."
         ) from None
     except OSError as error:
-        raise RunDirectoryError(f"{folder}: cannot be made: {error.strerror}. Choose another --runs.") from None
+        raise RunDirectoryError(
+            f"{folder}: cannot be made: {error.strerror}. Choose another --runs."
+        ) from None
     return folder
 
 
 def _resume_from(path: Path, config: Config) -> RunDirectory:
     found = find_checkpoint(path, "latest")
     if found is None:
-        raise RunDirectoryError(f"{path} has no checkpoint to go on from; start the run anew under another name.")
+        raise RunDirectoryError(
+            f"{path} has no checkpoint to go on from; start the run anew under another name."
+        )
     if config.name and config.name != run_of(path).name:
         return RunDirectory(folder=_make(Path(config.runs) / config.name), checkpoint=found.folder)
     return RunDirectory(folder=run_of(path), checkpoint=found.folder)

@@ -110,15 +110,15 @@ class FlatState:
             moved = seen.numel() > 0 and seen.data_ptr() != expected
             if moved or seen.stride() != entry.stride or seen.dtype is not entry.dtype:
                 raise ViewReplaced(
-                    f"{entry.kind} `{entry.name}` no longer lies in the flat state: its data was replaced, by "
-                    "load_state_dict(assign=True), .to(...), a change of memory format or the like. Change it in "
-                    "place (`tensor.copy_`), or do it before the averager is made."
+                    f"{entry.kind} `{entry.name}` no longer lies in the flat state: its data was replaced, "
+                    "by load_state_dict(assign=True), .to(...), a change of memory format or the like. "
+                    "Change it in place (`tensor.copy_`), or do it before the averager is made."
                 )
         for name, p in self.model.named_parameters():
             if self._trainable.get(name) != p.requires_grad:
                 raise ViewReplaced(
-                    f"parameter `{name}` was {'unfrozen' if p.requires_grad else 'frozen'} after the flat state was "
-                    "laid out; make a new averager after changing requires_grad."
+                    f"parameter `{name}` was {'unfrozen' if p.requires_grad else 'frozen'} after the flat "
+                    "state was laid out; make a new averager after changing requires_grad."
                 )
         self._check_moments()
 
@@ -128,8 +128,8 @@ class FlatState:
         for entry in self.entries:
             if entry.kind == "moment" and id(entry.holder) not in held:
                 raise ViewReplaced(
-                    f"optimizer state `{entry.name}` was replaced, by optimizer.load_state_dict or the like. Load it "
-                    "before the averager is made."
+                    f"optimizer state `{entry.name}` was replaced, by optimizer.load_state_dict or the like. "
+                    "Load it before the averager is made."
                 )
 
     def after_average(self, healthy: bool) -> None:
@@ -147,7 +147,9 @@ def _model_tensors(model: nn.Module, with_buffers: bool) -> Iterator[tuple[str, 
     for name, p in model.named_parameters():
         if p.requires_grad:
             if p.dtype not in DTYPES:
-                raise TaskError(f"parameter `{name}` has dtype {p.dtype}; expected a real floating-point type.")
+                raise TaskError(
+                    f"parameter `{name}` has dtype {p.dtype}; expected a real floating-point type."
+                )
             yield name, "parameter", p
     if with_buffers:
         for name, b in model.named_buffers():
@@ -164,7 +166,9 @@ def _lay_out(tensors: list[tuple[str, str, Tensor]]) -> tuple[list[Entry], dict[
     spans: list[tuple[int, int, str]] = []
     for name, kind, tensor in tensors:
         if tensor.device.type != "cpu":
-            raise TaskError(f"{kind} `{name}` lies on {tensor.device}; expected cpu: only CPUs are averaged today.")
+            raise TaskError(
+                f"{kind} `{name}` lies on {tensor.device}; expected cpu: only CPUs are averaged today."
+            )
         size, stride = tuple(tensor.shape), _dense_stride(tensor)
         place = (tensor.data_ptr(), size, tuple(tensor.stride()))
         twin = places.get(place) if tensor.numel() else None
@@ -182,13 +186,14 @@ def _lay_out(tensors: list[tuple[str, str, Tensor]]) -> tuple[list[Entry], dict[
 
 
 def _refuse_overlap(name: str, tensor: Tensor, spans: list[tuple[int, int, str]]) -> None:
-    extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride())) + 1 if tensor.numel() else 0
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    extent = reach + 1 if tensor.numel() else 0
     first, last = tensor.data_ptr(), tensor.data_ptr() + extent * tensor.dtype.itemsize
     for other_first, other_last, other in spans:
         if first < other_last and other_first < last:
             raise TaskError(
-                f"`{name}` and `{other}` overlap in memory but are not the same tensor; tie parameters by giving both "
-                "modules the same Parameter object."
+                f"`{name}` and `{other}` overlap in memory but are not the same tensor; tie parameters by "
+                "giving both modules the same Parameter object."
             )
     spans.append((first, last, name))
 
@@ -196,7 +201,7 @@ def _refuse_overlap(name: str, tensor: Tensor, spans: list[tuple[int, int, str]]
 def _dense_stride(tensor: Tensor) -> tuple[int, ...]:
     """The tensor's own strides if its elements fill its memory without gaps (channels_last, say), else
     those of a contiguous tensor of its shape."""
-    dims = sorted((s, n) for n, s in zip(tensor.shape, tensor.stride()) if n != 1)
+    dims = sorted((s, n) for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n != 1)
     expected = 1
     for stride, size in dims:
         if stride != expected:

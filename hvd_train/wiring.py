@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from hvd_train.rundir import CHECKPOINTS, RunDirectory
 from hvd_train.schedule import FixedPeriod, LearningRate
 from hvd_train.signals import StopRequest
 from hvd_train.state import FlatState
+from hvd_train.stateful import Stateful
 from hvd_train.stopping import Watch
 from hvd_train.task import Task, make_task
 from hvd_train.worker import Worker, steps_per_epoch
@@ -47,7 +49,11 @@ class Wiring:
     def __init__(self, config: Config, task: Task | None, comm: Communicator) -> None:
         self.config = config
         self.comm = comm
-        versions = {"hvd_train": hvd_train.__version__, "python": platform.python_version(), "torch": str(torch.__version__)}
+        versions = {
+            "hvd_train": hvd_train.__version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+        }
         require_equal(comm, "configurations", flatten(config), "Give every rank the same file and flags.")
         require_equal(comm, "versions", versions, "Install the same on every host.")
         self.versions = {**versions, "mpi": comm.library}
@@ -74,7 +80,9 @@ class Wiring:
         torch.manual_seed(self.config.seed)
         model = task.build_model(self.catalog.sample)
         if not isinstance(model, nn.Module):
-            raise TaskError(f"build_model of {type(task).__name__} returned {model!r}; expected a torch.nn.Module.")
+            raise TaskError(
+                f"build_model of {type(task).__name__} returned {model!r}; expected a torch.nn.Module."
+            )
         return task, model.train(), make_optimizer(model, self.config.optim)
 
     def assemble(self, run: RunDirectory, recorder: Recorder, stop_request: StopRequest) -> LocalSGD:
@@ -96,7 +104,7 @@ class Wiring:
         watch = Watch(config.stop, config.evaluate.mode)
         period = FixedPeriod(config.sync.period)
         worker = self._make_worker(self.reader)
-        parts = {
+        parts: dict[str, Stateful] = {
             "progress": progress,
             "watch": watch,
             "period": period,
@@ -163,9 +171,11 @@ class Wiring:
             self.comm, self.task, self.model, rows, self.config.evaluate.batch_size, every_model=alone
         )
 
-    def _restore(self, saved: SavedCheckpoint, parts: dict[str, Any]) -> None:
+    def _restore(self, saved: SavedCheckpoint, parts: Mapping[str, Stateful]) -> None:
         if self.config.sync.mode == "none":
-            raise ConfigError("sync.mode = 'none' cannot be resumed: a checkpoint holds one model, not one a rank.")
+            raise ConfigError(
+                "sync.mode = 'none' cannot be resumed: a checkpoint holds one model, not one a rank."
+            )
         if dict(saved.sample) != json.loads(json.dumps(self.catalog.sample.to_json())):
             raise RunDirectoryError(
                 f"{saved.folder} was trained on samples {saved.sample}; expected those of data.path, "
@@ -174,7 +184,9 @@ class Wiring:
         try:
             self.model.load_state_dict(saved.model())
         except RuntimeError as error:
-            raise RunDirectoryError(f"{saved.folder}: {error}. Resume with the model that the run began with.") from None
+            raise RunDirectoryError(
+                f"{saved.folder}: {error}. Resume with the model that the run began with."
+            ) from None
         for name, state in saved.parts(self.comm.rank).items():
             parts[name].load_state_dict(state)
 
@@ -185,7 +197,9 @@ class Wiring:
             ("max_epochs", worker.epochs, stop.max_epochs),
         ):
             if limit is not None and done >= limit:
-                raise ConfigError(f"stop.{key} = {limit}: the run has done {done}; expected a higher limit to go on.")
+                raise ConfigError(
+                    f"stop.{key} = {limit}: the run has done {done}; expected a higher limit to go on."
+                )
 
     def header(self, run: RunDirectory, training: LocalSGD) -> RunHeader:
         """What will run, in plain values. Collective."""
@@ -224,7 +238,11 @@ def _num_rows(spans: tuple[Span, ...]) -> int:
 def _facts(catalog: Catalog) -> dict[str, Any]:
     """What all ranks must see alike: folders may be mounted elsewhere, but files and rows are the same."""
     rows = {f"rows of {Path(s.path).name} (shard {i})": s.num_samples for i, s in enumerate(catalog.shards)}
-    return {"a sample": json.dumps(catalog.sample.to_json()), "training rows": _num_rows(catalog.train), **rows}
+    return {
+        "a sample": json.dumps(catalog.sample.to_json()),
+        "training rows": _num_rows(catalog.train),
+        **rows,
+    }
 
 
 def _describe(model: nn.Module, config: Config, task: Task) -> str:

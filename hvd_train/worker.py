@@ -1,4 +1,4 @@
-"""What a rank does by itself in a round: k local steps on batches of its own shards. It never communicates."""
+"""What a rank does by itself in a round: k local steps on batches of its own shards. Never communicates."""
 
 from __future__ import annotations
 

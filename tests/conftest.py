@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +10,21 @@ from pathlib import Path
 import pytest
 
 
-def shared_memory_files() -> set[str]:
-    """What lies in /dev/shm, but for what the C library keeps there."""
-    return {p.name for p in Path("/dev/shm").iterdir() if not p.name.startswith("sem.")}
+def abandoned_shared_memory() -> set[str]:
+    """Files in /dev/shm that no living process has mapped; the C library's semaphores aside."""
+    files = {str(p) for p in Path("/dev/shm").iterdir() if not p.name.startswith("sem.")}
+    for maps in Path("/proc").glob("[0-9]*/maps") if files else ():
+        with contextlib.suppress(OSError):
+            text = maps.read_text()
+            files = {file for file in files if file not in text}
+    return files
 
 
 @pytest.fixture(autouse=True)
 def _nothing_stays_in_shared_memory() -> Iterator[None]:
-    before = shared_memory_files()
+    before = abandoned_shared_memory()
     yield
-    assert shared_memory_files() <= before, "the test left files in /dev/shm"
+    assert abandoned_shared_memory() <= before, "the test left files in /dev/shm"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -59,7 +59,9 @@ class Buffer:
 
     def __init__(self, numel: int, dtype: torch.dtype, size: int, rank: int) -> None:
         if dtype not in DTYPES:
-            raise TypeError(f"a buffer of {dtype} cannot be averaged; expected one of {', '.join(map(str, DTYPES))}")
+            raise TypeError(
+                f"a buffer of {dtype} cannot be averaged; expected one of {', '.join(map(str, DTYPES))}"
+            )
         self.start, self.stop = slice_bounds(numel, size, rank)
         self.live = torch.zeros(numel, dtype=dtype)
         # Half types are summed in float32: of bfloat16's 8 bits a sum over ranks would lose most.
@@ -175,7 +177,9 @@ class Communicator(ABC):
         good = np.isfinite(weights) & (weights >= 0)
         if not good.all():
             bad = int(np.flatnonzero(~good)[0])
-            raise SizeMismatch(f"average: rank {bad} gave the weight {weights[bad]}; expected a number of at least 0.")
+            raise SizeMismatch(
+                f"average: rank {bad} gave the weight {weights[bad]}; expected a number of at least 0."
+            )
         total = float(weights.sum())
         return float(weight) / total if total > 0 else None
 

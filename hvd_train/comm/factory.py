@@ -53,6 +53,6 @@ def _mismatch(comm: Communicator, launcher: Launcher) -> str:
     if comm.name == "solo":
         return f"{seen}. Choose `--backend auto`, or start one process without a launcher."
     return (
-        f"{seen}: the launcher belongs to another MPI than the one that this program loads. Start it with the "
-        "launcher of the same MPI (`make setup` says which that is), under Slurm with `srun --mpi=pmix`."
+        f"{seen}: the launcher belongs to another MPI than the one that this program loads. Start it with "
+        "the launcher of the same MPI (`make setup` says which that is), under Slurm with `srun --mpi=pmix`."
     )

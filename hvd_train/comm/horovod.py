@@ -68,7 +68,9 @@ class HorovodCommunicator(Communicator):
         if staged.numel() == 0:
             return
         with self._errors("reduce-scatter"):
-            owned.copy_(self._hvd.reducescatter(staged, op=self._hvd.Sum, name=_name("reduce_scatter", staged)))
+            owned.copy_(
+                self._hvd.reducescatter(staged, op=self._hvd.Sum, name=_name("reduce_scatter", staged))
+            )
 
     def _all_gather(self, owned: Tensor, staged: Tensor) -> None:
         if staged.numel() == 0:
@@ -80,7 +82,9 @@ class HorovodCommunicator(Communicator):
         sent = torch.from_numpy(np.array(values, dtype=np.float64))
         ops = {Op.SUM: self._hvd.Sum, Op.MIN: self._hvd.Min, Op.MAX: self._hvd.Max}
         with self._errors("allreduce"):
-            received: Tensor = self._hvd.allreduce(sent, op=ops[op], name=_name(f"allreduce_{op.value}", sent))
+            received: Tensor = self._hvd.allreduce(
+                sent, op=ops[op], name=_name(f"allreduce_{op.value}", sent)
+            )
         return np.asarray(received.numpy())
 
     def broadcast(self, value: T, root: int = 0) -> T:
@@ -100,8 +104,8 @@ class HorovodCommunicator(Communicator):
             while not self._hvd.poll(handle):
                 if time.monotonic() > deadline:
                     raise BarrierTimeout(
-                        f"some ranks did not arrive at the barrier within {timeout_s:g} s. Horovod's own log names "
-                        "them after HOROVOD_STALL_CHECK_TIME_SECONDS (60)."
+                        f"some ranks did not arrive at the barrier within {timeout_s:g} s. Horovod's own log "
+                        "names them after HOROVOD_STALL_CHECK_TIME_SECONDS (60)."
                     )
                 time.sleep(1e-4)
             self._hvd.synchronize(handle)

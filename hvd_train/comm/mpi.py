@@ -45,7 +45,9 @@ class MPICommunicator(Communicator):
         try:
             yield
         except self._mpi.Exception as error:
-            raise CommunicationError(f"{what} failed on rank {self.rank} of {self.size} ({self.host}): {error}") from error
+            raise CommunicationError(
+                f"{what} failed on rank {self.rank} of {self.size} ({self.host}): {error}"
+            ) from error
 
     def _counts(self, numel: int) -> list[int]:
         bounds = (slice_bounds(numel, self.size, r) for r in range(self.size))
@@ -53,7 +55,9 @@ class MPICommunicator(Communicator):
 
     def _reduce_scatter(self, staged: Tensor, owned: Tensor) -> None:
         with self._errors("reduce-scatter"):
-            self._comm.Reduce_scatter(staged.numpy(), owned.numpy(), self._counts(staged.numel()), self._mpi.SUM)
+            self._comm.Reduce_scatter(
+                staged.numpy(), owned.numpy(), self._counts(staged.numel()), self._mpi.SUM
+            )
 
     def _all_gather(self, owned: Tensor, staged: Tensor) -> None:
         with self._errors("all-gather"):
@@ -107,7 +111,9 @@ class MPICommunicator(Communicator):
         missing = [int(r) for r in np.flatnonzero(arrived == 0)]
         if missing:
             names = ", ".join(map(str, missing))
-            raise BarrierTimeout(f"ranks {names} did not arrive at the barrier within {timeout_s:g} s.", missing)
+            raise BarrierTimeout(
+                f"ranks {names} did not arrive at the barrier within {timeout_s:g} s.", missing
+            )
 
     def abort(self, code: int) -> None:
         sys.stdout.flush()

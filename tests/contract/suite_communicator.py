@@ -133,7 +133,9 @@ def test_the_slice_step_changes_the_owned_slice_in_place(comm: Communicator, dty
         buffer = filled(comm, numel, dtype)
         calls: list[tuple[int, int, torch.dtype]] = []
 
-        def on_slice(owned: torch.Tensor, start: int) -> None:
+        def on_slice(
+            owned: torch.Tensor, start: int, calls: list[tuple[int, int, torch.dtype]] = calls
+        ) -> None:
             calls.append((start, owned.numel(), owned.dtype))
             owned.mul_(2).add_(torch.arange(start, start + owned.numel()) % 3)
 
@@ -150,7 +152,7 @@ def test_runs_repeat_bit_for_bit_however_the_timing_falls(comm: Communicator) ->
     results = []
     for attempt in range(4):
         buffer = filled(comm, 65_537, torch.float32)
-        time.sleep(random.Random(comm.rank + 10 * attempt).random() * 0.02)  # noqa: S311 the timing under test
+        time.sleep(random.Random(comm.rank + 10 * attempt).random() * 0.02)
         comm.average(buffer, float(comm.rank + 1))
         results.append(buffer.live.clone())
     assert all(torch.equal(results[0], r) for r in results[1:])

@@ -25,7 +25,17 @@ JOBS = [
 def test_every_communicator_keeps_the_contract(backend: str, launcher: str, ranks: int) -> None:
     if backend == "horovod":
         pytest.importorskip("horovod", reason="Horovod is not installed: `make setup` builds it")
-    program = ["-m", "pytest", "-p", "no:cacheprovider", "-q", "-x", "--color=no", "--tb=short", "tests/contract/suite_communicator.py"]
+    program = [
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        "-x",
+        "--color=no",
+        "--tb=short",
+        "tests/contract/suite_communicator.py",
+    ]
     env = {"CONTRACT_BACKEND": backend, "CONTRACT_RANKS": str(ranks), "OMP_NUM_THREADS": "1"}
     job = run(command(launcher, ranks, program), deadline_s=110, env=env)
     assert job.returncode == 0, job.output

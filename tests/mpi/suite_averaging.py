@@ -69,7 +69,9 @@ def bits(module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> s
     return digest.hexdigest()
 
 
-def assert_same_bits(comm: Communicator, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+def assert_same_bits(
+    comm: Communicator, module: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> None:
     assert len(set(comm.allgather(bits(module, optimizer)))) == 1
 
 
@@ -265,7 +267,9 @@ def test_ranks_that_hold_other_bits_are_found(comm: Communicator) -> None:
 
 def test_models_that_differ_are_named(comm: Communicator) -> None:
     odd = nn.Linear(4, 2 if comm.rank == 1 else 3)
-    with pytest.raises(RanksDisagree, match=r"rank 0 has `weight torch\.float64 \(3, 4\).*rank 1 has `weight .* \(2, 4\)"):
+    with pytest.raises(
+        RanksDisagree, match=r"rank 0 has `weight torch\.float64 \(3, 4\).*rank 1 has `weight .* \(2, 4\)"
+    ):
         Averager(odd, sgd(odd), comm)
 
 

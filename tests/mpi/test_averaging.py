@@ -11,7 +11,17 @@ from tests.launching import command, run
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_averaging_keeps_its_promises(ranks: int) -> None:
-    program = ["-m", "pytest", "-p", "no:cacheprovider", "-q", "-x", "--color=no", "--tb=short", "tests/mpi/suite_averaging.py"]
+    program = [
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        "-x",
+        "--color=no",
+        "--tb=short",
+        "tests/mpi/suite_averaging.py",
+    ]
     env = {"SUITE_RANKS": str(ranks), "OMP_NUM_THREADS": "1"}
     job = run(command("mpirun", ranks, program), deadline_s=110, env=env)
     assert job.returncode == 0, job.output

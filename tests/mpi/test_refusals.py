@@ -122,13 +122,18 @@ def test_a_file_that_one_rank_does_not_see(launcher: str, tmp_path: Path) -> Non
 def test_another_model_on_one_rank(tmp_path: Path) -> None:
     job = train("mpirun", 2, tmp_path, *DIGITS, *SHORT, "--task", f"{TASKS}:Uneven", succeeds=False)
     (message,) = messages(job.output)
-    assert "different models: 1.bias is '(10,) torch.float32' on rank 0 but '(9,) torch.float32' on rank 1" in message
+    assert (
+        "different models: 1.bias is '(10,) torch.float32' on rank 0 but '(9,) torch.float32' on rank 1"
+        in message
+    )
     assert job.returncode == 2
 
 
-@pytest.mark.parametrize("launcher", ("mpirun", "horovodrun", "horovodrun-gloo"))
+@pytest.mark.parametrize("launcher", ["mpirun", "horovodrun", "horovodrun-gloo"])
 def test_an_exception_on_one_rank_ends_the_job(launcher: str, tmp_path: Path) -> None:
-    job = train(launcher, 2, tmp_path, *DIGITS, *SHORT, "--name", "r", "--task", f"{TASKS}:Failing", succeeds=False)
+    job = train(
+        launcher, 2, tmp_path, *DIGITS, *SHORT, "--name", "r", "--task", f"{TASKS}:Failing", succeeds=False
+    )
     assert job.returncode == 1, job.output
     assert job.output.count("RuntimeError: the disk of rank 1 is on fire") == 1, job.output
     assert "rank 1 of 2" in job.output
@@ -143,7 +148,10 @@ def test_processes_that_do_not_see_each_other_refuse(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "hvd_train", "--runs", str(tmp_path)]
     job = run(argv, deadline_s=40, env=alone)
     (message,) = messages(job.output)
-    assert "mpiexec of MPICH or Intel MPI started this process as one of 2, but backend `mpi` (Open MPI" in message
+    assert (
+        "mpiexec of MPICH or Intel MPI started this process as one of 2, but backend `mpi` (Open MPI"
+        in message
+    )
     assert "sees a world of 1" in message
     assert job.returncode == 2
     silent = run(argv, deadline_s=40, env={**alone, "PMI_RANK": "1"})

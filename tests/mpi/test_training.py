@@ -26,7 +26,9 @@ def test_two_ranks_learn_together_what_neither_can_alone(tmp_path: Path) -> None
     assert (header["world_size"], header["backend"]) == (2, "mpi")
     assert [e["drift"] for e in events(tmp_path / "together", "round") if e.get("drift")]
 
-    alone = train("mpirun", 2, tmp_path, "--name", "alone", "--sync", "none", "--max-rounds", "80", deadline_s=90)
+    alone = train(
+        "mpirun", 2, tmp_path, "--name", "alone", "--sync", "none", "--max-rounds", "80", deadline_s=90
+    )
     (stop,) = events(tmp_path / "alone", "stop")
     assert stop["best"] > 0.4
     assert "never averaged" in alone.stdout.lower() or "never" in alone.stdout.lower()
@@ -58,7 +60,12 @@ def test_the_result_is_the_same_to_the_bit(tmp_path: Path) -> None:
     train("mpirun", 2, tmp_path, "--name", "a", *fixed, "--task", f"{TASKS}:Steady")
     train("mpirun", 2, tmp_path, "--name", "b", *fixed, "--task", f"{TASKS}:Sleepy")
     train("horovodrun", 2, tmp_path, "--name", "c", *fixed, "--task", f"{TASKS}:Steady")
-    one_core = ["taskset", "-c", "0", *command("mpirun", 2, ["-m", "hvd_train", "--runs", str(tmp_path), "--name", "d"])]
+    one_core = [
+        "taskset",
+        "-c",
+        "0",
+        *command("mpirun", 2, ["-m", "hvd_train", "--runs", str(tmp_path), "--name", "d"]),
+    ]
     bound = run([*one_core, *fixed, "--task", f"{TASKS}:Sleepy"], deadline_s=60)
     assert bound.returncode == 0, bound.output
     models = {name: model_bytes(tmp_path / name) for name in "abcd"}
@@ -74,7 +81,18 @@ def test_horovod_gives_the_same_bits_over_gloo_and_over_mpi(tmp_path: Path) -> N
 
 
 def test_a_rank_that_is_not_finite_takes_the_mean(tmp_path: Path) -> None:
-    train("mpirun", 2, tmp_path, "--name", "r", *DIGITS, *SHORT, "--task", f"{TASKS}:Poisoned", env={"SICK_RANKS": "1"})
+    train(
+        "mpirun",
+        2,
+        tmp_path,
+        "--name",
+        "r",
+        *DIGITS,
+        *SHORT,
+        "--task",
+        f"{TASKS}:Poisoned",
+        env={"SICK_RANKS": "1"},
+    )
     (fault,) = events(tmp_path / "r", "fault")
     assert (fault["kind"], fault["ranks"], fault["round"]) == ("not_finite", [1], 3)
     (stop,) = events(tmp_path / "r", "stop")
@@ -83,7 +101,16 @@ def test_a_rank_that_is_not_finite_takes_the_mean(tmp_path: Path) -> None:
 
 def test_a_training_that_is_not_finite_anywhere_diverged(tmp_path: Path) -> None:
     job = train(
-        "mpirun", 2, tmp_path, "--name", "r", *DIGITS, *SHORT, "--task", f"{TASKS}:Poisoned", env={"SICK_RANKS": "0,1"}
+        "mpirun",
+        2,
+        tmp_path,
+        "--name",
+        "r",
+        *DIGITS,
+        *SHORT,
+        "--task",
+        f"{TASKS}:Poisoned",
+        env={"SICK_RANKS": "0,1"},
     )
     (stop,) = events(tmp_path / "r", "stop")
     assert (stop["reason"], stop["round"]) == ("diverged", 3)
