@@ -27,6 +27,7 @@ from hvd_train.data.rows import Rows
 from hvd_train.errors import ConfigError, RunDirectoryError, TaskError
 from hvd_train.evaluate import Evaluator, TrainingLossEvaluator, ValidationEvaluator
 from hvd_train.local_sgd import LocalSGD
+from hvd_train.models import describe
 from hvd_train.optim import LocalStep, make_optimizer
 from hvd_train.optimizer_state import OptimizerState
 from hvd_train.progress import Progress
@@ -211,7 +212,7 @@ class Wiring:
             run=str(run.folder),
             round=training.progress.rounds,
             task=config.task,
-            model=_describe(self.model, config, self.task),
+            model=describe(self.model),
             num_parameters=sum(p.numel() for p in self.model.parameters()),
             world_size=self.comm.size,
             hosts=hosts,
@@ -243,12 +244,3 @@ def _facts(catalog: Catalog) -> dict[str, Any]:
         "training rows": _num_rows(catalog.train),
         **rows,
     }
-
-
-def _describe(model: nn.Module, config: Config, task: Task) -> str:
-    """A model in a few words: the widths of its matrices for the built-in ones, else its class."""
-    if type(task).__module__ != "hvd_train.task":
-        return type(model).__name__
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    widths = [matrices[0].shape[1], *(m.shape[0] for m in matrices)] if matrices else []
-    return f"{config.model.name} {'-'.join(map(str, widths))}"
