@@ -248,5 +248,8 @@ class Averager:
         return header
 
     def finish(self) -> None:
-        """Averages what was done since the last average, if any rank did anything. Collective."""
-        self.average()
+        """Averages what was done since the last average; with no local step since then it does nothing.
+        Collective."""
+        # The ranks count their local steps alike: each decides by itself, and all alike.
+        if self._local_steps:
+            self.average()
