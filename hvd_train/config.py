@@ -238,10 +238,10 @@ class EvaluateConfig:
     """Whether a smaller or a larger value of the metric is better."""
 
     every_epochs: int = 1
-    """Evaluate after this many epochs; 0: not by epochs."""
+    """Evaluate in the round that completes another so many epochs; 0: not by epochs."""
 
     every_rounds: int = 500
-    """Evaluate after this many rounds, whichever comes first; 0: not by rounds."""
+    """Evaluate after every so many rounds, too; 0: not by rounds."""
 
     batch_size: int = 256
     """Samples of one forward pass."""

@@ -57,7 +57,7 @@ class Failing(Wrapped):
 
     def before_batch(self) -> None:
         if self.rank == 1 and self.batches == 25:
-            raise RuntimeError("the disk of rank 1 is on fire")
+            raise RuntimeError(f"the disk of rank 1 is on fire at {time.time()}")
 
 
 class Poisoned(Wrapped):
@@ -90,7 +90,7 @@ class Dropout(Wrapped):
 
     def build_model(self, spec: hvd_train.SampleSpec) -> nn.Module:
         model = self.inner.build_model(spec)
-        return nn.Sequential(nn.Dropout(0.2), model) if isinstance(model, nn.Module) else model
+        return nn.Sequential(model, nn.Dropout(0.2))
 
 
 torch.set_num_threads(1)

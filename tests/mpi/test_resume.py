@@ -1,0 +1,116 @@
+"""Interrupted runs go on: with the same ranks to the bit, with others to the normal error."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.launching import Process, command, members, start
+from tests.mpi.jobs import events, model_bytes, train
+
+TASKS = "tests/mpi/sleepy.py"
+DIGITS = ("--config", "hvd_train/demo/digits.toml")
+LONG = (*DIGITS, "--task", f"{TASKS}:Slow", "--patience", "0", "--max-rounds", "400")
+
+
+def wait_for_rounds(folder: Path, rounds: int, process: Process) -> None:
+    """Until the event log tells of so many rounds."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        if (folder / "events.jsonl").exists():
+            done = [e["round"] for e in events(folder, "round")]
+            if done and max(done) >= rounds:
+                return
+        time.sleep(0.05)
+    pytest.fail(f"no {rounds} rounds within 60 s")
+
+
+def cmdline(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+
+
+def interrupt(launcher: str, runs: Path, name: str, send: int, *, to_ranks: bool) -> Process:
+    """Starts a long training of two ranks and asks it to stop after some rounds."""
+    argv = command(launcher, 2, ["-m", "hvd_train", "--runs", str(runs), "--name", name, *LONG])
+    with start(argv) as process:
+        wait_for_rounds(runs / name, 5, process)
+        if to_ranks:
+            ranks = [p for p in members(process.mark) if cmdline(p)[1:3] == ["-m", "hvd_train"]]
+            assert len(ranks) == 2
+            for pid in ranks:
+                os.kill(pid, send)
+        else:
+            os.kill(process.pid, send)
+        process.wait(timeout=30)
+    return process
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_an_interrupted_run_goes_on(ranks: int, tmp_path: Path) -> None:
+    process = interrupt("mpirun", tmp_path, "r", signal.SIGUSR1, to_ranks=False)
+    assert process.returncode == 0
+    (stop,) = events(tmp_path / "r", "stop")
+    assert stop["reason"] == "interrupted"
+    assert 5 <= stop["round"] < 400
+    (saved,) = events(tmp_path / "r", "checkpoint")[-1:]
+    assert (saved["reason"], saved["round"]) == ("interrupted", stop["round"])
+
+    refused = train("mpirun", 2, tmp_path, "--name", "r", *DIGITS, succeeds=False)
+    assert refused.returncode == 2
+    assert "r exists already" in refused.output
+    assert "--resume auto" in refused.output
+
+    resumed = train("mpirun", ranks, tmp_path, "--name", "r", "--resume", "auto", *DIGITS, deadline_s=90)
+    last = events(tmp_path / "r", "stop")[-1]
+    assert last["reason"] == "patience", resumed.output
+    assert last["best"] < 0.045
+    rounds = [e["round"] for e in events(tmp_path / "r", "round")]
+    assert rounds == sorted(set(rounds)), "a round was done twice or out of order"
+    assert events(tmp_path / "r", "header")[-1]["round"] == stop["round"]
+
+
+def test_one_interrupted_rank_stops_all(tmp_path: Path) -> None:
+    """A signal that reaches the ranks themselves, as from a batch system; SIGTERM this time."""
+    process = interrupt("horovodrun-gloo", tmp_path, "r", signal.SIGTERM, to_ranks=True)
+    assert process.returncode == 0
+    (stop,) = events(tmp_path / "r", "stop")
+    assert stop["reason"] == "interrupted"
+
+
+@pytest.mark.parametrize("task", ["Steady", "Dropout"])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(task: str, tmp_path: Path) -> None:
+    """Stopped in the middle of an epoch, with momentum, dropout and a learning rate that changes."""
+    fixed = (*DIGITS, "--patience", "0", "--threads", "1", "--task", f"{TASKS}:{task}", "--evaluate.every-rounds", "7")
+    rate = ("--learning-rate.schedule", "cosine", "--learning-rate.total", "30", "--optim.name", "AdamW", "--lr", "0.003")
+    train("mpirun", 2, tmp_path, "--name", "whole", *fixed, *rate, "--max-rounds", "23")
+    train("mpirun", 2, tmp_path, "--name", "parts", *fixed, *rate, "--max-rounds", "11")
+    again = ("--resume", str(tmp_path / "parts"), "--max-rounds", "23")
+    train("mpirun", 2, tmp_path, *again)
+    assert model_bytes(tmp_path / "parts") == model_bytes(tmp_path / "whole")
+    curves = [
+        {e["round"]: e["error"] for e in events(tmp_path / name, "evaluation")} for name in ("whole", "parts")
+    ]
+    assert curves[0] == {r: e for r, e in curves[1].items() if r != 11}, "11 is the end of the first part"
+    assert list(curves[0]) == [7, 14, 21, 23]
+    over = train("mpirun", 2, tmp_path, *again, succeeds=False)
+    assert over.returncode == 2
+    assert "stop.max_rounds = 23: the run has done 23; expected a higher limit" in over.output
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    train("python", 1, tmp_path, "--name", "r", "--max-rounds", "4")
+    folder = tmp_path / "r" / "checkpoints" / (tmp_path / "r" / "checkpoints" / "latest").read_text().strip()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert set(manifest["files"]) == {"model.safetensors", "rank-00000.safetensors"}
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-9] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    job = train("python", 1, tmp_path, "--resume", str(tmp_path / "r"), succeeds=False)
+    assert job.returncode == 2
+    assert "model.safetensors: damaged" in job.output
