@@ -16,6 +16,7 @@ import hvd_train.machine  # noqa: F401  reads the affinity mask, before anything
 from hvd_train.comm.launcher import detect
 from hvd_train.config import Config, embedded_config, load_config
 from hvd_train.errors import ConfigError, HvdTrainError, UserError
+from hvd_train.output import reader_may_leave
 
 _DESCRIPTION = """Train a PyTorch model on HDF5 shards, on many ranks, without a master process.
 
@@ -34,14 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[:1] == ["shard"]:
         from hvd_train.tools.shard import main as shard
 
-        return shard(args[1:])
+        with reader_may_leave():
+            return shard(args[1:])
     return _train(args[1:] if args[:1] == ["train"] else args)
 
 
 def _train(args: list[str]) -> int:
     launcher = detect()
     try:
-        config = parse(args, quiet=launcher.rank != 0)
+        with reader_may_leave():
+            config = parse(args, quiet=launcher.rank != 0)
     except ConfigError as error:
         return _refuse(error, launcher.rank)
     from hvd_train.app import train

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
-from typing import TextIO, final
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, TextIO, cast, final
 
+from hvd_train.output import discard, warn
 from hvd_train.record.reports import (
     EvaluationReport,
     FaultReport,
@@ -38,6 +40,31 @@ def is_terminal(stream: TextIO) -> bool:
         return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
     except (OSError, ValueError):
         return False
+
+
+class _Lasting:
+    """A stream to write to that swallows everything once it cannot be written: a run outlives its reader."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = stream.encoding
+
+    def write(self, text: str) -> int:
+        with self._outliving():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._outliving():
+            self._stream.flush()
+
+    @contextmanager
+    def _outliving(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            discard(self._stream)
+            warn(f"standard output cannot be written: {error.strerror}. Training goes on without it.")
 
 
 class _Status:
@@ -117,7 +144,7 @@ class PlainConsole(Recorder):
     _status: _Status
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream = stream
+        self._stream = _Lasting(stream)
         self._clock = clock
         self._printed = clock()
 
@@ -156,7 +183,11 @@ class BarConsole(Recorder):
         from rich.table import Column
 
         self._console = Console(
-            file=stream, force_terminal=True, highlight=False, markup=False, soft_wrap=True
+            file=cast(IO[str], _Lasting(stream)),
+            force_terminal=True,
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
         one_line = Column(no_wrap=True, overflow="crop")
         # Drawn by `report` alone: a thread that draws would take turns with the local steps.

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
 import msgspec
 
+from hvd_train.output import warn
 from hvd_train.record.reports import (
     CheckpointReport,
     EvaluationReport,
@@ -44,7 +46,8 @@ class EventLog(Recorder):
 
     Every line is one write to the operating system, so a killed process tears at most the last line. What is
     torn is cut off when the log is opened again. Rounds that end within a tenth of a second become one line;
-    every other event is written at once, after the rounds before it.
+    every other event is written at once, after the rounds before it. A line that cannot be written is left
+    out whole; the first one is warned of on standard error.
 
     Args:
         path: created if it does not exist; its folder must.
@@ -53,11 +56,13 @@ class EventLog(Recorder):
 
     def __init__(self, path: str | Path, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
+        self._path = path
         self._file = open(path, "ab+", buffering=0)  # noqa: SIM115, closed by close()
         _cut_torn_line(self._file.fileno())
         self._rounds: dict[str, Any] | None = None
         self._rounds_time = 0.0
         self._written_time = 0.0
+        self._warned = False
 
     def header(self, header: RunHeader) -> None:
         self._write("header", self._clock(), vars(header))
@@ -78,7 +83,8 @@ class EventLog(Recorder):
     def close(self) -> None:
         if not self._file.closed:
             self._flush_rounds()
-            self._file.close()
+            with self._missing_lines_are_no_error():  # some file systems report a full disk here
+                self._file.close()
 
     def _flush_rounds(self) -> None:
         if self._rounds is not None:
@@ -89,7 +95,21 @@ class EventLog(Recorder):
     def _write(self, event: str, time_s: float, fields: dict[str, Any]) -> None:
         # msgspec writes a float that is not finite as null; JSON has no word for it.
         values = {"event": event, "schema": SCHEMA, "time_s": time_s, **fields}
-        self._file.write(msgspec.json.encode(values, enc_hook=_python_number) + b"\n")
+        line = msgspec.json.encode(values, enc_hook=_python_number) + b"\n"
+        with self._missing_lines_are_no_error():
+            _append(self._file.fileno(), line)
+
+    @contextmanager
+    def _missing_lines_are_no_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                warn(
+                    f"{self._path}: cannot be written: {error.strerror}. Training goes on; what happens "
+                    "until it can be written is missing there. Make room."
+                )
 
 
 def _python_number(value: Any) -> Any:
@@ -116,6 +136,17 @@ def _mean_loss(a: dict[str, Any], b: dict[str, Any]) -> float:
     counted = [(r["loss"], r["samples"]) for r in (a, b) if r["samples"]]
     total = sum(n for _, n in counted)
     return sum(loss * n for loss, n in counted) / total if total else float("nan")
+
+
+def _append(descriptor: int, line: bytes) -> None:
+    """Writes the whole line or, where that fails, nothing: the next one must not follow a part of it."""
+    size = os.fstat(descriptor).st_size
+    try:
+        while line:
+            line = line[os.write(descriptor, line) :]
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
 
 
 def _cut_torn_line(descriptor: int) -> None:
