@@ -88,7 +88,10 @@ class Wiring:
 
     def assemble(self, run: RunDirectory, recorder: Recorder, stop_request: StopRequest) -> LocalSGD:
         """The training, restored from the run's checkpoint where it goes on. Collective."""
-        return together(self.comm, lambda: self._assemble(run, recorder, stop_request))
+        training = together(self.comm, lambda: self._assemble(run, recorder, stop_request))
+        if any(self.comm.allgather(training.worker.restarted)):
+            training.worker.restart_epoch()
+        return training
 
     def _assemble(self, run: RunDirectory, recorder: Recorder, stop_request: StopRequest) -> LocalSGD:
         config, comm = self.config, self.comm

@@ -102,13 +102,21 @@ class Worker:
         """Where this rank stands in its data."""
         return {"epochs": self.epochs, "steps": self._steps, "reader": self._reader.state_dict()}
 
-    def load_state_dict(self, state: State) -> bool:
-        """Goes on from there. Returns whether the epoch is begun anew, as it must be where the rows are
-        dealt in another way than before."""
-        self.epochs = state["epochs"]
+    def load_state_dict(self, state: State) -> None:
+        """Goes on from there; see `restarted`."""
+        self.epochs, self._steps = state["epochs"], state["steps"]
         self._reader.load_state_dict(state["reader"])
-        self._steps = 0 if self._reader.restarted else state["steps"]
+
+    @property
+    def restarted(self) -> bool:
+        """Whether the saved state was of other rows than this rank has now, so that its epoch must begin
+        anew; then so must that of every rank, or they would not pass to the next at the same step."""
         return self._reader.restarted
+
+    def restart_epoch(self) -> None:
+        """Goes to the beginning of the current epoch."""
+        self._steps = 0
+        self._reader.start_epoch(self.epochs)
 
     def close(self) -> None:
         """Closes the shards."""
