@@ -88,7 +88,7 @@ class StateAverage:
             far = sum(squared_distance(b.live, b.anchor) for b in self._buffers)
             finite = math.isfinite(far)
         else:
-            finite = all(math.isfinite(float(b.live.sum())) for b in self._buffers)
+            finite = all(math.isfinite(_sum(b.live)) for b in self._buffers)
         if not verify:
             return Inspection(finite=finite, distance=far)
         owned = [slice(b.start, b.stop) for b in self._buffers]
@@ -140,6 +140,11 @@ def squared_distance(a: Tensor, b: Tensor) -> float:
         difference = a[start : start + _BLOCK].to(wide) - b[start : start + _BLOCK]
         total += float(difference.dot(difference))
     return total
+
+
+def _sum(a: Tensor) -> float:
+    """The sum of a flat tensor; float16 ends at 65504, so that its sums need a wider type."""
+    return float(a.sum(dtype=torch.float32) if a.dtype is torch.float16 else a.sum())
 
 
 def drift(before: Header, after: Header) -> float:
