@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hvd_train.atomic import replacing
-from hvd_train.checkpoint import SavedCheckpoint, find_checkpoint
+from hvd_train.checkpoint import find_checkpoint
 from hvd_train.config import Config, load_config, to_toml
 from hvd_train.errors import ConfigError, RunDirectoryError
 
@@ -49,7 +49,9 @@ def open_run(config: Config) -> RunDirectory:
         run = _resume_from(Path(config.resume), config)
     elif config.resume == "auto" and (Path(config.runs) / _name_to_resume(config)).is_dir():
         folder = Path(config.runs) / _name_to_resume(config)
-        run = RunDirectory(folder=folder, checkpoint=_folder_of(find_checkpoint(folder, "latest")))
+        # A run that was killed early may have no checkpoint yet, nor the folder for them.
+        found = find_checkpoint(folder, "latest") if (folder / CHECKPOINTS).is_dir() else None
+        run = RunDirectory(folder=folder, checkpoint=None if found is None else found.folder)
     else:
         run = RunDirectory(folder=_make(Path(config.runs) / run_name(config)), checkpoint=None)
     saved = replace(config, name=run.folder.name, resume="")
@@ -93,10 +95,6 @@ def _resume_from(path: Path, config: Config) -> RunDirectory:
     if config.name and config.name != run_of(path).name:
         return RunDirectory(folder=_make(Path(config.runs) / config.name), checkpoint=found.folder)
     return RunDirectory(folder=run_of(path), checkpoint=found.folder)
-
-
-def _folder_of(checkpoint: SavedCheckpoint | None) -> Path | None:
-    return None if checkpoint is None else checkpoint.folder
 
 
 def run_of(path: Path) -> Path:
