@@ -45,7 +45,7 @@ def _train(args: list[str]) -> int:
     try:
         with reader_may_leave():
             config = parse(args, quiet=launcher.rank != 0)
-    except ConfigError as error:
+    except UserError as error:
         return _refuse(error, launcher.rank)
     from hvd_train.app import train
 
@@ -62,7 +62,7 @@ def _train(args: list[str]) -> int:
     return 0
 
 
-def _refuse(error: ConfigError, rank: int) -> int:
+def _refuse(error: UserError, rank: int) -> int:
     # Before there is a communicator no rank knows of the others. What is wrong with the options is mostly
     # wrong on every rank: rank 0 says so at once and its launcher ends the job; one that is still there
     # after some seconds has a reason of its own.
@@ -76,7 +76,7 @@ def parse(args: Sequence[str], quiet: bool = False) -> Config:
     """The configuration of a training: the file of --config or of the run to resume, the embedded default
     where nothing says what to train, and the options over it.
 
-    Raises `ConfigError`; exits with code 2 for an option that does not exist, with 0 for --help; `quiet`
+    Raises `UserError`; exits with code 2 for an option that does not exist, with 0 for --help; `quiet`
     prints neither.
     """
     rest, path = _take(list(args), "--config")

@@ -309,10 +309,18 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
-        safe = all(c.isalnum() or c in "-_.+" for c in self.name) and self.name.strip(".") == self.name
+        safe = all(map(is_safe, self.name)) and self.name.strip(".") == self.name
         _require(safe, "name", self.name, "letters, digits and -_.+ only, no dot at either end")
         _require(self.threads >= 0, "threads", self.threads, "0 or a number of threads")
         _require(self.seed >= 0, "seed", self.seed, "a seed of at least 0")
+        factor, minimised = self.stop.divergence, self.evaluate.mode == "min"
+        expected = "the rule to be off with evaluate.mode = 'max'"
+        _require(factor is None or minimised, "stop.divergence", factor, expected)
+
+
+def is_safe(character: str) -> bool:
+    """Whether a run's name may hold the character."""
+    return character.isalnum() or character in "-_.+"
 
 
 def from_mapping(values: Mapping[str, Any], source: str) -> Config:

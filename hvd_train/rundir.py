@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hvd_train.atomic import replacing
 from hvd_train.checkpoint import find_checkpoint
-from hvd_train.config import Config, load_config, to_toml
+from hvd_train.config import Config, is_safe, load_config, to_toml
 from hvd_train.errors import ConfigError, RunDirectoryError
 
 CONFIG_FILE = "config.toml"
@@ -37,6 +37,7 @@ def run_name(config: Config, environ: Mapping[str, str] = os.environ) -> str:
     if "SLURM_JOB_ID" in environ:
         return environ["SLURM_JOB_ID"]
     task = Path(config.task.replace(":", "-")).name.replace(".py", "")
+    task = "".join(c if is_safe(c) else "-" for c in task).strip(".")  # a file may be named as it likes
     return f"{task}-{time.strftime('%Y%m%d')}-{secrets.token_hex(2)}"
 
 
@@ -99,9 +100,15 @@ def _resume_from(path: Path, config: Config) -> RunDirectory:
 
 def run_of(path: Path) -> Path:
     """The run's folder that `path`, a run or a checkpoint in it, belongs to."""
+    path = path.resolve()  # `.` has no name
     return path.parent.parent if path.parent.name == CHECKPOINTS else path
 
 
 def saved_config(path: Path) -> Config:
-    """The configuration of the run that `path`, a run or a checkpoint in it, belongs to."""
-    return load_config(run_of(path) / CONFIG_FILE)
+    """The configuration of the run that `path`, a run or a checkpoint in it, belongs to; its name is that of
+    the folder, which may have been moved."""
+    folder = run_of(path)
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise RunDirectoryError(f"{path} is no run: there is no {file}. Give --resume the folder of a run.")
+    return replace(load_config(file), name=folder.name)

@@ -92,7 +92,7 @@ class Watch:
         target, factor = self._rules.target_error, self._rules.divergence
         if target is not None and self._sign * (value - target) <= 0:
             return Verdict("target_error")
-        if factor is not None and self._sign == 1 and value > factor * self.best > 0:
+        if factor is not None and value > factor * self.best > 0:
             return Verdict("diverged")
         if self._rules.patience and self._since_best >= self._rules.patience:
             return Verdict("patience")
