@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -167,13 +167,16 @@ class Checkpoints:
         for pointer in ("latest", "best") if best else ("latest",):
             with replacing(self.folder / pointer) as path:
                 path.write_text(name + "\n")
-        self._prune()
+        self._prune(final)
 
-    def _prune(self) -> None:
-        kept = set(self.kept().values())
-        newest = sorted(_checkpoints_in(self.folder), key=_round_of, reverse=True)
-        for folder in newest[self.config.keep :]:
-            if str(folder) not in kept:
+    def _prune(self, newest: Path) -> None:
+        """Removes all but the last few and those that are named. Those of later rounds than `newest` were
+        undone by a resume from before them."""
+        named = set(self.kept().values())
+        found = sorted(_checkpoints_in(self.folder), key=_round_of)
+        end = found.index(newest) + 1
+        for folder in (*found[: max(0, end - self.config.keep)], *found[end:]):
+            if str(folder) not in named:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def kept(self) -> dict[str, str]:
@@ -231,18 +234,20 @@ class SavedCheckpoint:
         path = folder / MANIFEST_FILE
         try:
             manifest = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+            version = manifest.get("schema")
+        except (OSError, ValueError, AttributeError) as error:
             raise RunDirectoryError(
                 f"{path}: cannot be read: {error}. Expected a checkpoint's folder, such as "
                 "RUN/checkpoints/round-120."
             ) from None
-        if manifest.get("schema") != SCHEMA:
+        if version != SCHEMA:
             raise RunDirectoryError(
-                f"{path}: schema {manifest.get('schema')!r}; this program reads {SCHEMA}. Use the version "
-                "that wrote it."
+                f"{path}: schema {version!r}; this program reads {SCHEMA}. Use the version that wrote it."
             )
-        known = ("round", "world_size", "sample", "files")
-        return cls(folder=folder, **{key: manifest[key] for key in known})
+        try:
+            return cls(folder=folder, **{f.name: manifest[f.name] for f in fields(cls) if f.name != "folder"})
+        except KeyError as error:
+            raise RunDirectoryError(f"{path}: damaged: {error} is missing. Go on from another one.") from None
 
     def model(self) -> dict[str, Tensor]:
         """The model's state by name."""
