@@ -19,36 +19,51 @@ def fair_share(mine: frozenset[int], of_host: Sequence[frozenset[int]]) -> int:
     return max(1, int(share))
 
 
-def cpu_limit() -> float | None:
-    """Cores' worth of time that this process's cgroup allows (version 2); None without a limit."""
+def cpu_limit(root: Path = Path("/")) -> float | None:
+    """Cores' worth of time that this process's cgroup allows (version 2); None without a limit.
+
+    Args:
+        root: where /proc and /sys lie.
+    """
     limits = []
-    for text in _cgroup_files("cpu.max"):
-        quota, period = text.split()
-        if quota != "max":
+    for folder in _cgroups(root):
+        quota, _, period = _text(folder / "cpu.max").partition(" ")
+        if quota not in ("", "max"):
             limits.append(int(quota) / int(period))
     return min(limits, default=None)
 
 
-def available_memory() -> int:
-    """Bytes that processes of this host can still take: what the kernel says, and no more than what the
-    cgroup leaves."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes that processes of this host can still take: what the kernel says, and no more than what each
+    cgroup that they are in leaves.
+
+    Args:
+        root: where /proc and /sys lie.
+    """
+    lines = (root / "proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    limits = [int(text) for text in _cgroup_files("memory.max") if text.strip() != "max"]
-    used = [int(text) for text in _cgroup_files("memory.current")][:1] or [0]
-    return min([free, *(max(0, limit - used[0]) for limit in limits)])
+    for folder in _cgroups(root):
+        limit, used = _text(folder / "memory.max"), _text(folder / "memory.current")
+        if limit not in ("", "max"):
+            free = min(free, max(0, int(limit) - int(used or 0)))
+    return free
 
 
-def _cgroup_files(name: str, root: Path = Path("/sys/fs/cgroup")) -> Iterator[str]:
-    """The file of that name in this process's cgroup and in those above it, where it exists."""
+def _cgroups(root: Path) -> Iterator[Path]:
+    """The folders of this process's cgroup and of those above it."""
+    top = root / "sys/fs/cgroup"
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        if line.startswith("0::"):
+            folder = top / line.removeprefix("0::").strip("/")
+            yield from (path for path in (folder, *folder.parents) if path.is_relative_to(top))
+
+
+def _text(path: Path) -> str:
+    """What a file of the kernel says; nothing where there is no such file."""
     try:
-        line = next(x for x in Path("/proc/self/cgroup").read_text().splitlines() if x.startswith("0::"))
-    except (OSError, StopIteration):
-        return
-    folder = root / line.removeprefix("0::").strip("/")
-    for path in (folder, *folder.parents):
-        if path.is_relative_to(root) and (path / name).is_file():
-            yield (path / name).read_text()
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def threads_for(mine: frozenset[int], of_host: Sequence[frozenset[int]], limit: float | None) -> int:
