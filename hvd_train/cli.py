@@ -44,9 +44,10 @@ def _train(args: list[str]) -> int:
     launcher = detect()
     try:
         with reader_may_leave():
-            config = parse(args, quiet=launcher.rank != 0)
+            config = _parse_after_rank_0(args) if launcher.rank else parse(args)
     except UserError as error:
-        return _refuse(error, launcher.rank)
+        print(f"hvd_train: {error}", file=sys.stderr, flush=True)
+        return 2
     from hvd_train.app import train
 
     try:
@@ -62,14 +63,17 @@ def _train(args: list[str]) -> int:
     return 0
 
 
-def _refuse(error: UserError, rank: int) -> int:
-    # Before there is a communicator no rank knows of the others. What is wrong with the options is mostly
-    # wrong on every rank: rank 0 says so at once and its launcher ends the job; one that is still there
-    # after some seconds has a reason of its own.
-    if rank != 0:
+def _parse_after_rank_0(args: list[str]) -> Config:
+    """`parse` on another rank. Before there is a communicator no rank knows of the others. What is wrong with
+    the options is mostly wrong on every rank: rank 0 says so at once and its launcher ends the job; a rank
+    that is still there after some seconds has a reason of its own, and says it."""
+    try:
+        return parse(args, quiet=True)
+    except (UserError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not error.code:
+            raise
         time.sleep(3)
-    print(f"hvd_train: {error}", file=sys.stderr, flush=True)
-    return 2
+    return parse(args)
 
 
 def parse(args: Sequence[str], quiet: bool = False) -> Config:
