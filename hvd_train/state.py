@@ -104,10 +104,12 @@ class FlatState:
     def check_views(self) -> None:
         """Raises `ViewReplaced`, naming the tensor, if one no longer lies where it was put, or if a
         parameter was frozen or unfrozen since."""
+        held = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         for entry in self.entries:
             expected = self.buffers[entry.dtype].live.data_ptr() + entry.start * entry.dtype.itemsize
             seen = entry.holder
             moved = seen.numel() > 0 and seen.data_ptr() != expected
+            moved |= entry.kind != "moment" and held.get(entry.name) is not seen
             if moved or seen.stride() != entry.stride or seen.dtype is not entry.dtype:
                 raise ViewReplaced(
                     f"{entry.kind} `{entry.name}` no longer lies in the flat state: its data was replaced, "
