@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from hvd_train.errors import TaskError
 
-_INITIAL_COUNTERS = {"step": 0.0, "mu_product": 1.0}
-"""Counters after no step at all, for the keys that one step changes. ASGD's `mu` and `eta` are computed anew
-from `step` in every step."""
-_COUNTERS = {*_INITIAL_COUNTERS, "mu", "eta"}
+_INITIAL_COUNTERS = {"step": 0.0, "mu_product": 1.0, "mu": 1.0}
+"""Counters after no step at all. One more, ASGD's `eta`, begins as the learning rate."""
+_COUNTERS = {*_INITIAL_COUNTERS, "eta"}
 
 
 def materialise(
     optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]
 ) -> Iterator[tuple[nn.Parameter, str, Tensor]]:
-    """(parameter, key, tensor) of every floating-point state tensor with at least one dimension, in the
-    order of the parameter groups; state that is missing is created first. Counters stay each rank's own.
+    """(parameter, key, tensor) of every moment, that is every floating-point state tensor that is no counter,
+    in the order of the parameter groups; state that is missing is created first. Counters stay each rank's
+    own.
 
     Raises `TaskError` for an optimizer that cannot step without a closure, or that keeps counters which
     one cannot know the beginning of.
@@ -45,8 +45,15 @@ def materialise(
                     "the optimizer holds a parameter that the model does not have; expected the model's own."
                 )
             for key, value in sorted(optimizer.state.get(p, {}).items()):
-                if torch.is_tensor(value) and value.is_floating_point() and value.dim() > 0:
+                if _is_moment(p, key, value):
                     yield p, key, value
+
+
+def _is_moment(p: nn.Parameter, key: str, value: Any) -> bool:
+    """Whether a state value is one number for each element (or row) of the parameter, not a counter."""
+    if not (torch.is_tensor(value) and value.is_floating_point()):
+        return False
+    return value.dim() > 0 or (p.dim() == 0 and key not in _COUNTERS)
 
 
 def _create(optimizer: torch.optim.Optimizer, missing: list[nn.Parameter]) -> None:
@@ -67,25 +74,25 @@ def _create(optimizer: torch.optim.Optimizer, missing: list[nn.Parameter]) -> No
     finally:
         for group, params in zip(optimizer.param_groups, groups, strict=True):
             group["params"] = params
-    for p, copy in scratch.items():
-        optimizer.state[p] = {
-            k: _beginning(optimizer, k, v) for k, v in optimizer.state.pop(copy, {}).items()
-        }
+    for group in optimizer.param_groups:
+        counters = {**_INITIAL_COUNTERS, "eta": float(group["lr"])}
+        for p in group["params"]:
+            if p in scratch:
+                state = optimizer.state.pop(scratch[p], {})
+                optimizer.state[p] = {
+                    k: v if v is None or _is_moment(p, k, v) else _beginning(optimizer, counters, k, v)
+                    for k, v in state.items()
+                }
 
 
-def _beginning(optimizer: torch.optim.Optimizer, key: str, value: Any) -> Any:
-    """What a state value was before the step on the scratch copy."""
-    is_tensor = torch.is_tensor(value)
-    if value is None or (is_tensor and value.dim() > 0):
-        return value
-    if key not in _COUNTERS:
+def _beginning(optimizer: torch.optim.Optimizer, counters: Mapping[str, float], key: str, value: Any) -> Any:
+    """What a counter was before the step on the scratch copy."""
+    if key not in counters:
         raise TaskError(
             f"{type(optimizer).__name__} keeps the counter `{key}`, whose first value is not known here. Use "
             "`optimizer_state = 'keep'` (or 'reset') with it."
         )
-    if key not in _INITIAL_COUNTERS:
-        return value
-    return value.fill_(_INITIAL_COUNTERS[key]) if is_tensor else type(value)(_INITIAL_COUNTERS[key])
+    return value.fill_(counters[key]) if torch.is_tensor(value) else type(value)(counters[key])
 
 
 class OptimizerState:
