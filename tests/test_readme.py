@@ -26,7 +26,7 @@ NOT_RUN = {
     "sbatch ": "there is no Slurm; the script's syntax and the training options are checked",
     "launch/srun.sh ": "there is no Slurm; the script's syntax and the training options are checked",
 }
-"""Commands, by how they begin, that are not run here, and why. Those of `make` are compared with what CI runs."""
+"""Commands, by how they begin, that are not run here, and why. Those of `make` are compared with CI's."""
 
 MNIST = [f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 
@@ -119,7 +119,7 @@ def run_command(command: str, checkout: Path) -> None:
 
 
 def install(command: str, checkout: Path) -> None:
-    """In an environment of its own, whose requirements are met by the tests' environment, without the network."""
+    """In an environment of its own, without the network: the tests' environment meets the requirements."""
     execute("python -m venv --without-pip own", checkout)
     (site,) = (checkout / "own" / "lib").glob("python3*/site-packages")
     (theirs,) = (BIN.parent / "lib").glob("python3*/site-packages")
