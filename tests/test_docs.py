@@ -17,7 +17,7 @@ import hvd_train
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import Config, DataConfig, StopConfig, flatten
 from hvd_train.data.catalog import open_catalog
-from hvd_train.data.reader import make_reader
+from hvd_train.data.reader import BLOCK_BYTES, WINDOW_BLOCKS, make_reader
 from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part
 from hvd_train.header import Row
@@ -175,6 +175,10 @@ def test_the_example_of_an_epoch_is_right(tmp_path: Path) -> None:
         assert worker.progress == 2.5
         worker.close()
     assert used == [264, 204]
+
+
+def test_the_window_of_the_stream_is_right() -> None:
+    assert f"a window of {WINDOW_BLOCKS} blocks of about {BLOCK_BYTES >> 10} KiB" in ALGORITHM.read_text()
 
 
 def numbers(cell: str) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shlex
@@ -144,7 +145,11 @@ def test_every_command_runs(unit: list[Block], checkout: Path) -> None:
         if "MNIST_DIR" not in os.environ:
             pytest.skip("MNIST_DIR names no folder with the idx files of MNIST")
         for name in MNIST:
-            (checkout / name).symlink_to(Path(os.environ["MNIST_DIR"]).resolve() / name)
+            packed = Path(os.environ["MNIST_DIR"], name)
+            plain = packed.with_suffix("")
+            (checkout / name).write_bytes(
+                packed.read_bytes() if packed.exists() else gzip.compress(plain.read_bytes(), 1)
+            )
     for command in commands(block):
         run_command(command, checkout)
     for program in python:
