@@ -8,8 +8,7 @@ from hvd_train.record.reports import RunHeader, StopReport
 from hvd_train.stopping import REASONS
 
 _DIGITS_ALONE = (
-    "rank 0 sees only the digits 0-4, rank 1 only 5-9: neither can learn the ten classes from its own shard, "
-    "only the average can"
+    "rank 0 sees only the digits 0-4, rank 1 only 5-9: neither can learn the ten classes from its own shard"
 )
 _NAMED_HOSTS = 4
 
@@ -25,7 +24,8 @@ def header_lines(header: RunHeader) -> list[str]:
         _labelled("stop", _stop_rules(header)),
     ]
     if header.data == "digits" and header.world_size == 2:
-        lines.append(_labelled("digits", _DIGITS_ALONE))
+        outcome = "and they are never averaged" if header.period is None else "only the average can"
+        lines.append(_labelled("digits", f"{_DIGITS_ALONE}, {outcome}"))
     if header.round:
         lines.append(_labelled("resumed", f"after round {header.round}"))
     return [*lines, _labelled("run", header.run)]
