@@ -78,7 +78,8 @@ class Checkpoints:
             self.save(rounds, "best", best=True)
         elif every and rounds % every == 0:
             self.save(rounds, "every", best=False)
-        if stop_reason and self.failure and not self.kept():
+        # Rank 0's look at the folder counts: on a network file system the others may see an older one.
+        if stop_reason and self.failure and not self.comm.broadcast(self.kept()):
             error = RunDirectoryError(f"no checkpoint could be saved: {self.failure}")
             error.agreed = True
             raise error
@@ -122,7 +123,8 @@ class Checkpoints:
         return [value for value, _ in results]
 
     def _begin(self, temporary: Path) -> None:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for torn in self.folder.glob(".round-*.tmp"):
+            shutil.rmtree(torn, ignore_errors=True)
         temporary.mkdir(parents=True)
 
     def _write_files(self, temporary: Path) -> dict[str, dict[str, Any]]:
@@ -305,6 +307,6 @@ def find_checkpoint(path: Path, pointer: str) -> SavedCheckpoint | None:
         )
     found = follow(folder, pointer)
     if found is None:
-        rest = sorted(_checkpoints_in(folder), key=_round_of)
-        found = rest[-1] if rest else None
+        complete = [f for f in _checkpoints_in(folder) if (f / MANIFEST_FILE).is_file()]
+        found = max(complete, key=_round_of, default=None)
     return None if found is None else SavedCheckpoint.open(found)
