@@ -122,7 +122,7 @@ def outcomes(size: int, program: Callable[[ThreadCommunicator], T]) -> list[T | 
             results[rank] = error
             world.leave()
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
+    threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(size)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -132,8 +132,8 @@ def outcomes(size: int, program: Callable[[ThreadCommunicator], T]) -> list[T | 
 
 
 def on_ranks(size: int, program: Callable[[ThreadCommunicator], T]) -> list[T]:
-    """What `program` returns on every rank of a new world; the exception of the first rank that has one of its
-    own is raised."""
+    """What `program` returns on every rank of a new world. Raises the exception of the first rank that has
+    one of its own."""
     results = outcomes(size, program)
     errors = [r for r in results if isinstance(r, BaseException)]
     if errors:

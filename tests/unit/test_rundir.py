@@ -1,0 +1,183 @@
+"""The folder of a run: how it is named, what is refused, and what a resume finds."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from hvd_train.checkpoint import Checkpoints
+from hvd_train.comm.solo import SoloCommunicator
+from hvd_train.config import CheckpointConfig, Config, SyncConfig, load_config
+from hvd_train.errors import ConfigError, RunDirectoryError
+from hvd_train.record.reports import NullRecorder
+from hvd_train.rundir import open_run, run_name, run_of, saved_config
+
+
+@pytest.fixture(autouse=True)
+def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def save(folder: Path, rounds: int) -> None:
+    """A checkpoint in the run `folder`."""
+    Checkpoints(
+        folder=folder / "checkpoints",
+        comm=SoloCommunicator(),
+        config=CheckpointConfig(),
+        model=nn.Linear(2, 1),
+        parts={},
+        shared=frozenset(),
+        sample={},
+        recorder=NullRecorder(),
+    ).save(rounds, "every", best=rounds == 10)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run named `first` with checkpoints after 10 (the best) and 20 rounds."""
+    folder = open_run(Config(name="first", runs=str(tmp_path), seed=7)).folder
+    save(folder, 10)
+    save(folder, 20)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("config", "environ", "name"),
+    [
+        (Config(name="mine"), {}, "mine"),
+        (Config(name="mine"), {"SLURM_JOB_ID": "17"}, "mine"),
+        (Config(), {"SLURM_JOB_ID": "17"}, "17"),
+        (Config(), {"SLURM_JOB_ID": "19", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "2"}, "17_2"),
+        (Config(), {"SLURM_ARRAY_JOB_ID": "17", "SLURM_JOB_ID": "19"}, "19"),
+    ],
+)
+def test_names(config: Config, environ: dict[str, str], name: str) -> None:
+    assert run_name(config, environ) == name
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("classification", "classification"),
+        ("next-token", "next-token"),
+        ("some/where/mine.py:Mine", "mine-Mine"),
+        ("package.module:Mine", "package.module-Mine"),
+        ("../my tasks/the täsk (2).py:Mine", "the-täsk--2--Mine"),
+        (".hidden.py:Mine", "hidden-Mine"),
+    ],
+)
+def test_a_run_without_a_name_is_called_after_its_task(task: str, name: str, tmp_path: Path) -> None:
+    config = Config(task=task, runs=str(tmp_path))
+    days = {time.strftime("%Y%m%d")}
+    first, second = open_run(config).folder.name, open_run(config).folder.name
+    days.add(time.strftime("%Y%m%d"))
+    assert first != second
+    for found in (first, second):
+        match = re.fullmatch(rf"{re.escape(name)}-(\d{{8}})-[0-9a-f]{{4}}", found)
+        assert match, found
+        assert match[1] in days
+    assert load_config(tmp_path / first / "config.toml").name == first
+
+
+def test_a_new_run_has_its_whole_configuration_in_its_folder(tmp_path: Path) -> None:
+    config = Config(name="r", runs=str(tmp_path / "deep" / "down"), sync=SyncConfig(period=3), seed=5)
+    made = open_run(config)
+    assert (made.folder, made.checkpoint) == (tmp_path / "deep" / "down" / "r", None)
+    assert [p.name for p in made.folder.iterdir()] == ["config.toml"]
+    assert load_config(made.folder / "config.toml") == config
+    assert saved_config(made.folder) == config
+
+
+def test_a_name_that_exists_is_refused_and_left_as_it_is(run: Path) -> None:
+    before = (run / "config.toml").read_text()
+    with pytest.raises(RunDirectoryError, match=r"first exists already; expected a new name.*--resume auto"):
+        open_run(Config(name="first", runs=str(run.parent), seed=8))
+    assert (run / "config.toml").read_text() == before
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        RunDirectoryError, match=r"file/r: cannot be made: Not a directory\. Choose another --runs"
+    ):
+        open_run(Config(name="r", runs=str(tmp_path / "file")))
+
+
+def test_resume_auto_goes_on_from_the_newest(run: Path) -> None:
+    config = Config(name="first", runs=str(run.parent), resume="auto", seed=9)
+    found = open_run(config)
+    assert (found.folder, found.checkpoint) == (run, run / "checkpoints" / "round-20")
+    saved = load_config(run / "config.toml")
+    assert (saved.seed, saved.resume, saved.name) == (9, "", "first"), "what is done from now on"
+
+
+def test_resume_auto_starts_what_is_not_there(tmp_path: Path) -> None:
+    found = open_run(Config(name="new", runs=str(tmp_path), resume="auto"))
+    assert (found.folder, found.checkpoint) == (tmp_path / "new", None)
+    again = open_run(Config(name="new", runs=str(tmp_path), resume="auto"))
+    assert again == found, "killed before its first checkpoint"
+    (tmp_path / "new" / "checkpoints" / ".round-4.tmp").mkdir(parents=True)
+    assert open_run(Config(name="new", runs=str(tmp_path), resume="auto")) == found, "or in the middle of it"
+
+
+def test_resume_auto_needs_a_name_that_comes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(runs=str(tmp_path), resume="auto")
+    with pytest.raises(ConfigError, match="expected --name NAME, or a Slurm job"):
+        open_run(config)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert open_run(config).folder == tmp_path / "17"
+    save(tmp_path / "17", 4)
+    assert open_run(config).checkpoint == tmp_path / "17" / "checkpoints" / "round-4", "the job was requeued"
+
+
+@pytest.mark.parametrize(
+    ("path", "rounds"), [("", 20), ("checkpoints/round-10", 10), ("checkpoints/round-20", 20)]
+)
+def test_resume_from_a_path(path: str, rounds: int, run: Path) -> None:
+    where = run / path
+    assert run_of(where) == run
+    assert saved_config(where).seed == 7
+    found = open_run(Config(name="first", runs="elsewhere", resume=str(where)))
+    assert (found.folder, found.checkpoint) == (run, run / "checkpoints" / f"round-{rounds}")
+
+
+def test_resume_under_a_new_name_leaves_the_old_run_as_it_is(run: Path, tmp_path: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    config = Config(name="second", runs=str(tmp_path / "others"), resume=str(run))
+    found = open_run(config)
+    assert (found.folder, found.checkpoint) == (
+        tmp_path / "others" / "second",
+        run / "checkpoints" / "round-20",
+    )
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+    assert saved_config(found.folder).name == "second"
+    with pytest.raises(RunDirectoryError, match="second exists already"):
+        open_run(config)
+
+
+def test_resume_from_within_and_of_a_copy(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+    config = saved_config(Path())
+    assert config.name == "first"
+    assert open_run(Config(name="first", resume=".")).folder == run
+    copy = run.with_name("copy")
+    shutil.copytree(run, copy)
+    assert saved_config(copy).name == "copy"
+    assert open_run(Config(name="copy", resume=str(copy))).checkpoint == copy / "checkpoints" / "round-20"
+
+
+def test_what_cannot_be_resumed(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="neither a run's folder nor a checkpoint"):
+        open_run(Config(resume=str(tmp_path / "nowhere")))
+    with pytest.raises(RunDirectoryError, match="nowhere is no run"):
+        saved_config(tmp_path / "nowhere")
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    with pytest.raises(RunDirectoryError, match="first has no checkpoint to go on from"):
+        open_run(Config(name="first", resume=str(run)))

@@ -1,0 +1,173 @@
+"""What a rank does between averages, with ranks that have unequally many rows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from hvd_train.config import DataConfig
+from hvd_train.data.deal import Span
+from hvd_train.data.format import FieldSpec
+from hvd_train.data.reader import Reader, make_reader
+from hvd_train.task import Batch
+from hvd_train.worker import Worker, steps_per_epoch
+from tests.unit.data.shards import row_numbers, write_foreign
+
+FIELDS = {"inputs": FieldSpec(shape=(3,), dtype="float32"), "targets": FieldSpec(shape=(), dtype="int64")}
+ROWS = (23, 10, 0)
+"""Rows of each rank."""
+
+
+class Steps:
+    """Stands for the optimizer: remembers the rows of each step; the loss of a row is its number."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[list[int]]] = []
+
+    def __call__(self, batches: Sequence[Batch]) -> tuple[float, int]:
+        self.rows.append([row_numbers({k: v.numpy() for k, v in b.items()}) for b in batches])
+        flat = [n for batch in self.rows[-1] for n in batch]
+        return float(sum(flat)), len(flat)
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    return write_foreign(tmp_path / "a.h5", sum(ROWS))
+
+
+@pytest.fixture(params=["memory", "stream"])
+def readers(shard: Path, request: pytest.FixtureRequest) -> Iterator[list[Reader]]:
+    """One for each rank, twice: the second three are for resuming."""
+    made = []
+    for _ in range(2):
+        start = 0
+        for rows in ROWS:
+            part = [Span(str(shard), start, start + rows)] if rows else []
+            made.append(make_reader(part, DataConfig(reading=request.param), 1, FIELDS, 1 << 30))
+            start += rows
+    yield made
+    for reader in made:
+        reader.close()
+
+
+def worker(reader: Reader, *, batch_size: int = 4, accumulate: int = 1) -> tuple[Worker, Steps]:
+    steps = Steps()
+    count = steps_per_epoch(ROWS, batch_size, accumulate)
+    made = Worker(reader, steps, batch_size=batch_size, accumulate=accumulate, steps_per_epoch=count)
+    return made, steps
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "accumulate", "steps"),
+    [
+        ((23, 10, 0), 4, 1, 6),
+        ((24, 10), 4, 1, 6),
+        ((25,), 4, 1, 7),
+        ((23, 10), 4, 2, 3),
+        ((1, 1), 64, 8, 1),
+        ((8,), 4, 2, 1),
+    ],
+)
+def test_an_epoch_is_as_long_as_that_of_the_largest_part(
+    rows: tuple[int, ...], batch: int, accumulate: int, steps: int
+) -> None:
+    assert steps_per_epoch(rows, batch, accumulate) == steps
+
+
+def test_ranks_cross_epochs_at_the_same_step_and_drop_no_row(readers: list[Reader]) -> None:
+    """Six steps an epoch, rounds of four: epochs end within rounds; the smaller ranks idle in between."""
+    workers = [worker(reader) for reader in readers[:3]]
+    seen = []
+    for _ in range(6):
+        works = [w.run(4) for w, _ in workers]
+        assert len({(w.epochs, w.progress) for w, _ in workers}) == 1
+        seen.append(tuple(w.samples for w in works))
+    assert workers[0][0].epochs == 4
+    assert seen == [(16, 10, 0), (15, 8, 0), (15, 2, 0)] * 2
+    for rank, (_, steps) in enumerate(workers):
+        first = sum(ROWS[:rank])
+        every = sorted(n for step in steps.rows for batch in step for n in batch)
+        assert every == sorted([*range(first, first + ROWS[rank])] * 4)
+        assert len(steps.rows) == 4 * -(-ROWS[rank] // 4), "no step without rows"
+
+
+def test_one_round_may_hold_several_epochs(readers: list[Reader]) -> None:
+    made, steps = worker(readers[1])
+    work = made.run(15)
+    assert (made.epochs, made.progress) == (2, 2.5)
+    assert work.samples == 30
+    assert work.loss_sum == sum(n for step in steps.rows for batch in step for n in batch)
+
+
+def test_epochs_are_in_different_orders(readers: list[Reader]) -> None:
+    made, steps = worker(readers[0])
+    made.run(12)
+    first, second = ([n for s in steps.rows[i : i + 6] for b in s for n in b] for i in (0, 6))
+    assert sorted(first) == sorted(second)
+    assert first != second
+
+
+def test_accumulated_batches_are_one_step(readers: list[Reader]) -> None:
+    made, steps = worker(readers[0], accumulate=3)
+    works = [made.run(1) for _ in range(2)]
+    assert [[len(b) for b in step] for step in steps.rows] == [[4, 4, 4], [4, 4, 3]]
+    assert [w.samples for w in works] == [12, 11]
+    assert made.epochs == 1
+    small, taken = worker(readers[1], accumulate=3)
+    assert [small.run(1).samples for _ in range(4)] == [10, 0, 10, 0]
+    assert [[len(b) for b in step] for step in taken.rows] == [[4, 4, 2], [4, 4, 2]]
+
+
+def test_a_rank_without_rows_only_counts(readers: list[Reader]) -> None:
+    made, steps = worker(readers[2])
+    work = made.run(13)
+    assert (work.samples, work.loss_sum, made.epochs, steps.rows) == (0, 0.0, 2, [])
+    assert made.progress == pytest.approx(2 + 1 / 6)
+
+
+def test_seconds_are_measured(readers: list[Reader]) -> None:
+    made, _ = worker(readers[0])
+    work = made.run(6)
+    assert work.data_s > 0
+    assert work.compute_s > 0
+
+
+@pytest.mark.parametrize("rank", range(3))
+@pytest.mark.parametrize("cut", [0, 1, 4, 6, 9, 17])
+def test_a_resumed_worker_goes_on_with_the_next_row(rank: int, cut: int, readers: list[Reader]) -> None:
+    whole, expected = worker(readers[rank])
+    whole.run(cut)
+    state = copy.deepcopy(whole.state_dict())
+    expected.rows.clear()
+    rest = whole.run(20)
+    again, steps = worker(readers[rank + 3])
+    again.load_state_dict(state)
+    assert not again.restarted
+    assert (again.epochs, again.progress) == (state["epochs"], state["epochs"] + cut % 6 / 6)
+    work = again.run(20)
+    assert steps.rows == expected.rows
+    assert (work.samples, work.loss_sum) == (rest.samples, rest.loss_sum)
+    assert again.state_dict() == whole.state_dict()
+
+
+def test_rows_that_were_dealt_anew_begin_the_epoch_anew(readers: list[Reader]) -> None:
+    """The state of rank 1 is given to rank 0, as where the world has another size; and rank 1 keeps its rows,
+    but must begin anew as well."""
+    before, _ = worker(readers[1])
+    before.run(8)
+    state = copy.deepcopy(before.state_dict())
+    moved, rows = worker(readers[0])
+    stayed, others = worker(readers[4])
+    for each in (moved, stayed):
+        each.load_state_dict(state)
+    assert (moved.restarted, stayed.restarted) == (True, False)
+    for each in (moved, stayed):
+        each.restart_epoch()
+        assert (each.epochs, each.progress) == (1, 1.0)
+        each.run(6)
+        assert (each.epochs, each.progress) == (2, 2.0)
+    assert sorted(n for s in rows.rows for b in s for n in b) == list(range(23))
+    assert sorted(n for s in others.rows for b in s for n in b) == list(range(23, 33))
