@@ -87,7 +87,7 @@ def resumed(config: Config, **stop: int) -> Config:
 def test_a_run_goes_on_with_another_number_of_ranks(ranks: int, config: Config) -> None:
     """Stopped within an epoch. All ranks then pass from one epoch to the next in the same round: if one did
     not, it would not take part in the evaluation that the others begin."""
-    train(config, 2)
+    before = sum(r.samples for r in train(config, 2)[0].of(RoundReport))  # type: ignore[union-attr]
     recorders = train(resumed(config, max_epochs=3), ranks)
     rounds = [[(r.round, r.epoch) for r in rec.of(RoundReport)] for rec in recorders]  # type: ignore[union-attr]
     assert all(other == rounds[0] for other in rounds)
@@ -97,6 +97,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(ranks: int, config: Config) 
         assert rounds[0][0][1] == pytest.approx(20 / 50), "it goes on in the middle of the epoch"
     else:
         assert rounds[0][0][1] < 1, "the epoch begins anew"
+    used = sum(r.samples for r in recorders[0].of(RoundReport))  # type: ignore[union-attr]
+    assert used == 3 * 240 - (before if ranks == 2 else 0)
     for rec in recorders:
         assert len(rec.of(EvaluationReport)) == 3
         (stop,) = rec.of(StopReport)
@@ -125,9 +127,7 @@ def test_another_data_set_is_refused_on_every_rank(config: Config, tmp_path: Pat
 def test_another_model_is_refused_on_every_rank(config: Config) -> None:
     train(config, 2)
     again = replace(resumed(config, max_rounds=9), model=ModelConfig(hidden=(5,)))
-    with pytest.raises(
-        HvdTrainError, match=r"size mismatch .* Resume with the model that"
-    ):
+    with pytest.raises(HvdTrainError, match=r"size mismatch .* Resume with the model that"):
         train(again, 2)
 
 
