@@ -83,7 +83,7 @@ def resumed(config: Config, **stop: int) -> Config:
     return replace(config, resume="auto", stop=StopConfig(patience=0, **stop))
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 6])
 def test_a_run_goes_on_with_another_number_of_ranks(ranks: int, config: Config) -> None:
     """Stopped within an epoch. All ranks then pass from one epoch to the next in the same round: if one did
     not, it would not take part in the evaluation that the others begin."""
