@@ -12,10 +12,10 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from hvd_train.comm.base import Communicator
+from hvd_train.comm.base import Buffer, Communicator
 from hvd_train.errors import BitsDiffer, RanksDisagree
 from hvd_train.header import Header, Row, exchange
-from hvd_train.state import FlatState, all_buffers
+from hvd_train.state import FlatState
 
 _BLOCK = 1 << 16
 """Elements that a squared distance is taken of at a time; they stay in cache between its two passes."""
@@ -38,11 +38,12 @@ class Average(Protocol):
         """x_0 := the state of rank 0. Collective."""
 
     def inspect(self, distance: bool, verify: bool) -> Inspection:
-        """Looks at this rank's state: is it finite; `distance`: how far is it from the anchor; `verify`: a
+        """Looks at this rank's state: is it finite; `distance`: how far is it from the anchor; `verify`: the
         hash of the last average, and how far it moved. Not collective."""
 
-    def average(self, weight: float, healthy: bool) -> None:
-        """Replaces the state by the weighted mean over the ranks. Collective."""
+    def average(self, weight: float, healthy: bool, verify: bool = True) -> None:
+        """Replaces the state by the weighted mean over the ranks; `verify` takes a hash of it, for the next
+        `inspect`. Collective."""
 
 
 class StateAverage:
@@ -51,7 +52,8 @@ class StateAverage:
     def __init__(self, state: FlatState, comm: Communicator) -> None:
         self._state = state
         self._comm = comm
-        self._buffers = all_buffers(state)
+        self._buffers: list[Buffer] = []
+        self._hash: int | None = None
 
     def start(self) -> None:
         """x_0 := the state of rank 0: an average in which only rank 0 has weight. Frozen parameters and
@@ -60,12 +62,15 @@ class StateAverage:
         Raises `RanksDisagree`, on every rank, if the layouts differ.
         """
         self._agree_on_layout()
+        self._state.place()
+        self._buffers = list(self._state.buffers.values())
         for buffer in self._buffers:
             self._comm.average(buffer, 1.0 if self._comm.rank == 0 else 0.0)
         frozen = list(self._state.frozen())
         values = self._comm.broadcast([t.detach().clone() for _, t in frozen])
         for (_, tensor), value in zip(frozen, values, strict=True):
             tensor.copy_(value)
+        self._hash = self._hash_of_live()
 
     def _agree_on_layout(self) -> None:
         mine = self._state.layout()
@@ -95,22 +100,23 @@ class StateAverage:
         moved = sum(
             squared_distance(b.anchor[s], b.previous[s]) for b, s in zip(self._buffers, owned, strict=True)
         )
-        return Inspection(finite=finite, distance=far, moved=moved, hash=self.hash())
+        return Inspection(finite=finite, distance=far, moved=moved, hash=self._hash)
 
-    def hash(self) -> int:
-        """A 64-bit hash (XXH3) of the anchor as this rank holds it."""
-        digest = xxhash.xxh3_64()
-        for buffer in self._buffers:
-            digest.update(buffer.anchor.view(torch.uint8).numpy().data)
-        return digest.intdigest()
-
-    def average(self, weight: float, healthy: bool) -> None:
+    def average(self, weight: float, healthy: bool, verify: bool = True) -> None:
         """See `Average`. A rank that is not healthy takes the mean, and forgets optimizer state that is
         its own. Raises `ViewReplaced`, on this rank alone, if a tensor was moved out of the flat state."""
         self._state.check_views()
         for buffer in self._buffers:
             self._comm.average(buffer, weight)
         self._state.after_average(healthy)
+        self._hash = self._hash_of_live() if verify else None
+
+    def _hash_of_live(self) -> int:
+        """A 64-bit hash (XXH3) of this rank's own copy of the state."""
+        digest = xxhash.xxh3_64()
+        for buffer in self._buffers:
+            digest.update(buffer.live.view(torch.uint8).numpy().data)
+        return digest.intdigest()
 
 
 class NoAverage:
@@ -127,7 +133,7 @@ class NoAverage:
         """Whether this rank's state is finite; the ranks are meant to differ, nothing is compared."""
         return self._inner.inspect(distance=False, verify=False)
 
-    def average(self, weight: float, healthy: bool) -> None:
+    def average(self, weight: float, healthy: bool, verify: bool = True) -> None:
         """Leaves every rank as it is."""
 
 
@@ -243,11 +249,12 @@ class Averager:
 
         Raises `BitsDiffer` on every rank, `ViewReplaced` on one.
         """
-        verify = self._check_every > 0 and self.rounds % self._check_every == 1 % self._check_every
-        row = report(self._average.inspect(False, verify), samples=self._samples, loss_sum=0.0)
-        header = exchange(self._comm, row)
+        every = self._check_every
+        found = self._average.inspect(distance=False, verify=every > 0 and (self.rounds - 1) % every == 0)
+        header = exchange(self._comm, report(found, samples=self._samples, loss_sum=0.0))
         check_bits(header)
-        self._average.average(float(header.weights[self._comm.rank]), self._comm.rank not in header.sick)
+        weight, healthy = float(header.weights[self._comm.rank]), self._comm.rank not in header.sick
+        self._average.average(weight, healthy, verify=every > 0 and self.rounds % every == 0)
         self.rounds += 1
         self._local_steps = self._samples = 0
         return header

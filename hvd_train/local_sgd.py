@@ -99,7 +99,8 @@ class LocalSGD:
         header = exchange(self.comm, row)
         met = time.perf_counter()
         check_bits(header)
-        self.average.average(float(header.weights[self.comm.rank]), self.comm.rank not in header.sick)
+        weight, healthy = float(header.weights[self.comm.rank]), self.comm.rank not in header.sick
+        self.average.average(weight, healthy, verify=every > 0 and rounds % every == 0)
         clock.wait_s = met - inspected
         clock.communication_s = time.perf_counter() - met + inspected - began
         return header

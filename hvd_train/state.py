@@ -38,7 +38,8 @@ class Entry:
 
 
 class FlatState:
-    """Lays a model and its optimizer out in averaging buffers. Not collective.
+    """Lays a model and its optimizer out in averaging buffers. Making one plans the layout, and is not
+    collective; `place` then makes the buffers.
 
     Args:
         model: its trainable parameters and floating-point buffers become views. Frozen parameters and
@@ -70,8 +71,16 @@ class FlatState:
         if optimizer_state == "average":
             names = {p: name for name, p in model.named_parameters()}
             tensors += [(f"{names[p]}/{key}", "moment", t) for p, key, t in materialise(optimizer, names)]
-        self.entries, numels = _lay_out(tensors)
-        self.buffers = {dtype: comm.buffer(numel, dtype) for dtype, numel in numels.items()}
+        self.entries, self._numels = _lay_out(tensors)
+        self._comm = comm
+        self.buffers: dict[torch.dtype, Buffer] = {}
+
+    def place(self) -> None:
+        """Moves every tensor, with the value that it has now, into buffers of the communicator.
+        Collective."""
+        self.buffers = {
+            dtype: self._comm.buffer(self._numels[dtype], dtype) for dtype in DTYPES if dtype in self._numels
+        }
         for entry in self.entries:
             view = self._view(entry)
             view.copy_(entry.holder.detach())
@@ -84,7 +93,7 @@ class FlatState:
     @property
     def num_bytes(self) -> int:
         """Bytes of one copy of the state: what one average moves."""
-        return sum(b.numel * b.dtype.itemsize for b in self.buffers.values())
+        return sum(numel * dtype.itemsize for dtype, numel in self._numels.items())
 
     def frozen(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors of the model that are not averaged but taken from rank 0: frozen parameters and
@@ -210,8 +219,3 @@ def _dense_stride(tensor: Tensor) -> tuple[int, ...]:
             return torch.empty(tensor.shape, device="meta").stride()
         expected *= size
     return tuple(tensor.stride())
-
-
-def all_buffers(state: FlatState) -> list[Buffer]:
-    """The buffers in the order in which they are averaged, the same on all ranks."""
-    return [state.buffers[dtype] for dtype in DTYPES if dtype in state.buffers]

@@ -41,6 +41,14 @@ class Op(enum.Enum):
     MAX = "max"
 
 
+def require_averageable(dtype: torch.dtype) -> None:
+    """Raises `TypeError` for a type that is not in `DTYPES`."""
+    if dtype not in DTYPES:
+        raise TypeError(
+            f"a buffer of {dtype} cannot be averaged; expected one of {', '.join(map(str, DTYPES))}"
+        )
+
+
 def slice_bounds(numel: int, size: int, rank: int) -> tuple[int, int]:
     """[start, stop) of the slice that `rank` owns of `numel` elements. The first `numel % size` slices
     hold one element more; with fewer elements than ranks the last slices are empty."""
@@ -57,19 +65,22 @@ class Buffer:
     agreement. Before the first average both hold zeros.
     """
 
-    def __init__(self, numel: int, dtype: torch.dtype, size: int, rank: int) -> None:
-        if dtype not in DTYPES:
-            raise TypeError(
-                f"a buffer of {dtype} cannot be averaged; expected one of {', '.join(map(str, DTYPES))}"
-            )
-        self.start, self.stop = slice_bounds(numel, size, rank)
-        self.live = torch.zeros(numel, dtype=dtype)
+    def __init__(self, live: Tensor, slots: tuple[Tensor, Tensor], size: int, rank: int) -> None:
+        self.start, self.stop = slice_bounds(live.numel(), size, rank)
+        self.live = live
         # Half types are summed in float32: of bfloat16's 8 bits a sum over ranks would lose most.
-        wide = dtype if dtype.itemsize >= 4 else torch.float32
-        self._slots = (torch.zeros(numel, dtype=dtype), torch.zeros(numel, dtype=dtype))
+        wide = live.dtype if live.dtype.itemsize >= 4 else torch.float32
+        self._slots = slots
         self._newest = 0
-        self._stage = torch.empty(numel, dtype=wide) if wide is not dtype else None
+        self._stage = torch.empty(live.numel(), dtype=wide) if wide is not live.dtype else None
         self.owned = torch.empty(self.stop - self.start, dtype=wide)
+
+    @classmethod
+    def private(cls, numel: int, dtype: torch.dtype, size: int, rank: int) -> Buffer:
+        """A buffer in the memory of this process alone. Raises `TypeError` for a type not in `DTYPES`."""
+        require_averageable(dtype)
+        live, first, second = (torch.zeros(numel, dtype=dtype) for _ in range(3))
+        return cls(live, (first, second), size, rank)
 
     @property
     def numel(self) -> int:
@@ -105,8 +116,17 @@ class Buffer:
         """Makes what `stage` returned, now the whole average, the anchor, and copies it to live."""
         if self._stage is not None:
             self.previous.copy_(self._stage)
-        self._newest = 1 - self._newest
+        self.advance()
         self.live.copy_(self.anchor)
+
+    @property
+    def next_slot(self) -> int:
+        """Which of the two slots is not the anchor: where the next average is built."""
+        return 1 - self._newest
+
+    def advance(self) -> None:
+        """The slot in which the average was built, and is complete, becomes the anchor."""
+        self._newest = self.next_slot
 
 
 class Communicator(ABC):
@@ -127,8 +147,11 @@ class Communicator(ABC):
     num_hosts: int
 
     def buffer(self, numel: int, dtype: torch.dtype) -> Buffer:
-        """A buffer of `numel` elements of `dtype`, placed where this backend averages fastest."""
-        return Buffer(numel, dtype, self.size, self.rank)
+        """A buffer of `numel` elements of `dtype`, zeros, placed where this backend averages fastest.
+
+        Raises `TypeError` for a type that is not in `DTYPES`.
+        """
+        return Buffer.private(numel, dtype, self.size, self.rank)
 
     def average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> bool:
         """anchor and live := the weighted mean of all ranks' live; returns whether there was any weight.
@@ -149,11 +172,11 @@ class Communicator(ABC):
             SizeMismatch: on every rank, if sizes, types or weights do not fit.
             RankLost: a rank died.
         """
-        share = self._agree_on_weights(buffer, weight)
-        if share is None:
+        shares = self._agree_on_weights(buffer, weight)
+        if shares is None:
             buffer.live.copy_(buffer.anchor)
             return False
-        staged = buffer.stage(share)
+        staged = buffer.stage(float(shares[self.rank]))
         self._reduce_scatter(staged, buffer.owned)
         if on_slice is not None:
             on_slice(buffer.owned, buffer.start)
@@ -161,10 +184,10 @@ class Communicator(ABC):
         buffer.complete()
         return True
 
-    def _agree_on_weights(self, buffer: Buffer, weight: float) -> float | None:
-        """This rank's weight over the sum of all; None if that sum is 0. Every rank sees every rank's
-        call, hence all raise the same error or none. It also holds a rank back from overwriting the older
-        slot until all ranks have completed the newer one, as nobody gets here before."""
+    def _agree_on_weights(self, buffer: Buffer, weight: float) -> np.ndarray | None:
+        """Each rank's weight over the sum of all, float64 [size]; None if that sum is 0. Every rank sees every
+        rank's call, hence all raise the same error or none. It also holds a rank back from overwriting the
+        older slot until all ranks have completed the newer one, as nobody gets here before."""
         row = (float(weight), float(buffer.numel), float(DTYPES.index(buffer.dtype)))
         weights, numels, codes = self.gather_values(row).T
         for what, seen in (("elements", numels), ("type code", codes)):
@@ -181,7 +204,7 @@ class Communicator(ABC):
                 f"average: rank {bad} gave the weight {weights[bad]}; expected a number of at least 0."
             )
         total = float(weights.sum())
-        return float(weight) / total if total > 0 else None
+        return weights / total if total > 0 else None
 
     def gather_values(self, row: Sequence[float]) -> np.ndarray:
         """The rows of all ranks, float64 [size, len(row)], by one allreduce: each rank fills its own row

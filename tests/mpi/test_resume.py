@@ -86,8 +86,27 @@ def test_one_interrupted_rank_stops_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["Steady", "Dropout"])
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(task: str, tmp_path: Path) -> None:
     """Stopped in the middle of an epoch, with momentum, dropout and a learning rate that changes."""
-    fixed = (*DIGITS, "--patience", "0", "--threads", "1", "--task", f"{TASKS}:{task}", "--evaluate.every-rounds", "7")
-    rate = ("--learning-rate.schedule", "cosine", "--learning-rate.total", "30", "--optim.name", "AdamW", "--lr", "0.003")
+    fixed = (
+        *DIGITS,
+        "--patience",
+        "0",
+        "--threads",
+        "1",
+        "--task",
+        f"{TASKS}:{task}",
+        "--evaluate.every-rounds",
+        "7",
+    )
+    rate = (
+        "--learning-rate.schedule",
+        "cosine",
+        "--learning-rate.total",
+        "30",
+        "--optim.name",
+        "AdamW",
+        "--lr",
+        "0.003",
+    )
     train("mpirun", 2, tmp_path, "--name", "whole", *fixed, *rate, "--max-rounds", "23")
     train("mpirun", 2, tmp_path, "--name", "parts", *fixed, *rate, "--max-rounds", "11")
     again = ("--resume", str(tmp_path / "parts"), "--max-rounds", "23")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.errors import TaskError, ViewReplaced
-from hvd_train.state import ALIGNMENT, FlatState, all_buffers
+from hvd_train.state import ALIGNMENT, FlatState
 
 
 def sgd(model: nn.Module, **args: Any) -> torch.optim.Optimizer:
@@ -21,7 +21,9 @@ def sgd(model: nn.Module, **args: Any) -> torch.optim.Optimizer:
 
 
 def flat(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **policy: Any) -> FlatState:
-    return FlatState(model, optimizer or sgd(model), SoloCommunicator(), **policy)
+    state = FlatState(model, optimizer or sgd(model), SoloCommunicator(), **policy)
+    state.place()
+    return state
 
 
 class Mixed(nn.Module):
@@ -65,8 +67,8 @@ def test_every_tensor_is_a_view_on_a_boundary_and_none_overlap() -> None:
         different = sorted(set(places))
         assert all(a[1] <= b[0] for a, b in pairwise(different))
         assert different[-1][1] == state.buffers[dtype].numel
-    assert [b.dtype for b in all_buffers(state)] == [torch.float64, torch.float32]
-    assert state.num_bytes == sum(b.live.nbytes for b in all_buffers(state))
+    assert [b.dtype for b in list(state.buffers.values())] == [torch.float64, torch.float32]
+    assert state.num_bytes == sum(b.live.nbytes for b in list(state.buffers.values()))
 
 
 def test_what_is_averaged_and_what_is_taken_from_rank_0() -> None:
