@@ -185,9 +185,11 @@ class Communicator(ABC):
         return True
 
     def _agree_on_weights(self, buffer: Buffer, weight: float) -> np.ndarray | None:
-        """Each rank's weight over the sum of all, float64 [size]; None if that sum is 0. Every rank sees every
-        rank's call, hence all raise the same error or none. It also holds a rank back from overwriting the
-        older slot until all ranks have completed the newer one, as nobody gets here before."""
+        """Each rank's weight over the sum of all, float64 [size]; None if that sum is 0.
+
+        Every rank sees every rank's call: all raise the same error, or none. It also holds a rank back from
+        overwriting the older slot until all have completed the newer one, as nobody gets here before.
+        """
         row = (float(weight), float(buffer.numel), float(DTYPES.index(buffer.dtype)))
         weights, numels, codes = self.gather_values(row).T
         for what, seen in (("elements", numels), ("type code", codes)):
