@@ -5,12 +5,13 @@ NP ?= 2
 BIN := $(VENV)/bin
 
 export VENV
-.PHONY: help setup train test lint format clean
+.PHONY: help setup train test test-cpp lint format clean
 .NOTPARALLEL:
 
 help:
 	@echo 'make train   [ARGS="--period 20"] [NP=2]   set up what is missing, then train on the embedded digits'
 	@echo 'make test    [PYTEST_ARGS="-k ring"]       set up what is missing, then run the tests'
+	@echo 'make test-cpp                              test the C++ parts alone, also under sanitizers'
 	@echo 'make setup   [PYTHON= VENV= TORCH= MPI=auto|wheel|system HOROVOD=0|1]   set up only; see scripts/setup.sh'
 	@echo 'make lint | format                         style, types and layers | rewrite to the style'
 	@echo 'make clean                                 remove build/ and caches; the environment and runs/ stay'
@@ -28,6 +29,9 @@ train: setup
 
 test: setup
 	@. launch/env.sh && exec $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-cpp: setup
+	@PATH="$$(cd $(BIN) && pwd):$$PATH" scripts/test_cpp.sh
 
 lint: setup
 	@$(BIN)/ruff check .

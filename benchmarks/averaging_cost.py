@@ -28,6 +28,7 @@ from hvd_train.record.reports import PHASES
 ROOT = Path(__file__).resolve().parent.parent
 WAYS = {
     "not averaging": ["--sync", "none", "--backend", "mpi"],
+    "ring": ["--backend", "ring"],
     "mpi": ["--backend", "mpi"],
     "horovod": ["--backend", "horovod"],
 }

@@ -285,9 +285,9 @@ class Config:
     class_weights: tuple[float, ...] = ()
     """Weight of each class in the loss (classification). Empty: all 1."""
 
-    backend: Literal["auto", "solo", "mpi", "horovod"] = "auto"
+    backend: Literal["auto", "solo", "mpi", "horovod", "ring"] = "auto"
     """What averages: `auto` takes mpi where an MPI launcher started the program, horovod under
-    horovodrun without MPI, solo where nothing did."""
+    horovodrun without MPI, solo where nothing did. `ring` averages in shared memory, on one host."""
 
     threads: int = 0
     """Threads of torch on each rank; 0: the rank's fair part of the cores that it may run on."""

@@ -102,7 +102,7 @@ install_torch() {
 
 # With them in the environment a machine needs no CMake of its own, and its CMake 4 does no harm.
 install_tools() {
-    local tools=('cmake<4' setuptools wheel packaging)
+    local tools=('cmake<4' setuptools wheel packaging nanobind)
     if ! is_done tools "${tools[*]}"; then
         say tools "installing ${tools[*]}"
         logged tools pip install --upgrade -c "$constraints" "${tools[@]}"
@@ -231,10 +231,14 @@ install_horovod() {
 
 # --- the package ------------------------------------------------------------------------------------------------
 
-# Without isolation: the build needs setuptools only, and finds the mpicc on PATH either way.
+# Without isolation: what the build needs was installed with the tools, and it finds the mpicc on PATH either way.
 install_package() {
     local inputs
-    inputs=$(printf '%s\n' "$PWD" "$torch" "$record"; cat setup.py pyproject.toml constraints.txt)
+    inputs=$(
+        printf '%s\n' "$PWD" "$torch" "$record"
+        cat setup.py pyproject.toml constraints.txt CMakeLists.txt
+        find csrc -type f -exec sha256sum {} + | sort
+    )
     # The record lies in the checkout, so that another environment may have written its own over it.
     if is_done package "$inputs" && [[ -f hvd_train/_build.json && $(<hvd_train/_build.json) == "$record" ]]; then
         return

@@ -9,7 +9,8 @@ from typing import Any, NoReturn, TypeVar, final
 import numpy as np
 from torch import Tensor
 
-from hvd_train.comm.base import Communicator, Op, slice_bounds
+from hvd_train.comm.base import Buffer, Communicator, OnSlice, Op, slice_bounds
+from hvd_train.comm.phases import average_in_phases
 from hvd_train.errors import BarrierTimeout, RankLost
 
 T = TypeVar("T")
@@ -67,7 +68,10 @@ class ThreadCommunicator(Communicator):
         self.host, self.num_hosts = "here", 1
         self._world = world
 
-    def _reduce_scatter(self, staged: Tensor, owned: Tensor) -> None:
+    def average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> bool:
+        return average_in_phases(self, self, buffer, weight, on_slice)
+
+    def reduce_scatter(self, staged: Tensor, owned: Tensor) -> None:
         start, stop = slice_bounds(staged.numel(), self.size, self.rank)
 
         def add(parts: list[Tensor]) -> None:
@@ -77,7 +81,7 @@ class ThreadCommunicator(Communicator):
 
         self._world.meet(self.rank, staged, add)
 
-    def _all_gather(self, owned: Tensor, staged: Tensor) -> None:
+    def all_gather(self, owned: Tensor, staged: Tensor) -> None:
         def collect(parts: list[Tensor]) -> None:
             for rank, part in enumerate(parts):
                 start, stop = slice_bounds(staged.numel(), self.size, rank)

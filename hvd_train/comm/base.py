@@ -1,8 +1,7 @@
 """What a communicator is: the one interface between the algorithm and whatever moves the bytes.
 
-`average` is written here once, as reduce-scatter, slice step, all-gather; a backend provides the two
-halves. What makes it all or nothing is the pair of anchor slots of a `Buffer`: the result is built in the
-slot that is not the anchor, and the anchor changes only once the result is complete on this rank.
+What makes an average all or nothing is the pair of anchor slots of a `Buffer`: the result is built in the
+slot that is not the anchor, and the anchor changes only once the result is complete.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from hvd_train.errors import CommunicationError, SizeMismatch, UserError
+from hvd_train.errors import CommunicationError, UserError
 
 T = TypeVar("T")
 OnSlice = Callable[[Tensor, int], None]
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""The types that can be averaged, in the order of their codes in `_agree_on_weights`."""
+"""The types that can be averaged, in the order of their codes where ranks compare them."""
 
 _GRACE_S = 3.0
 """Seconds that a rank which lost contact gives the one at fault to report it."""
@@ -74,6 +73,8 @@ class Buffer:
         self._newest = 0
         self._stage = torch.empty(live.numel(), dtype=wide) if wide is not live.dtype else None
         self.owned = torch.empty(self.stop - self.start, dtype=wide)
+        self.memory: object = None
+        """What the communicator that made the buffer keeps with it."""
 
     @classmethod
     def private(cls, numel: int, dtype: torch.dtype, size: int, rank: int) -> Buffer:
@@ -153,6 +154,7 @@ class Communicator(ABC):
         """
         return Buffer.private(numel, dtype, self.size, self.rank)
 
+    @abstractmethod
     def average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> bool:
         """anchor and live := the weighted mean of all ranks' live; returns whether there was any weight.
 
@@ -172,41 +174,6 @@ class Communicator(ABC):
             SizeMismatch: on every rank, if sizes, types or weights do not fit.
             RankLost: a rank died.
         """
-        shares = self._agree_on_weights(buffer, weight)
-        if shares is None:
-            buffer.live.copy_(buffer.anchor)
-            return False
-        staged = buffer.stage(float(shares[self.rank]))
-        self._reduce_scatter(staged, buffer.owned)
-        if on_slice is not None:
-            on_slice(buffer.owned, buffer.start)
-        self._all_gather(buffer.owned, staged)
-        buffer.complete()
-        return True
-
-    def _agree_on_weights(self, buffer: Buffer, weight: float) -> np.ndarray | None:
-        """Each rank's weight over the sum of all, float64 [size]; None if that sum is 0.
-
-        Every rank sees every rank's call: all raise the same error, or none. It also holds a rank back from
-        overwriting the older slot until all have completed the newer one, as nobody gets here before.
-        """
-        row = (float(weight), float(buffer.numel), float(DTYPES.index(buffer.dtype)))
-        weights, numels, codes = self.gather_values(row).T
-        for what, seen in (("elements", numels), ("type code", codes)):
-            if (seen != seen[0]).any():
-                other = int(np.flatnonzero(seen != seen[0])[0])
-                raise SizeMismatch(
-                    f"average: rank 0 gave a buffer with {what} {int(seen[0])}, rank {other} one with "
-                    f"{int(seen[other])}; every rank must give the same layout."
-                )
-        good = np.isfinite(weights) & (weights >= 0)
-        if not good.all():
-            bad = int(np.flatnonzero(~good)[0])
-            raise SizeMismatch(
-                f"average: rank {bad} gave the weight {weights[bad]}; expected a number of at least 0."
-            )
-        total = float(weights.sum())
-        return weights / total if total > 0 else None
 
     def gather_values(self, row: Sequence[float]) -> np.ndarray:
         """The rows of all ranks, float64 [size, len(row)], by one allreduce: each rank fills its own row
@@ -214,14 +181,6 @@ class Communicator(ABC):
         table = np.zeros((self.size, len(row)))
         table[self.rank] = row
         return self.allreduce(table, Op.SUM)
-
-    @abstractmethod
-    def _reduce_scatter(self, staged: Tensor, owned: Tensor) -> None:
-        """owned := this rank's slice of the sum of all ranks' `staged`."""
-
-    @abstractmethod
-    def _all_gather(self, owned: Tensor, staged: Tensor) -> None:
-        """staged := the slices of all ranks, in rank order."""
 
     @abstractmethod
     def allreduce(self, values: np.ndarray, op: Op) -> np.ndarray:

@@ -13,22 +13,27 @@ def connect(backend: str = "auto") -> Communicator:
     """The communicator of this job. Collective where the job has several processes.
 
     Args:
-        backend: `auto`, `solo`, `mpi` or `horovod`. `auto` takes mpi where an MPI launcher started the
-            process, horovod where horovodrun did without MPI, solo where nothing did.
+        backend: `auto`, `solo`, `mpi`, `horovod` or `ring`. `auto` takes mpi where an MPI launcher started
+            the process, horovod where horovodrun did without MPI, solo where nothing did. `ring` is
+            brought up by the one that `auto` takes, and wants all ranks on one host.
 
     Raises:
         EnvironmentMismatch: the backend is not installed, or a launcher started this process as one of
             several and its world has another size.
     """
     launcher = detect()
-    name = _AUTO[launcher.provides] if backend == "auto" else backend
-    comm = _make(name)
+    by_launcher = _AUTO[launcher.provides]
+    comm = _make(by_launcher if backend in ("auto", "ring") else backend)
     if comm.size != launcher.size and launcher.name:
         error = EnvironmentMismatch(_mismatch(comm, launcher))
         error.agreed = True  # each of the processes finds the same
         comm.close()
         raise error
-    return comm
+    if backend != "ring":
+        return comm
+    from hvd_train.comm.ring import RingCommunicator
+
+    return RingCommunicator(comm)
 
 
 def _make(name: str) -> Communicator:

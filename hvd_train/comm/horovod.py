@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvd_train.comm.base import Communicator, Op
+from hvd_train.comm.base import Buffer, Communicator, OnSlice, Op
+from hvd_train.comm.phases import average_in_phases
 from hvd_train.errors import BarrierTimeout, EnvironmentMismatch, RankLost
 
 T = TypeVar("T")
@@ -63,7 +64,10 @@ class HorovodCommunicator(Communicator):
             message = f"{what} failed on rank {self.rank} of {self.size} ({self.host}): {error}"
             raise RankLost(message) from error
 
-    def _reduce_scatter(self, staged: Tensor, owned: Tensor) -> None:
+    def average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> bool:
+        return average_in_phases(self, self, buffer, weight, on_slice)
+
+    def reduce_scatter(self, staged: Tensor, owned: Tensor) -> None:
         # Horovod's split is `slice_bounds`: the first ranks get one element more.
         if staged.numel() == 0:
             return
@@ -72,7 +76,7 @@ class HorovodCommunicator(Communicator):
                 self._hvd.reducescatter(staged, op=self._hvd.Sum, name=_name("reduce_scatter", staged))
             )
 
-    def _all_gather(self, owned: Tensor, staged: Tensor) -> None:
+    def all_gather(self, owned: Tensor, staged: Tensor) -> None:
         if staged.numel() == 0:
             return
         with self._errors("all-gather"):

@@ -12,7 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from hvd_train.comm import _mpi
-from hvd_train.comm.base import Communicator, Op, slice_bounds
+from hvd_train.comm.base import Buffer, Communicator, OnSlice, Op, slice_bounds
+from hvd_train.comm.phases import average_in_phases
 from hvd_train.errors import BarrierTimeout, CommunicationError
 
 T = TypeVar("T")
@@ -53,13 +54,16 @@ class MPICommunicator(Communicator):
         bounds = (slice_bounds(numel, self.size, r) for r in range(self.size))
         return [stop - start for start, stop in bounds]
 
-    def _reduce_scatter(self, staged: Tensor, owned: Tensor) -> None:
+    def average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> bool:
+        return average_in_phases(self, self, buffer, weight, on_slice)
+
+    def reduce_scatter(self, staged: Tensor, owned: Tensor) -> None:
         with self._errors("reduce-scatter"):
             self._comm.Reduce_scatter(
                 staged.numpy(), owned.numpy(), self._counts(staged.numel()), self._mpi.SUM
             )
 
-    def _all_gather(self, owned: Tensor, staged: Tensor) -> None:
+    def all_gather(self, owned: Tensor, staged: Tensor) -> None:
         with self._errors("all-gather"):
             self._comm.Allgatherv(owned.numpy(), (staged.numpy(), self._counts(staged.numel())))
 

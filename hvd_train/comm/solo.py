@@ -10,7 +10,8 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
-from hvd_train.comm.base import Communicator, Op
+from hvd_train.comm.base import Buffer, Communicator, OnSlice, Op
+from hvd_train.comm.phases import average_in_phases
 
 T = TypeVar("T")
 
@@ -26,10 +27,13 @@ class SoloCommunicator(Communicator):
         self.host = socket.gethostname()
         self.num_hosts = 1
 
-    def _reduce_scatter(self, staged: Tensor, owned: Tensor) -> None:
+    def average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> bool:
+        return average_in_phases(self, self, buffer, weight, on_slice)
+
+    def reduce_scatter(self, staged: Tensor, owned: Tensor) -> None:
         owned.copy_(staged)
 
-    def _all_gather(self, owned: Tensor, staged: Tensor) -> None:
+    def all_gather(self, owned: Tensor, staged: Tensor) -> None:
         staged.copy_(owned)
 
     def allreduce(self, values: np.ndarray, op: Op) -> np.ndarray:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hvd_train.comm.base import Buffer, Communicator, Op
+from hvd_train.comm.base import Buffer, Communicator, OnSlice, Op
+from hvd_train.comm.phases import average_in_phases
 from hvd_train.errors import RankLost
 from tests.threads import ThreadCommunicator, on_ranks, outcomes
 
@@ -41,20 +42,23 @@ class FailingCommunicator(Communicator):
         self._fail("agreement ends")
         return result
 
-    def _reduce_scatter(self, staged: Tensor, owned: Tensor) -> None:
+    def average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> bool:
+        return average_in_phases(self, self, buffer, weight, on_slice)
+
+    def reduce_scatter(self, staged: Tensor, owned: Tensor) -> None:
         self._fail("reduce-scatter begins")
-        self._inner._reduce_scatter(staged, owned)
+        self._inner.reduce_scatter(staged, owned)
         if self.phase == "reduce-scatter breaks":
             owned[: owned.numel() // 2].fill_(float("nan"))
             raise Injected(self.phase)
         self._fail("reduce-scatter ends")
 
-    def _all_gather(self, owned: Tensor, staged: Tensor) -> None:
+    def all_gather(self, owned: Tensor, staged: Tensor) -> None:
         self._fail("all-gather begins")
         if self.phase == "all-gather breaks":
             staged[: NUMEL // 2].fill_(float("nan"))
             raise Injected(self.phase)
-        self._inner._all_gather(owned, staged)
+        self._inner.all_gather(owned, staged)
         self._fail("all-gather ends")
 
     def broadcast(self, value, root=0):  # type: ignore[no-untyped-def]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,10 @@ JOBS = [
     ("mpi", "mpirun", 2),
     ("mpi", "mpirun", 3),
     ("mpi", "mpirun", 4),
+    ("ring", "mpirun", 1),
+    ("ring", "mpirun", 2),
+    ("ring", "mpirun", 4),
+    ("ring", "horovodrun-gloo", 3),
     ("horovod", "mpirun", 3),
     ("horovod", "horovodrun", 2),
     ("horovod", "horovodrun-gloo", 2),
@@ -22,7 +27,9 @@ JOBS = [
 
 
 @pytest.mark.parametrize(("backend", "launcher", "ranks"), JOBS)
-def test_every_communicator_keeps_the_contract(backend: str, launcher: str, ranks: int) -> None:
+def test_every_communicator_keeps_the_contract(
+    backend: str, launcher: str, ranks: int, tmp_path: Path
+) -> None:
     if backend == "horovod":
         pytest.importorskip("horovod", reason="Horovod is not installed: `make setup` builds it")
     program = [
@@ -36,7 +43,12 @@ def test_every_communicator_keeps_the_contract(backend: str, launcher: str, rank
         "--tb=short",
         "tests/contract/suite_communicator.py",
     ]
-    env = {"CONTRACT_BACKEND": backend, "CONTRACT_RANKS": str(ranks), "OMP_NUM_THREADS": "1"}
+    env = {
+        "CONTRACT_BACKEND": backend,
+        "CONTRACT_RANKS": str(ranks),
+        "CONTRACT_MEETING": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
     job = run(command(launcher, ranks, program), deadline_s=110, env=env)
     assert job.returncode == 0, job.output
     passed = [int(n) for n in re.findall(r"(\d+) passed", job.output)]

@@ -1,0 +1,85 @@
+// The ranks of one host as a team: a barrier that notices the dead, and sums of a few numbers.
+//
+// All state lies in memory that every rank has mapped; a Team is one rank's seat at it. Nothing here knows
+// processes: a test may run p ranks as p threads over one block of memory.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+namespace hvd_train::shm {
+
+// A rank of the team died. `ranks` are the dead, ascending.
+class RankDied : public std::runtime_error {
+  public:
+    explicit RankDied(std::vector<int> ranks);
+    const std::vector<int> ranks;
+};
+
+// Some ranks did not arrive in time. `ranks` are the missing, ascending.
+class Stalled : public std::runtime_error {
+  public:
+    explicit Stalled(std::vector<int> ranks);
+    const std::vector<int> ranks;
+};
+
+enum class Op { sum, min, max };
+
+class Team {
+  public:
+    static constexpr std::size_t kMaxValues = 512;  // doubles of one `allreduce` message
+
+    // Bytes that a team of `size` ranks needs, zeroed before the first `Team` is made over them.
+    static std::size_t num_bytes(int size);
+
+    // Takes seat `rank` of `size`. `spins`: how often to look for the others before going to sleep; 0 where
+    // there are more ranks than cores. Not collective, but every seat must be taken before the first barrier
+    // of any rank: a seat that was never taken cannot be seen to die.
+    Team(std::byte* memory, int rank, int size, int spins);
+    Team(const Team&) = delete;
+    Team& operator=(const Team&) = delete;
+    // Gives the seat up in an orderly way: peers do not see a death.
+    ~Team();
+
+    int rank() const noexcept { return rank_; }
+    int size() const noexcept { return size_; }
+
+    // Returns when every rank has called it as often as this one. What any rank wrote before its call, every
+    // rank reads after its own. Throws RankDied, or Stalled after `timeout`; the team cannot be used after that.
+    void barrier(std::chrono::nanoseconds timeout);
+
+    // result[i] := the reduction of values[i] over the ranks, in rank order. One barrier; `count` at most kMaxValues.
+    void allreduce(const double* values, double* result, std::size_t count, Op op, std::chrono::nanoseconds timeout);
+
+    // Ranks that died so far, ascending; does not wait.
+    std::vector<int> dead() const;
+
+    // Lets every rank that waits now or later in a barrier throw RankDied without a rank: for a loss that was
+    // seen elsewhere.
+    void revoke() noexcept;
+
+    // How many barriers `rank` has entered: after a loss it tells how far the dead had come.
+    std::uint64_t entered(int rank) const noexcept;
+
+  private:
+    struct Seat;
+    struct Gate;
+    bool all_entered(std::uint64_t round) const noexcept;
+    void wait(std::uint64_t round, std::chrono::nanoseconds timeout);
+    void check_alive() const;
+    double* mailbox(std::uint64_t round, int rank) const noexcept;
+
+    std::byte* memory_;
+    Gate* gate_;
+    Seat* seats_;
+    int rank_;
+    int size_;
+    int spins_;
+    std::uint64_t round_ = 0;
+};
+
+}  // namespace hvd_train::shm
