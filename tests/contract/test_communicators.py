@@ -18,11 +18,9 @@ JOBS = [
     ("ring", "mpirun", 1),
     ("ring", "mpirun", 2),
     ("ring", "mpirun", 4),
-    ("ring", "horovodrun-gloo", 3),
+    ("ring", "horovodrun-gloo", 2),
     ("horovod", "mpirun", 3),
-    ("horovod", "horovodrun", 2),
     ("horovod", "horovodrun-gloo", 2),
-    ("horovod", "horovodrun-gloo", 3),
 ]
 
 
@@ -49,7 +47,7 @@ def test_every_communicator_keeps_the_contract(
         "CONTRACT_MEETING": str(tmp_path),
         "OMP_NUM_THREADS": "1",
     }
-    job = run(command(launcher, ranks, program), deadline_s=110, env=env)
+    job = run(command(launcher, ranks, program), deadline_s=200, env=env)
     assert job.returncode == 0, job.output
     passed = [int(n) for n in re.findall(r"(\d+) passed", job.output)]
     assert len(passed) == ranks, job.output

@@ -23,7 +23,7 @@ def test_averaging_keeps_its_promises(ranks: int) -> None:
         "tests/mpi/suite_averaging.py",
     ]
     env = {"SUITE_RANKS": str(ranks), "OMP_NUM_THREADS": "1"}
-    job = run(command("mpirun", ranks, program), deadline_s=110, env=env)
+    job = run(command("mpirun", ranks, program), deadline_s=200, env=env)
     assert job.returncode == 0, job.output
     passed = [int(n) for n in re.findall(r"(\d+) passed", job.output)]
     assert len(passed) == ranks, job.output
