@@ -14,5 +14,5 @@ run() { # name, flags, tests (a regular expression)
 
 run plain '-Werror' 'shm'
 # Kernels chosen at load time are resolved before the sanitizer is ready; processes are beyond its sight.
-run thread '-g -fsanitize=thread -DHVD_TRAIN_NO_CLONES' 'shm_threads'
+run thread '-g -fsanitize=thread -DHVD_TRAIN_NO_CLONES' 'shm_threads|shm_kernels'
 run address '-g -fsanitize=address,undefined -fno-sanitize-recover=all' 'shm'

@@ -48,11 +48,12 @@ void FlatBuffer::average(const std::vector<double>& shares, int slot) const {
 }
 
 void FlatBuffer::reduce(const std::vector<double>& shares, void* mean) const {
-    shm::reduce(type_, const_cast<const void* const*>(lives_.data()), shares.data(), size_, mean, begin_, end_);
+    shm::reduce(type_, const_cast<const void* const*>(lives_.data()), shares.data(), size_, nullptr, mean, begin_,
+                end_);
 }
 
 void FlatBuffer::spread(const void* mean, int slot) const {
-    shm::spread(type_, mean, lives_.data(), size_, anchor(slot), begin_, end_);
+    shm::spread(type_, mean, nullptr, lives_.data(), size_, anchor(slot), begin_, end_);
 }
 
 }  // namespace hvd_train::shm

@@ -18,12 +18,17 @@ std::size_t wide_size_of(Type type);
 void average(Type type, void* const* live, const double* share, int size, void* anchor, std::size_t begin,
              std::size_t end);
 
-// The first half: mean[i - begin] := m, of the wide type.
-void reduce(Type type, const void* const* live, const double* share, int size, void* mean, std::size_t begin,
-            std::size_t end);
+// The first half: mean[i - begin] := m, of the wide type. With a base, a full tensor of `type`, m is the sum of
+// share[r] * (live[r][i] - base[i]).
+void reduce(Type type, const void* const* live, const double* share, int size, const void* base, void* mean,
+            std::size_t begin, std::size_t end);
 
-// The second: live[r][i] := mean[i - begin] for every rank, and anchor[i] likewise.
-void spread(Type type, const void* mean, void* const* live, int size, void* anchor, std::size_t begin,
-            std::size_t end);
+// into[i] := from[i] + into[i], both of the wide type of `type`.
+void accumulate(Type type, const void* from, void* into, std::size_t n);
+
+// The second half: live[r][i] := mean[i - begin] for every rank, and anchor[i] likewise; with a base,
+// base[i] + mean[i - begin]. Where `size` is 0 the anchor alone is written.
+void spread(Type type, const void* mean, const void* base, void* const* live, int size, void* anchor,
+            std::size_t begin, std::size_t end);
 
 }  // namespace hvd_train::shm
