@@ -135,11 +135,13 @@ class Communicator(ABC):
     methods in the same order, from one thread.
 
     `rank`, `size`, `local_rank`, `local_size`, `host` (its name) and `num_hosts` are plain values, fixed
-    when the communicator is made. `name` is the backend's, `library` says what moves the bytes.
+    when the communicator is made. `name` is the backend's, `library` says what moves the bytes,
+    `loses_ranks` whether those that live can go on by `survivors` after a `RankLost`.
     """
 
     name: str
     library: str
+    loses_ranks: bool = False
     rank: int
     size: int
     local_rank: int
@@ -201,6 +203,23 @@ class Communicator(ABC):
         Raises `BarrierTimeout` after `timeout_s` seconds, naming the missing ranks where the backend can
         know them. The communicator cannot be used after that.
         """
+
+    def revoke(self) -> None:
+        """Makes every rank that waits in this communicator, or comes to it later, raise `RankLost`. Not
+        collective. It does nothing where `loses_ranks` is false."""
+        return
+
+    def survivors(self) -> Communicator:
+        """The ranks that live, in their order, as a new communicator; this one cannot be used afterwards.
+        Collective among those that live, after each has had its `RankLost`.
+
+        Raises `CommunicationError` where `loses_ranks` is false.
+        """
+        raise CommunicationError(
+            f"rank {self.rank} of {self.size} ({self.host}): backend `{self.name}` ({self.library}) cannot "
+            "go on without a lost rank. Expected backend `ring` or `mpi` on Open MPI 5, started by `mpirun "
+            "--with-ft ulfm`. Start again from the last checkpoint."
+        )
 
     @abstractmethod
     def abort(self, code: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from hvd_train.comm import _mpi
 from hvd_train.comm.base import Buffer, Communicator, OnSlice, Op, slice_bounds
 from hvd_train.comm.phases import average_in_phases
-from hvd_train.errors import BarrierTimeout, CommunicationError
+from hvd_train.errors import BarrierTimeout, CommunicationError, RankLost
 
 T = TypeVar("T")
 
@@ -23,32 +23,98 @@ _ARRIVED, _RELEASED = 1, 2
 
 
 class MPICommunicator(Communicator):
-    """All ranks of MPI_COMM_WORLD, on a duplicate of it. Making one is collective; it initialises MPI."""
+    """All ranks of MPI_COMM_WORLD, on a duplicate of it. Making one is collective; it initialises MPI.
 
-    def __init__(self) -> None:
+    Args:
+        comm: a communicator of mpi4py to use, and to own, instead: ranks that are left of a world.
+    """
+
+    def __init__(self, comm: Any = None) -> None:
         self._mpi = _mpi.load()
         _mpi.start(self._mpi)
-        world = self._mpi.COMM_WORLD
-        self._comm = world.Dup()
         self.name = "mpi"
         self.library = _mpi.library_version(self._mpi)
-        self.rank, self.size = world.Get_rank(), world.Get_size()
-        on_host = world.Split_type(self._mpi.COMM_TYPE_SHARED)
-        self.local_rank, self.local_size = on_host.Get_rank(), on_host.Get_size()
+        self.loses_ranks = _mpi.tolerates_faults(self._mpi)
         self.host = self._mpi.Get_processor_name()
-        first_of_host = world.allgather(on_host.bcast(self.rank))
-        on_host.Free()
-        self.num_hosts = len(set(first_of_host))
         self._ops = {Op.SUM: self._mpi.SUM, Op.MIN: self._mpi.MIN, Op.MAX: self._mpi.MAX}
+        self._comm = self._mpi.COMM_WORLD.Dup() if comm is None else comm
+        self._comm.Set_errhandler(self._mpi.ERRORS_RETURN)
+        self._private: list[Any] = []
+        self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
+        with self._errors("finding the ranks of each host"):
+            on_host = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED)
+        members = self._ranks(on_host.Get_group())
+        on_host.Free()
+        self.local_rank, self.local_size = members.index(self.rank), len(members)
+        self.num_hosts = len(set(self.allgather(members[0])))
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
         try:
             yield
         except self._mpi.Exception as error:
-            raise CommunicationError(
-                f"{what} failed on rank {self.rank} of {self.size} ({self.host}): {error}"
-            ) from error
+            where = f"{what} failed on rank {self.rank} of {self.size} ({self.host})"
+            if self.loses_ranks and _mpi.is_loss(self._mpi, error):
+                # Others may wait for this rank, which will not come, and need not have seen the death.
+                self.revoke()
+                raise RankLost(f"{where}: {self._died()}.") from error
+            raise CommunicationError(f"{where}: {error}") from error
+
+    def _died(self) -> str:
+        dead = self._ranks(self._comm.Get_failed())
+        if not dead:
+            return "another rank says that one died"
+        return f"rank{'s' if len(dead) > 1 else ''} {', '.join(map(str, dead))} died"
+
+    def _ranks(self, group: Any) -> list[int]:
+        """The ranks of a group, ascending, as this communicator counts them; frees the group. Not
+        collective."""
+        everybody = self._comm.Get_group()
+        found: list[int] = sorted(group.Translate_ranks(None, everybody))
+        everybody.Free()
+        group.Free()
+        return found
+
+    def private_comm(self) -> int:
+        """The address of an MPI_Comm that nobody else uses: a duplicate, whose calls return their errors. It
+        is revoked and freed with this communicator. Collective."""
+        with self._errors("duplicating the communicator"):
+            comm = self._comm.Dup()
+        comm.Set_errhandler(self._mpi.ERRORS_RETURN)
+        self._private.append(comm)
+        return int(self._mpi._addressof(comm))
+
+    def revoke(self) -> None:
+        if self.loses_ranks:
+            for comm in (self._comm, *self._private):
+                comm.Revoke()
+
+    def survivors(self) -> Communicator:
+        if not self.loses_ranks:
+            return super().survivors()
+        self.revoke()
+        new = None
+        while new is None:
+            new = self._without_dead()
+        self._free()
+        return new
+
+    def _without_dead(self) -> MPICommunicator | None:
+        """One attempt of `survivors`; None, on every rank that lives, if one more died meanwhile."""
+        comm = self._comm.Shrink()
+        comm.Set_errhandler(self._mpi.ERRORS_RETURN)
+        try:
+            new = MPICommunicator(comm)
+        except RankLost:
+            new = None
+        try:
+            if comm.Agree(int(new is not None)):
+                return new
+        except self._mpi.Exception as error:
+            if not _mpi.is_loss(self._mpi, error):
+                raise
+        comm.Free()
+        return None
 
     def _counts(self, numel: int) -> list[int]:
         bounds = (slice_bounds(numel, self.size, r) for r in range(self.size))
@@ -98,7 +164,8 @@ class MPICommunicator(Communicator):
         arrived = np.zeros(self.size, dtype=np.uint8)
         arrived[0] = 1
         pending = [self._comm.Irecv(arrived[r : r + 1], r, _ARRIVED) for r in range(1, self.size)]
-        _wait(lambda: self._mpi.Request.Testall(pending), deadline)
+        # Each one: Testall does not say that it was a death that failed it.
+        _wait(lambda: sum(not request.Test() for request in pending) == 0, deadline)
         for rank in np.flatnonzero(arrived[1:]) + 1:
             self._comm.Send(arrived, int(rank), _RELEASED)
         self._check(arrived, timeout_s)
@@ -125,8 +192,13 @@ class MPICommunicator(Communicator):
         self._mpi.COMM_WORLD.Abort(code)
 
     def close(self) -> None:
-        self._comm.Free()
+        self._free()
         _mpi.stop(self._mpi)
+
+    def _free(self) -> None:
+        for comm in (*self._private, self._comm):
+            comm.Free()
+        self._private.clear()
 
 
 def _wait(done: Any, deadline: float) -> bool:
