@@ -1,4 +1,4 @@
-"""Metadata, the C++ extension, and the record of the MPI that the build saw (hvd_train/_build.json)."""
+"""Metadata, the C++ extensions, and the record of the MPI that the build saw (hvd_train/_build.json)."""
 
 from __future__ import annotations
 
@@ -33,30 +33,43 @@ class BuildPyWithRecord(build_py):
 
 
 class BuildExtWithCMake(build_ext):
-    """Builds hvd_train.comm._shm by CMake's target `_shm`. Where that cannot be done the package is installed
-    without it, and says so: everything but the backend `ring` works."""
+    """Builds hvd_train.comm._shm, and where there is an MPI hvd_train.comm._ring, by CMake's targets of
+    these names. What cannot be built is left out, and said: the backend `ring` then averages within one host
+    only, or is not there, and everything else works."""
 
     def build_extension(self, ext: Extension) -> None:
+        name = ext.name.rpartition(".")[2]
+        without = (
+            "the backend `ring` is not built" if name == "_shm" else "`ring` averages within one host only"
+        )
+        mpicxx = shutil.which("mpicxx")
         if shutil.which("cmake") is None or shutil.which("c++") is None:
-            self._go_without("there is no cmake or no c++ on PATH")
-            return
-        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+            reason = "there is no cmake or no c++ on PATH"
+        elif name == "_ring" and mpicxx is None:
+            reason = "there is no mpicxx on PATH"
+        else:
+            reason = self._build(name, Path(self.get_ext_fullpath(ext.name)).resolve().parent, mpicxx)
+        if reason:
+            print(f"hvd_train: {reason}: {without}, everything else works")
+
+    def _build(self, name: str, target: Path, mpicxx: str | None) -> str:
+        """Builds one target; returns what went wrong."""
         work = Path(self.build_temp).resolve() / "cpp"
-        configure = ["cmake", "-S", str(ROOT), "-B", str(work), "-D", "HVD_TRAIN_CSRC=ON"]
         options = {
+            "HVD_TRAIN_CSRC": "ON",
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": str(target),
             "Python_EXECUTABLE": sys.executable,
         }
-        configure += [f"-D{key}={value}" for key, value in options.items()]
+        if name == "_ring" and mpicxx is not None:
+            options["MPI_CXX_COMPILER"] = mpicxx
         try:
-            subprocess.run(configure, check=True)
-            subprocess.run(["cmake", "--build", str(work), "--target", "_shm"], check=True)
+            configure = ["cmake", "-S", str(ROOT), "-B", str(work)]
+            subprocess.run([*configure, *(f"-D{key}={value}" for key, value in options.items())], check=True)
+            subprocess.run(["cmake", "--build", str(work), "--target", name], check=True)
         except subprocess.CalledProcessError as error:
-            self._go_without(f"`{' '.join(error.cmd)}` failed")
-
-    def _go_without(self, reason: str) -> None:
-        print(f"hvd_train: {reason}: the backend `ring` is not built, everything else works")
+            return f"`{' '.join(error.cmd)}` failed"
+        return ""
 
     def get_outputs(self) -> list[str]:
         return [path for path in super().get_outputs() if Path(path).exists()]
@@ -98,6 +111,6 @@ setup(
         "dev": [*TEST, "ruff", "mypy", "import-linter", "pre-commit"],
     },
     entry_points={"console_scripts": ["hvd_train = hvd_train.__main__:main"]},
-    ext_modules=[Extension("hvd_train.comm._shm", sources=[], optional=True)],
+    ext_modules=[Extension(f"hvd_train.comm.{n}", sources=[], optional=True) for n in ("_shm", "_ring")],
     cmdclass={"build_ext": BuildExtWithCMake, "build_py": BuildPyWithRecord},
 )

@@ -56,7 +56,7 @@ def train(config: Config, task: Task | None = None, comm: Communicator | None = 
     """
     if comm is not None:
         return _train(config, task, comm)
-    with connect(config.backend) as connected:
+    with connect(config.backend, config.sync.wire) as connected:
         return _train(config, task, connected)
 
 

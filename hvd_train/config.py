@@ -179,6 +179,10 @@ class SyncConfig:
     batch_norm: Literal["average", "keep"] = "average"
     """What happens to floating-point buffers such as the running statistics of batch norm."""
 
+    wire: Annotated[Literal["float32", "bfloat16", "float16", "int8"], arg(aliases=["--wire"])] = "float32"
+    """What carries an element of the average between hosts (backend ring). The short types carry differences
+    from the last average, rounded; within a host nothing is rounded."""
+
     check_every: int = 10
     """Rounds between two proofs that all ranks hold the same bits, and two measurements of the drift;
     0: never."""
@@ -286,8 +290,8 @@ class Config:
     """Weight of each class in the loss (classification). Empty: all 1."""
 
     backend: Literal["auto", "solo", "mpi", "horovod", "ring"] = "auto"
-    """What averages: `auto` takes mpi where an MPI launcher started the program, horovod under
-    horovodrun without MPI, solo where nothing did. `ring` averages in shared memory, on one host."""
+    """What averages: `auto` takes ring where an MPI launcher started the program, or mpi where ring is not
+    built, horovod under horovodrun without MPI, solo where nothing did."""
 
     threads: int = 0
     """Threads of torch on each rank; 0: the rank's fair part of the cores that it may run on."""
@@ -313,6 +317,8 @@ class Config:
         _require(safe, "name", self.name, "letters, digits and -_.+ only, no dot at either end")
         _require(self.threads >= 0, "threads", self.threads, "0 or a number of threads")
         _require(self.seed >= 0, "seed", self.seed, "a seed of at least 0")
+        plain = self.sync.wire == "float32" or self.backend in ("auto", "ring")
+        _require(plain, "sync.wire", self.sync.wire, f"float32 with backend = {self.backend!r}")
         factor, minimised = self.stop.divergence, self.evaluate.mode == "min"
         expected = "the rule to be off with evaluate.mode = 'max'"
         _require(factor is None or minimised, "stop.divergence", factor, expected)

@@ -13,6 +13,7 @@
     |   |-- RankLost             a rank died or its host cannot be reached
     |   |-- BarrierTimeout       some ranks did not arrive in time
     |   |-- SizeMismatch         the ranks called one collective with different arguments
+    |   |-- WireOverflow         a value does not fit into the type that carries it between hosts
     |   `-- BitsDiffer           the ranks do not hold the same bits after an average
     `-- ViewReplaced             a tensor that lies in the flat state was replaced from outside
 
@@ -89,6 +90,13 @@ class BarrierTimeout(CommunicationError):
 
 class SizeMismatch(CommunicationError):
     """The ranks called one collective with different sizes, types or weights that make no sense."""
+
+    agreed = True
+
+
+class WireOverflow(CommunicationError):
+    """A sum of differences from the anchor does not fit into the type that carries it between hosts, or is
+    not finite. The anchor is as it was."""
 
     agreed = True
 

@@ -86,6 +86,17 @@ class FlatState:
             view.copy_(entry.holder.detach())
             entry.holder.data = view
 
+    def rebind(self, comm: Communicator) -> None:
+        """Moves everything to buffers of `comm`, the communicator of the ranks that live after some were
+        lost. The values are those of the newest average that is complete in all buffers. Collective.
+
+        Raises `CommunicationError`, on every rank, where there is no such average.
+        """
+        self.buffers = dict(zip(self.buffers, comm.recover(list(self.buffers.values())), strict=True))
+        self._comm = comm
+        for entry in self.entries:
+            entry.holder.data = self._view(entry)
+
     def _view(self, entry: Entry, of: Tensor | None = None) -> Tensor:
         base = self.buffers[entry.dtype].live if of is None else of
         return base.as_strided(entry.size, entry.stride, base.storage_offset() + entry.start)

@@ -73,6 +73,7 @@ struct alignas(kLine) Team::Seat {
     pthread_mutex_t life;
     alignas(kLine) std::atomic<std::uint64_t> entered;
     std::atomic<std::uint32_t> state;
+    std::atomic<std::uint32_t> phase;
 };
 
 struct alignas(kLine) Team::Gate {
@@ -160,7 +161,7 @@ void Team::wait(std::uint64_t round, std::chrono::nanoseconds timeout) {
         if (std::chrono::steady_clock::now() > deadline) {
             std::vector<int> missing;
             for (int r = 0; r < size_; ++r) {
-                if (entered(r) < round) missing.push_back(r);
+                if (seats_[r].entered.load(std::memory_order_acquire) < round) missing.push_back(r);
             }
             throw Stalled(missing);
         }
@@ -199,8 +200,12 @@ void Team::revoke() noexcept {
     futex_wake_all(gate_->bell);
 }
 
-std::uint64_t Team::entered(int rank) const noexcept {
-    return seats_[rank].entered.load(std::memory_order_acquire);
+void Team::enter(Phase phase) noexcept {
+    seats_[rank_].phase.store(static_cast<std::uint32_t>(phase), std::memory_order_relaxed);
+}
+
+Phase Team::phase(int rank) const noexcept {
+    return static_cast<Phase>(seats_[rank].phase.load(std::memory_order_relaxed));
 }
 
 void Team::allreduce(

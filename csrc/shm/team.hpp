@@ -29,6 +29,9 @@ class Stalled : public std::runtime_error {
 
 enum class Op { sum, min, max };
 
+// What a rank is doing; for reports of a stall. The numbers are part of the interface to Python.
+enum class Phase : std::uint32_t { local_steps, agreement, reduce, reduce_scatter, slice_step, all_gather, closing };
+
 class Team {
   public:
     static constexpr std::size_t kMaxValues = 512;  // doubles of one `allreduce` message
@@ -58,19 +61,22 @@ class Team {
     // Ranks that died so far, ascending; does not wait.
     std::vector<int> dead() const;
 
+    // Throws RankDied if a rank died, or if the team was revoked; does not wait.
+    void check_alive() const;
+
+    // Says what this rank does from now on, and what `rank` last said.
+    void enter(Phase phase) noexcept;
+    Phase phase(int rank) const noexcept;
+
     // Lets every rank that waits now or later in a barrier throw RankDied without a rank: for a loss that was
     // seen elsewhere.
     void revoke() noexcept;
-
-    // How many barriers `rank` has entered: after a loss it tells how far the dead had come.
-    std::uint64_t entered(int rank) const noexcept;
 
   private:
     struct Seat;
     struct Gate;
     bool all_entered(std::uint64_t round) const noexcept;
     void wait(std::uint64_t round, std::chrono::nanoseconds timeout);
-    void check_alive() const;
     double* mailbox(std::uint64_t round, int rank) const noexcept;
 
     std::byte* memory_;

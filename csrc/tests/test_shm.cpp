@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "shm/flat_buffer.hpp"
+#include "shm/operation.hpp"
 #include "shm/region.hpp"
 #include "shm/team.hpp"
 
@@ -45,9 +46,10 @@ void averages(Team& team, const std::function<std::shared_ptr<Region>(std::size_
                         static_cast<std::size_t>(p + 1), std::size_t{1009}, std::size_t{65537}};
     for (const std::size_t numel : sizes) {
         const auto region = share(FlatBuffer::num_bytes(p, numel, Type::float32));
-        const FlatBuffer buffer(region, team.rank(), p, numel, static_cast<int>(Type::float32));
+        const FlatBuffer buffer(region, team.rank(), p, numel, Type::float32);
         buffer.allocate();
-        auto* live = reinterpret_cast<float*>(buffer.live());
+        auto* live = reinterpret_cast<float*>(buffer.input());
+        std::vector<float> mean(buffer.slice().size() + 1);
         for (int round = 0; round < 4; ++round) {
             const int sick = p > 1 ? round % p : -1;
             std::vector<double> shares;
@@ -56,15 +58,16 @@ void averages(Team& team, const std::function<std::shared_ptr<Region>(std::size_
             for (double& s : shares) s /= total;
             for (std::size_t i = 0; i < numel; ++i) live[i] = team.rank() == sick ? NAN : value(team.rank(), i, round);
             team.barrier(kTimeout);
+            const int slot = round % 2;
+            HostAverage average(team, buffer, {shares, slot, static_cast<std::uint64_t>(round + 1), mean.data(), kTimeout});
             if (round % 2 == 0) {
-                buffer.average(shares, round % 2);
+                average.run();
             } else {
-                std::vector<float> mean(numel / static_cast<std::size_t>(p) + 1);
-                buffer.reduce(shares, mean.data());
-                buffer.spread(mean.data(), round % 2);
+                average.reduce();
+                average.spread();
             }
-            team.barrier(kTimeout);
-            const auto* anchor = reinterpret_cast<const float*>(buffer.anchor(round % 2));
+            REQUIRE(buffer.complete(slot) == static_cast<std::uint64_t>(round + 1));
+            const auto* anchor = reinterpret_cast<const float*>(buffer.anchor(slot));
             for (std::size_t i = 0; i < numel; ++i) {
                 double expected = 0;
                 for (int r = 0; r < p; ++r) {

@@ -62,17 +62,36 @@ class Buffer:
     `live` is where the rank trains: shape [numel], written by anybody. `anchor` is the newest complete
     average x_t, `previous` the one before; both have the shape and dtype of `live` and are read-only by
     agreement. Before the first average both hold zeros.
+
+    Args:
+        live, slots: three tensors of one shape and dtype.
+        owned: [start, stop) of the slice that this rank owns.
+        complete: for a slot, 0 or 1, the number of the average that lies complete in it, 0 for none; where
+            ranks share slots it knows of averages that this rank has not seen the end of.
     """
 
-    def __init__(self, live: Tensor, slots: tuple[Tensor, Tensor], size: int, rank: int) -> None:
-        self.start, self.stop = slice_bounds(live.numel(), size, rank)
+    def __init__(
+        self,
+        live: Tensor,
+        slots: tuple[Tensor, Tensor],
+        owned: tuple[int, int],
+        complete: Callable[[int], int] | None = None,
+    ) -> None:
+        self.start, self.stop = owned
         self.live = live
+        self.version = 0
+        """The number of the average that `anchor` holds, from 1; 0 before the first."""
         # Half types are summed in float32: of bfloat16's 8 bits a sum over ranks would lose most.
-        wide = live.dtype if live.dtype.itemsize >= 4 else torch.float32
+        self._wide = live.dtype if live.dtype.itemsize >= 4 else torch.float32
         self._slots = slots
         self._newest = 0
-        self._stage = torch.empty(live.numel(), dtype=wide) if wide is not live.dtype else None
-        self.owned = torch.empty(self.stop - self.start, dtype=wide)
+        self._building = False
+        self._averaged = False
+        self._complete = complete
+        self._stage: Tensor | None = None
+        self.owned = torch.zeros(self.stop - self.start, dtype=self._wide)
+        """After an average in slices: this rank's slice of the mean as its slice step left it. Where the
+        wire carries a short type, its difference from the anchor is what the last rounding lost."""
         self.memory: object = None
         """What the communicator that made the buffer keeps with it."""
 
@@ -81,7 +100,7 @@ class Buffer:
         """A buffer in the memory of this process alone. Raises `TypeError` for a type not in `DTYPES`."""
         require_averageable(dtype)
         live, first, second = (torch.zeros(numel, dtype=dtype) for _ in range(3))
-        return cls(live, (first, second), size, rank)
+        return cls(live, (first, second), slice_bounds(numel, size, rank))
 
     @property
     def numel(self) -> int:
@@ -106,6 +125,9 @@ class Buffer:
     def stage(self, share: float) -> Tensor:
         """`share` times live, in the type that sums are kept in; overwrites the slot that is not the
         anchor. A share of 0 gives zeros whatever live holds: 0 times not-a-number would not."""
+        self._building = True
+        if self._stage is None and self._wide is not self.dtype:
+            self._stage = torch.empty(self.numel, dtype=self._wide)
         staged = self.previous if self._stage is None else self._stage
         if share == 0:
             return staged.zero_()
@@ -128,6 +150,58 @@ class Buffer:
     def advance(self) -> None:
         """The slot in which the average was built, and is complete, becomes the anchor."""
         self._newest = self.next_slot
+        self._building = False
+        self._averaged = True
+        self.version += 1
+
+    @property
+    def has_anchor(self) -> bool:
+        """Whether `anchor` holds an average yet."""
+        return self._averaged
+
+    def averages(self) -> dict[int, Tensor]:
+        """The complete averages that can still be had here, by their numbers: at most two. Also after an
+        average that failed."""
+        if self._complete is not None:
+            found = {self._complete(slot): self._slots[slot] for slot in (0, 1)}
+        else:
+            found = {self.version: self.anchor}
+            if not self._building:
+                found[self.version - 1] = self.previous
+        return {version: slot for version, slot in found.items() if version > 0}
+
+
+class Pending(ABC):
+    """An average that was started and goes on while the rank does something else.
+
+    `staged` is the copy of live that is averaged, of its shape and dtype. Until `wait` has returned no other
+    method of the communicator may be called.
+    """
+
+    staged: Tensor
+
+    @abstractmethod
+    def test(self) -> bool:
+        """Whether `wait` would return, or call the slice step, at once. Not collective; does not wait."""
+
+    @abstractmethod
+    def wait(self) -> bool:
+        """Ends the average: anchor := the weighted mean of all ranks' `staged`; live stays as it is. Returns
+        whether there was any weight. Collective; raises what `Communicator.average` raises."""
+
+
+class _Done(Pending):
+    """An average of a backend that does all of it when it is started."""
+
+    def __init__(self, staged: Tensor, any_weight: bool) -> None:
+        self.staged = staged
+        self._any_weight = any_weight
+
+    def test(self) -> bool:
+        return True
+
+    def wait(self) -> bool:
+        return self._any_weight
 
 
 class Communicator(ABC):
@@ -176,6 +250,50 @@ class Communicator(ABC):
             SizeMismatch: on every rank, if sizes, types or weights do not fit.
             RankLost: a rank died.
         """
+
+    def start_average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> Pending:
+        """Starts to average a copy of live, which is made, and costs its memory, only here. Live may change
+        at once and is not written to; the mean becomes the anchor in `Pending.wait`, where the slice step
+        runs.
+
+        A backend that cannot work in the background does everything here, the slice step too. Arguments and
+        errors are those of `average`.
+        """
+        staged = buffer.live.clone()
+        try:
+            any_weight = self.average(buffer, weight, on_slice)
+        finally:
+            buffer.live.copy_(staged)
+        return _Done(staged, any_weight)
+
+    def recover(self, buffers: Sequence[Buffer]) -> list[Buffer]:
+        """New buffers of this communicator for those of one that lost ranks: anchor and live are the newest
+        average that every one of `buffers` has complete on some rank that lives; their values move to the
+        ranks that lack them. `buffers` are averaged together, in this order. Collective, among survivors.
+
+        Raises `CommunicationError`, on every rank, where no average was complete.
+        """
+        held = [buffer.averages() for buffer in buffers]
+        versions = self.allgather([sorted(averages) for averages in held])
+        newest = [max((v for of in versions for v in of[i]), default=0) for i in range(len(buffers))]
+        number = min(newest, default=0)
+        roots = [[r for r, of in enumerate(versions) if number in of[i]] for i in range(len(buffers))]
+        if not all(roots):
+            error = CommunicationError(
+                f"no complete average is left on the ranks that live: the newest of each buffer are {newest}. "
+                "Start again from a checkpoint."
+            )
+            error.agreed = True
+            raise error
+        return [self._restore(*of, number) for of in zip(buffers, held, [r[0] for r in roots], strict=True)]
+
+    def _restore(self, old: Buffer, held: dict[int, Tensor], root: int, number: int) -> Buffer:
+        new = self.buffer(old.numel, old.dtype)
+        if self.rank == root:
+            new.live.copy_(held[number])
+        new.version = number - 1
+        self.average(new, 1.0 if self.rank == root else 0.0)
+        return new
 
     def gather_values(self, row: Sequence[float]) -> np.ndarray:
         """The rows of all ranks, float64 [size, len(row)], by one allreduce: each rank fills its own row

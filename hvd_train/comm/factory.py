@@ -6,34 +6,65 @@ from hvd_train.comm.base import Communicator
 from hvd_train.comm.launcher import Launcher, detect
 from hvd_train.errors import EnvironmentMismatch
 
-_AUTO = {"mpi": "mpi", "gloo": "horovod", "nothing": "solo"}
+_BASE = {"mpi": "mpi", "gloo": "horovod", "nothing": "solo"}
+"""By what the launcher provides: the backend that needs nothing else, and brings the ring up."""
 
 
-def connect(backend: str = "auto") -> Communicator:
+def connect(backend: str = "auto", wire: str = "float32") -> Communicator:
     """The communicator of this job. Collective where the job has several processes.
 
     Args:
-        backend: `auto`, `solo`, `mpi`, `horovod` or `ring`. `auto` takes mpi where an MPI launcher started
-            the process, horovod where horovodrun did without MPI, solo where nothing did. `ring` is
-            brought up by the one that `auto` takes, and wants all ranks on one host.
+        backend: `auto`, `solo`, `mpi`, `horovod` or `ring`. `auto` takes ring where an MPI launcher started
+            the process, or mpi where ring is not built on some rank; horovod where horovodrun started it
+            without MPI, solo where nothing did.
+        wire: what carries an element between hosts under `ring`: `float32`, `bfloat16`, `float16`, `int8`.
 
     Raises:
-        EnvironmentMismatch: the backend is not installed, or a launcher started this process as one of
-            several and its world has another size.
+        EnvironmentMismatch: the backend is not installed, a launcher started this process as one of several
+            and its world has another size, or the backend has no such wire.
     """
     launcher = detect()
-    by_launcher = _AUTO[launcher.provides]
-    comm = _make(by_launcher if backend in ("auto", "ring") else backend)
+    base = _BASE[launcher.provides]
+    comm = _make(base if backend in ("auto", "ring") else backend)
     if comm.size != launcher.size and launcher.name:
-        error = EnvironmentMismatch(_mismatch(comm, launcher))
-        error.agreed = True  # each of the processes finds the same
-        comm.close()
-        raise error
-    if backend != "ring":
-        return comm
-    from hvd_train.comm.ring import RingCommunicator
+        raise _close(comm, _mismatch(comm, launcher))
+    if backend == "ring" or (backend == "auto" and base == "mpi"):
+        comm = _ring_over(comm, wire, required=backend == "ring")
+    if wire != "float32" and comm.name not in ("ring", "solo"):
+        raise _close(
+            comm,
+            f"backend `{comm.name}` carries float32 between hosts, not {wire}. Choose `--backend ring`, or "
+            "leave `--wire` out.",
+        )
+    return comm
 
-    return RingCommunicator(comm)
+
+def _ring_over(inner: Communicator, wire: str, required: bool) -> Communicator:
+    """The ring, brought up by `inner`; `inner` itself where it cannot be and need not. Collective."""
+    try:
+        from hvd_train.comm import ring
+    except EnvironmentMismatch as error:
+        missing = str(error)
+    else:
+        missing = ""
+    reasons = inner.allgather(missing)
+    reason = next((r for r in reasons if r), "")
+    try:
+        if reason:
+            raise EnvironmentMismatch(f"rank {reasons.index(reason)}: {reason}")
+        return ring.RingCommunicator(inner, wire)
+    except EnvironmentMismatch as error:
+        if required:
+            raise _close(inner, str(error)) from None
+    return inner
+
+
+def _close(comm: Communicator, message: str) -> EnvironmentMismatch:
+    """The error to raise where each of the processes finds the same."""
+    error = EnvironmentMismatch(message)
+    error.agreed = True
+    comm.close()
+    return error
 
 
 def _make(name: str) -> Communicator:

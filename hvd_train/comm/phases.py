@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -46,13 +47,7 @@ def agree_on_shares(comm: Communicator, buffer: Buffer, weight: float) -> np.nda
     """
     row = (float(weight), float(buffer.numel), float(DTYPES.index(buffer.dtype)))
     weights, numels, codes = comm.gather_values(row).T
-    for what, seen in (("elements", numels), ("type code", codes)):
-        if (seen != seen[0]).any():
-            other = int(np.flatnonzero(seen != seen[0])[0])
-            raise SizeMismatch(
-                f"average: rank 0 gave a buffer with {what} {int(seen[0])}, rank {other} one with "
-                f"{int(seen[other])}; every rank must give the same layout."
-            )
+    agree_on_layout(list(zip(numels, codes, strict=True)))
     good = np.isfinite(weights) & (weights >= 0)
     if not good.all():
         bad = int(np.flatnonzero(~good)[0])
@@ -61,3 +56,15 @@ def agree_on_shares(comm: Communicator, buffer: Buffer, weight: float) -> np.nda
         )
     total = float(weights.sum())
     return weights / total if total > 0 else None
+
+
+def agree_on_layout(layouts: Sequence[tuple[float, float]]) -> None:
+    """Raises `SizeMismatch` unless all ranks have a buffer of the same number of elements and type code. Not
+    collective: all ranks know the layouts of all."""
+    for what, seen in zip(("elements", "type code"), zip(*layouts, strict=True), strict=True):
+        odd = [r for r, value in enumerate(seen) if value != seen[0]]
+        if odd:
+            raise SizeMismatch(
+                f"average: rank 0 gave a buffer with {what} {int(seen[0])}, rank {odd[0]} one with "
+                f"{int(seen[odd[0]])}; every rank must give the same layout."
+            )

@@ -1,23 +1,41 @@
-"""Averaging in shared memory: the parameters lie there, and every rank reduces the slice that it owns with
-plain loads and stores. No staging, no message.
+"""Averaging in shared memory within a host and by rings of messages between hosts.
 
-Today for the ranks of one host; another communicator, which knows only how to exchange small values, brings
-them together.
+The parameters themselves lie in memory that the ranks of a host have mapped. On one host every rank reduces
+the slice that it owns with plain loads and stores: no staging, no message. Between hosts the sums of the hosts
+go round in rings of MPI messages, one ring for each rank of a host. docs/ring.md tells the whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hvd_train import machine
-from hvd_train.comm.base import DTYPES, Buffer, Communicator, OnSlice, Op, require_averageable
-from hvd_train.comm.phases import agree_on_shares
-from hvd_train.errors import BarrierTimeout, EnvironmentMismatch, RankLost
+from hvd_train.comm.base import (
+    DTYPES,
+    Buffer,
+    Communicator,
+    OnSlice,
+    Op,
+    Pending,
+    require_averageable,
+    slice_bounds,
+)
+from hvd_train.comm.mpi import MPICommunicator
+from hvd_train.comm.phases import agree_on_layout, agree_on_shares
+from hvd_train.comm.ring_hosts import find_hosts
+from hvd_train.errors import (
+    BarrierTimeout,
+    CommunicationError,
+    EnvironmentMismatch,
+    HvdTrainError,
+    RankLost,
+    WireOverflow,
+)
 
 try:
     from hvd_train.comm import _shm
@@ -26,81 +44,141 @@ except ImportError as error:
         f"the backend `ring` is not built ({error}). Install the package where a C++ compiler and CMake are "
         "found, or choose `--backend mpi`."
     ) from None
+try:
+    from hvd_train.comm import _ring
+except ImportError:
+    _ring = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 
 STALL_TIMEOUT_S = 300.0
 """Seconds after which a rank that waits for another gives up."""
 
+WIRES = ("float32", "bfloat16", "float16", "int8")
+"""What can carry an element between hosts, in the order of their codes; float64 travels as float64 under the
+first."""
+
 _OPS = {Op.SUM: _shm.Op.SUM, Op.MIN: _shm.Op.MIN, Op.MAX: _shm.Op.MAX}
 
 _SPINS = 20_000
 """Looks for the others before a rank goes to sleep: some tenths of a millisecond."""
 
+_PHASES = {
+    _shm.Phase.LOCAL_STEPS: "local steps",
+    _shm.Phase.AGREEMENT: "agreement",
+    _shm.Phase.REDUCE: "reduce",
+    _shm.Phase.REDUCE_SCATTER: "reduce-scatter",
+    _shm.Phase.SLICE_STEP: "slice step",
+    _shm.Phase.ALL_GATHER: "all-gather",
+    _shm.Phase.CLOSING: "closing barrier",
+}
+
+_FAILURES: tuple[type[Exception], ...] = (_shm.RankDied, _shm.Stalled, RankLost)
+if _ring is not None:
+    _FAILURES += (_ring.PeerLost, _ring.PeerStalled, _ring.MPIFailure, _ring.Overflow)
+
+
+@dataclass
+class _Memory:
+    """What a buffer's tensors lie in."""
+
+    flat: _shm.FlatBuffer
+    staged: tuple[_shm.FlatBuffer, Tensor] | None = None
+    """Made by the first `start_average`."""
+
 
 class RingCommunicator(Communicator):
-    """The ranks of `inner`, which must all be on one host. Making one is collective.
+    """The ranks of `inner`, which brings them together and exchanges small Python values. Making one is
+    collective.
 
-    Raises `EnvironmentMismatch`, on every rank, if they are not: each rank must be able to read a number from
-    a peer's memory, whatever the hosts are called.
+    Args:
+        inner: on several hosts it must be an `MPICommunicator`.
+        wire: what carries an element between hosts, one of `WIRES`. The short types carry differences from
+            the anchor, never the values themselves; the first average of a buffer, which has no anchor yet,
+            travels in full.
+
+    Raises `EnvironmentMismatch`, on every rank, if there are several hosts and the messages between them
+    cannot be sent: the extension for it is not built, or `inner` has no MPI.
     """
 
-    def __init__(self, inner: Communicator) -> None:
+    def __init__(self, inner: Communicator, wire: str = "float32") -> None:
         self._inner = inner
+        self._wire = WIRES.index(wire)
+        self._pending: Pending | None = None
+        self._hosts = hosts = find_hosts(inner)
         self.name = "ring"
+        self.rank, self.size, self.host = inner.rank, inner.size, inner.host
+        self.local_rank, self.local_size = hosts.local_rank, len(hosts.local)
+        self.num_hosts = len(hosts.ranks)
         self.library = f"shared memory, started by {inner.library}"
-        self.rank, self.size = inner.rank, inner.size
-        self.local_rank, self.local_size = inner.local_rank, inner.local_size
-        self.host, self.num_hosts = inner.host, inner.num_hosts
-        memory = self._share(_shm.Team.num_bytes(self.size))
-        if self.rank == 0:
-            memory.allocate(0, _shm.Team.num_bytes(self.size))
-        inner.barrier(STALL_TIMEOUT_S)
-        self._team = _shm.Team(memory, self.rank, self.size, self._spins())
-        inner.barrier(STALL_TIMEOUT_S)  # every seat must be taken before the first barrier
+        self.loses_ranks = inner.loses_ranks
+        self._team = self._gather_team()
+        self._ring = self._connect_hosts() if self.num_hosts > 1 else None
 
-    def _spins(self) -> int:
-        cores = frozenset().union(*self._inner.allgather(machine.AFFINITY))
-        return _SPINS if len(cores) >= self.size else 0
+    def _gather_team(self) -> _shm.Team:
+        num_bytes = _shm.Team.num_bytes(self.local_size)
+        memory = self._hosts.share(self._inner, num_bytes)
+        if self.local_rank == 0:
+            memory.allocate(0, num_bytes)
+        self._inner.barrier(STALL_TIMEOUT_S)
+        cores = self._inner.allgather(machine.AFFINITY)
+        enough = len(frozenset().union(*(cores[r] for r in self._hosts.local))) >= self.local_size
+        team = _shm.Team(memory, self.local_rank, self.local_size, _SPINS if enough else 0)
+        self._inner.barrier(STALL_TIMEOUT_S)  # every seat must be taken before the first barrier
+        return team
 
-    def _share(self, num_bytes: int) -> _shm.Region:
-        """A region that rank 0 makes and every rank maps. Collective."""
-        region = _shm.Region.create(num_bytes) if self.rank == 0 else None
-        address = self._inner.broadcast(region.address() if region else b"")
-        seen = region is not None or _shm.Region.is_visible(address)
-        blind = [r for r, sees in enumerate(self._inner.allgather(seen)) if not sees]
-        if blind:
+    def _connect_hosts(self) -> _ring.Ring:
+        without = [r for r, ready in enumerate(self._inner.allgather(_ring is not None)) if not ready]
+        if without or not isinstance(self._inner, MPICommunicator):
+            why = (
+                f"ranks {without} lack the extension for it"
+                if without
+                else f"{self._inner.library} is no MPI"
+            )
             error = EnvironmentMismatch(
-                f"backend `ring` averages within one host, but ranks {blind} share no memory with rank 0. "
-                "Choose `--backend mpi`."
+                f"backend `ring` cannot average over {self.num_hosts} hosts: {why}. Install the package "
+                "where mpicxx is found and start it by mpirun or srun, or choose another backend."
             )
             error.agreed = True
             raise error
-        mapped = region or _shm.Region.open(address)
-        self._inner.barrier(STALL_TIMEOUT_S)
-        return mapped
+        self.library = f"shared memory, {self._inner.library} between hosts, {WIRES[self._wire]} on the wire"
+        handle = self._inner.private_comm()
+        return _ring.Ring(handle, self._hosts.ranks, self._hosts.host, self.local_rank)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes that this rank has given to MPI for other hosts in averages so far. Not collective."""
+        return self._ring.payload_bytes if self._ring else 0
+
+    def phase(self, rank: int) -> str:
+        """What a rank of this host is doing: `local steps`, or a phase of an average. Not collective."""
+        return _PHASES[self._team.phase(self._hosts.local.index(rank))]
 
     def buffer(self, numel: int, dtype: torch.dtype) -> Buffer:
         """A buffer whose live tensor lies in memory that all ranks of the host have mapped, and whose anchors
         they share. Collective.
 
-        Raises `TypeError` for a type that is not in `DTYPES`, and `MemoryError`, on every rank, where the
-        host has not enough memory.
+        Raises `TypeError` for a type that is not in `DTYPES`, and, on every rank, `SizeMismatch` where the
+        ranks ask for different buffers and `MemoryError` where a host has not enough memory.
         """
+        self._require_idle()
         require_averageable(dtype)
+        agree_on_layout(self._inner.allgather((numel, DTYPES.index(dtype))))
         code = DTYPES.index(dtype)
-        region = self._share(_shm.FlatBuffer.num_bytes(self.size, numel, code))
-        flat = _shm.FlatBuffer(region, self.rank, self.size, numel, code)
-        self._allocate(flat, numel, dtype)
+        num_bytes = _shm.FlatBuffer.num_bytes(self.local_size, numel, code)
+        region = self._hosts.share(self._inner, num_bytes)
+        flat = _shm.FlatBuffer(region, self.local_rank, self.local_size, numel, code)
+        self._allocate(flat, num_bytes)
         region.seal()
         live, first, second = (
-            torch.from_numpy(a).view(dtype) for a in (flat.live(), flat.anchor(0), flat.anchor(1))
+            torch.from_numpy(a).view(dtype) for a in (flat.input(), flat.anchor(0), flat.anchor(1))
         )
-        buffer = Buffer(live, (first, second), self.size, self.rank)
-        buffer.memory = flat
+        owned = self._ring.owned(numel) if self._ring else slice_bounds(numel, self.size, self.rank)
+        buffer = Buffer(live, (first, second), owned, flat.complete)
+        buffer.memory = _Memory(flat)
         return buffer
 
-    def _allocate(self, flat: _shm.FlatBuffer, numel: int, dtype: torch.dtype) -> None:
+    def _allocate(self, flat: _shm.FlatBuffer, num_bytes: int) -> None:
         # Before anybody writes: the first touch of memory that a container does not have ends the process.
         try:
             flat.allocate()
@@ -109,68 +187,192 @@ class RingCommunicator(Communicator):
             failed = True
         short = [r for r, f in enumerate(self._inner.allgather(failed)) if f]
         if short:
-            num_bytes = (self.size + 2) * numel * dtype.itemsize
             raise MemoryError(
-                f"ranks {short} have no memory for their part of {num_bytes:,} bytes: {self.size} copies and "
-                "two anchors. Use fewer ranks per host, or a larger memory limit."
+                f"ranks {short} have no memory for their part of {num_bytes:,} bytes on their host: each of "
+                f"its {self.local_size} ranks needs a copy. Use fewer ranks per host, or a larger limit."
             )
 
     def average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> bool:
-        """See `Communicator.average`. Between two barriers every rank reads its slice of all live tensors, in
-        rank order, and writes the mean to all of them and to the next anchor; in one pass, but for a slice
-        step."""
-        shares = agree_on_shares(self, buffer, weight)
-        if shares is None:
-            buffer.live.copy_(buffer.anchor)
-            return False
-        flat, slot = self._flat(buffer), buffer.next_slot
-        if on_slice is None:
-            flat.average(shares.tolist(), slot)
-        else:
-            flat.reduce(shares.tolist(), buffer.owned.data_ptr())
-            on_slice(buffer.owned, buffer.start)
-            flat.spread(buffer.owned.data_ptr(), slot)
-        self.barrier(STALL_TIMEOUT_S)
+        """See `Communicator.average`. Between two barriers every rank reads its slices of all live tensors
+        of its host, in rank order, and writes the mean to all of them and to the next anchor; in one pass,
+        but for a slice step. Raises `WireOverflow`, on every rank, too."""
+        self._require_idle()
+        try:
+            operation = self._prepare(buffer, self._memory(buffer).flat, weight)
+            if operation is None:
+                buffer.live.copy_(buffer.anchor)
+                return False
+            if on_slice is None:
+                operation.run()
+            else:
+                operation.reduce()
+                on_slice(buffer.owned, buffer.start)
+                operation.spread()
+        except _FAILURES as error:
+            raise self._explain(error) from None
         buffer.advance()
         return True
 
-    def _flat(self, buffer: Buffer) -> _shm.FlatBuffer:
-        if not isinstance(buffer.memory, _shm.FlatBuffer):
+    def _prepare(self, buffer: Buffer, flat: _shm.FlatBuffer, weight: float) -> _shm.Operation | None:
+        """The average as an object; None where there is no weight. Collective."""
+        self._team.enter(_shm.Phase.AGREEMENT)
+        shares = agree_on_shares(self, buffer, weight)
+        if shares is None:
+            self._team.enter(_shm.Phase.LOCAL_STEPS)
+            return None
+        mine = [float(shares[r]) for r in self._hosts.local]
+        slot, number, owned = buffer.next_slot, buffer.version + 1, buffer.owned.data_ptr()
+        if self._ring is None:
+            return _shm.HostAverage(self._team, flat, mine, slot, number, owned, STALL_TIMEOUT_S)
+        wire = self._wire if buffer.has_anchor else 0
+        return _ring.RingAverage(
+            self._ring, self._team, flat, mine, slot, number, owned, STALL_TIMEOUT_S, wire
+        )
+
+    def start_average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> Pending:
+        """See `Communicator.start_average`. A thread without Python does the work; with a slice step it does
+        the reduce-scatter, and `wait` the rest."""
+        self._require_idle()
+        flat, staged = self._staging(buffer)
+        staged.copy_(buffer.live)
+        try:
+            operation = self._prepare(buffer, flat, weight)
+            if operation is not None:
+                operation.start(on_slice is not None)
+        except _FAILURES as error:
+            raise self._explain(error) from None
+        self._pending = _InBackground(self, buffer, staged, operation, on_slice)
+        return self._pending
+
+    def _staging(self, buffer: Buffer) -> tuple[_shm.FlatBuffer, Tensor]:
+        memory = self._memory(buffer)
+        if memory.staged is None:
+            code = DTYPES.index(buffer.dtype)
+            num_bytes = _shm.FlatBuffer.staging_bytes(self.local_size, buffer.numel, code)
+            region = self._hosts.share(self._inner, num_bytes)
+            flat = memory.flat.staged(region)
+            self._allocate(flat, num_bytes)
+            region.seal()
+            memory.staged = flat, torch.from_numpy(flat.input()).view(buffer.dtype)
+        return memory.staged
+
+    def _memory(self, buffer: Buffer) -> _Memory:
+        if not isinstance(buffer.memory, _Memory):
             raise TypeError("this buffer is not of this communicator; make one by its `buffer`")
         return buffer.memory
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except _shm.RankDied as error:
-            raise RankLost(f"rank {self.rank} of {self.size} ({self.host}): {error}") from None
+    def _require_idle(self) -> None:
+        if self._pending is not None:
+            raise CommunicationError(
+                "an average that `start_average` began is not ended: call `wait` on it before anything else."
+            )
+
+    def _explain(self, error: Exception) -> HvdTrainError:
+        """The error to raise for one of `_FAILURES`. A loss is passed on to those that cannot see it: what
+        died on this host to the other hosts, what MPI saw to this host."""
+        where = f"rank {self.rank} of {self.size} ({self.host})"
+        if isinstance(error, _shm.Stalled):
+            return BarrierTimeout(f"{where}: {error} within {STALL_TIMEOUT_S:g} s.")
+        if _ring is not None and isinstance(error, _ring.PeerStalled):
+            late = [self._ring.late] if self._ring else []
+            return BarrierTimeout(f"{where}: {error} for {STALL_TIMEOUT_S:g} s.", late)
+        if _ring is not None and isinstance(error, _ring.Overflow):
+            return WireOverflow(
+                f"{error} ({WIRES[self._wire]}), or is not finite. Choose `--wire float32` or bfloat16, or a "
+                "smaller learning rate."
+            )
+        if _ring is not None and isinstance(error, _ring.MPIFailure):
+            return CommunicationError(f"{where}: {error}")
+        self._team.revoke()
+        self._inner.revoke()
+        if isinstance(error, RankLost):
+            return error
+        dead = [self._hosts.local[r] for r in self._team.dead()]
+        return RankLost(f"{where}: {f'ranks {dead} of this host died' if dead else error}")
 
     def allreduce(self, values: np.ndarray, op: Op) -> np.ndarray:
+        self._require_idle()
         sent = np.ascontiguousarray(values, dtype=np.float64)
-        if sent.size > _shm.Team.max_values:
-            return self._inner.allreduce(sent, op)
-        with self._errors():
-            reduced = self._team.allreduce(sent.ravel(), _OPS[op], STALL_TIMEOUT_S)
-        return reduced.reshape(sent.shape)
+        try:
+            if self._ring is not None or sent.size > _shm.Team.max_values:
+                return self._inner.allreduce(sent, op)
+            return self._team.allreduce(sent.ravel(), _OPS[op], STALL_TIMEOUT_S).reshape(sent.shape)
+        except _FAILURES as error:
+            raise self._explain(error) from None
 
     def broadcast(self, value: T, root: int = 0) -> T:
-        return self._inner.broadcast(value, root)
+        self._require_idle()
+        try:
+            return self._inner.broadcast(value, root)
+        except _FAILURES as error:
+            raise self._explain(error) from None
 
     def allgather(self, value: T) -> list[T]:
-        return self._inner.allgather(value)
+        self._require_idle()
+        try:
+            return self._inner.allgather(value)
+        except _FAILURES as error:
+            raise self._explain(error) from None
 
     def barrier(self, timeout_s: float) -> None:
-        with self._errors():
+        self._require_idle()
+        try:
+            if self._ring is not None:
+                self._inner.barrier(timeout_s)
+                return
             missing = self._team.barrier(timeout_s)
+        except _FAILURES as error:
+            raise self._explain(error) from None
         if missing:
-            names = ", ".join(map(str, missing))
+            names = ", ".join(f"{r} (in: {self.phase(r)})" for r in missing)
             raise BarrierTimeout(
                 f"ranks {names} did not arrive at the barrier within {timeout_s:g} s.", missing
             )
+
+    def survivors(self) -> RingCommunicator:
+        """See `Communicator.survivors`. The ranks that live get new shared memory; `recover` then moves the
+        buffers to it."""
+        return RingCommunicator(self._inner.survivors(), WIRES[self._wire])
 
     def abort(self, code: int) -> None:
         self._inner.abort(code)
 
     def close(self) -> None:
         self._inner.close()
+
+
+class _InBackground(Pending):
+    """An average that a thread of `_shm` or `_ring` works on."""
+
+    def __init__(
+        self,
+        comm: RingCommunicator,
+        buffer: Buffer,
+        staged: Tensor,
+        operation: _shm.Operation | None,
+        on_slice: OnSlice | None,
+    ) -> None:
+        self.staged = staged
+        self._comm = comm
+        self._buffer = buffer
+        self._operation = operation
+        self._on_slice = on_slice
+
+    def test(self) -> bool:
+        return self._operation is None or self._operation.test()
+
+    def wait(self) -> bool:
+        if self._operation is None or self._comm._pending is not self:
+            self._comm._pending = None
+            return self._operation is not None
+        try:
+            self._operation.wait()
+            if self._on_slice is not None:
+                self._on_slice(self._buffer.owned, self._buffer.start)
+                self._operation.spread()
+        except _FAILURES as error:
+            raise self._comm._explain(error) from None
+        finally:
+            self._comm._pending = None
+        self._buffer.advance()
+        return True

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_train.comm.solo import SoloCommunicator
-from hvd_train.errors import TaskError, ViewReplaced
+from hvd_train.errors import CommunicationError, TaskError, ViewReplaced
 from hvd_train.state import ALIGNMENT, FlatState
 
 
@@ -264,3 +264,30 @@ def test_a_loaded_optimizer_keeps_its_moments() -> None:
     state = flat(model, optimizer)
     assert torch.equal(state.moments()["weight/momentum_buffer"], before)
     assert before.abs().sum() > 0
+
+
+def test_rebind_goes_back_to_the_newest_average_that_all_buffers_have() -> None:
+    model = Mixed()
+    state = flat(model)
+    comm = SoloCommunicator()
+    for buffer in state.buffers.values():
+        comm.average(buffer, 1.0)
+    averaged = {name: p.clone() for name, p in model.named_parameters()}
+    identities = [id(p) for p in model.parameters()]
+    # A rank is lost between the averages of the two types: one of them is a round ahead.
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1)
+    comm.average(state.buffers[torch.float32], 1.0)
+    assert [b.version for b in state.buffers.values()] == [1, 2]
+    state.rebind(SoloCommunicator())
+    assert [b.version for b in state.buffers.values()] == [1, 1]
+    assert [id(p) for p in model.parameters()] == identities
+    assert all(torch.equal(p, averaged[name]) for name, p in model.named_parameters() if p.requires_grad)
+    state.check_views()
+
+
+def test_rebind_without_a_complete_average_is_an_error() -> None:
+    state = flat(nn.Linear(2, 2))
+    with pytest.raises(CommunicationError, match=r"newest of each buffer are \[0\]"):
+        state.rebind(SoloCommunicator())

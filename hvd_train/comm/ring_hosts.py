@@ -1,0 +1,65 @@
+"""Which ranks share a host: found by trying, not by name, and memory for each such group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hvd_train.comm import _shm
+from hvd_train.comm.base import Communicator
+from hvd_train.errors import EnvironmentMismatch
+
+_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """The ranks of each host, and this rank's place among them."""
+
+    ranks: list[list[int]]
+    """For each host its ranks, ascending; hosts in the order of their lowest rank."""
+
+    host: int
+    """The index of this rank's host."""
+
+    local_rank: int
+    """This rank's index among those of its host."""
+
+    @property
+    def local(self) -> list[int]:
+        """The ranks of this host, ascending."""
+        return self.ranks[self.host]
+
+    def share(self, comm: Communicator, num_bytes: int) -> _shm.Region:
+        """A region of each host, which its first rank makes and every rank maps. Collective over `comm`."""
+        mine = _shm.Region.create(num_bytes) if self.local_rank == 0 else None
+        addresses = comm.allgather(mine.address() if mine else b"")
+        region = mine or _shm.Region.open(addresses[self.local[0]])
+        comm.barrier(_TIMEOUT_S)  # the first rank keeps it open until all have it
+        return region
+
+
+def find_hosts(comm: Communicator) -> Hosts:
+    """Groups the ranks by whether they can read a random number from a peer's memory, whatever their hosts
+    are called. Collective.
+
+    Raises `EnvironmentMismatch`, on every rank, if they cannot be grouped: some see others that do not see
+    them.
+    """
+    probe = _shm.Region.create(0)
+    addresses = comm.allgather(probe.address())
+    # The lowest rank that this one sees stands for its host.
+    first = next(
+        r for r, address in enumerate(addresses) if r == comm.rank or _shm.Region.is_visible(address)
+    )
+    firsts = comm.allgather(first)  # nor does a probe end before all have looked
+    odd = [r for r, f in enumerate(firsts) if firsts[f] != f]
+    if odd:
+        error = EnvironmentMismatch(
+            f"ranks {odd} see the memory of ranks that see memory which they do not see. Expected that the "
+            "ranks of one host see each other: start all ranks of a host in one container."
+        )
+        error.agreed = True
+        raise error
+    ranks = [[r for r, f in enumerate(firsts) if f == leader] for leader in sorted(set(firsts))]
+    host = sorted(set(firsts)).index(first)
+    return Hosts(ranks, host, ranks[host].index(comm.rank))
