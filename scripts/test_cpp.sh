@@ -12,7 +12,7 @@ run() { # name, flags, tests (a regular expression)
     ctest --test-dir "$build" --output-on-failure --no-tests=error -R "$3"
 }
 
-run plain '-Werror' 'shm'
+run plain '-Werror' 'shm|codec'
 # Kernels chosen at load time are resolved before the sanitizer is ready; processes are beyond its sight.
-run thread '-g -fsanitize=thread -DHVD_TRAIN_NO_CLONES' 'shm_threads|shm_kernels'
-run address '-g -fsanitize=address,undefined -fno-sanitize-recover=all' 'shm'
+run thread '-g -fsanitize=thread -DHVD_TRAIN_NO_CLONES' 'shm_threads|shm_kernels|codec'
+run address '-g -fsanitize=address,undefined -fno-sanitize-recover=all' 'shm|codec'
