@@ -3,6 +3,7 @@
 //     test_codec sizes|bits|bounds|again|finite
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>

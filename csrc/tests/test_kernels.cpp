@@ -1,5 +1,6 @@
 // The arithmetic within a host, for each type, against plain loops.
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
