@@ -10,6 +10,7 @@
 
 #include "python/common.hpp"
 #include "shm/flat_buffer.hpp"
+#include "shm/limit.hpp"
 #include "shm/operation.hpp"
 #include "shm/region.hpp"
 #include "shm/team.hpp"
@@ -135,6 +136,20 @@ void define_averages(nb::module_& module) {
              nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>());
 }
 
+void define_limit(nb::module_& module) {
+    nb::class_<Limit>(module, "Limit")
+        .def(nb::init<std::shared_ptr<Region>, int, int, std::size_t>())
+        .def_static("num_bytes", &Limit::num_bytes)
+        .def("allocate", &Limit::allocate)
+        .def("live", [](const Limit& self) {
+            return array(self.region(), reinterpret_cast<std::byte*>(self.live()), self.numel() * sizeof(float));
+        })
+        .def("shared", [](const Limit& self) {
+            return array(self.region(), reinterpret_cast<std::byte*>(self.shared()), self.numel() * sizeof(float));
+        })
+        .def("run", &Limit::run, Unlocked());
+}
+
 }  // namespace
 
 NB_MODULE(_shm, module) {
@@ -144,4 +159,5 @@ NB_MODULE(_shm, module) {
     define_memory(module);
     define_team(module);
     define_averages(module);
+    define_limit(module);
 }
