@@ -280,8 +280,8 @@ class Communicator(ABC):
         roots = [[r for r, of in enumerate(versions) if number in of[i]] for i in range(len(buffers))]
         if not all(roots):
             error = CommunicationError(
-                f"no complete average is left on the ranks that live: the newest of each buffer are {newest}. "
-                "Start again from a checkpoint."
+                "no complete average is left on the ranks that live: the newest of each buffer are "
+                f"{newest}. Start again from a checkpoint."
             )
             error.agreed = True
             raise error

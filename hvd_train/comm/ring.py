@@ -1,8 +1,8 @@
 """Averaging in shared memory within a host and by rings of messages between hosts.
 
 The parameters themselves lie in memory that the ranks of a host have mapped. On one host every rank reduces
-the slice that it owns with plain loads and stores: no staging, no message. Between hosts the sums of the hosts
-go round in rings of MPI messages, one ring for each rank of a host. docs/ring.md tells the whole.
+the slice that it owns with plain loads and stores: no staging, no message. Between hosts the sums of the
+hosts go round in rings of MPI messages, one ring for each rank of a host. docs/ring.md tells the whole.
 """
 
 from __future__ import annotations

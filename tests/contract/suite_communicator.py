@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ import xxhash
 
 from hvd_train.comm.base import Buffer, Communicator, Op, slice_bounds
 from hvd_train.comm.factory import connect
-from hvd_train.errors import BarrierTimeout, SizeMismatch
+from hvd_train.errors import BarrierTimeout, CommunicationError, SizeMismatch
 
 BACKEND = os.environ["CONTRACT_BACKEND"]
 MEETING = Path(os.environ["CONTRACT_MEETING"])
@@ -197,6 +198,88 @@ def test_a_failing_slice_step_leaves_the_anchor(comm: Communicator) -> None:
     buffer.live.copy_(buffer.anchor)
     comm.average(buffer, 1.0)
     torch.testing.assert_close(buffer.anchor, anchor)
+
+
+def test_an_average_in_the_background_leaves_live_to_the_training(comm: Communicator) -> None:
+    for numel in sizes(comm.size):
+        buffer = filled(comm, numel, torch.float32)
+        for _ in range(2):
+            before, weights = buffer.anchor.clone(), [float(r + 1) for r in range(comm.size)]
+            buffer.live.copy_(values(comm.rank, numel, torch.float32))
+            pending = comm.start_average(buffer, weights[comm.rank])
+            assert torch.equal(pending.staged, values(comm.rank, numel, torch.float32))
+            if comm.name == "ring":
+                assert torch.equal(buffer.anchor, before), "the anchor must not change before `wait`"
+            buffer.live.fill_(comm.rank + 0.5)
+            assert pending.wait() is True
+            assert pending.test() is True
+            assert (buffer.live == comm.rank + 0.5).all()
+            buffer.live.copy_(buffer.anchor)
+            assert_average(comm, buffer, weights)
+
+
+def test_the_slice_step_of_an_average_in_the_background(comm: Communicator) -> None:
+    buffer = filled(comm, 65_537, torch.float32)
+    threads: list[int] = []
+
+    def on_slice(owned: torch.Tensor, start: int) -> None:
+        threads.append(threading.get_ident())
+        owned.add_(1)
+
+    pending = comm.start_average(buffer, 1.0, on_slice)
+    while not pending.test():
+        time.sleep(0.001)
+    assert pending.wait() is True
+    assert threads == [threading.get_ident()], "the slice step runs once, in the calling thread"
+    reference = expected([1.0] * comm.size, 65_537, torch.float32) + 1
+    torch.testing.assert_close(buffer.anchor.double(), reference, rtol=1e-5, atol=1e-5)
+
+
+def test_no_weight_and_a_wrong_size_in_the_background(comm: Communicator) -> None:
+    buffer = filled(comm, 1009, torch.float32)
+    comm.average(buffer, 1.0)
+    anchor = buffer.anchor.clone()
+    buffer.live.fill_(7)
+    assert comm.start_average(buffer, 0.0).wait() is False
+    assert torch.equal(buffer.anchor, anchor)
+    assert (buffer.live == 7).all()
+    odd = comm.size - 1
+    with pytest.raises(SizeMismatch, match=f"rank {odd} gave the weight -1"):
+        comm.start_average(buffer, -1.0 if comm.rank == odd else 1.0)
+    assert comm.start_average(buffer, 1.0).wait() is True, "the communicator must still work"
+
+
+def test_nothing_else_is_called_while_the_ring_averages(comm: Communicator) -> None:
+    if comm.name != "ring":
+        return
+    buffer = filled(comm, 1009, torch.float32)
+    pending = comm.start_average(buffer, 1.0)
+    for call in (
+        lambda: comm.average(buffer, 1.0),
+        lambda: comm.allreduce(np.zeros(1), Op.SUM),
+        lambda: comm.barrier(30),
+        lambda: comm.buffer(3, torch.float32),
+    ):
+        with pytest.raises(CommunicationError, match="call `wait` on it"):
+            call()
+    assert pending.wait() is True
+    assert comm.average(buffer, 1.0)
+
+
+def test_recover_gives_the_newest_average_that_all_buffers_have(comm: Communicator) -> None:
+    first, second = filled(comm, 1009, torch.float32), filled(comm, 257, torch.float64)
+    for buffer in (first, second, first, second, first):
+        buffer.live.add_(comm.rank)
+        comm.average(buffer, 1.0)
+    assert (first.version, second.version) == (3, 2)
+    wanted = first.previous.clone(), second.anchor.clone()
+    recovered = comm.recover([first, second])
+    for buffer, value in zip(recovered, wanted, strict=True):
+        assert buffer.version == 2
+        assert torch.equal(buffer.anchor, value)
+        assert torch.equal(buffer.live, value)
+    assert comm.average(recovered[0], 1.0)
+    assert recovered[0].version == 3
 
 
 def test_integers_cannot_be_averaged(comm: Communicator) -> None:
