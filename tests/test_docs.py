@@ -34,7 +34,7 @@ EVENTS = ROOT / "docs" / "events.md"
 FOREIGN_OPTIONS = {
     # mpirun, horovodrun, srun and sbatch; pip; the benchmark
     *("--hostfile", "--oversubscribe", "--bind-to", "--host", "--gloo", "--mpi", "--nodes", "--ntasks"),
-    *("--signal", "--cpus-per-task", "--wait", "--kill-on-bad-exit", "--check-build"),
+    *("--with-ft", "--signal", "--cpus-per-task", "--wait", "--kill-on-bad-exit", "--check-build"),
 }
 """Long options in the documents that are not this program's."""
 

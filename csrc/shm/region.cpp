@@ -67,6 +67,15 @@ Region::Region(int descriptor, std::size_t num_bytes, bool create) : descriptor_
     base_ = static_cast<std::byte*>(base);
     // Large pages where the system gives them for shared memory; it is no error where it does not.
     madvise(base_, whole, MADV_HUGEPAGE);
+    // A child process must neither write to it nor keep it alive when the rank is gone.
+    if (madvise(base_, whole, MADV_DONTFORK) != 0) {
+        const int error = errno;
+        munmap(base_, whole);
+        close(descriptor);
+        errno = error;
+        fail("shared memory that children do not inherit");
+    }
+    owner_ = getpid();
     if (create) {
         const std::uint64_t nonce = random_nonce();
         std::memcpy(base_, &nonce, sizeof nonce);
@@ -115,11 +124,13 @@ bool Region::is_visible(const Address& address) noexcept {
 Region::Region(Region&& other) noexcept
     : descriptor_(std::exchange(other.descriptor_, -1)),
       num_bytes_(other.num_bytes_),
-      base_(std::exchange(other.base_, nullptr)) {}
+      base_(std::exchange(other.base_, nullptr)),
+      owner_(other.owner_) {}
 
 Region::~Region() {
     seal();
-    if (base_ != nullptr) munmap(base_, kHeader + num_bytes_);
+    // In a forked child something else may lie at the address by now.
+    if (base_ != nullptr && owner_ == getpid()) munmap(base_, kHeader + num_bytes_);
 }
 
 void Region::allocate(std::size_t offset, std::size_t num_bytes) const {

@@ -21,8 +21,8 @@ struct Address {
     static Address unpack(const std::string& bytes);
 };
 
-// A mapping of such a file. Move-only; unmaps in its destructor. Its first page holds the nonce; `data`
-// begins behind them.
+// A mapping of such a file, which child processes do not inherit. Move-only; unmaps in its destructor. Its first page
+// holds the nonce; `data` begins behind it.
 class Region {
   public:
     static constexpr std::size_t kHeader = 4096;
@@ -56,6 +56,7 @@ class Region {
     int descriptor_ = -1;
     std::size_t num_bytes_ = 0;
     std::byte* base_ = nullptr;
+    pid_t owner_ = 0;
 };
 
 }  // namespace hvd_train::shm

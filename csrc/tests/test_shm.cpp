@@ -131,13 +131,21 @@ void processes(int p, const std::function<void(Team&, std::vector<std::shared_pt
                                 static_cast<std::size_t>(p + 1), std::size_t{1009}, std::size_t{65537}}) {
         regions.push_back(std::make_shared<Region>(Region::create(FlatBuffer::num_bytes(p, n, Type::float32))));
     }
+    const Address seats = control->address();
+    std::vector<Address> addresses;
+    for (const auto& region : regions) addresses.push_back(region->address());
     std::vector<pid_t> children;
     for (int r = 0; r < p; ++r) {
         const pid_t child = fork();
         if (child == 0) {
             alarm(60);
             {
-                Team team(control->data(), r, p, r % 2 == 0 ? 20000 : 0);
+                // A child has no mapping of its parent's; it opens them as any other process does.
+                const Region mapped = Region::open(seats);
+                for (std::size_t i = 0; i < regions.size(); ++i) {
+                    regions[i] = std::make_shared<Region>(Region::open(addresses[i]));
+                }
+                Team team(mapped.data(), r, p, r % 2 == 0 ? 20000 : 0);
                 usleep(200'000);  // every seat is taken by then; a barrier needs that
                 body(team, regions);
             }  // leaves its seat: to end while seated is to die
