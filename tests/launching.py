@@ -39,7 +39,7 @@ class Job:
         return self.stdout + self.stderr
 
 
-_MARK = "HVD_TRAIN_TEST_JOB"
+MARK = "HVD_TRAIN_TEST_JOB"
 """An environment variable that all processes of one job inherit, whatever session they put themselves in."""
 
 
@@ -47,11 +47,11 @@ class Process(subprocess.Popen[str]):
     """A running command whose whole family can be found by its mark."""
 
     def __init__(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str]) -> None:
-        self.mark = f"{_MARK}={os.getpid()}-{time.monotonic_ns()}"
+        self.mark = f"{MARK}={os.getpid()}-{time.monotonic_ns()}"
         super().__init__(
             list(argv),
             cwd=cwd,
-            env={**env, _MARK: self.mark.partition("=")[2]},
+            env={**env, MARK: self.mark.partition("=")[2]},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -122,7 +122,7 @@ def _environ(pid: int) -> str:
         items = Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
     except OSError:
         return ""
-    return next((i for i in items if i.startswith(f"{_MARK}=")), "")
+    return next((i for i in items if i.startswith(f"{MARK}=")), "")
 
 
 def members(mark: str) -> list[int]:

@@ -1,0 +1,30 @@
+"""Hosts for the tests of this folder; where they cannot be had, its tests are skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster.hosts import Hosts, missing
+
+
+@pytest.fixture(scope="session")
+def emulated() -> None:
+    """For tests that make hosts of their own."""
+    if reason := missing():
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="package")
+def four_hosts(emulated: None) -> Iterator[Hosts]:
+    with Hosts(4) as hosts:
+        yield hosts
+
+
+@pytest.fixture
+def hosts(four_hosts: Hosts) -> Iterator[Hosts]:
+    """Four hosts that are up, which the tests share: each leaves them as it found them."""
+    yield four_hosts
+    left = {number: four_hosts.shared_memory(number) for number in four_hosts.numbers}
+    assert not any(left.values()), f"the test left files in /dev/shm, by host: {left}"
