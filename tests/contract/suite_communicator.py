@@ -17,11 +17,13 @@ import pytest
 import torch
 import xxhash
 
-from hvd_train.comm.base import Buffer, Communicator, Op, slice_bounds
+from hvd_train.comm.base import Buffer, Communicator, Op
 from hvd_train.comm.factory import connect
 from hvd_train.errors import BarrierTimeout, CommunicationError, SizeMismatch
 
 BACKEND = os.environ["CONTRACT_BACKEND"]
+HOSTS = [int(ranks) for ranks in os.environ["CONTRACT_HOSTS"].split(",")]
+"""The number of ranks on each host; ranks are numbered host by host."""
 MEETING = Path(os.environ["CONTRACT_MEETING"])
 """An empty folder that all ranks see: where they can meet when their communicator is of no use any more."""
 DTYPES = {torch.float64: 1e-15, torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -65,11 +67,14 @@ def assert_average(comm: Communicator, buffer: Buffer, weights: list[float]) -> 
 
 
 def test_the_world_is_the_promised_one(comm: Communicator) -> None:
-    assert comm.size == int(os.environ["CONTRACT_RANKS"])
+    assert (comm.size, comm.num_hosts) == (sum(HOSTS), len(HOSTS))
     assert comm.allgather(comm.rank) == list(range(comm.size))
-    assert sorted(comm.allgather(comm.local_rank)) == list(range(comm.size))
-    assert (comm.local_size, comm.num_hosts) == (comm.size, 1)
-    assert len(set(comm.allgather(comm.host))) == 1
+    places = comm.allgather((comm.local_rank, comm.local_size))
+    assert places == [(local_rank, ranks) for ranks in HOSTS for local_rank in range(ranks)]
+    names = comm.allgather(comm.host)
+    assert len(set(names)) == len(HOSTS)
+    firsts = [sum(HOSTS[:host]) for host in range(len(HOSTS))]
+    assert names == [names[first] for first, ranks in zip(firsts, HOSTS, strict=True) for _ in range(ranks)]
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES), ids=str)
@@ -144,9 +149,11 @@ def test_the_slice_step_changes_the_owned_slice_in_place(comm: Communicator, dty
             owned.mul_(2).add_(torch.arange(start, start + owned.numel()) % 3)
 
         comm.average(buffer, 1.0, on_slice)
-        start, stop = slice_bounds(numel, comm.size, comm.rank)
         wide = torch.float64 if dtype is torch.float64 else torch.float32
-        assert calls == [(start, stop - start, wide)]
+        assert calls == [(buffer.start, buffer.stop - buffer.start, wide)]
+        owned = sorted((a, b) for a, b in comm.allgather((buffer.start, buffer.stop)) if a < b)
+        starts, stops = [a for a, _ in owned], [b for _, b in owned]
+        assert [*starts, numel] == [0, *stops], "every element has one owner"
         reference = expected([1.0] * comm.size, numel, dtype) * 2 + torch.arange(numel) % 3
         bound = DTYPES[dtype] * (reference.abs() + comm.size * 8)
         assert ((buffer.live.double() - reference).abs() <= bound).all()

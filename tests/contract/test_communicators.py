@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.launching import command, run
+from tests.launching import Job, command, run
 
 JOBS = [
     ("solo", "python", 1),
@@ -24,32 +25,45 @@ JOBS = [
 ]
 
 
+SUITE = [
+    "-m",
+    "pytest",
+    "-p",
+    "no:cacheprovider",
+    "-q",
+    "-x",
+    "--color=no",
+    "--tb=short",
+    "tests/contract/suite_communicator.py",
+]
+"""What each rank of a job runs, as arguments of Python."""
+
+
+def variables(backend: str, hosts: Sequence[int], meeting: Path) -> dict[str, str]:
+    """What the suite is told: the backend, and the number of ranks of each host."""
+    return {
+        "CONTRACT_BACKEND": backend,
+        "CONTRACT_HOSTS": ",".join(map(str, hosts)),
+        "CONTRACT_MEETING": str(meeting),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def assert_kept(job: Job, ranks: int) -> None:
+    """The suite passed, whole, on every rank."""
+    assert job.returncode == 0, job.output
+    passed = [int(n) for n in re.findall(r"(\d+) passed", job.output)]
+    assert len(passed) == ranks, job.output
+    assert len(set(passed)) == 1, job.output
+    assert passed[0] >= 20, job.output
+
+
 @pytest.mark.parametrize(("backend", "launcher", "ranks"), JOBS)
 def test_every_communicator_keeps_the_contract(
     backend: str, launcher: str, ranks: int, tmp_path: Path
 ) -> None:
     if backend == "horovod":
         pytest.importorskip("horovod", reason="Horovod is not installed: `make setup` builds it")
-    program = [
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-q",
-        "-x",
-        "--color=no",
-        "--tb=short",
-        "tests/contract/suite_communicator.py",
-    ]
-    env = {
-        "CONTRACT_BACKEND": backend,
-        "CONTRACT_RANKS": str(ranks),
-        "CONTRACT_MEETING": str(tmp_path),
-        "OMP_NUM_THREADS": "1",
-    }
-    job = run(command(launcher, ranks, program), deadline_s=200, env=env)
-    assert job.returncode == 0, job.output
-    passed = [int(n) for n in re.findall(r"(\d+) passed", job.output)]
-    assert len(passed) == ranks, job.output
-    assert len(set(passed)) == 1, job.output
-    assert passed[0] >= 20, job.output
+    env = variables(backend, [ranks], tmp_path)
+    job = run(command(launcher, ranks, SUITE), deadline_s=200, env=env)
+    assert_kept(job, ranks)
