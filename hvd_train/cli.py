@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import tyro
 
-import hvd_train.machine  # noqa: F401  reads the affinity mask, before anything imports torch
+import hvd_train.machine  # reads the affinity mask, before anything imports torch
 from hvd_train.comm.launcher import detect
 from hvd_train.config import Config, embedded_config, load_config
 from hvd_train.errors import ConfigError, HvdTrainError, UserError
 from hvd_train.output import reader_may_leave
+
+if TYPE_CHECKING:
+    from hvd_train.tools.bench.options import Options
 
 _DESCRIPTION = """Train a PyTorch model on HDF5 shards, on many ranks, without a master process.
 
@@ -26,7 +30,11 @@ mpirun or srun every rank reads its own shards, and all average their parameters
   --config FILE.toml   reads a configuration; options given beside it count more than the file.
   --resume RUN         goes on with a run, and with its configuration.
 
-Other commands: `hvd_train shard write | info | check`; each has its own --help."""
+Other commands: `hvd_train shard write | info | check` and `hvd_train bench allreduce`; each has its own
+--help."""
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,21 +45,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         with reader_may_leave():
             return shard(args[1:])
-    return _train(args[1:] if args[:1] == ["train"] else args)
+    if args[:1] == ["bench"]:
+        from hvd_train.tools.bench.options import parse as parse_bench
+
+        return _in_job(args[1:], parse_bench, _bench)
+    return _in_job(args[1:] if args[:1] == ["train"] else args, parse, _train)
 
 
-def _train(args: list[str]) -> int:
+def _train(config: Config) -> None:
+    from hvd_train.app import train
+
+    train(config)
+
+
+def _bench(options: Options) -> None:
+    from hvd_train.tools.bench.run import run
+
+    run(options, hvd_train.__version__)
+
+
+class _Parse(Protocol[T_co]):
+    """`parse`, or that of another command."""
+
+    def __call__(self, args: Sequence[str], quiet: bool = False) -> T_co: ...
+
+
+def _in_job(args: list[str], parse: _Parse[T], work: Callable[[T], None]) -> int:
+    """Parses the options and works, on this rank of a job; returns the exit code."""
     launcher = detect()
     try:
         with reader_may_leave():
-            config = _parse_after_rank_0(args) if launcher.rank else parse(args)
+            given = _parse_after_rank_0(args, parse) if launcher.rank else parse(args)
     except UserError as error:
         print(f"hvd_train: {error}", file=sys.stderr, flush=True)
         return 2
-    from hvd_train.app import train
-
     try:
-        train(config)
+        work(given)
     except HvdTrainError as error:
         if launcher.rank == 0 or not error.agreed:
             print(f"hvd_train: {error}", file=sys.stderr, flush=True)
@@ -63,7 +92,7 @@ def _train(args: list[str]) -> int:
     return 0
 
 
-def _parse_after_rank_0(args: list[str]) -> Config:
+def _parse_after_rank_0(args: list[str], parse: _Parse[T]) -> T:
     """`parse` on another rank. Before there is a communicator no rank knows of the others. What is wrong with
     the options is mostly wrong on every rank: rank 0 says so at once and its launcher ends the job; a rank
     that is still there after some seconds has a reason of its own, and says it."""

@@ -1,0 +1,119 @@
+"""The options of `hvd_train bench allreduce`. Imports neither torch nor MPI."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import arg
+
+from hvd_train.errors import ConfigError
+
+BACKENDS = ("ring", "mpi", "horovod", "gloo")
+
+ITEM_BYTES = 4
+"""Bytes of an element: everything is float32."""
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KiB": 1 << 10,
+    "MiB": 1 << 20,
+    "GiB": 1 << 30,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure one average of float32 by each backend, beside what memory and wire allow.
+
+    Start it by mpirun, horovodrun or srun, on at least 2 ranks. benchmarks/README.md explains the columns."""
+
+    sizes: Annotated[str, arg(metavar="SIZE,...")] = "64B,4MiB,100MiB"
+    """Bytes of each rank's buffer, with a unit: B, KiB, MiB, GiB, kB, MB or GB."""
+
+    backends: Annotated[str, arg(metavar="NAME,...")] = ""
+    """Some of ring, mpi, horovod, gloo. Default: what this job can use. One that is named must be usable."""
+
+    repeat: Annotated[int, arg(metavar="N")] = 20
+    """Timed calls of each backend, size and temperature, after one that does not count."""
+
+    wire: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
+    """What carries an element between hosts under the ring."""
+
+    wire_rate: Annotated[float | None, arg(metavar="BITS_PER_S")] = None
+    """What a host can send and receive at once, in bits a second each: the limit then knows the wire."""
+
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.named_backends if name not in BACKENDS]
+        if unknown:
+            raise ConfigError(f"--backends {self.backends}: expected names of {', '.join(BACKENDS)}.")
+        if self.repeat < 1:
+            raise ConfigError(f"--repeat {self.repeat}: expected at least 1 call.")
+        if self.wire_rate is not None and not 0 < self.wire_rate < float("inf"):
+            raise ConfigError(f"--wire-rate {self.wire_rate:g}: expected bits a second, such as 1e9.")
+        if not self.num_bytes:
+            raise ConfigError("--sizes: expected at least one size, such as 4MiB.")
+
+    @property
+    def num_bytes(self) -> tuple[int, ...]:
+        """The sizes, each once. Raises `ConfigError` for text that is none."""
+        return tuple(dict.fromkeys(parse_size(text) for text in _words(self.sizes)))
+
+    @property
+    def named_backends(self) -> tuple[str, ...]:
+        """What --backends names, each once."""
+        return tuple(dict.fromkeys(_words(self.backends)))
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def parse_size(text: str) -> int:
+    """Bytes, of text such as `4MiB`. Raises `ConfigError` for what is no size or not whole elements."""
+    found = re.fullmatch(r"(\d+) ?([a-zA-Z]*)", text)
+    if found is None or found[2] not in _UNITS:
+        units = ", ".join(filter(None, _UNITS))
+        raise ConfigError(f"--sizes: {text!r} is no size. Expected a whole number and a unit of {units}.")
+    num_bytes = int(found[1]) * _UNITS[found[2]]
+    if num_bytes == 0 or num_bytes % ITEM_BYTES:
+        raise ConfigError(f"--sizes: {text}: expected whole float32 elements, of {ITEM_BYTES} bytes each.")
+    return num_bytes
+
+
+def size_name(num_bytes: int) -> str:
+    """`100 MiB`: in the largest unit that divides it."""
+    binary = ("GiB", "MiB", "KiB", "B")
+    unit = next(unit for unit in binary if num_bytes % _UNITS[unit] == 0)
+    return f"{num_bytes // _UNITS[unit]} {unit}"
+
+
+def parse(args: Sequence[str], quiet: bool = False) -> Options:
+    """The options of `bench` with the arguments after that word.
+
+    Raises `ConfigError` for a value that makes no sense; exits with code 2 for an option that does not
+    exist, with 0 for --help; `quiet` prints neither.
+    """
+    rest = list(args)
+    if rest[:1] == ["allreduce"]:
+        del rest[0]
+    elif not {"-h", "--help"} & set(rest):
+        seen = f"`bench {rest[0]}`" if rest else "`bench` alone"
+        raise ConfigError(f"{seen}: expected `bench allreduce`, and options after it.")
+    return tyro.cli(
+        Options,
+        prog="python -m hvd_train bench allreduce",
+        args=rest,
+        config=(tyro.conf.FlagCreatePairsOff,),
+        console_outputs=not quiet,
+    )
