@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from hvd_train import build_info
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
@@ -73,9 +75,19 @@ def command(launcher: str, ranks: int, program: Sequence[str]) -> list[str]:
     if launcher == "python":
         return python
     if launcher == "mpirun":
-        return [tool("mpirun"), "--oversubscribe", "--bind-to", "none", "-np", str(ranks), *python]
+        return [tool("mpirun"), *PLACEMENT[mpi_abi()], "-np", str(ranks), *python]
     kind = {"horovodrun": [], "horovodrun-gloo": ["--gloo"]}[launcher]
     return [tool("horovodrun"), *kind, "-np", str(ranks), "-H", f"localhost:{ranks}", *python]
+
+
+PLACEMENT = {"openmpi": ("--oversubscribe", "--bind-to", "none"), "mpich": ()}
+"""By MPI: what its mpirun must be told so that ranks may share cores and move among them; MPICH lets them."""
+
+
+def mpi_abi() -> str:
+    """`openmpi` or `mpich`: which MPI the package was built for; Open MPI if none was there."""
+    mpi = build_info.load().mpi
+    return "openmpi" if mpi is None else mpi.abi
 
 
 def tool(name: str) -> str:
