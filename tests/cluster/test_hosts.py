@@ -112,8 +112,9 @@ def test_traffic_is_counted_where_it_passes(hosts: Hosts) -> None:
         assert send(hosts, 1, "h2", num_bytes)[0] == num_bytes
         after = {n: hosts.bytes(n) for n in hosts.numbers}
     passed = {n: (after[n].rx - before[n].rx, after[n].tx - before[n].tx) for n in hosts.numbers}
-    assert num_bytes < passed[1][1] < 1.1 * num_bytes
-    assert num_bytes < passed[2][0] < 1.1 * num_bytes
+    # A frame of 1514 bytes carries 1448 of them.
+    assert 1.04 * num_bytes < passed[1][1] < 1.1 * num_bytes
+    assert 1.04 * num_bytes < passed[2][0] < 1.1 * num_bytes
     assert max(passed[1][0], passed[2][1], *passed[3], *passed[4]) < 0.1 * num_bytes
 
 
