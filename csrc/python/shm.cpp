@@ -111,6 +111,11 @@ void define_team(nb::module_& module) {
                  return {};
              })
         .def("allreduce", &allreduce)
+        .def("gather",
+             [](SeatedTeam& self, const std::vector<double>& values, double timeout_s) {
+                 nb::gil_scoped_release unlocked;
+                 return self.team.gather(values, seconds(timeout_s));
+             })
         .def("dead", [](const SeatedTeam& self) { return self.team.dead(); })
         .def("enter", [](SeatedTeam& self, Phase phase) { self.team.enter(phase); })
         .def("phase", [](const SeatedTeam& self, int rank) { return self.team.phase(rank); })

@@ -16,145 +16,178 @@
 namespace hvd_train::shm {
 namespace {
 
-// Elements of a tile. Its sums stay in the first-level cache; so do the lines of each rank's tile between the read
-// and the write, in the second-level cache, up to some dozens of ranks.
-constexpr std::size_t kTile = 2048;
+// The sums of a line of memory. The compiler makes of it what the processor has: one register of AVX-512, two of AVX2,
+// four of SSE. Everything goes line by line: all reads and writes of an average flow at the same time, which was 1.2 to
+// 1.9 times as fast as tile after tile up to 16 ranks, and as fast with 64.
+template <class W>
+struct LineOf;
+template <>
+struct LineOf<float> {
+    typedef float Type __attribute__((vector_size(64)));
+};
+template <>
+struct LineOf<double> {
+    typedef double Type __attribute__((vector_size(64)));
+};
+template <class W>
+using Line = typename LineOf<W>::Type;
+template <class W>
+constexpr std::size_t kLine = sizeof(Line<W>) / sizeof(W);
 
 template <class T>
 struct Traits {
     using Wide = T;
-    static T narrow(T value) { return value; }
+    static HVD_TRAIN_INLINE T narrow(T value) { return value; }
 };
 template <>
 struct Traits<BFloat16> {
     using Wide = float;
-    static BFloat16 narrow(float value) { return BFloat16::from(value); }
+    static HVD_TRAIN_INLINE BFloat16 narrow(float value) { return BFloat16::from(value); }
 };
 template <>
 struct Traits<Float16> {
     using Wide = float;
-    static Float16 narrow(float value) { return Float16::from(value); }
+    static HVD_TRAIN_INLINE Float16 narrow(float value) { return Float16::from(value); }
 };
 
 template <class T>
 using WideOf = typename Traits<T>::Wide;
 
-// What a rank's element adds to the sum, before its share: the value, or its difference from the base.
+// The first n elements, at most a line, and zeros. Unrolled, the loops here and below would not become vector code.
 template <class T>
-struct Value {
-    const T* from;
-    HVD_TRAIN_INLINE WideOf<T> operator[](std::size_t i) const { return static_cast<WideOf<T>>(from[i]); }
-};
-template <class T>
-struct Difference {
-    const T* from;
-    const T* base;
-    HVD_TRAIN_INLINE WideOf<T> operator[](std::size_t i) const {
-        return static_cast<WideOf<T>>(from[i]) - static_cast<WideOf<T>>(base[i]);
-    }
-};
-
-template <class Term, class W>
-HVD_TRAIN_INLINE void add_tile(Term term, W share, bool first, std::size_t n, W* sum) {
-    if (first) {
-        for (std::size_t i = 0; i < n; ++i) sum[i] = share * term[i];
-    } else {
-        for (std::size_t i = 0; i < n; ++i) sum[i] += share * term[i];
-    }
+HVD_TRAIN_INLINE void load(const T* from, std::size_t n, Line<WideOf<T>>& line) {
+    alignas(64) T given[kLine<WideOf<T>>] = {};
+    alignas(64) WideOf<T> wide[kLine<WideOf<T>>];
+    std::memcpy(given, from, n * sizeof(T));
+#pragma GCC unroll 1
+    for (std::size_t i = 0; i < kLine<WideOf<T>>; ++i) wide[i] = static_cast<WideOf<T>>(given[i]);
+    std::memcpy(&line, wide, sizeof line);
 }
 
 template <class T>
-HVD_TRAIN_INLINE void sum_tile(const T* const* live, const WideOf<T>* share, int size, const T* base, std::size_t at,
-                               std::size_t n, WideOf<T>* sum) {
-    bool first = true;
-    for (int r = 0; r < size; ++r) {
-        if (share[r] == 0) continue;
-        if (base == nullptr) {
-            add_tile(Value<T>{live[r] + at}, share[r], first, n, sum);
-        } else {
-            add_tile(Difference<T>{live[r] + at, base + at}, share[r], first, n, sum);
-        }
-        first = false;
-    }
-    if (first) std::fill(sum, sum + n, WideOf<T>(0));
+HVD_TRAIN_INLINE void narrow(const Line<WideOf<T>>& line, T* to) {
+    alignas(64) WideOf<T> wide[kLine<WideOf<T>>];
+    std::memcpy(wide, &line, sizeof line);
+#pragma GCC unroll 1
+    for (std::size_t i = 0; i < kLine<WideOf<T>>; ++i) to[i] = Traits<T>::narrow(wide[i]);
 }
 
-// Writes around the cache: nobody reads the anchor soon, and a line need not be read to be overwritten.
-inline void stream(void* to, const void* from, std::size_t num_bytes) {
+// Writes a whole line around the cache: nobody reads the anchor soon, and what is overwritten need not be read.
+HVD_TRAIN_INLINE void stream(void* to, const void* from, std::size_t num_bytes) {
 #if defined(__x86_64__)
-    auto* target = static_cast<char*>(to);
-    const auto* source = static_cast<const char*>(from);
-    const std::size_t head = std::min(num_bytes, (16 - reinterpret_cast<std::uintptr_t>(target) % 16) % 16);
-    std::memcpy(target, source, head);
-    std::size_t i = head;
-    for (; i + 16 <= num_bytes; i += 16) {
-        const __m128i value = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i));
-        _mm_stream_si128(reinterpret_cast<__m128i*>(target + i), value);
+    for (std::size_t i = 0; i < num_bytes; i += sizeof(__m128i)) {
+        const __m128i value = _mm_load_si128(reinterpret_cast<const __m128i*>(static_cast<const char*>(from) + i));
+        _mm_stream_si128(reinterpret_cast<__m128i*>(static_cast<char*>(to) + i), value);
     }
-    std::memcpy(target + i, source + i, num_bytes - i);
 #else
     std::memcpy(to, from, num_bytes);
 #endif
 }
 
 // Streamed stores are not ordered by the barrier's release store; this is.
-inline void stream_fence() {
+HVD_TRAIN_INLINE void stream_fence() {
 #if defined(__x86_64__)
     _mm_sfence();
 #endif
 }
 
+// Calls `body(at, n)` for each line of [begin, end), n elements from `at`. All lines but the first and the last are
+// whole, and begin where a line of memory does.
+template <class W, class Body>
+HVD_TRAIN_INLINE void for_lines(std::size_t begin, std::size_t end, Body body) {
+    const std::size_t aligned = std::min(end, (begin + kLine<W> - 1) / kLine<W> * kLine<W>);
+    if (begin < aligned) body(begin, aligned - begin);
+    std::size_t at = aligned;
+    for (; at + kLine<W> <= end; at += kLine<W>) body(at, kLine<W>);
+    if (at < end) body(at, end - at);
+}
+
+// The ranks that count: a share of 0 leaves a rank out, whatever it has.
 template <class T>
-HVD_TRAIN_INLINE void spread_tile(const WideOf<T>* mean, const T* base, T* const* live, int size, T* anchor,
-                                  std::size_t at, std::size_t n) {
-    alignas(64) T narrow[kTile];
-    if (base == nullptr) {
-        for (std::size_t i = 0; i < n; ++i) narrow[i] = Traits<T>::narrow(mean[i]);
-    } else {
-        const T* from = base + at;
-        for (std::size_t i = 0; i < n; ++i) narrow[i] = Traits<T>::narrow(static_cast<WideOf<T>>(from[i]) + mean[i]);
+struct Terms {
+    Terms(const void* const* live, const double* share, int size) {
+        for (int r = 0; r < size; ++r) {
+            if (share[r] == 0) continue;
+            from.push_back(static_cast<const T*>(live[r]));
+            shares.push_back(static_cast<WideOf<T>>(share[r]));
+        }
     }
-    for (int r = 0; r < size; ++r) std::memcpy(live[r] + at, narrow, n * sizeof(T));
-    stream(anchor + at, narrow, n * sizeof(T));
+    std::vector<const T*> from;
+    std::vector<WideOf<T>> shares;
+};
+
+template <class T>
+HVD_TRAIN_INLINE void sum_line(const T* const* from, const WideOf<T>* share, std::size_t terms, const T* base,
+                               std::size_t at, std::size_t n, Line<WideOf<T>>& sum) {
+    Line<WideOf<T>> origin{}, value{};
+    sum = Line<WideOf<T>>{};
+    if (base != nullptr) load(base + at, n, origin);
+    for (std::size_t t = 0; t < terms; ++t) {
+        load(from[t] + at, n, value);
+        if (base != nullptr) value -= origin;
+        value *= share[t];
+        // Not 0 + value: that would lose the sign of a zero.
+        sum = t == 0 ? value : sum + value;
+    }
 }
 
 template <class T>
-HVD_TRAIN_INLINE void average_of(T* const* live, const WideOf<T>* share, int size, T* anchor, std::size_t begin,
-                                 std::size_t end) {
-    alignas(64) WideOf<T> sum[kTile];
-    for (std::size_t at = begin; at < end; at += kTile) {
-        const std::size_t n = std::min(kTile, end - at);
-        sum_tile<T>(live, share, size, nullptr, at, n, sum);
-        spread_tile<T>(sum, nullptr, live, size, anchor, at, n);
+HVD_TRAIN_INLINE void spread_line(const Line<WideOf<T>>& mean, T* const* live, int size, T* anchor, std::size_t at,
+                                  std::size_t n) {
+    alignas(64) T result[kLine<WideOf<T>>];
+    narrow(mean, result);
+    for (int r = 0; r < size; ++r) std::memcpy(live[r] + at, result, n * sizeof(T));
+    if (n == kLine<WideOf<T>>) {
+        stream(anchor + at, result, sizeof result);
+    } else {
+        std::memcpy(anchor + at, result, n * sizeof(T));
     }
+}
+
+template <class T>
+HVD_TRAIN_INLINE void average_of(T* const* live, int size, const T* const* from, const WideOf<T>* share,
+                                 std::size_t terms, T* anchor, std::size_t begin, std::size_t end) {
+    for_lines<WideOf<T>>(begin, end, [=](std::size_t at, std::size_t n) __attribute__((always_inline)) {
+        Line<WideOf<T>> sum{};
+        sum_line<T>(from, share, terms, nullptr, at, n, sum);
+        spread_line<T>(sum, live, size, anchor, at, n);
+    });
     stream_fence();
 }
 
 template <class T>
-HVD_TRAIN_INLINE void reduce_of(const T* const* live, const WideOf<T>* share, int size, const T* base,
+HVD_TRAIN_INLINE void reduce_of(const T* const* from, const WideOf<T>* share, std::size_t terms, const T* base,
                                 WideOf<T>* mean, std::size_t begin, std::size_t end) {
-    for (std::size_t at = begin; at < end; at += kTile) {
-        sum_tile<T>(live, share, size, base, at, std::min(kTile, end - at), mean + (at - begin));
-    }
+    for_lines<WideOf<T>>(begin, end, [=](std::size_t at, std::size_t n) __attribute__((always_inline)) {
+        Line<WideOf<T>> sum{};
+        sum_line<T>(from, share, terms, base, at, n, sum);
+        std::memcpy(mean + (at - begin), &sum, n * sizeof(WideOf<T>));
+    });
 }
 
 template <class T>
 HVD_TRAIN_INLINE void spread_of(const WideOf<T>* mean, const T* base, T* const* live, int size, T* anchor,
                                 std::size_t begin, std::size_t end) {
-    for (std::size_t at = begin; at < end; at += kTile) {
-        spread_tile<T>(mean + (at - begin), base, live, size, anchor, at, std::min(kTile, end - at));
-    }
+    for_lines<WideOf<T>>(begin, end, [=](std::size_t at, std::size_t n) __attribute__((always_inline)) {
+        Line<WideOf<T>> line{}, origin{};
+        load(mean + (at - begin), n, line);
+        if (base != nullptr) {
+            load(base + at, n, origin);
+            line = origin + line;
+        }
+        spread_line<T>(line, live, size, anchor, at, n);
+    });
     stream_fence();
 }
 
 #define HVD_TRAIN_KERNELS(T)                                                                                          \
-    HVD_TRAIN_CLONES void average_clone(T* const* live, const WideOf<T>* share, int size, T* anchor,                  \
-                                        std::size_t begin, std::size_t end) {                                         \
-        average_of<T>(live, share, size, anchor, begin, end);                                                         \
+    HVD_TRAIN_CLONES void average_clone(T* const* live, int size, const T* const* from, const WideOf<T>* share,       \
+                                        std::size_t terms, T* anchor, std::size_t begin, std::size_t end) {           \
+        average_of<T>(live, size, from, share, terms, anchor, begin, end);                                            \
     }                                                                                                                 \
-    HVD_TRAIN_CLONES void reduce_clone(const T* const* live, const WideOf<T>* share, int size, const T* base,         \
-                                       WideOf<T>* mean, std::size_t begin, std::size_t end) {                         \
-        reduce_of<T>(live, share, size, base, mean, begin, end);                                                      \
+    HVD_TRAIN_CLONES void reduce_clone(const T* const* from, const WideOf<T>* share, std::size_t terms,               \
+                                       const T* base, WideOf<T>* mean, std::size_t begin, std::size_t end) {          \
+        reduce_of<T>(from, share, terms, base, mean, begin, end);                                                     \
     }                                                                                                                 \
     HVD_TRAIN_CLONES void spread_clone(const WideOf<T>* mean, const T* base, T* const* live, int size, T* anchor,     \
                                        std::size_t begin, std::size_t end) {                                          \
@@ -188,11 +221,6 @@ auto with_type(Type type, Body body) {
     throw std::invalid_argument("no such type");
 }
 
-template <class T>
-std::vector<WideOf<T>> widen(const double* share, int size) {
-    return std::vector<WideOf<T>>(share, share + size);
-}
-
 }  // namespace
 
 std::size_t size_of(Type type) {
@@ -207,8 +235,9 @@ void average(Type type, void* const* live, const double* share, int size, void* 
              std::size_t end) {
     with_type(type, [&](auto* t) {
         using T = std::decay_t<decltype(*t)>;
-        average_clone(reinterpret_cast<T* const*>(live), widen<T>(share, size).data(), size, static_cast<T*>(anchor),
-                      begin, end);
+        const Terms<T> terms(live, share, size);
+        average_clone(reinterpret_cast<T* const*>(live), size, terms.from.data(), terms.shares.data(),
+                      terms.from.size(), static_cast<T*>(anchor), begin, end);
     });
 }
 
@@ -216,8 +245,9 @@ void reduce(Type type, const void* const* live, const double* share, int size, c
             std::size_t begin, std::size_t end) {
     with_type(type, [&](auto* t) {
         using T = std::decay_t<decltype(*t)>;
-        reduce_clone(reinterpret_cast<const T* const*>(live), widen<T>(share, size).data(), size,
-                     static_cast<const T*>(base), static_cast<WideOf<T>*>(mean), begin, end);
+        const Terms<T> terms(live, share, size);
+        reduce_clone(terms.from.data(), terms.shares.data(), terms.from.size(), static_cast<const T*>(base),
+                     static_cast<WideOf<T>*>(mean), begin, end);
     });
 }
 

@@ -1,4 +1,5 @@
-// The arithmetic of an average within a host: plain loops over one rank's slice, in tiles that stay in cache.
+// The arithmetic of an average within a host: plain loops over one rank's slice, a line of
+// memory at a time.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +15,8 @@ std::size_t size_of(Type type);
 std::size_t wide_size_of(Type type);
 
 // For each element i of [begin, end): m := sum over the ranks r of share[r] * live[r][i], in rank order, left out
-// where the share is 0, however live is; then live[r][i] := m for every rank, and anchor[i] := m.
+// where the share is 0, however live is; then live[r][i] := m for every rank, and anchor[i] := m. The anchor
+// begins where a line of memory does.
 void average(Type type, void* const* live, const double* share, int size, void* anchor, std::size_t begin,
              std::size_t end);
 

@@ -208,14 +208,27 @@ Phase Team::phase(int rank) const noexcept {
     return static_cast<Phase>(seats_[rank].phase.load(std::memory_order_relaxed));
 }
 
-void Team::allreduce(
-    const double* values, double* result, std::size_t count, Op op, std::chrono::nanoseconds timeout) {
+// Puts the values of every rank into its mailbox of the round that is returned.
+std::uint64_t Team::post(const double* values, std::size_t count, std::chrono::nanoseconds timeout) {
     if (count > kMaxValues) throw std::invalid_argument("too many values for one message");
     // Two mailboxes a rank, in turn: nobody can write to one that a slower rank still reads, as for that it
     // would have to pass the barrier of the other, which the slower rank has not entered.
     const std::uint64_t round = round_ + 1;
     std::memcpy(mailbox(round, rank_), values, count * sizeof(double));
     barrier(timeout);
+    return round;
+}
+
+std::vector<std::vector<double>> Team::gather(const std::vector<double>& values, std::chrono::nanoseconds timeout) {
+    const std::uint64_t round = post(values.data(), values.size(), timeout);
+    std::vector<std::vector<double>> rows;
+    for (int r = 0; r < size_; ++r) rows.emplace_back(mailbox(round, r), mailbox(round, r) + values.size());
+    return rows;
+}
+
+void Team::allreduce(
+    const double* values, double* result, std::size_t count, Op op, std::chrono::nanoseconds timeout) {
+    const std::uint64_t round = post(values, count, timeout);
     std::memcpy(result, mailbox(round, 0), count * sizeof(double));
     for (int r = 1; r < size_; ++r) {
         const double* theirs = mailbox(round, r);

@@ -34,7 +34,7 @@ enum class Phase : std::uint32_t { local_steps, agreement, reduce, reduce_scatte
 
 class Team {
   public:
-    static constexpr std::size_t kMaxValues = 512;  // doubles of one `allreduce` message
+    static constexpr std::size_t kMaxValues = 512;  // doubles of one message
 
     // Bytes that a team of `size` ranks needs, zeroed before the first `Team` is made over them.
     static std::size_t num_bytes(int size);
@@ -58,6 +58,9 @@ class Team {
     // result[i] := the reduction of values[i] over the ranks, in rank order. One barrier; `count` at most kMaxValues.
     void allreduce(const double* values, double* result, std::size_t count, Op op, std::chrono::nanoseconds timeout);
 
+    // The values of every rank, by rank. One barrier; the same number on every rank, at most kMaxValues.
+    std::vector<std::vector<double>> gather(const std::vector<double>& values, std::chrono::nanoseconds timeout);
+
     // Ranks that died so far, ascending; does not wait.
     std::vector<int> dead() const;
 
@@ -78,6 +81,7 @@ class Team {
     bool all_entered(std::uint64_t round) const noexcept;
     void wait(std::uint64_t round, std::chrono::nanoseconds timeout);
     double* mailbox(std::uint64_t round, int rank) const noexcept;
+    std::uint64_t post(const double* values, std::size_t count, std::chrono::nanoseconds timeout);
 
     std::byte* memory_;
     Gate* gate_;

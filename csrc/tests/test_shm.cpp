@@ -92,6 +92,12 @@ void sums(Team& team) {
         if (op == Op::sum) REQUIRE(result[0] == p * (p + 1) / 2.0 && result[1] == 1.0 * p * round);
         if (op == Op::min) REQUIRE(result[0] == 1.0 && result[2] == -(p - 1.0));
         if (op == Op::max) REQUIRE(result[0] == p && result[2] == 0.0);
+        const auto rows = team.gather({mine[0], mine[1]}, kTimeout);
+        REQUIRE(rows.size() == static_cast<std::size_t>(p));
+        for (int r = 0; r < p; ++r) {
+            const std::vector<double>& row = rows[static_cast<std::size_t>(r)];
+            REQUIRE(row.size() == 2 && row[0] == r + 1.0 && row[1] == round);
+        }
     }
 }
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
 from torch import Tensor
 
 from hvd_train.comm.base import DTYPES, Buffer, Communicator, OnSlice
@@ -30,7 +30,7 @@ def average_in_phases(
     if shares is None:
         buffer.live.copy_(buffer.anchor)
         return False
-    staged = buffer.stage(float(shares[comm.rank]))
+    staged = buffer.stage(shares[comm.rank])
     mover.reduce_scatter(staged, buffer.owned)
     if on_slice is not None:
         on_slice(buffer.owned, buffer.start)
@@ -39,23 +39,32 @@ def average_in_phases(
     return True
 
 
-def agree_on_shares(comm: Communicator, buffer: Buffer, weight: float) -> np.ndarray | None:
-    """Each rank's weight over the sum of all, float64 [size]; None if that sum is 0.
+def agree_on_shares(comm: Communicator, buffer: Buffer, weight: float) -> list[float] | None:
+    """Each rank's weight over the sum of all, by rank; None if that sum is 0. Collective.
 
     Every rank sees every rank's call: all raise the same error, or none. It also holds a rank back from
     overwriting the older slot until all have completed the newer one, as nobody gets here before.
     """
-    row = (float(weight), float(buffer.numel), float(DTYPES.index(buffer.dtype)))
-    weights, numels, codes = comm.gather_values(row).T
-    agree_on_layout(list(zip(numels, codes, strict=True)))
-    good = np.isfinite(weights) & (weights >= 0)
-    if not good.all():
-        bad = int(np.flatnonzero(~good)[0])
-        raise SizeMismatch(
-            f"average: rank {bad} gave the weight {weights[bad]}; expected a number of at least 0."
-        )
-    total = float(weights.sum())
-    return weights / total if total > 0 else None
+    return shares_of(comm.gather_values(row_of(buffer, weight)).tolist())
+
+
+def row_of(buffer: Buffer, weight: float) -> list[float]:
+    """What a rank tells the others before an average."""
+    return [float(weight), float(buffer.numel), float(DTYPES.index(buffer.dtype))]
+
+
+def shares_of(rows: Sequence[Sequence[float]]) -> list[float] | None:
+    """What `agree_on_shares` returns or raises, of the rows of all ranks. Not collective."""
+    # Without numpy: the caches are full of parameters, and each of its calls would come from memory.
+    weights = [row[0] for row in rows]
+    agree_on_layout([(row[1], row[2]) for row in rows])
+    for rank, given in enumerate(weights):
+        if not 0 <= given < math.inf:
+            raise SizeMismatch(
+                f"average: rank {rank} gave the weight {given}; expected a number of at least 0."
+            )
+    total = math.fsum(weights)
+    return [given / total for given in weights] if total > 0 else None
 
 
 def agree_on_layout(layouts: Sequence[tuple[float, float]]) -> None:

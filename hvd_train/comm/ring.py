@@ -26,7 +26,7 @@ from hvd_train.comm.base import (
     slice_bounds,
 )
 from hvd_train.comm.mpi import MPICommunicator
-from hvd_train.comm.phases import agree_on_layout, agree_on_shares
+from hvd_train.comm.phases import agree_on_layout, agree_on_shares, row_of, shares_of
 from hvd_train.comm.ring_hosts import find_hosts
 from hvd_train.errors import (
     BarrierTimeout,
@@ -216,11 +216,14 @@ class RingCommunicator(Communicator):
     def _prepare(self, buffer: Buffer, flat: _shm.FlatBuffer, weight: float) -> _shm.Operation | None:
         """The average as an object; None where there is no weight. Collective."""
         self._team.enter(_shm.Phase.AGREEMENT)
-        shares = agree_on_shares(self, buffer, weight)
+        if self._ring is None:
+            shares = shares_of(self._team.gather(row_of(buffer, weight), STALL_TIMEOUT_S))
+        else:
+            shares = agree_on_shares(self, buffer, weight)
         if shares is None:
             self._team.enter(_shm.Phase.LOCAL_STEPS)
             return None
-        mine = [float(shares[r]) for r in self._hosts.local]
+        mine = [shares[r] for r in self._hosts.local]
         slot, number, owned = buffer.next_slot, buffer.version + 1, buffer.owned.data_ptr()
         if self._ring is None:
             return _shm.HostAverage(self._team, flat, mine, slot, number, owned, STALL_TIMEOUT_S)
