@@ -23,7 +23,7 @@ def test_two_ranks_learn_together_what_neither_can_alone(tmp_path: Path) -> None
     assert re.search(r"stopped +the error has not improved for 15 evaluations", job.stdout)
     assert "neither can learn the ten classes from its own shard" in job.stdout
     (header,) = events(tmp_path / "together", "header")
-    assert (header["world_size"], header["backend"]) == (2, "mpi")
+    assert (header["world_size"], header["backend"]) == (2, "ring")
     assert [e["drift"] for e in events(tmp_path / "together", "round") if e.get("drift")]
 
     alone = train(
@@ -35,19 +35,21 @@ def test_two_ranks_learn_together_what_neither_can_alone(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("launcher", "ranks", "backend"),
+    ("launcher", "ranks", "wished", "backend"),
     [
-        ("python", 1, "solo"),
-        ("mpirun", 4, "mpi"),
-        ("horovodrun", 2, "mpi"),
-        ("horovodrun-gloo", 2, "horovod"),
-        ("mpirun", 3, "horovod"),
-        ("mpirun", 2, "ring"),
+        ("python", 1, "auto", "solo"),
+        ("mpirun", 4, "auto", "ring"),
+        ("horovodrun", 2, "auto", "ring"),
+        ("horovodrun-gloo", 2, "auto", "horovod"),
+        ("horovodrun-gloo", 2, "ring", "ring"),
+        ("mpirun", 2, "mpi", "mpi"),
+        ("mpirun", 3, "horovod", "horovod"),
     ],
 )
-def test_every_launcher_and_backend_trains(launcher: str, ranks: int, backend: str, tmp_path: Path) -> None:
-    wished = ("--backend", backend) if launcher == "mpirun" and backend != "mpi" else ()
-    train(launcher, ranks, tmp_path, "--name", "r", *SHORT, *wished)
+def test_every_launcher_and_backend_trains(
+    launcher: str, ranks: int, wished: str, backend: str, tmp_path: Path
+) -> None:
+    train(launcher, ranks, tmp_path, "--name", "r", *SHORT, "--backend", wished)
     (header,) = events(tmp_path / "r", "header")
     assert (header["world_size"], header["backend"]) == (ranks, backend)
     errors = [e["error"] for e in events(tmp_path / "r", "evaluation")]
