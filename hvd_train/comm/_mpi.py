@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from hvd_train import build_info
-from hvd_train.comm import _mpi_t
 from hvd_train.errors import EnvironmentMismatch
 
 
@@ -49,18 +48,6 @@ def start(mpi: Any) -> None:
     """Initialises MPI once per process. One thread at a time calls MPI."""
     if not mpi.Is_initialized():
         mpi.Init_thread(mpi.THREAD_SERIALIZED)
-
-
-def tolerates_faults(mpi: Any) -> bool:
-    """Whether the ranks that live can go on after one died: Open MPI 5 under `mpirun --with-ft ulfm`, which
-    sets this variable. That the library has the functions for it says nothing. After `start`."""
-    return bool(_mpi_t.read(mpi, "mpi_ft_enable"))
-
-
-def is_loss(mpi: Any, error: Any) -> bool:
-    """Whether an exception of mpi4py says that a rank died, or that another rank has found so."""
-    losses = (mpi.ERR_PROC_FAILED, mpi.ERR_PROC_FAILED_PENDING, mpi.ERR_REVOKED)
-    return error.Get_error_class() in losses
 
 
 def stop(mpi: Any) -> None:

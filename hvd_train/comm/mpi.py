@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor
 
-from hvd_train.comm import _mpi
+from hvd_train.comm import _mpi, _ulfm
 from hvd_train.comm.base import Buffer, Communicator, OnSlice, Op, slice_bounds
 from hvd_train.comm.phases import average_in_phases
 from hvd_train.errors import BarrierTimeout, CommunicationError, RankLost
@@ -20,6 +22,12 @@ T = TypeVar("T")
 
 _ARRIVED, _RELEASED = 1, 2
 """Message tags of `barrier`."""
+
+_GO_ON = -1
+"""What a rank that does not give up brings to the agreement with those that do: neutral under "and"."""
+
+_PARTING_S = 30.0
+"""How long a rank that gives up waits for the others, which may be in their local steps."""
 
 
 class MPICommunicator(Communicator):
@@ -32,55 +40,64 @@ class MPICommunicator(Communicator):
     def __init__(self, comm: Any = None) -> None:
         self._mpi = _mpi.load()
         _mpi.start(self._mpi)
+        world = self._mpi.COMM_WORLD
         self.name = "mpi"
         self.library = _mpi.library_version(self._mpi)
-        self.loses_ranks = _mpi.tolerates_faults(self._mpi)
+        self.loses_ranks = _ulfm.is_on(self._mpi)
         self.host = self._mpi.Get_processor_name()
-        self._ops = {Op.SUM: self._mpi.SUM, Op.MIN: self._mpi.MIN, Op.MAX: self._mpi.MAX}
-        self._comm = self._mpi.COMM_WORLD.Dup() if comm is None else comm
-        self._comm.Set_errhandler(self._mpi.ERRORS_RETURN)
+        self._comm = comm or world
+        self._owned: list[Any] = []
+        """Freed in the end, and not before: to make a communicator while another rank's word that one of the
+        same number is revoked is still under way crashes Open MPI."""
         self._private: list[Any] = []
+        self._ops = {Op.SUM: self._mpi.SUM, Op.MIN: self._mpi.MIN, Op.MAX: self._mpi.MAX}
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
+        if comm is None:
+            self._comm = self._derive(world)
         with self._errors("finding the ranks of each host"):
             on_host = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED)
-        members = self._ranks(on_host.Get_group())
+        members = _ulfm.ranks(self._comm, on_host.Get_group())
         on_host.Free()
         self.local_rank, self.local_size = members.index(self.rank), len(members)
         self.num_hosts = len(set(self.allgather(members[0])))
 
+    def _derive(self, parent: Any) -> Any:
+        """A duplicate of `parent`, which ends with this communicator. Collective."""
+        what = "duplicating the communicator"
+        with self._errors(what):
+            comm = _ulfm.derive(self._mpi, parent, parent.Dup) if self.loses_ranks else parent.Dup()
+        if comm is None:
+            raise self._lost(what)
+        comm.Set_errhandler(self._mpi.ERRORS_RETURN)
+        self._owned.append(comm)
+        return comm
+
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
+        failed: Exception | None = None
         try:
             yield
-        except self._mpi.Exception as error:
-            where = f"{what} failed on rank {self.rank} of {self.size} ({self.host})"
-            if self.loses_ranks and _mpi.is_loss(self._mpi, error):
-                # Others may wait for this rank, which will not come, and need not have seen the death.
-                self.revoke()
-                raise RankLost(f"{where}: {self._died()}.") from error
-            raise CommunicationError(f"{where}: {error}") from error
+        except Exception as error:
+            failed = error
+        if self.loses_ranks and (_ulfm.is_loss(self._mpi, failed) or _ulfm.is_broken(self._comm)):
+            raise self._lost(what) from failed
+        if isinstance(failed, self._mpi.Exception):
+            where = f"rank {self.rank} of {self.size} ({self.host})"
+            raise CommunicationError(f"{what} failed on {where}: {failed}") from failed
+        if failed is not None:
+            raise failed
 
-    def _died(self) -> str:
-        dead = self._ranks(self._comm.Get_failed())
-        if not dead:
-            return "another rank says that one died"
-        return f"rank{'s' if len(dead) > 1 else ''} {', '.join(map(str, dead))} died"
-
-    def _ranks(self, group: Any) -> list[int]:
-        """The ranks of a group, ascending, as this communicator counts them; frees the group. Not
-        collective."""
-        everybody = self._comm.Get_group()
-        found: list[int] = sorted(group.Translate_ranks(None, everybody))
-        everybody.Free()
-        group.Free()
-        return found
+    def _lost(self, what: str) -> RankLost:
+        # Others may wait for this rank, which will not come, and need not have seen the death.
+        self.revoke()
+        dead = _ulfm.dead(self._comm)
+        why = f"ranks {', '.join(map(str, dead))} died" if dead else "another rank says that one died"
+        return RankLost(f"{what} failed on rank {self.rank} of {self.size} ({self.host}): {why}.")
 
     def private_comm(self) -> int:
         """The address of an MPI_Comm that nobody else uses: a duplicate, whose calls return their errors. It
         is revoked and freed with this communicator. Collective."""
-        with self._errors("duplicating the communicator"):
-            comm = self._comm.Dup()
-        comm.Set_errhandler(self._mpi.ERRORS_RETURN)
+        comm = self._derive(self._comm)
         self._private.append(comm)
         return int(self._mpi._addressof(comm))
 
@@ -93,28 +110,27 @@ class MPICommunicator(Communicator):
         if not self.loses_ranks:
             return super().survivors()
         self.revoke()
+        code = _ulfm.agree(self._mpi, self._comm, _GO_ON)
+        if code != _GO_ON:  # a rank called `abort`, and has said why
+            self._mpi.COMM_WORLD.Abort(code or 1)
         new = None
         while new is None:
             new = self._without_dead()
-        self._free()
+        new._owned += self._owned
         return new
 
     def _without_dead(self) -> MPICommunicator | None:
         """One attempt of `survivors`; None, on every rank that lives, if one more died meanwhile."""
-        comm = self._comm.Shrink()
+        comm = _ulfm.derive(self._mpi, self._comm, self._comm.Shrink)
+        if comm is None:
+            return None
+        self._owned.append(comm)
         comm.Set_errhandler(self._mpi.ERRORS_RETURN)
         try:
             new = MPICommunicator(comm)
         except RankLost:
             new = None
-        try:
-            if comm.Agree(int(new is not None)):
-                return new
-        except self._mpi.Exception as error:
-            if not _mpi.is_loss(self._mpi, error):
-                raise
-        comm.Free()
-        return None
+        return new if _ulfm.agree(self._mpi, comm, int(new is not None)) else None
 
     def _counts(self, numel: int) -> list[int]:
         bounds = (slice_bounds(numel, self.size, r) for r in range(self.size))
@@ -165,7 +181,7 @@ class MPICommunicator(Communicator):
         arrived[0] = 1
         pending = [self._comm.Irecv(arrived[r : r + 1], r, _ARRIVED) for r in range(1, self.size)]
         # Each one: Testall does not say that it was a death that failed it.
-        _wait(lambda: sum(not request.Test() for request in pending) == 0, deadline)
+        _ulfm.wait(lambda: sum(not request.Test() for request in pending) == 0, deadline)
         for rank in np.flatnonzero(arrived[1:]) + 1:
             self._comm.Send(arrived, int(rank), _RELEASED)
         self._check(arrived, timeout_s)
@@ -174,7 +190,7 @@ class MPICommunicator(Communicator):
         arrived = np.zeros(self.size, dtype=np.uint8)
         self._comm.Send(np.ones(1, dtype=np.uint8), 0, _ARRIVED)
         release = self._comm.Irecv(arrived, 0, _RELEASED)
-        if not _wait(release.Test, deadline):
+        if not _ulfm.wait(release.Test, deadline):
             raise BarrierTimeout(f"rank 0 did not arrive at the barrier within {timeout_s:g} s.", missing=[0])
         self._check(arrived, timeout_s)
 
@@ -189,24 +205,15 @@ class MPICommunicator(Communicator):
     def abort(self, code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
+        if self.loses_ranks:
+            # MPI_Abort then ends this process alone and nobody is told. Where not all that live come to hear
+            # of it in time, a death by a signal is at least seen.
+            self.revoke()
+            if _ulfm.agree(self._mpi, self._comm, code, time.monotonic() + _PARTING_S) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
         self._mpi.COMM_WORLD.Abort(code)
 
     def close(self) -> None:
-        self._free()
-        _mpi.stop(self._mpi)
-
-    def _free(self) -> None:
-        for comm in (*self._private, self._comm):
+        for comm in self._owned:
             comm.Free()
-        self._private.clear()
-
-
-def _wait(done: Any, deadline: float) -> bool:
-    """Polls `done` until it holds or the deadline passes, backing off from spinning to 1 ms."""
-    pause = 1e-6
-    while not done():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(pause)
-        pause = min(pause * 2, 1e-3)
-    return True
+        _mpi.stop(self._mpi)

@@ -1,0 +1,89 @@
+"""Open MPI's fault tolerance (ULFM), and what it needs besides. What is said of Open MPI was seen of 5.0.11.
+
+A rank that finds that another has died revokes their communicator, so that all ranks that wait in it, or come
+to it, have an error. `mpi` is the module mpi4py.MPI, a `comm` one of its communicators.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from hvd_train.comm import _mpi_t
+
+
+def is_on(mpi: Any) -> bool:
+    """Whether the ranks that live can go on after one died: under `mpirun --with-ft ulfm`, which sets this
+    variable. That the library has the functions for it says nothing. After MPI_Init."""
+    return bool(_mpi_t.read(mpi, "mpi_ft_enable"))
+
+
+def is_loss(mpi: Any, error: Exception | None) -> bool:
+    """Whether an error of a call says that a rank died, or that another rank has found so."""
+    losses = (mpi.ERR_PROC_FAILED, mpi.ERR_PROC_FAILED_PENDING, mpi.ERR_REVOKED)
+    return isinstance(error, mpi.Exception) and error.Get_error_class() in losses
+
+
+def is_broken(comm: Any) -> bool:
+    """Whether this rank knows of a loss. To be asked after calls that went well, too: MPI_Allgatherv of a few
+    values says that it did when it did not. Not collective."""
+    return bool(comm.Is_revoked() or dead(comm))
+
+
+def dead(comm: Any) -> list[int]:
+    """The ranks that are known to have died, ascending. Not collective."""
+    return ranks(comm, comm.Get_failed())
+
+
+def ranks(comm: Any, group: Any) -> list[int]:
+    """The ranks of a group, ascending, as `comm` counts them; frees the group. Not collective."""
+    everybody = comm.Get_group()
+    found: list[int] = sorted(group.Translate_ranks(None, everybody))
+    everybody.Free()
+    group.Free()
+    return found
+
+
+def agree(mpi: Any, comm: Any, value: int, deadline: float = math.inf) -> int | None:
+    """The values of all ranks that live, and-ed bit by bit: the same everywhere, whatever dies or is revoked
+    meanwhile. None after the deadline, of time.monotonic. Collective."""
+    while True:
+        flag = np.array([value], dtype=np.intc)
+        comm.Ack_failed()  # a death that is known by now does not hinder the agreement
+        request = comm.Iagree(flag)
+        try:
+            return int(flag[0]) if wait(request.Test, deadline) else None
+        except mpi.Exception as error:
+            if not is_loss(mpi, error):
+                raise
+
+
+def derive(mpi: Any, parent: Any, make: Callable[[], Any]) -> Any | None:
+    """The communicator that `make` makes of `parent`: on every rank that lives, or None on every one, where
+    one of them failed. Collective.
+
+    Nobody has it before all have: to revoke one that another rank is still making crashes that rank.
+    """
+    try:
+        comm = make()
+    except mpi.Exception as error:
+        if not is_loss(mpi, error):
+            raise
+        comm = None
+        parent.Revoke()
+    return comm if agree(mpi, parent, int(comm is not None)) else None
+
+
+def wait(done: Callable[[], bool], deadline: float) -> bool:
+    """Polls `done` until it holds or the deadline passes, backing off from spinning to 1 ms."""
+    pause = 1e-6
+    while not done():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+        pause = min(pause * 2, 1e-3)
+    return True
