@@ -31,7 +31,7 @@ test: setup
 	@. launch/env.sh && exec $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-cpp: setup
-	@PATH="$$(cd $(BIN) && pwd):$$PATH" scripts/test_cpp.sh
+	@. launch/env.sh && scripts/test_cpp.sh
 
 lint: setup
 	@$(BIN)/ruff check .
