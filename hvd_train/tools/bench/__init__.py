@@ -6,6 +6,8 @@ peers      what is compared, each at its best
 gloo       torch.distributed's gloo, and the network that it takes
 limit      what memory and wire allow
 clock      one timed call, cold or warm; many of them, interleaved
-report     rows, ratios, table, JSON
+session    the peers of one job, open, and their measurements
+rows       medians, bus bandwidth, ratios
+text       the report for people
 run        the whole
 """

@@ -1,0 +1,80 @@
+"""`bench allreduce` as a user starts it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from tests.launching import Job, command, mpi_abi, run
+
+BENCH = ["-m", "hvd_train", "bench", "allreduce"]
+SIZES = {"64B": 64, "1MiB": 1 << 20}
+
+
+def bench(launcher: str, ranks: int, *options: str) -> Job:
+    argv = [*BENCH, "--sizes", ",".join(SIZES), "--repeat", "2", *options]
+    return run(command(launcher, ranks, argv), deadline_s=100)
+
+
+def report_of(job: Job) -> dict[str, Any]:
+    """What standard output holds, and nothing besides: one JSON object. horovodrun marks each line."""
+    assert job.returncode == 0, job.output
+    found: dict[str, Any] = json.loads(re.sub(r"^\[0\]<stdout>:", "", job.stdout, flags=re.MULTILINE))
+    return found
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_all_backends_are_measured_in_one_run(ranks: int) -> None:
+    report = report_of(bench("mpirun", ranks, "--json"))
+    backends = {"ring", "mpi", "gloo"} | {"horovod"} - report["left_out"].keys()
+    places = {(r["backend"], r["num_bytes"], r["cold"]) for r in report["rows"]}
+    assert places == {(b, n, cold) for b in backends for n in SIZES.values() for cold in (True, False)}
+    for row in report["rows"]:
+        assert 0 < row["min_s"] <= row["median_s"] <= row["max_s"]
+        assert row["bus_bytes_per_s"] == pytest.approx(
+            2 * (ranks - 1) / ranks * row["num_bytes"] / row["median_s"]
+        )
+        assert row["verified"] is True
+    assert {(r["num_bytes"], r["cold"]) for r in report["limit"]} == {place[1:] for place in places}
+    ring = next(r for r in report["rows"] if r["backend"] == "ring")
+    assert ring["times_ring"] == 1
+    assert ring["times_limit"] > 0
+    settings = {r["setting"] for r in report["rows"] + report["variants"] if r["backend"] == "mpi"}
+    assert "MPI_Allreduce, default" in settings
+    assert ("MPI_Allreduce, segmented ring" in settings) is (mpi_abi() == "openmpi")
+    assert {c["backend"] for c in report["control"]} == {"ring", "mpi"}
+    assert report["world"] == {"ranks": ranks, "hosts": 1, "cores_of_rank": report["world"]["cores_of_rank"]}
+    assert report["versions"].keys() == {"hvd_train", "python", "torch"}
+    assert report["options"]["repeat"] == 2
+
+
+def test_over_gloo_there_is_no_mpi_to_measure() -> None:
+    report = report_of(bench("horovodrun-gloo", 2, "--json"))
+    assert {r["backend"] for r in report["rows"]} == {"ring", "horovod", "gloo"}
+    assert "there is no MPI in it" in report["left_out"]["mpi"]
+
+
+def test_a_table_is_printed_for_people() -> None:
+    job = bench("mpirun", 2, "--backends", "ring,mpi")
+    assert job.returncode == 0, job.output
+    head, *_ = (line for line in job.stdout.splitlines() if line.startswith("size"))
+    assert head.split()[:5] == ["size", "backend", "setting", "caches", "median"]
+    assert "1 MiB, cold, as multiples of the ring's time: mpi (MPI_Allreduce" in job.stdout
+    assert "gloo" not in job.stdout
+    assert "hvd_train: measuring 1 MiB" in job.stderr
+
+
+def test_a_backend_that_is_named_must_be_usable() -> None:
+    job = bench("horovodrun-gloo", 2, "--backends", "ring,mpi")
+    assert job.returncode != 0
+    assert job.output.count("--backends names mpi, which cannot be used") == 1, job.output
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_tried() -> None:
+    job = run(command("mpirun", 2, [*BENCH, "--sizes", "4000GiB"]), deadline_s=60)
+    assert job.returncode == 2, job.output
+    assert job.output.count("may need") == 1
+    assert "Give smaller sizes, or start fewer ranks" in job.output
