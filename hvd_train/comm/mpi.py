@@ -79,7 +79,7 @@ class MPICommunicator(Communicator):
             yield
         except Exception as error:
             failed = error
-        if self.loses_ranks and (_ulfm.is_loss(self._mpi, failed) or _ulfm.is_broken(self._comm)):
+        if self.has_lost() or (self.loses_ranks and _ulfm.is_loss(self._mpi, failed)):
             raise self._lost(what) from failed
         if isinstance(failed, self._mpi.Exception):
             where = f"rank {self.rank} of {self.size} ({self.host})"
@@ -93,6 +93,10 @@ class MPICommunicator(Communicator):
         dead = _ulfm.dead(self._comm)
         why = f"ranks {', '.join(map(str, dead))} died" if dead else "another rank says that one died"
         return RankLost(f"{what} failed on rank {self.rank} of {self.size} ({self.host}): {why}.")
+
+    def has_lost(self) -> bool:
+        """Whether this rank knows that a rank was lost. Not collective."""
+        return self.loses_ranks and any(_ulfm.is_broken(comm) for comm in (self._comm, *self._private))
 
     def private_comm(self) -> int:
         """The address of an MPI_Comm that nobody else uses: a duplicate, whose calls return their errors. It

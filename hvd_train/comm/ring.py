@@ -284,7 +284,9 @@ class RingCommunicator(Communicator):
                 f"{error} ({WIRES[self._wire]}), or is not finite. Choose `--wire float32` or bfloat16, or a "
                 "smaller learning rate."
             )
-        if _ring is not None and isinstance(error, _ring.MPIFailure):
+        # MPI may call it otherwise when a peer dies in the midst of a message.
+        lost = isinstance(self._inner, MPICommunicator) and self._inner.has_lost()
+        if _ring is not None and isinstance(error, _ring.MPIFailure) and not lost:
             return CommunicationError(f"{where}: {error}")
         self._team.revoke()
         self._inner.revoke()
