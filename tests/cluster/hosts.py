@@ -135,6 +135,9 @@ class _Keys(NamedTuple):
             return cls(file.read_text(), file.with_suffix(".pub").read_text())
 
 
+_NETWORK = "10.99.0.0/24"
+
+
 def _address(number: int) -> str:
     return f"10.99.0.{number}"
 
@@ -240,6 +243,9 @@ class Hosts:
         self._switch.ip("link", "set", port, "master", "switch", "up")
         network.ip("address", "add", f"{_address(number)}/24", "dev", "eth0")
         network.ip("link", "set", "eth0", "up")
+        # Linux's own choice, whatever this machine's is: each is another network. The route it is, since a
+        # namespace may not choose for itself.
+        network.ip("route", "replace", _NETWORK, "dev", "eth0", "congctl", "cubic")
 
     def enter(self, host: int, argv: Sequence[str], cwd: Path | None = None) -> list[str]:
         """The line that runs a command on a host."""
