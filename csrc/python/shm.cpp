@@ -100,15 +100,9 @@ void define_team(nb::module_& module) {
         .def_static("num_bytes", &Team::num_bytes)
         .def_ro_static("max_values", &Team::kMaxValues)
         .def("barrier",
-             // Returns the ranks that did not arrive in time; none: all did.
-             [](SeatedTeam& self, double timeout_s) -> std::vector<int> {
+             [](SeatedTeam& self, double timeout_s) {
                  nb::gil_scoped_release unlocked;
-                 try {
-                     self.team.barrier(seconds(timeout_s));
-                 } catch (const Stalled& stalled) {
-                     return stalled.ranks;
-                 }
-                 return {};
+                 self.team.barrier(seconds(timeout_s));
              })
         .def("allreduce", &allreduce)
         .def("gather",
@@ -117,6 +111,7 @@ void define_team(nb::module_& module) {
                  return self.team.gather(values, seconds(timeout_s));
              })
         .def("dead", [](const SeatedTeam& self) { return self.team.dead(); })
+        .def("late", [](const SeatedTeam& self) { return self.team.late(); })
         .def("enter", [](SeatedTeam& self, Phase phase) { self.team.enter(phase); })
         .def("phase", [](const SeatedTeam& self, int rank) { return self.team.phase(rank); })
         .def("revoke", [](SeatedTeam& self) { self.team.revoke(); });

@@ -64,9 +64,6 @@ RankDied::RankDied(std::vector<int> dead)
     : std::runtime_error(dead.empty() ? "a rank was lost" : "rank " + list(dead) + " of this host died"),
       ranks(std::move(dead)) {}
 
-Stalled::Stalled(std::vector<int> missing)
-    : std::runtime_error("rank " + list(missing) + " of this host did not arrive"), ranks(std::move(missing)) {}
-
 // One line or more each, so that no rank's stores slow another's loads.
 struct alignas(kLine) Team::Seat {
     // Held from construction to destruction. The kernel marks it when its holder dies, however that dies.
@@ -159,11 +156,10 @@ void Team::wait(std::uint64_t round, std::chrono::nanoseconds timeout) {
         if (complete || all_entered(round)) return;
         check_alive();
         if (std::chrono::steady_clock::now() > deadline) {
-            std::vector<int> missing;
             for (int r = 0; r < size_; ++r) {
-                if (seats_[r].entered.load(std::memory_order_acquire) < round) missing.push_back(r);
+                if (seats_[r].entered.load(std::memory_order_acquire) < round) late_.push_back(r);
             }
-            throw Stalled(missing);
+            throw Stalled();
         }
     }
 }

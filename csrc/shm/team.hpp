@@ -20,11 +20,10 @@ class RankDied : public std::runtime_error {
     const std::vector<int> ranks;
 };
 
-// Some ranks did not arrive in time. `ranks` are the missing, ascending.
+// Some ranks did not arrive in time; `Team::late` has them.
 class Stalled : public std::runtime_error {
   public:
-    explicit Stalled(std::vector<int> ranks);
-    const std::vector<int> ranks;
+    Stalled() : std::runtime_error("some ranks of this host did not arrive") {}
 };
 
 enum class Op { sum, min, max };
@@ -64,6 +63,9 @@ class Team {
     // Ranks that died so far, ascending; does not wait.
     std::vector<int> dead() const;
 
+    // After Stalled: the ranks that did not arrive, ascending.
+    const std::vector<int>& late() const noexcept { return late_; }
+
     // Throws RankDied if a rank died, or if the team was revoked; does not wait.
     void check_alive() const;
 
@@ -90,6 +92,7 @@ class Team {
     int size_;
     int spins_;
     std::uint64_t round_ = 0;
+    std::vector<int> late_;
 };
 
 }  // namespace hvd_train::shm

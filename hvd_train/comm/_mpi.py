@@ -47,6 +47,10 @@ def library_version(mpi: Any) -> str:
 def start(mpi: Any) -> None:
     """Initialises MPI once per process. One thread at a time calls MPI."""
     if not mpi.Is_initialized():
+        if "OMPI_MCA_mpi_ft_enable" in os.environ:
+            # Under fault tolerance MPI_Finalize ends in a barrier of the ranks that live. The launcher's own
+            # fence, which it would enter after that, was seen to wait for a dead rank for ever (5.0.11).
+            os.environ.setdefault("OMPI_MCA_async_mpi_finalize", "1")
         mpi.Init_thread(mpi.THREAD_SERIALIZED)
 
 

@@ -62,20 +62,32 @@ def agree(mpi: Any, comm: Any, value: int, deadline: float = math.inf) -> int | 
                 raise
 
 
-def derive(mpi: Any, parent: Any, make: Callable[[], Any]) -> Any | None:
-    """The communicator that `make` makes of `parent`: on every rank that lives, or None on every one, where
-    one of them failed. Collective.
+def all_went_well(mpi: Any, comm: Any, well: bool) -> bool:
+    """Whether a call went well on every rank that lives; not so where one of them has come to `meet` instead.
+    Collective, after the call.
 
-    Nobody has it before all have: to revoke one that another rank is still making crashes that rank.
+    Success on one rank alone says little: collectives of Open MPI were seen to succeed, with values from
+    nowhere, when a peer died. A rank that died before it had done its part is known to be dead after this.
     """
-    try:
-        comm = make()
-    except mpi.Exception as error:
-        if not is_loss(mpi, error):
-            raise
-        comm = None
-        parent.Revoke()
-    return comm if agree(mpi, parent, int(comm is not None)) else None
+    return bool((agree(mpi, comm, _encode(-1, calling=True, well=well)) or 0) & _WELL)
+
+
+def meet(mpi: Any, comm: Any, value: int, deadline: float = math.inf) -> int | None:
+    """As `agree`, of small values, among ranks that know of a loss. It waits for those that still ask whether
+    a call went well: it did not, and then they come here. Collective."""
+    while True:
+        flags = agree(mpi, comm, _encode(value, calling=False, well=False), deadline)
+        if flags is None:
+            return None
+        if flags & _ALL_MEET:
+            return flags >> 2
+
+
+_WELL, _ALL_MEET = 1, 2
+
+
+def _encode(value: int, *, calling: bool, well: bool) -> int:
+    return value << 2 | (0 if calling else _ALL_MEET) | (_WELL if well else 0)
 
 
 def wait(done: Callable[[], bool], deadline: float) -> bool:

@@ -222,6 +222,9 @@ class Communicator(ABC):
     local_size: int
     host: str
     num_hosts: int
+    stall_timeout_s = 300.0
+    """Seconds after which a rank that waits for another gives up with `BarrierTimeout`, in all methods but
+    `barrier`, where the backend can do that."""
 
     def buffer(self, numel: int, dtype: torch.dtype) -> Buffer:
         """A buffer of `numel` elements of `dtype`, zeros, placed where this backend averages fastest.

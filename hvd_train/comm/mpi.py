@@ -26,6 +26,9 @@ _ARRIVED, _RELEASED = 1, 2
 _GO_ON = -1
 """What a rank that does not give up brings to the agreement with those that do: neutral under "and"."""
 
+_ROLL_CALL = 0.1
+"""How long ranks that gave up waiting look for who is missing, as a part of the time that they waited."""
+
 _PARTING_S = 30.0
 """How long a rank that gives up waits for the others, which may be in their local steps."""
 
@@ -63,29 +66,40 @@ class MPICommunicator(Communicator):
 
     def _derive(self, parent: Any) -> Any:
         """A duplicate of `parent`, which ends with this communicator. Collective."""
-        what = "duplicating the communicator"
-        with self._errors(what):
-            comm = _ulfm.derive(self._mpi, parent, parent.Dup) if self.loses_ranks else parent.Dup()
-        if comm is None:
-            raise self._lost(what)
+        with self._errors("duplicating the communicator"):
+            comm = parent.Dup()
         comm.Set_errhandler(self._mpi.ERRORS_RETURN)
         self._owned.append(comm)
         return comm
 
     @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
+    def _errors(self, what: str, confirmed: bool = True) -> Iterator[None]:
+        """Gives what fails in a call to MPI the errors of this package. Where ranks can be lost, and the call
+        is to be `confirmed`, it is collective, and nobody goes on before the call went well everywhere."""
         failed: Exception | None = None
         try:
             yield
         except Exception as error:
             failed = error
-        if self.has_lost() or (self.loses_ranks and _ulfm.is_loss(self._mpi, failed)):
+        stalled = confirmed and isinstance(failed, BarrierTimeout)  # so would be an agreement
+        if self.loses_ranks and not stalled and not self._went_well(failed, confirmed):
             raise self._lost(what) from failed
         if isinstance(failed, self._mpi.Exception):
             where = f"rank {self.rank} of {self.size} ({self.host})"
             raise CommunicationError(f"{what} failed on {where}: {failed}") from failed
         if failed is not None:
             raise failed
+
+    def _went_well(self, failed: Exception | None, confirmed: bool) -> bool:
+        """Whether no rank was lost in a call that ended with `failed`, or well."""
+        lost = self.has_lost() or _ulfm.is_loss(self._mpi, failed)
+        if not confirmed:
+            return not lost
+        if lost or failed is not None:
+            self.revoke()  # or the others wait in the call for this rank
+        well = _ulfm.all_went_well(self._mpi, self._comm, not lost and failed is None)
+        # A failure may be this rank's own, or come of values that a rank which died never sent.
+        return well if failed is None or lost else not _ulfm.dead(self._comm)
 
     def _lost(self, what: str) -> RankLost:
         # Others may wait for this rank, which will not come, and need not have seen the death.
@@ -114,7 +128,7 @@ class MPICommunicator(Communicator):
         if not self.loses_ranks:
             return super().survivors()
         self.revoke()
-        code = _ulfm.agree(self._mpi, self._comm, _GO_ON)
+        code = _ulfm.meet(self._mpi, self._comm, _GO_ON)
         if code != _GO_ON:  # a rank called `abort`, and has said why
             self._mpi.COMM_WORLD.Abort(code or 1)
         new = None
@@ -125,8 +139,14 @@ class MPICommunicator(Communicator):
 
     def _without_dead(self) -> MPICommunicator | None:
         """One attempt of `survivors`; None, on every rank that lives, if one more died meanwhile."""
-        comm = _ulfm.derive(self._mpi, self._comm, self._comm.Shrink)
-        if comm is None:
+        comm: Any = None
+        try:
+            comm = self._comm.Shrink()
+        except self._mpi.Exception as error:
+            if not _ulfm.is_loss(self._mpi, error):
+                raise
+        # Nobody has it before all have: to revoke one that another rank is still making crashes that rank.
+        if not _ulfm.meet(self._mpi, self._comm, int(comm is not None)):
             return None
         self._owned.append(comm)
         comm.Set_errhandler(self._mpi.ERRORS_RETURN)
@@ -134,7 +154,7 @@ class MPICommunicator(Communicator):
             new = MPICommunicator(comm)
         except RankLost:
             new = None
-        return new if _ulfm.agree(self._mpi, comm, int(new is not None)) else None
+        return new if _ulfm.meet(self._mpi, comm, int(new is not None)) else None
 
     def _counts(self, numel: int) -> list[int]:
         bounds = (slice_bounds(numel, self.size, r) for r in range(self.size))
@@ -157,8 +177,20 @@ class MPICommunicator(Communicator):
         sent = np.ascontiguousarray(values, dtype=np.float64)
         result = np.empty_like(sent)
         with self._errors("allreduce"):
-            self._comm.Allreduce(sent, result, self._ops[op])
+            self._wait(self._comm.Iallreduce(sent, result, self._ops[op]))
         return result
+
+    def _wait(self, request: Any) -> None:
+        """Waits for a collective call. Each round begins with one: here a rank that hangs is noticed."""
+        deadline = time.monotonic() + self.stall_timeout_s
+        while not request.Test():
+            if time.monotonic() > deadline:
+                self._abandoned = request  # it goes on to write to its memory
+                self.barrier(_ROLL_CALL * self.stall_timeout_s)
+                raise BarrierTimeout(
+                    f"rank {self.rank} of {self.size} ({self.host}): an allreduce took more than "
+                    f"{self.stall_timeout_s:g} s, though all ranks are there."
+                )
 
     def broadcast(self, value: T, root: int = 0) -> T:
         with self._errors("broadcast"):
@@ -174,7 +206,7 @@ class MPICommunicator(Communicator):
         # MPI's barrier cannot say who is missing. Here rank 0 hears from each rank and tells each rank who
         # did not come; the others grant it twice the time, so that its answer is heard before they give up.
         deadline = time.monotonic() + timeout_s
-        with self._errors("barrier"):
+        with self._errors("barrier", confirmed=False):
             if self.rank == 0:
                 self._collect(deadline, timeout_s)
             else:
@@ -213,7 +245,7 @@ class MPICommunicator(Communicator):
             # MPI_Abort then ends this process alone and nobody is told. Where not all that live come to hear
             # of it in time, a death by a signal is at least seen.
             self.revoke()
-            if _ulfm.agree(self._mpi, self._comm, code, time.monotonic() + _PARTING_S) is None:
+            if _ulfm.meet(self._mpi, self._comm, code, time.monotonic() + _PARTING_S) is None:
                 os.kill(os.getpid(), signal.SIGKILL)
         self._mpi.COMM_WORLD.Abort(code)
 

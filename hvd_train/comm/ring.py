@@ -51,9 +51,6 @@ except ImportError:
 
 T = TypeVar("T")
 
-STALL_TIMEOUT_S = 300.0
-"""Seconds after which a rank that waits for another gives up."""
-
 WIRES = ("float32", "bfloat16", "float16", "int8")
 """What can carry an element between hosts, in the order of their codes; float64 travels as float64 under the
 first."""
@@ -120,11 +117,11 @@ class RingCommunicator(Communicator):
         memory = self._hosts.share(self._inner, num_bytes)
         if self.local_rank == 0:
             memory.allocate(0, num_bytes)
-        self._inner.barrier(STALL_TIMEOUT_S)
+        self._inner.barrier(self.stall_timeout_s)
         cores = self._inner.allgather(machine.AFFINITY)
         enough = len(frozenset().union(*(cores[r] for r in self._hosts.local))) >= self.local_size
         team = _shm.Team(memory, self.local_rank, self.local_size, _SPINS if enough else 0)
-        self._inner.barrier(STALL_TIMEOUT_S)  # every seat must be taken before the first barrier
+        self._inner.barrier(self.stall_timeout_s)  # every seat must be taken before the first barrier
         return team
 
     def _connect_hosts(self) -> _ring.Ring:
@@ -217,7 +214,7 @@ class RingCommunicator(Communicator):
         """The average as an object; None where there is no weight. Collective."""
         self._team.enter(_shm.Phase.AGREEMENT)
         if self._ring is None:
-            shares = shares_of(self._team.gather(row_of(buffer, weight), STALL_TIMEOUT_S))
+            shares = shares_of(self._team.gather(row_of(buffer, weight), self.stall_timeout_s))
         else:
             shares = agree_on_shares(self, buffer, weight)
         if shares is None:
@@ -226,10 +223,10 @@ class RingCommunicator(Communicator):
         mine = [shares[r] for r in self._hosts.local]
         slot, number, owned = buffer.next_slot, buffer.version + 1, buffer.owned.data_ptr()
         if self._ring is None:
-            return _shm.HostAverage(self._team, flat, mine, slot, number, owned, STALL_TIMEOUT_S)
+            return _shm.HostAverage(self._team, flat, mine, slot, number, owned, self.stall_timeout_s)
         wire = self._wire if buffer.has_anchor else 0
         return _ring.RingAverage(
-            self._ring, self._team, flat, mine, slot, number, owned, STALL_TIMEOUT_S, wire
+            self._ring, self._team, flat, mine, slot, number, owned, self.stall_timeout_s, wire
         )
 
     def start_average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> Pending:
@@ -270,15 +267,20 @@ class RingCommunicator(Communicator):
                 "an average that `start_average` began is not ended: call `wait` on it before anything else."
             )
 
-    def _explain(self, error: Exception) -> HvdTrainError:
+    def _explain(self, error: Exception, timeout_s: float | None = None) -> HvdTrainError:
         """The error to raise for one of `_FAILURES`. A loss is passed on to those that cannot see it: what
         died on this host to the other hosts, what MPI saw to this host."""
         where = f"rank {self.rank} of {self.size} ({self.host})"
+        timeout_s = self.stall_timeout_s if timeout_s is None else timeout_s
         if isinstance(error, _shm.Stalled):
-            return BarrierTimeout(f"{where}: {error} within {STALL_TIMEOUT_S:g} s.")
+            late = [self._hosts.local[r] for r in self._team.late()]
+            names = ", ".join(f"{r} (in: {self.phase(r)})" for r in late)
+            return BarrierTimeout(
+                f"{where}: ranks {names} did not arrive at the barrier within {timeout_s:g} s.", late
+            )
         if _ring is not None and isinstance(error, _ring.PeerStalled):
             late = [self._ring.late] if self._ring else []
-            return BarrierTimeout(f"{where}: {error} for {STALL_TIMEOUT_S:g} s.", late)
+            return BarrierTimeout(f"{where}: {error} for {timeout_s:g} s.", late)
         if _ring is not None and isinstance(error, _ring.Overflow):
             return WireOverflow(
                 f"{error} ({WIRES[self._wire]}), or is not finite. Choose `--wire float32` or bfloat16, or a "
@@ -301,7 +303,7 @@ class RingCommunicator(Communicator):
         try:
             if self._ring is not None or sent.size > _shm.Team.max_values:
                 return self._inner.allreduce(sent, op)
-            return self._team.allreduce(sent.ravel(), _OPS[op], STALL_TIMEOUT_S).reshape(sent.shape)
+            return self._team.allreduce(sent.ravel(), _OPS[op], self.stall_timeout_s).reshape(sent.shape)
         except _FAILURES as error:
             raise self._explain(error) from None
 
@@ -324,15 +326,10 @@ class RingCommunicator(Communicator):
         try:
             if self._ring is not None:
                 self._inner.barrier(timeout_s)
-                return
-            missing = self._team.barrier(timeout_s)
+            else:
+                self._team.barrier(timeout_s)
         except _FAILURES as error:
-            raise self._explain(error) from None
-        if missing:
-            names = ", ".join(f"{r} (in: {self.phase(r)})" for r in missing)
-            raise BarrierTimeout(
-                f"ranks {names} did not arrive at the barrier within {timeout_s:g} s.", missing
-            )
+            raise self._explain(error, timeout_s) from None
 
     def survivors(self) -> RingCommunicator:
         """See `Communicator.survivors`. The ranks that live get new shared memory; `recover` then moves the
