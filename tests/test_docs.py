@@ -52,6 +52,7 @@ def known_options() -> set[str]:
     found = options_of(*train) | {"--config"}
     for name in ("write", "info", "check"):
         found |= options_of(*train, "shard", name)
+    found |= options_of(*train, "bench", "allreduce")
     return found | options_of("benchmarks/averaging_cost.py") | FOREIGN_OPTIONS
 
 

@@ -80,7 +80,7 @@ def environment(checkout: Path) -> dict[str, str]:
 
 def is_training(command: str) -> bool:
     return ("-m hvd_train" in command or command.startswith("launch/")) and not any(
-        word in command for word in (" shard ", "--help")
+        word in command for word in (" shard ", " bench ", "--help")
     )
 
 
