@@ -1,0 +1,53 @@
+"""Whose launcher an `mpirun` is, by what it says of itself. Starts no rank; imports neither torch nor MPI."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+
+_TIMEOUT_S = 10.0
+
+# As in `build_info`: vendors that build on MPICH stand before it.
+_FAMILIES = (
+    ("Open MPI", r"\(Open MPI\) (\S+)"),
+    ("Intel MPI", r"Intel\(R\) MPI Library .*?Version (\S+)"),
+    ("MPICH", r"HYDRA build details:\s+Version:\s+(\S+)"),
+)
+
+
+@dataclass(frozen=True)
+class MPILauncher:
+    """What a launcher says of itself. `family` is a name that `build_info.parse_version` gives too, so that
+    launcher and library can be compared; both are empty for a program that is none of these."""
+
+    family: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.family} {self.version}".strip() or "an unknown MPI"
+
+
+def identify(program: str) -> MPILauncher:
+    """Asks `program --version`, which may take seconds on a slow file system.
+
+    Raises `OSError` if it cannot be started, `subprocess.TimeoutExpired` if it does not answer in 10 s.
+    """
+    asked = subprocess.run(
+        [program, "--version"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
+    return parse(asked.stdout + asked.stderr)
+
+
+def parse(text: str) -> MPILauncher:
+    """Of what `--version` printed."""
+    for family, pattern in _FAMILIES:
+        match = re.search(pattern, text)
+        if match is not None:
+            return MPILauncher(family, match[1])
+    return MPILauncher("", "")

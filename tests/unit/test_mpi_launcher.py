@@ -1,0 +1,41 @@
+"""Whose launcher a program is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hvd_train import build_info
+from hvd_train.mpi_launcher import MPILauncher, identify, parse
+from tests.launching import tool
+
+SAYS = {
+    "mpirun (Open MPI) 5.0.11\n\nReport bugs to the community\n": ("Open MPI", "5.0.11"),
+    "mpirun (Open MPI) 4.1.8\n": ("Open MPI", "4.1.8"),
+    "HYDRA build details:\n    Version:                                 4.3.2\n    Release Date: now\n": (
+        "MPICH",
+        "4.3.2",
+    ),
+    "Intel(R) MPI Library for Linux* OS, Version 2021.13 Build 20240515\n": ("Intel MPI", "2021.13"),
+    "true (GNU coreutils) 9.1\n": ("", ""),
+    "": ("", ""),
+}
+
+
+@pytest.mark.parametrize("text", SAYS)
+def test_what_launchers_say_of_themselves(text: str) -> None:
+    assert parse(text) == MPILauncher(*SAYS[text])
+
+
+def test_the_installed_launcher_is_that_of_the_recorded_library() -> None:
+    recorded = build_info.load().mpi
+    if recorded is None:
+        pytest.skip("the package was built without an MPI")
+    found = identify(tool("mpirun"))
+    assert (found.family, found.version) == build_info.parse_version(recorded.version)
+
+
+def test_a_program_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="mpirun"):
+        identify(str(tmp_path / "mpirun"))
