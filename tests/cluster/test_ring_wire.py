@@ -15,8 +15,8 @@ from tests.cluster.ring_wire_job import LARGEST
 
 pytestmark = pytest.mark.cluster
 
-NUMEL = 4 << 20
-"""16 MiB of float32, which hosts can share evenly."""
+NUMEL = 2 << 20
+"""8 MiB of float32, which hosts can share evenly."""
 
 LAYOUTS = [(2, 2), (1, 1, 1, 1), (3, 1)]
 
@@ -24,6 +24,13 @@ BLOCK = 256
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 HOP_ERROR = {"float32": 0.0, "bfloat16": 2**-8, "float16": 2**-11, "int8": (1 + 2**-15) / 254}
 """Of the largest value, as in the table of docs/ring.md."""
+
+OVERHEAD = 1.06
+"""Bytes of the frames that carry the payload over the payload, at most: of 1514 bytes in a frame 1448 are TCP's
+stream, and MPI's own headers are in that."""
+
+ACKNOWLEDGEMENTS = 66 / (2 * 1448)
+"""Of what a host receives: TCP answers every second full frame by an empty one, or fewer."""
 
 ROUNDINGS = 8 * 2**-24
 """What sums of some values below 1 lose in float32."""
@@ -51,7 +58,8 @@ def check(wire: str, found: dict[str, Any], slots: Sequence[int]) -> None:
     assert [len(ranks) for ranks in payloads.values()] == list(slots)
     assert [sum(ranks) for ranks in payloads.values()] == [sent] * len(slots), wire
     for host, ranks in by_host(found["eth0"], found["host"]).items():
-        assert sent < max(ranks) <= 1.06 * sent, (wire, host)
+        received = sent  # in each step a host receives a part as large as the one that it sends
+        assert sent < max(ranks) <= OVERHEAD * sent + ACKNOWLEDGEMENTS * received, (wire, host)
     if len(set(slots)) == 1:
         assert len(set(found["payload"])) == 1, f"{wire}: not all ranks send as much"
     assert max(found["lo"]) < 0.001 * sent, wire
@@ -61,10 +69,10 @@ def check(wire: str, found: dict[str, Any], slots: Sequence[int]) -> None:
 
 @pytest.fixture
 def calm_hosts(hosts: Hosts) -> Iterator[Hosts]:
-    """A link without a limit is faster than the kernel's queues, which then lose frames: they are sent again,
-    and counted again."""
+    """A link without a limit, or with a high one, is faster than the kernel's queues, which then lose frames:
+    they are sent again, and counted again."""
     for number in hosts.numbers:
-        hosts.rate(number, "500mbit")
+        hosts.rate(number, "100mbit")
     yield hosts
     for number in hosts.numbers:
         hosts.norate(number)
