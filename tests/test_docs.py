@@ -53,7 +53,8 @@ def known_options() -> set[str]:
     for name in ("write", "info", "check"):
         found |= options_of(*train, "shard", name)
     found |= options_of(*train, "bench", "allreduce")
-    return found | options_of("benchmarks/averaging_cost.py") | FOREIGN_OPTIONS
+    found |= options_of("benchmarks/averaging_cost.py") | options_of("-m", "benchmarks.ring_between_hosts")
+    return found | FOREIGN_OPTIONS
 
 
 def test_every_option_exists(known_options: set[str]) -> None:

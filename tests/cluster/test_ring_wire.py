@@ -26,8 +26,8 @@ HOP_ERROR = {"float32": 0.0, "bfloat16": 2**-8, "float16": 2**-11, "int8": (1 + 
 """Of the largest value, as in the table of docs/ring.md."""
 
 OVERHEAD = 1.06
-"""Bytes of the frames that carry the payload over the payload, at most: of 1514 bytes in a frame 1448 are TCP's
-stream, and MPI's own headers are in that."""
+"""Bytes of the frames that carry the payload over the payload, at most: of 1514 bytes in a frame 1448 are
+TCP's stream, and MPI's own headers are in that."""
 
 ACKNOWLEDGEMENTS = 66 / (2 * 1448)
 """Of what a host receives: TCP answers every second full frame by an empty one, or fewer."""
