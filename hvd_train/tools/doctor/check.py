@@ -1,0 +1,88 @@
+"""What one check says, and the one way to run it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from hvd_train.errors import HvdTrainError
+
+Status = Literal["ok", "warning", "error"]
+
+_TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One line of the report."""
+
+    name: str
+
+    status: Status = "ok"
+    """`error`: what was started, or would be, cannot run. `warning`: it runs, but something that is often
+    wanted does not, or it runs worse than it could."""
+
+    seen: str
+
+    remedy: str = ""
+    """What to do; empty where all is well, or where `seen` says it."""
+
+    alike: str = ""
+    """What must be the same on every rank; empty where ranks may differ."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: `Check(**values)` takes them back."""
+        return asdict(self)
+
+
+def attempt(name: str, check: Callable[[], Check]) -> Check:
+    """Runs a check; one that raises is an error of this check and of nothing else."""
+    try:
+        return check()
+    except HvdTrainError as error:
+        return Check(name=name, status="error", seen=str(error))  # says what to do
+    except Exception as error:
+        return failed(name, f"the check raised {type(error).__name__}: {error}")
+
+
+def failed(name: str, seen: str) -> Check:
+    """The error of a check that came to no result."""
+    remedy = "Nothing is known of this part. If a training works, this is a defect of doctor: report it."
+    return Check(name=name, status="error", seen=seen, remedy=remedy)
+
+
+def ask(argv: Sequence[str]) -> str:
+    """What a program prints on both streams, whatever its exit code.
+
+    Raises `OSError` if it cannot be started, `subprocess.TimeoutExpired` if it does not end in 15 s.
+    """
+    asked = subprocess.run(
+        list(argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+    )
+    return asked.stdout + asked.stderr
+
+
+def size(num_bytes: float) -> str:
+    """`3.5 GiB`: in the largest unit that leaves at least one."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = next((i for i in range(4) if num_bytes < 1024 ** (i + 1)), 4)
+    value = num_bytes / 1024**power
+    return f"{value:.0f} {units[power]}" if power == 0 or value >= 100 else f"{value:.1f} {units[power]}"
+
+
+def numbers(values: Sequence[int]) -> str:
+    """`0-3,6`: numbers in ascending order, runs of them as ranges."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def count(number: int, noun: str) -> str:
+    """`1 rank`, `2 ranks`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
