@@ -40,7 +40,7 @@ class Child:
     def __init__(self, what: str, options: Options) -> None:
         self._deadline = time.monotonic() + options.timeout
         self._timeout_s = options.timeout
-        paths = [_PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [*filter(None, [os.environ.get("PYTHONPATH")]), _PACKAGES]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "hvd_train.tools.doctor.probe", what, json.dumps(asdict(options))],
             stdin=subprocess.PIPE,

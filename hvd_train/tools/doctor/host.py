@@ -83,9 +83,9 @@ def shared_memory(root: Path = ROOT) -> Check:
         return Check(name=name, status="warning", seen="memfd works, but there is no /dev/shm", remedy=remedy)
     free = os.statvfs(folder)
     free_bytes = free.f_bavail * free.f_frsize
-    seen = f"memfd works; /dev/shm has {size(free_bytes)} free"
     if free_bytes >= _SEGMENT_BYTES * len(machine.AFFINITY):
-        return Check(name=name, seen=seen)
+        return Check(name=name, seen=f"memfd works; /dev/shm is of {size(free.f_blocks * free.f_frsize)}")
+    seen = f"memfd works, but /dev/shm has only {size(free_bytes)} free"
     remedy = (
         f"An MPI may want up to {size(_SEGMENT_BYTES)} a rank there (the ring's own memory does not lie in "
         "it): give the container more (`--shm-size=1g`), or remove what was left behind."

@@ -8,11 +8,12 @@ import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 
 from hvd_train.tools.doctor.check import Check
 
-_FLAGS, _ADDRESS = 0x8913, 0x8915
-"""SIOCGIFFLAGS and SIOCGIFADDR of linux/sockios.h."""
+_FLAGS, _ADDRESS, _MASK = 0x8913, 0x8915, 0x891B
+"""SIOCGIFFLAGS, SIOCGIFADDR and SIOCGIFNETMASK of linux/sockios.h."""
 
 _UP, _LOOPBACK = 0x1, 0x8
 
@@ -25,8 +26,8 @@ class Interface:
     """One interface that has an address."""
 
     name: str
-    address: str
-    """IPv4."""
+    network: str
+    """IPv4, with the length of its prefix: the same on all hosts of it."""
     up: bool
     loopback: bool
 
@@ -36,7 +37,7 @@ class Interface:
         return self.loopback or _LOCAL.match(self.name) is not None
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.address})"
+        return f"{self.name} ({self.network})"
 
 
 def interfaces() -> list[Interface]:
@@ -49,11 +50,12 @@ def interfaces() -> list[Interface]:
         found = []
         for _, name in socket.if_nameindex():
             try:
-                address = socket.inet_ntoa(request(_ADDRESS, name)[20:24])
+                address, mask = (socket.inet_ntoa(request(c, name)[20:24]) for c in (_ADDRESS, _MASK))
                 (flags,) = struct.unpack("H", request(_FLAGS, name)[16:18])
             except OSError:  # it has no address
                 continue
-            found.append(Interface(name, address, bool(flags & _UP), bool(flags & _LOOPBACK)))
+            network = str(IPv4Network(f"{address}/{mask}", strict=False))
+            found.append(Interface(name, network, bool(flags & _UP), bool(flags & _LOOPBACK)))
     return found
 
 

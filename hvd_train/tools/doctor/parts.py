@@ -91,13 +91,16 @@ def _loaded_from() -> str:
 
 def horovod() -> Check:
     """How Horovod was built: what `horovodrun --check-build` says, of torch alone."""
-    from hvd_train.comm.horovod import load
-
     version = software.installed("horovod")
     try:
+        from hvd_train.comm.horovod import load
+
         hvd = load()
     except EnvironmentMismatch as error:
         return Check(name="Horovod", status="warning", seen=str(error))
+    except ImportError as error:
+        seen = f"{version}, which cannot be loaded without torch: {error}"
+        return Check(name="Horovod", status="warning", seen=seen, remedy="See torch.")
     over = [word for word, built in (("MPI", hvd.mpi_built()), ("Gloo", hvd.gloo_built())) if built]
     if over:
         return Check(name="Horovod", seen=f"{version}, built with {' and '.join(over)}", alike=version)

@@ -20,14 +20,17 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from hvd_train.comm.base import Communicator
 from hvd_train.comm.launcher import detect
 from hvd_train.errors import HvdTrainError
+from hvd_train.tools.doctor import parts, storage
 from hvd_train.tools.doctor.check import Check, attempt, failed
 from hvd_train.tools.doctor.host import fabrics
 from hvd_train.tools.doctor.options import Options
+
+if TYPE_CHECKING:  # it loads torch, of which nothing is known yet
+    from hvd_train.comm.base import Communicator
 
 _PR_SET_PDEATHSIG = 1
 
@@ -56,6 +59,11 @@ class _Voice:
         self.checks.append(attempt(name, check))
         self.tell("check", self.checks[-1].to_json())
 
+    def fail(self, seen: str, remedy: str, agreed: bool) -> None:
+        """Tells why the ranks do not come together, and whether all of them know."""
+        check = Check(name="world", status="error", seen=seen, remedy=remedy)
+        self.tell("failed", {"check": check.to_json(), "agreed": agreed})
+
     def printed(self) -> str:
         """What libraries have printed so far. After they were flushed."""
         self._printed.seek(0)
@@ -69,8 +77,6 @@ class _Library:
     mpi: Any = None
 
     def load(self) -> Check:
-        from hvd_train.tools.doctor import parts
-
         check, self.mpi = parts.mpi_library(detect())
         return check
 
@@ -80,15 +86,6 @@ def main() -> None:
     this rank's report so far from standard input."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # whoever ends the parent ends this one
     voice, options = _Voice(), Options(**json.loads(sys.argv[2]))
-    voice.begin("torch", "importing torch")
-    try:
-        from hvd_train.tools.doctor import parts
-    except ImportError as error:
-        remedy = "`pip install torch`, or `make setup`; without it nothing trains."
-        seen = f"cannot be imported: {error}"
-        check = Check(name="torch", status="error", seen=seen, remedy=remedy)
-        voice.tell("failed", {"check": check.to_json(), "agreed": False})
-        return
     if sys.argv[1] == "horovod":
         voice.check("Horovod", parts.horovod)
     else:
@@ -96,24 +93,25 @@ def main() -> None:
 
 
 def _load_and_join(voice: _Voice, options: Options) -> None:
-    from hvd_train.tools.doctor import parts
-
     parts.ask_to_talk()
     launcher, library = detect(), _Library()
     voice.check("torch", parts.torch)
+    has_torch = voice.checks[0].status == "ok"
     voice.check("ring in a host", parts.shm)
-    need = _need(voice, options) if launcher.rank == 0 else None
+    need = _need(voice, options) if launcher.rank == 0 and has_torch else None
     voice.check("MPI", library.load)
     voice.check("mpirun", lambda: parts.mpirun(library.mpi, launcher))
     voice.check("ring of hosts", parts.ring)
+    if not has_torch:
+        voice.fail("no world without torch", "See torch.", agreed=False)
+        return
     voice.begin("world", f"bringing {launcher.size} ranks together" if launcher.size > 1 else "MPI_Init")
     from hvd_train.comm.factory import connect
 
     try:
         comm = connect()
     except HvdTrainError as error:
-        check = Check(name="world", status="error", seen=str(error))
-        voice.tell("failed", {"check": check.to_json(), "agreed": error.agreed})
+        voice.fail(str(error), "", error.agreed)
         return
     with comm:
         _tell_world(voice, comm, options, library.mpi, need)
@@ -136,8 +134,6 @@ def _need(voice: _Voice, options: Options) -> dict[str, Any] | None:
 
 def _tell_world(voice: _Voice, comm: Communicator, options: Options, mpi: Any, need: Any) -> None:
     """Collective."""
-    from hvd_train.tools.doctor import parts, storage
-
     of_world: list[Check] = []
     alone = comm.name == "solo"
     if mpi and (alone or detect().provides == "mpi"):

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvd_train.tools.doctor.check import Check, numbers, size
+from hvd_train.tools.doctor.check import Check, ranks, size
 
 if TYPE_CHECKING:  # it loads torch
     from hvd_train.comm.base import Communicator
+
+_LITTLE_BYTES = 1 << 30
 
 _LOCKING = "HDF5_USE_FILE_LOCKING"
 
@@ -36,7 +38,14 @@ def runs_folder(runs: Path, root: Path = Path("/")) -> Check:
         remedy = "Choose another folder by --runs."
         seen = f"{seen}, which cannot be written: {error.strerror}"
         return Check(name=name, status="error", seen=seen, remedy=remedy)
-    return Check(name=name, seen=f"{seen}, {size(free.f_bavail * free.f_frsize)} free")
+    free_bytes = free.f_bavail * free.f_frsize
+    if free_bytes < _LITTLE_BYTES:
+        seen, remedy = (
+            f"{seen}, which has only {size(free_bytes)} free",
+            "Make room, or choose another --runs.",
+        )
+        return Check(name=name, status="warning", seen=seen, remedy=remedy)
+    return Check(name=name, seen=seen)
 
 
 def file_locking(runs: Path, environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Check:
@@ -75,7 +84,7 @@ def file_system(folder: Path, root: Path = Path("/")) -> str:
 def seen_by_all(comm: Communicator, runs: Path) -> Check | None:
     """Whether a file that rank 0 makes in the folder of the runs is there for every rank; None if it cannot
     make one, which `runs_folder` tells. Collective."""
-    name = "runs are shared"
+    name = "shared runs"
     file = None
     if comm.rank == 0:
         try:
@@ -91,6 +100,6 @@ def seen_by_all(comm: Communicator, runs: Path) -> Check | None:
     blind = [rank for rank, sees in enumerate(there) if not sees]
     if not blind:
         return Check(name=name, seen=f"every rank sees what rank 0 writes in {Path(path).parent}")
-    seen = f"ranks {numbers(blind)} do not see what rank 0 writes in {Path(path).parent}"
+    seen = f"what rank 0 writes in {Path(path).parent} is not there on {ranks(blind)}"
     remedy = "Choose a folder that every host mounts under the same name, by --runs."
     return Check(name=name, status="error", seen=seen, remedy=remedy)

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hvd_train.tools.doctor.check import count, numbers
+from hvd_train.tools.doctor.check import count, ranks
 from hvd_train.tools.doctor.world import Finding
 
 _NARROWEST, _WIDEST = 60, 110
@@ -33,9 +33,9 @@ def in_words(report: Mapping[str, Any], findings: Sequence[Finding], host_of: Ma
     return "\n".join([*lines, *_wrapped("", report["start"]), tally])
 
 
-def _whose(ranks: Sequence[int], host_of: Mapping[int, str]) -> str:
-    hosts = dict.fromkeys(host_of[rank] for rank in ranks)
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {numbers(ranks)} ({', '.join(hosts)})"
+def _whose(whose: Sequence[int], host_of: Mapping[int, str]) -> str:
+    hosts = dict.fromkeys(host_of[rank] for rank in whose)
+    return f"{ranks(whose)} ({', '.join(hosts)})"
 
 
 def _wrapped(head: str, text: str) -> list[str]:

@@ -83,8 +83,19 @@ def judge(
     found = [_of_all(reports, places(hosts, backend, num_hosts))] if len(reports) > 1 else []
     found += _each(hosts, threads)
     if need is not None:
-        found += _each(hosts, lambda of_host: memory(of_host, backend, **need))
+        found += _memory(hosts, backend, need)
     return found
+
+
+def _memory(hosts: Mapping[str, list[Report]], backend: str, need: Mapping[str, Any]) -> list[Finding]:
+    """Of the hosts that have too little, else of the one with the least: what is free differs on all."""
+    checks = {host: memory(of_host, backend, **need) for host, of_host in hosts.items()}
+    short = [host for host, check in checks.items() if check.status != "ok"]
+    least = min(hosts, key=lambda host: hosts[host][0].free_bytes / len(hosts[host]))
+    return [
+        Finding(checks[host], tuple(report.rank for report in hosts[host]), len(hosts) == 1)
+        for host in short or [least]
+    ]
 
 
 def _of_all(reports: Sequence[Report], check: Check) -> Finding:
