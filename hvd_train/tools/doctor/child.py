@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hvd_train.tools.doctor.check import Check
+from hvd_train.tools.doctor.check import Check, ended_by
 from hvd_train.tools.doctor.options import Options
 
 _PACKAGES = str(Path(__file__).resolve().parents[3])
@@ -37,12 +37,12 @@ class Told:
 class Child:
     """A running `probe`."""
 
-    def __init__(self, what: str, options: Options) -> None:
+    def __init__(self, options: Options) -> None:
         self._deadline = time.monotonic() + options.timeout
         self._timeout_s = options.timeout
         paths = [*filter(None, [os.environ.get("PYTHONPATH")]), _PACKAGES]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "hvd_train.tools.doctor.probe", what, json.dumps(asdict(options))],
+            [sys.executable, "-m", "hvd_train.tools.doctor.probe", json.dumps(asdict(options))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -51,7 +51,7 @@ class Child:
             close_fds=False,  # MPICH's launcher talks through one that it left open
         )
 
-    def finish(self, report: str = "") -> Told:
+    def finish(self, report: str) -> Told:
         """Gives it this rank's report, and waits for its end, or ends it at its deadline."""
         late = False
         try:
@@ -64,7 +64,9 @@ class Child:
         if late:
             told.failure = self._failure(doing, f"did not end within {self._timeout_s:g} s")
         elif self._process.returncode != 0:
-            told.failure = self._failure(doing, f"ended the process with {_status(self._process.returncode)}")
+            told.failure = self._failure(
+                doing, f"ended the process with {ended_by(self._process.returncode)}"
+            )
         return told
 
     def _failure(self, doing: tuple[str, str], how: str) -> Check:
@@ -99,7 +101,3 @@ def _understand(said: str) -> tuple[Told, tuple[str, str]]:
         elif kind == "joined":
             told.joined, told.world = True, value
     return told, doing
-
-
-def _status(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -92,6 +92,11 @@ def _loaded_from() -> str:
 def horovod() -> Check:
     """How Horovod was built: what `horovodrun --check-build` says, of torch alone."""
     version = software.installed("horovod")
+    if not version:
+        remedy = (
+            "Only horovodrun and `--backend horovod` need it: `make setup` builds it, or says why it cannot."
+        )
+        return Check(name="Horovod", status="warning", seen="not installed", remedy=remedy)
     try:
         from hvd_train.comm.horovod import load
 

@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 from hvd_train.comm.launcher import detect
 from hvd_train.errors import HvdTrainError
 from hvd_train.tools.doctor import parts, storage
-from hvd_train.tools.doctor.check import Check, attempt, failed
+from hvd_train.tools.doctor.check import Check, attempt, attempt_apart, failed
 from hvd_train.tools.doctor.host import fabrics
 from hvd_train.tools.doctor.options import Options
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:  # it loads torch, of which nothing is known yet
     from hvd_train.comm.base import Communicator
 
 _PR_SET_PDEATHSIG = 1
+
+Run = Callable[[str, Callable[[], Check]], Check]
+"""`attempt` or `attempt_apart`."""
 
 
 class _Voice:
@@ -53,10 +56,10 @@ class _Voice:
         """Tells what is done next."""
         self.tell("begin", [name, words or f"finding out about {name}"])
 
-    def check(self, name: str, check: Callable[[], Check]) -> None:
-        """Runs one check, and tells it."""
+    def check(self, name: str, check: Callable[[], Check], run: Run = attempt) -> None:
+        """Makes one check, and tells it."""
         self.begin(name)
-        self.checks.append(attempt(name, check))
+        self.checks.append(run(name, check))
         self.tell("check", self.checks[-1].to_json())
 
     def fail(self, seen: str, remedy: str, agreed: bool) -> None:
@@ -82,21 +85,15 @@ class _Library:
 
 
 def main() -> None:
-    """The first argument is `world` or `horovod`, the second the options of doctor as JSON. `world` reads
-    this rank's report so far from standard input."""
+    """The argument is the options of doctor as JSON; this rank's report so far comes on standard input."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # whoever ends the parent ends this one
-    voice, options = _Voice(), Options(**json.loads(sys.argv[2]))
-    if sys.argv[1] == "horovod":
-        voice.check("Horovod", parts.horovod)
-    else:
-        _load_and_join(voice, options)
-
-
-def _load_and_join(voice: _Voice, options: Options) -> None:
+    voice, options = _Voice(), Options(**json.loads(sys.argv[1]))
     parts.ask_to_talk()
     launcher, library = detect(), _Library()
     voice.check("torch", parts.torch)
     has_torch = voice.checks[0].status == "ok"
+    # It may have been built for another torch, or beside another MPI than the one that is loaded next.
+    voice.check("Horovod", parts.horovod, attempt_apart)
     voice.check("ring in a host", parts.shm)
     need = _need(voice, options) if launcher.rank == 0 and has_torch else None
     voice.check("MPI", library.load)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,6 @@ from hvd_train.tools.doctor.world import Finding, Report
 _AFTER_RANK_0_S = 3.0
 """Before there is a world, a rank other than 0 speaks only if rank 0 has not ended the job by then."""
 
-_LOCAL_RANKS = ("HOROVOD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID")
-"""Where launchers put a rank's number among those of its host."""
-
 
 def run(options: Options, version: str) -> int:
     """Looks, and prints the report on rank 0. Collective where a launcher started several processes.
@@ -38,14 +34,12 @@ def run(options: Options, version: str) -> int:
     Returns the exit code of this rank.
     """
     launcher = detect()
-    joining = Child("world", options)
-    loading = Child("horovod", options) if _is_first_of_host() and software.installed("horovod") else None
+    child = Child(options)
     try:
-        checks = [*_local(options, version, launcher), *_horovod(loading)]
-        told = joining.finish(json.dumps(_report(launcher, checks)))
+        checks = _local(options, version, launcher)
+        told = child.finish(json.dumps(_report(launcher, checks)))
     finally:
-        for child in filter(None, (joining, loading)):
-            child.kill()
+        child.kill()
     if launcher.rank > 0:
         return 0 if told.joined and told.failure is None else _speak_alone(told)
     reports = _reports(launcher, checks, told)
@@ -84,23 +78,6 @@ def _mpi_in_words() -> str:
     except EnvironmentMismatch:  # which is told of the record
         return ""
     return " ".join(build_info.parse_version(recorded.version)) if recorded else ""
-
-
-def _is_first_of_host(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this rank is to look at what takes long and is the same for all ranks of its host."""
-    return next((environ[name] for name in _LOCAL_RANKS if name in environ), "0") == "0"
-
-
-def _horovod(loading: Child | None) -> list[Check]:
-    if loading is None:
-        if not _is_first_of_host():
-            return []
-        remedy = (
-            "Only horovodrun and `--backend horovod` need it: `make setup` builds it, or says why it cannot."
-        )
-        return [Check(name="Horovod", status="warning", seen="not installed", remedy=remedy)]
-    told = loading.finish()
-    return [told.failure] if told.failure else told.checks
 
 
 def _report(launcher: Launcher, checks: Sequence[Check]) -> dict[str, Any]:
