@@ -62,7 +62,7 @@ def installed(distribution: str) -> str:
 
 
 def started_by(launcher: Launcher) -> Check:
-    """What started this process. It differs between no two ranks, but in a job of two launchers."""
+    """What started this process, as its environment tells."""
     if not launcher.name:
         seen = "nothing: this is one process of one"
     else:
