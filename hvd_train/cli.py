@@ -21,6 +21,7 @@ from hvd_train.output import reader_may_leave
 
 if TYPE_CHECKING:
     from hvd_train.tools.bench.options import Options
+    from hvd_train.tools.doctor.options import Options as DoctorOptions
 
 _DESCRIPTION = """Train a PyTorch model on HDF5 shards, on many ranks, without a master process.
 
@@ -30,8 +31,8 @@ mpirun or srun every rank reads its own shards, and all average their parameters
   --config FILE.toml   reads a configuration; options given beside it count more than the file.
   --resume RUN         goes on with a run, and with its configuration.
 
-Other commands: `hvd_train shard write | info | check` and `hvd_train bench allreduce`; each has its own
---help."""
+Other commands: `hvd_train doctor`, `hvd_train shard write | info | check` and `hvd_train bench allreduce`;
+each has its own --help."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -49,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from hvd_train.tools.bench.options import parse as parse_bench
 
         return _in_job(args[1:], parse_bench, _bench)
+    if args[:1] == ["doctor"]:
+        from hvd_train.tools.doctor.options import parse as parse_doctor
+
+        return _in_job(args[1:], parse_doctor, _doctor)
     return _in_job(args[1:] if args[:1] == ["train"] else args, parse, _train)
 
 
@@ -64,14 +69,21 @@ def _bench(options: Options) -> None:
     run(options, hvd_train.__version__)
 
 
+def _doctor(options: DoctorOptions) -> int:
+    from hvd_train.tools.doctor.run import run
+
+    with reader_may_leave():
+        return run(options, hvd_train.__version__)
+
+
 class _Parse(Protocol[T_co]):
     """`parse`, or that of another command."""
 
     def __call__(self, args: Sequence[str], quiet: bool = False) -> T_co: ...
 
 
-def _in_job(args: list[str], parse: _Parse[T], work: Callable[[T], None]) -> int:
-    """Parses the options and works, on this rank of a job; returns the exit code."""
+def _in_job(args: list[str], parse: _Parse[T], work: Callable[[T], int | None]) -> int:
+    """Parses the options and works, on this rank of a job; returns the exit code, 0 if `work` names none."""
     launcher = detect()
     try:
         with reader_may_leave():
@@ -80,7 +92,7 @@ def _in_job(args: list[str], parse: _Parse[T], work: Callable[[T], None]) -> int
         print(f"hvd_train: {error}", file=sys.stderr, flush=True)
         return 2
     try:
-        work(given)
+        code = work(given)
     except HvdTrainError as error:
         if launcher.rank == 0 or not error.agreed:
             print(f"hvd_train: {error}", file=sys.stderr, flush=True)
@@ -89,7 +101,7 @@ def _in_job(args: list[str], parse: _Parse[T], work: Callable[[T], None]) -> int
             # what their MPI put into shared memory.
             time.sleep(1)
         return 2 if isinstance(error, UserError) else 1
-    return 0
+    return code or 0
 
 
 def _parse_after_rank_0(args: list[str], parse: _Parse[T]) -> T:

@@ -42,6 +42,7 @@ print("exit", code, "loaded", loaded, file=sys.stderr)
         (["--help"], ["--period", "Local steps between two averages", "--resume RUN", "--config FILE.toml"]),
         (["train", "--help"], ["--target-error", "--max-seconds"]),
         (["shard", "--help"], ["write", "info", "check"]),
+        (["doctor", "--help"], ["--parameters", "--json", "--timeout"]),
         (["shard", "write", "--help"], ["--by-class", "--compression"]),
     ],
     ids=" ".join,

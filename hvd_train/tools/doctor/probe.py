@@ -1,0 +1,165 @@
+"""The child that loads libraries, starts MPI and brings the ranks together: `python -m` this module.
+
+It says what it finds as it goes, one JSON object a line on standard output, so that what it had found is
+known if it hangs or crashes:
+
+    {"begin": ["MPI", ...]}   the check that it does next, and in words
+    {"check": {...}}          of this rank
+    {"failed": {...}}         a check: the ranks did not come together; "agreed" if every rank knows
+    {"joined": {...}}         they did; on rank 0 with everything that is known of all
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from hvd_train.comm.launcher import detect
+from hvd_train.errors import HvdTrainError
+from hvd_train.tools.doctor import parts, storage
+from hvd_train.tools.doctor.check import Check, attempt, attempt_apart, failed
+from hvd_train.tools.doctor.host import fabrics
+from hvd_train.tools.doctor.options import Options
+
+if TYPE_CHECKING:  # it loads torch, of which nothing is known yet
+    from hvd_train.comm.base import Communicator
+
+_PR_SET_PDEATHSIG = 1
+
+Run = Callable[[str, Callable[[], Check]], Check]
+"""`attempt` or `attempt_apart`."""
+
+
+class _Voice:
+    """What the parent hears."""
+
+    def __init__(self) -> None:
+        # Libraries print to standard output; here that goes to a file.
+        self._to_parent = os.fdopen(os.dup(1), "w")
+        self._printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        os.dup2(self._printed.fileno(), 1)
+        self.checks: list[Check] = []
+
+    def tell(self, kind: str, value: Any) -> None:
+        self._to_parent.write(json.dumps({kind: value}) + "\n")
+        self._to_parent.flush()
+
+    def begin(self, name: str, words: str = "") -> None:
+        """Tells what is done next."""
+        self.tell("begin", [name, words or f"finding out about {name}"])
+
+    def check(self, name: str, check: Callable[[], Check], run: Run = attempt) -> None:
+        """Makes one check, and tells it."""
+        self.begin(name)
+        self.checks.append(run(name, check))
+        self.tell("check", self.checks[-1].to_json())
+
+    def fail(self, seen: str, remedy: str, agreed: bool) -> None:
+        """Tells why the ranks do not come together, and whether all of them know."""
+        check = Check(name="world", status="error", seen=seen, remedy=remedy)
+        self.tell("failed", {"check": check.to_json(), "agreed": agreed})
+
+    def printed(self) -> str:
+        """What libraries have printed so far. After they were flushed."""
+        self._printed.seek(0)
+        return self._printed.read().decode(errors="replace")
+
+
+@dataclass
+class _Library:
+    """MPI, once it is loaded."""
+
+    mpi: Any = None
+
+    def load(self) -> Check:
+        check, self.mpi = parts.mpi_library(detect())
+        return check
+
+
+def main() -> None:
+    """The argument is the options of doctor as JSON; this rank's report so far comes on standard input."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # whoever ends the parent ends this one
+    voice, options = _Voice(), Options(**json.loads(sys.argv[1]))
+    parts.ask_to_talk()
+    launcher, library = detect(), _Library()
+    voice.check("torch", parts.torch)
+    has_torch = voice.checks[0].status == "ok"
+    # It may have been built for another torch, or beside another MPI than the one that is loaded next.
+    voice.check("Horovod", parts.horovod, attempt_apart)
+    voice.check("ring in a host", parts.shm)
+    need = _need(voice, options) if launcher.rank == 0 and has_torch else None
+    voice.check("MPI", library.load)
+    voice.check("mpirun", lambda: parts.mpirun(library.mpi, launcher))
+    voice.check("ring of hosts", parts.ring)
+    if not has_torch:
+        voice.fail("no world without torch", "See torch.", agreed=False)
+        return
+    voice.begin("world", f"bringing {launcher.size} ranks together" if launcher.size > 1 else "MPI_Init")
+    from hvd_train.comm.factory import connect
+
+    try:
+        comm = connect()
+    except HvdTrainError as error:
+        voice.fail(str(error), "", error.agreed)
+        return
+    with comm:
+        _tell_world(voice, comm, options, library.mpi, need)
+
+
+def _need(voice: _Voice, options: Options) -> dict[str, Any] | None:
+    from hvd_train.tools.doctor import need
+
+    voice.begin("model", "building the model")
+    try:
+        return asdict(need.of(options.load(), options.parameters))
+    except HvdTrainError as error:
+        check = Check(name="model", status="error", seen=str(error))
+    except Exception as error:
+        check = failed("model", f"it cannot be built: {type(error).__name__}: {error}")
+    voice.checks.append(check)
+    voice.tell("check", check.to_json())
+    return None
+
+
+def _tell_world(voice: _Voice, comm: Communicator, options: Options, mpi: Any, need: Any) -> None:
+    """Collective."""
+    of_world: list[Check] = []
+    alone = comm.name == "solo"
+    if mpi and (alone or detect().provides == "mpi"):
+        from hvd_train.comm import _mpi
+
+        _mpi.start(mpi)  # alone nobody has; in a job of MPI it is up
+        voice.check("fault tolerance", lambda: parts.fault_tolerance(mpi, fabrics()))
+        if alone:
+            _mpi.stop(mpi)
+        elif comm.rank == 0:
+            parts.flush_libraries()
+            said = voice.printed()
+            of_world.append(attempt("transports", lambda: parts.transports(mpi, said, fabrics())))
+    if not alone:
+        shared = storage.seen_by_all(comm, Path(options.load().runs))
+        of_world += [shared] if shared else []
+    report = json.loads(sys.stdin.read())
+    report["checks"] += [check.to_json() for check in voice.checks]
+    reports = comm.allgather(report)
+    world = {
+        "reports": reports,
+        "checks": [check.to_json() for check in of_world],
+        "backend": comm.name,
+        "library": comm.library,
+        "num_hosts": comm.num_hosts,
+        "need": need,
+    }
+    voice.tell("joined", world if comm.rank == 0 else None)
+
+
+if __name__ == "__main__":
+    main()

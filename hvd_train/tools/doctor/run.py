@@ -1,0 +1,178 @@
+"""The whole of `hvd_train doctor`."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from hvd_train import build_info, machine
+from hvd_train.comm.launcher import Launcher, detect
+from hvd_train.errors import EnvironmentMismatch
+from hvd_train.tools.doctor import host, network, slurm, software, storage, world
+from hvd_train.tools.doctor.check import Check, attempt
+from hvd_train.tools.doctor.child import Child, Told
+from hvd_train.tools.doctor.options import Options
+from hvd_train.tools.doctor.text import in_words
+from hvd_train.tools.doctor.world import Finding, Report
+
+_AFTER_RANK_0_S = 3.0
+"""Before there is a world, a rank other than 0 speaks only if rank 0 has not ended the job by then."""
+
+
+def run(options: Options, version: str) -> int:
+    """Looks, and prints the report on rank 0. Collective where a launcher started several processes.
+
+    Args:
+        version: of hvd_train.
+
+    Returns the exit code of this rank.
+    """
+    launcher = detect()
+    child = Child(options)
+    try:
+        checks = _local(options, version, launcher)
+        told = child.finish(json.dumps(_report(launcher, checks)))
+    finally:
+        child.kill()
+    if launcher.rank > 0:
+        return 0 if told.joined and told.failure is None else _speak_alone(told)
+    reports = _reports(launcher, checks, told)
+    return _print(options, _conclude(reports, told, launcher), {r.rank: r.host for r in reports})
+
+
+def _local(options: Options, version: str, launcher: Launcher) -> list[Check]:
+    """The checks that load nothing, side by side: some ask programs."""
+    runs, mpi = Path(options.load().runs), _mpi_in_words()
+    todo: dict[str, Callable[[], Check]] = {
+        "python": software.python,
+        "hvd_train": lambda: software.package(version),
+        "build record": software.build_record,
+        "mpi4py": software.mpi4py,
+        "started by": lambda: software.started_by(launcher),
+        "affinity": host.affinity,
+        "cpu.max": host.cpu_limit,
+        "shared memory": host.shared_memory,
+        "CMA, XPMEM": host.single_copy,
+        "ulimit -l": host.locked_memory,
+        "ulimit -n": lambda: host.open_files(launcher.size),
+        "interfaces": lambda: network.judge(network.interfaces(), mpi),
+        "runs": lambda: storage.runs_folder(runs),
+        "HDF5 locks": lambda: storage.file_locking(runs),
+        "Slurm": slurm.allocation,
+        "srun": lambda: slurm.srun(mpi),
+    }
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(attempt, todo.keys(), todo.values()))
+
+
+def _mpi_in_words() -> str:
+    """Family and version of the recorded MPI; empty if none was recorded."""
+    try:
+        recorded = build_info.load().mpi
+    except EnvironmentMismatch:  # which is told of the record
+        return ""
+    return " ".join(build_info.parse_version(recorded.version)) if recorded else ""
+
+
+def _report(launcher: Launcher, checks: Sequence[Check]) -> dict[str, Any]:
+    return {
+        "rank": launcher.rank,
+        "host": platform.node(),
+        "cores": sorted(machine.AFFINITY),
+        "num_cores": world.num_cores(),
+        "cpu_limit": machine.cpu_limit(),
+        "free_bytes": machine.available_memory(),
+        "checks": [check.to_json() for check in checks],
+    }
+
+
+def _speak_alone(told: Told) -> int:
+    """A rank that did not come into the world says why, unless all ranks know and rank 0 says it."""
+    time.sleep(_AFTER_RANK_0_S)
+    if not told.agreed:
+        for check in (*told.checks, *filter(None, [told.failure])):
+            if check.status == "error":
+                print(
+                    f"hvd_train doctor: {check.name}: {check.seen} {check.remedy}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+    return 1
+
+
+def _reports(launcher: Launcher, checks: Sequence[Check], told: Told) -> list[Report]:
+    """Of all ranks, where they came together; else what this one knows."""
+    if told.world is not None:
+        return [Report.from_json(report) for report in told.world["reports"]]
+    mine = [*checks, *told.checks, *filter(None, [told.failure])]
+    return [Report.from_json(_report(launcher, mine))]
+
+
+def _conclude(reports: list[Report], told: Told, launcher: Launcher) -> tuple[list[Finding], str, str]:
+    """The lines; the backend that `auto` takes, empty if none; what to start."""
+    findings = world.merge(reports)
+    everyone = tuple(report.rank for report in reports)
+    loads = any(f.check.name == "torch" and f.check.status == "ok" for f in findings)
+    backend = "solo" if loads and not launcher.name else ""
+    if told.world is not None:
+        facts = told.world
+        backend = facts["backend"]
+        findings += [Finding(Check(**check), everyone, True) for check in facts["checks"]]
+        findings += world.judge(reports, backend, facts["num_hosts"], facts["need"])
+        if told.failure is not None:  # after all was said
+            findings.append(Finding(told.failure, everyone, True))
+    return findings, backend, _start(findings, backend, launcher)
+
+
+def _start(findings: Sequence[Finding], backend: str, launcher: Launcher) -> str:
+    """Which backend `auto` takes, and the line that starts a training."""
+    if not backend:
+        return "Nothing would train here: see the errors above."
+    if launcher.name:
+        return f"`auto` takes {backend} here: {_line(launcher)}"
+    good = {f.check.name for f in findings if f.check.status == "ok"}
+    ranks = max(2, len(machine.AFFINITY))
+    alone = "`auto` takes solo for one process: `python -m hvd_train`"
+    mpi = _seen(findings, "MPI")
+    if {"MPI", "mpirun", "mpi4py"} <= good and "none on PATH" not in _seen(findings, "mpirun"):
+        taken = "ring" if "ring in a host" in good else "mpi"
+        binding = "--bind-to none " if mpi.startswith("Open MPI") else ""
+        return f"{alone}; {taken} for several: `mpirun {binding}-np {ranks} python -m hvd_train`."
+    if "Gloo" in _seen(findings, "Horovod"):
+        return f"{alone}; horovod for several: `horovodrun --gloo -np {ranks} python -m hvd_train`."
+    return f"{alone}. Nothing here starts several."
+
+
+def _seen(findings: Sequence[Finding], name: str) -> str:
+    return next((f.check.seen for f in findings if f.check.name == name and f.check.status == "ok"), "")
+
+
+def _line(launcher: Launcher) -> str:
+    train = "python -m hvd_train"
+    if launcher.provides == "gloo":
+        return f"`horovodrun --gloo -np {launcher.size} {train}`."
+    if launcher.name == "srun":
+        return f"`srun --mpi=pmix -n {launcher.size} {train}`."
+    binding = "--bind-to none " if "Open MPI" in launcher.name else ""
+    return f"`mpirun {binding}-np {launcher.size} {train}`."
+
+
+def _print(options: Options, concluded: tuple[list[Finding], str, str], host_of: dict[int, str]) -> int:
+    findings, backend, start = concluded
+    tally = {status: sum(f.check.status == status for f in findings) for status in ("error", "warning")}
+    report = {
+        "checks": [{**f.check.to_json(), "ranks": f.ranks, "everywhere": f.everywhere} for f in findings],
+        "hosts": host_of,
+        "backend": backend,
+        "start": start,
+        "errors": tally["error"],
+        "warnings": tally["warning"],
+    }
+    print(json.dumps(report, indent=2) if options.json else in_words(report, findings, host_of), flush=True)
+    return 1 if tally["error"] else 0

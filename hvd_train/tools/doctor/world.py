@@ -1,0 +1,182 @@
+"""What can be said once all ranks have reported: what is alike, what differs, what each host must hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hvd_train import machine
+from hvd_train.tools.doctor.check import Check, count, numbers, size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What one rank found."""
+
+    rank: int
+    host: str
+    cores: tuple[int, ...]
+    """Its affinity mask."""
+    num_cores: int
+    """Of the host."""
+    cpu_limit: float | None
+    free_bytes: int
+    """Memory that the host can still give."""
+    checks: tuple[Check, ...]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Report:
+        """Of plain values."""
+        checks = tuple(Check(**check) for check in values["checks"])
+        return cls(**{**values, "cores": tuple(values["cores"]), "checks": checks})
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of the report, and whose it is."""
+
+    check: Check
+    ranks: tuple[int, ...]
+    """The ranks that say so, ascending."""
+    everywhere: bool
+    """Whether no rank says otherwise, or it is said of the job as a whole."""
+
+
+def merge(reports: Sequence[Report]) -> list[Finding]:
+    """Each check once where all ranks that made it say the same, else once for those that say the same. What
+    must be alike and is not is an error."""
+    said: dict[str, dict[Check, list[int]]] = {}
+    for report in reports:
+        for check in report.checks:
+            said.setdefault(check.name, {}).setdefault(check, []).append(report.rank)
+    found = []
+    for of_name in said.values():
+        unlike = len({check.alike for check in of_name}) > 1
+        for check, ranks in of_name.items():
+            if unlike and check.status != "error":
+                remedy = "It must be the same on every rank: install the same on every host."
+                check = replace(check, status="error", remedy=remedy)
+            found.append(Finding(check, tuple(ranks), len(of_name) == 1))
+    return found
+
+
+def by_host(reports: Sequence[Report]) -> dict[str, list[Report]]:
+    """The reports of each host, in the order of their lowest ranks."""
+    hosts: dict[str, list[Report]] = {}
+    for report in reports:
+        hosts.setdefault(report.host, []).append(report)
+    return hosts
+
+
+def judge(
+    reports: Sequence[Report], backend: str, num_hosts: int, need: Mapping[str, Any] | None
+) -> list[Finding]:
+    """What concerns the job, or a host of it.
+
+    Args:
+        num_hosts: groups of ranks that share memory, as the backend found them.
+        need: of `need.Need`.
+    """
+    hosts = by_host(reports)
+    found = [_of_all(reports, places(hosts, backend, num_hosts))] if len(reports) > 1 else []
+    found += _each(hosts, threads)
+    if need is not None:
+        found += _memory(hosts, backend, need)
+    return found
+
+
+def _memory(hosts: Mapping[str, list[Report]], backend: str, need: Mapping[str, Any]) -> list[Finding]:
+    """Of the hosts that have too little, else of the one with the least: what is free differs on all."""
+    checks = {host: memory(of_host, backend, **need) for host, of_host in hosts.items()}
+    short = [host for host, check in checks.items() if check.status != "ok"]
+    least = min(hosts, key=lambda host: hosts[host][0].free_bytes / len(hosts[host]))
+    return [
+        Finding(checks[host], tuple(report.rank for report in hosts[host]), len(hosts) == 1)
+        for host in short or [least]
+    ]
+
+
+def _of_all(reports: Sequence[Report], check: Check) -> Finding:
+    return Finding(check, tuple(r.rank for r in reports), True)
+
+
+def _each(hosts: Mapping[str, list[Report]], check: Callable[[list[Report]], Check]) -> list[Finding]:
+    """A check of each host, once where all hosts say the same."""
+    said: dict[Check, list[int]] = {}
+    for of_host in hosts.values():
+        said.setdefault(check(of_host), []).extend(report.rank for report in of_host)
+    return [Finding(check, tuple(sorted(ranks)), len(said) == 1) for check, ranks in said.items()]
+
+
+def places(hosts: Mapping[str, list[Report]], backend: str, num_hosts: int) -> Check:
+    """Which ranks are where, and whether those of a host share memory."""
+    listed = ", ".join(f"{host}: {numbers([r.rank for r in ranks])}" for host, ranks in hosts.items())
+    total = sum(map(len, hosts.values()))
+    seen = f"{count(total, 'rank')} on {count(len(hosts), 'host')} ({listed}) came together under `{backend}`"
+    if backend == "ring" and num_hosts > len(hosts):
+        seen = f"{seen}, but share memory as if on {num_hosts} hosts"
+        remedy = "Start all ranks of a host in one container, and mount /proc without hidepid."
+        return Check(name="world", status="warning", seen=seen, remedy=remedy)
+    return Check(name="world", seen=seen)
+
+
+def threads(of_host: Sequence[Report]) -> Check:
+    """Threads of torch that each rank of a host would get."""
+    masks = [frozenset(report.cores) for report in of_host]
+    each = [
+        machine.threads_for(mask, masks, report.cpu_limit)
+        for mask, report in zip(masks, of_host, strict=True)
+    ]
+    spread = str(each[0]) if len(set(each)) == 1 else f"{min(each)} to {max(each)}"
+    cores, present = len(frozenset().union(*masks)), of_host[0].num_cores
+    seen = f"{spread} for each of {count(len(of_host), 'rank')} on {count(cores, 'core')}"
+    if cores < len(of_host):
+        remedy = "Start no more ranks on a host than it has cores: they wait for one another in every round."
+        return Check(name="threads", status="warning", seen=seen, remedy=remedy)
+    if any(len(mask) == 1 for mask in masks) and present >= 2 * len(of_host):
+        seen = f"{seen}, of the {present} that this host has: ranks are bound to one core each"
+        remedy = "`mpirun --bind-to none`, or `--map-by slot:PE=N`; under Slurm `--cpus-per-task=N`."
+        return Check(name="threads", status="warning", seen=seen, remedy=remedy)
+    return Check(name="threads", seen=seen)
+
+
+def memory(
+    of_host: Sequence[Report], backend: str, words: str, state_bytes: int, private_bytes: int
+) -> Check:
+    """The state of all ranks of a host against what it can give. Where ranks share memory there is one pair
+    of anchors for all, else one for each. What torch and the batches take comes on top."""
+    free = of_host[0].free_bytes
+    alone = len(of_host) == 1 and backend == "solo"
+
+    def needed(ranks: int) -> int:
+        copies = ranks + 2 if backend == "ring" or alone else 3 * ranks
+        return copies * state_bytes + ranks * private_bytes
+
+    ranks = len(of_host)
+    seen = f"{words}, S = {size(state_bytes)}: {_reckon(ranks, needed(ranks), backend)} of {size(free)} free"
+    if needed(ranks) > free:
+        remedy = (
+            "Use fewer ranks a host, `sync.optimizer_state = 'keep'` or a smaller model, or raise the limit."
+        )
+        return Check(name="memory", status="error", seen=seen, remedy=remedy)
+    # Alone: would one rank a core fit, as mpirun would start them?
+    wanted = len(of_host[0].cores)
+    if alone and needed(wanted) > free:
+        most = max(n for n in range(1, wanted + 1) if needed(n) <= free)
+        seen = f"{seen}; {_reckon(wanted, needed(wanted), 'ring')} would not fit"
+        remedy = f"Start no more than {count(most, 'rank')} on this host."
+        return Check(name="memory", status="warning", seen=seen, remedy=remedy)
+    return Check(name="memory", seen=seen)
+
+
+def _reckon(ranks: int, num_bytes: int, backend: str) -> str:
+    copies = f"{ranks + 2} S" if backend in ("ring", "solo") else f"{3 * ranks} S"
+    verb = "needs" if ranks == 1 else "need"
+    return f"{count(ranks, 'rank')} {verb} {copies} and gradients, {size(num_bytes)},"
+
+
+def num_cores() -> int:
+    """Of this host."""
+    return os.cpu_count() or 1
