@@ -66,10 +66,10 @@ def test_nonsense_is_refused_with_file_and_line(line: str, seen: str, tmp_path: 
 
 def test_files_without_hosts(tmp_path: Path) -> None:
     file = tmp_path / "hosts"
-    with pytest.raises(ConfigError, match="hosts: cannot read the hosts: .*No such file"):
+    with pytest.raises(ConfigError, match=r"hosts: cannot read the hosts: .*No such file"):
         read_hostfile(file)
     file.write_text("# h1\n")
-    with pytest.raises(ConfigError, match="hosts: names no host. Expected `node1`"):
+    with pytest.raises(ConfigError, match=r"hosts: names no host\. Expected `node1`"):
         read_hostfile(file)
 
 
