@@ -8,11 +8,12 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from hvd_train.comm.launcher import detect
 from hvd_train.config import Config
-from hvd_train.errors import EnvironmentMismatch, UserError
-from hvd_train.launching import plan, supervise
+from hvd_train.errors import ConfigError, EnvironmentMismatch, UserError
+from hvd_train.launching import check_hosts, find, plan, supervise
 from hvd_train.launching.options import Options, parse, split
 from hvd_train.launching.record import Record
 from hvd_train.launching.supervise import Ended
@@ -45,6 +46,8 @@ def _launch(options: Options, before: list[str], training: list[str], check: Che
             "expected one, which starts the ranks itself. Start it without that launcher."
         )
     config = check(training)
+    if options.check_hosts:
+        return _check_hosts(options, config)
     record = None
     if config is not None:
         folder, is_new = folder_of(config)
@@ -70,6 +73,16 @@ def _launch(options: Options, before: list[str], training: list[str], check: Che
     if record is None:
         return 128 + ended.signal if ended.signal else ended.status
     return _judge(ended, record, launcher, before)
+
+
+def _check_hosts(options: Options, config: Config | None) -> int:
+    if not options.named_hosts:
+        raise ConfigError(
+            "--check-hosts logs in to hosts, and none is named: expected --hosts or --hostfile. Name them."
+        )
+    runs = Path(Config().runs) if config is None else folder_of(config)[0].parent
+    mpirun = None if options.gloo else find.mpirun()[0]
+    return check_hosts.run(options.named_hosts, runs, mpirun)
 
 
 def _judge(ended: Ended, record: Record, launcher: str, before: list[str]) -> int:

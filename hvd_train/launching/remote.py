@@ -16,6 +16,7 @@ from typing import Generic, NamedTuple, TypeVar, cast
 
 from hvd_train.launching import probe
 from hvd_train.launching.finding import CheckFailed, Finding
+from hvd_train.launching.network import is_this_host
 from hvd_train.launching.probe import Errand, Facts
 
 T = TypeVar("T")
@@ -91,7 +92,7 @@ def visit(name: str, python: str, errand: Errand, deadline: float) -> Visit | No
         return None
     way = _way(name)
     addresses = _resolve(name, way)
-    if any(_is_here(family, address) for family, address in addresses):
+    if any(is_this_host(address[0]) for _, address in addresses):
         return None
     home = _reach(way, addresses)
     return _probe(name, python, {**errand, "home": home}, deadline)
@@ -171,18 +172,6 @@ def _within(seconds: float, function: Callable[[], T]) -> T:
     if not thread.result:
         raise TimeoutError(f"no answer within {seconds:g} s")
     return thread.result[0]
-
-
-def _is_here(family: socket.AddressFamily, address: tuple[str, int]) -> bool:
-    """Whether it is an address of this host: the way to such a one begins where it ends."""
-    if address[0].startswith("127."):
-        return True
-    with socket.socket(family, socket.SOCK_DGRAM) as any_socket:
-        try:
-            any_socket.connect(address)
-        except OSError:
-            return False
-        return str(any_socket.getsockname()[0]) == address[0]
 
 
 def _reach(way: _Way, addresses: Sequence[tuple[socket.AddressFamily, tuple[str, int]]]) -> str:

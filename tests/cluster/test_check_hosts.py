@@ -25,17 +25,15 @@ PACKAGE = ROOT / "hvd_train" / "__init__.py"
 
 CHECK = """
 import sys
-from pathlib import Path
-from hvd_train.launching.check_hosts import run
-from hvd_train.launching.hosts import parse_hosts
-status = run(parse_hosts(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] or None)
+from hvd_train.cli import main
+status = main(["launch", "--check-hosts", *sys.argv[1:]])
 assert not {"torch", "mpi4py", "h5py"} & set(sys.modules)
 sys.exit(status)
 """
 
 
-def check(hosts: Hosts, which: str, runs: Path, mpirun: str | None = None) -> Job:
-    line = [sys.executable, "-c", CHECK, which, str(runs), tool("mpirun") if mpirun is None else mpirun]
+def check(hosts: Hosts, which: str, runs: Path, *options: str) -> Job:
+    line = [sys.executable, "-c", CHECK, "--hosts", which, *options, "--", "--runs", str(runs)]
     job = hosts.run(1, line, deadline_s=3 * LIMIT_S)
     assert job.stderr == ""
     assert job.seconds < LIMIT_S, job.output
@@ -212,7 +210,7 @@ def test_the_broken_host_is_named_with_the_remedy(hosts: Hosts, tmp_path: Path, 
 
 def test_a_name_that_nobody_knows(hosts: Hosts, tmp_path: Path) -> None:
     """And where no MPI starts the ranks."""
-    job = check(hosts, "h1:1,nonesuch:1,h3:1", tmp_path, mpirun="")
+    job = check(hosts, "h1:1,nonesuch:1,h3:1", tmp_path, "--launcher", "horovodrun", "--gloo")
     assert job.returncode == 1, job.output
     assert rows(job)["nonesuch"] == dict.fromkeys(CHECKS, "-") | {"resolves": "unknown"}
     assert "\nnonesuch: resolves: no address is known here for nonesuch: " in job.stdout

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from hvd_train.cli import main
 from hvd_train.errors import RunDirectoryError
 from hvd_train.launching import check_hosts, probe
 from hvd_train.launching.finding import OK, CheckFailed, Finding, explanations, table
@@ -257,6 +258,11 @@ def test_this_host_alone_needs_no_ssh(
     assert check_hosts.run([Host(name, 1) for name in names], tmp_path / "new" / "runs", None) == 0
     assert "2 hosts checked, none failed.\n" in capsys.readouterr().out
     assert not (tmp_path / "new" / "runs").exists()
+
+
+def test_no_hosts_to_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", "--check-hosts"]) == 2
+    assert "none is named: expected --hosts or --hostfile" in capsys.readouterr().err
 
 
 def test_a_folder_of_runs_that_cannot_be_written(tmp_path: Path) -> None:
