@@ -1,0 +1,220 @@
+"""What the facts of a host mean for a training, beside those of the host that starts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from hvd_train import build_info, mpi_launcher
+from hvd_train.launching.finding import OK, Finding
+from hvd_train.launching.hosts import Host
+from hvd_train.launching.probe import Errand, Facts, Record
+from hvd_train.launching.remote import Visit
+
+SKEW_S = 2.0
+"""Clocks that are further apart are warned of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standard:
+    """What a host is compared with."""
+
+    facts: Facts
+    """Of this host."""
+    python: str
+    """Path of this host's interpreter."""
+    errand: Errand
+
+
+def judge_own(host: Host, standard: Standard) -> dict[str, Finding]:
+    """The findings, by check, on this host itself."""
+    return {
+        "resolves": Finding(cell="here"),
+        "reachable": Finding(cell="here"),
+        "ssh": Finding(cell="here"),
+        "python": OK,
+        "package": _package(standard.facts, standard),
+        "mpi": _mpi(standard.facts, standard),
+        "runs": _runs(host, standard.facts),
+        "port": OK,
+        "clock": OK,
+        "cores": _cores(host, standard.facts),
+    }
+
+
+def judge(host: Host, visit: Visit, standard: Standard) -> dict[str, Finding]:
+    """The findings, by check, on a host that was visited. Of the checks whose facts are missing the first is
+    a failure, and the others are left out: it hung or broke there."""
+    facts = visit.facts
+    checks: tuple[tuple[str, Iterable[str], Callable[[], Finding]], ...] = (
+        ("python", ["python"], lambda: _python(facts, standard)),
+        ("cores", ["cores"], lambda: _cores(host, facts)),
+        ("package", ["package", "torch"], lambda: _package(facts, standard)),
+        ("mpi", ["record", "mpirun"], lambda: _mpi(facts, standard)),
+        ("port", ["home"], lambda: _port(visit, standard.errand["port"])),
+        ("runs", ["runs"], lambda: _runs(host, facts)),
+        ("clock", ["started", "ended"], lambda: _clock(host, visit)),
+    )
+    row = dict.fromkeys(("resolves", "reachable", "ssh"), OK)
+    complete = True
+    for check, needed, finding in checks:
+        if all(name in facts for name in needed):
+            row[check] = finding()
+        elif complete:
+            row[check] = _missing(check, visit, standard)
+            complete = False
+    return row
+
+
+def _missing(check: str, visit: Visit, standard: Standard) -> Finding:
+    by_hand = {
+        "runs": f"`ls {standard.errand['runs']}`: where that hangs, its file server does not answer",
+        "mpi": f"`{standard.errand['mpirun']} --version`",
+    }.get(check, f"`{standard.python} -c 'import hvd_train'`")
+    return Finding(
+        cell="silent",
+        seen=f"the check did not come to its end there: {visit.end}",
+        expected="an answer within a second or two",
+        remedy=f"Log in and try {by_hand}",
+    )
+
+
+def _python(facts: Facts, standard: Standard) -> Finding:
+    here, there = standard.facts["python"], facts["python"]
+    if there == here:
+        return OK
+    return Finding(
+        cell=there,
+        seen=f"{standard.python} is Python {there}",
+        expected=f"{here}, as here",
+        remedy="Set up the same environment there, or keep it in a folder that all hosts share",
+    )
+
+
+def _package(facts: Facts, standard: Standard) -> Finding:
+    here, there = standard.facts["package"]["found"], facts["package"]["found"]
+    if facts["package"]["wrong"]:
+        return Finding(
+            cell=there,
+            seen=f"hvd_train cannot be imported there: {facts['package']['wrong']}",
+            expected=f"hvd_train {here}",
+            remedy="Install it into the environment there, or keep the environment in a folder that all "
+            "hosts share; start from a folder that is on every host too",
+        )
+    if there != here:
+        return Finding(
+            cell=there,
+            seen=f"hvd_train is {there}",
+            expected=f"{here}, as here",
+            remedy="Install the same version there",
+        )
+    if facts["torch"] != standard.facts["torch"]:
+        there = facts["torch"] or "absent"
+        return Finding(
+            cell=f"torch {there}",
+            seen=f"torch is {there}",
+            expected=f"{standard.facts['torch']}, as here",
+            remedy="Install the same version there",
+        )
+    return OK
+
+
+def _mpi(facts: Facts, standard: Standard) -> Finding:
+    here, there = standard.facts["record"], facts["record"]
+    if _version(there) != _version(here):
+        return Finding(
+            cell=_version(there) or "unrecorded",
+            seen=f"the package there was built for {_version(there) or 'no MPI'}",
+            expected=f"{_version(here) or 'none'}, as here",
+            remedy="Install the package there beside the same MPI",
+        )
+    if there["library"] and not there["there"]:
+        return Finding(
+            cell="no library",
+            seen=f"the library that the package was built for, {there['library']}, is not there",
+            expected=_version(there),
+            remedy="Install this MPI there at the same place",
+        )
+    return _launcher(facts, standard)
+
+
+def _version(record: Record) -> str:
+    return " ".join(build_info.parse_version(record["version"])).strip()
+
+
+def _launcher(facts: Facts, standard: Standard) -> Finding:
+    program = standard.errand["mpirun"]
+    if not program:
+        return OK
+    here, there = (mpi_launcher.parse(f["mpirun"]["found"]) for f in (standard.facts, facts))
+    if facts["mpirun"]["wrong"]:
+        return Finding(
+            cell=facts["mpirun"]["found"],
+            seen=f"{program} cannot be used there: {facts['mpirun']['wrong']}",
+            expected=f"{here}, whose daemon is started from that folder",
+            remedy="Install this MPI there at the same path, or keep it in a folder that all hosts share",
+        )
+    if there != here:
+        return Finding(
+            cell=there.version or "unknown",
+            seen=f"{program} is of {there}",
+            expected=f"{here}, as here",
+            remedy="Install the same version there",
+        )
+    return OK
+
+
+def _runs(host: Host, facts: Facts) -> Finding:
+    answer = facts["runs"]
+    if not answer["wrong"]:
+        return OK
+    return Finding(
+        cell=answer["found"],
+        seen=answer["wrong"],
+        expected="one folder that every host sees and can write",
+        remedy=f"Mount the same file system on {host.name}, or give --runs a folder on one that is shared",
+    )
+
+
+def _port(visit: Visit, port: int) -> Finding:
+    answer = visit.facts["home"]
+    if not answer["wrong"]:
+        return OK
+    return Finding(
+        cell=answer["found"],
+        seen=f"it cannot connect to {visit.home}, port {port}, of this host: {answer['wrong']}",
+        expected="a connection, as the launcher's daemons and the ranks make them on any port",
+        remedy="Let the firewalls of these hosts pass TCP on all ports from each other (`nft list ruleset` "
+        "shows them)",
+    )
+
+
+def _clock(host: Host, visit: Visit) -> Finding:
+    """Its clock less this host's lies between what the probe's end says and what its start says, since the
+    one was after the question and the other before the answer. What is nearest to zero is what is sure."""
+    lowest = visit.facts["ended"] - visit.answered
+    highest = visit.facts["started"] - visit.asked
+    if abs(max(lowest, min(0.0, highest))) <= SKEW_S:
+        return OK
+    middle, half = (highest + lowest) / 2, (highest - lowest) / 2
+    return Finding(
+        cell=f"{middle:+.1f} s",
+        seen=f"its clock is {abs(middle):.1f} s {'ahead' if middle > 0 else 'behind'} (give or take "
+        f"{half:.1f} s, half the round trip)",
+        expected=f"{SKEW_S:g} s at most: times in logs and of files will not be in order",
+        remedy=f"Start a time service on {host.name} (chrony, ntpd or systemd-timesyncd)",
+        warning=True,
+    )
+
+
+def _cores(host: Host, facts: Facts) -> Finding:
+    cores = facts["cores"]
+    if host.slots <= cores:
+        return OK
+    return Finding(
+        cell=f"{cores} < {host.slots}",
+        seen=f"{host.slots} slots on {cores} cores",
+        expected="a core for each rank at least",
+        remedy=f"Give it fewer: {host.name}:{cores}",
+        warning=True,
+    )
