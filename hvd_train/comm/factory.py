@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hvd_train.comm.base import Communicator
-from hvd_train.comm.launcher import Launcher, detect
+from hvd_train.comm.launcher import detect, mismatch
 from hvd_train.errors import EnvironmentMismatch
 
 _BASE = {"mpi": "mpi", "gloo": "horovod", "nothing": "solo"}
@@ -20,14 +20,15 @@ def connect(backend: str = "auto", wire: str = "float32") -> Communicator:
         wire: what carries an element between hosts under `ring`: `float32`, `bfloat16`, `float16`, `int8`.
 
     Raises:
-        EnvironmentMismatch: the backend is not installed, a launcher started this process as one of several
-            and its world has another size, or the backend has no such wire.
+        LauncherMismatch: a launcher started this process as one of several and its world has another size.
+        EnvironmentMismatch: the backend is not installed, or it has no such wire.
     """
     launcher = detect()
     base = _BASE[launcher.provides]
     comm = _make(base if backend in ("auto", "ring") else backend)
-    if comm.size != launcher.size and launcher.name:
-        raise _close(comm, _mismatch(comm, launcher))
+    if not launcher.promised(comm.size):
+        comm.close()
+        raise mismatch(launcher, comm.name, comm.library, comm.size)
     if backend == "ring" or (backend == "auto" and base == "mpi"):
         comm = _ring_over(comm, wire, required=backend == "ring")
     if wire != "float32" and comm.name not in ("ring", "solo"):
@@ -79,16 +80,3 @@ def _make(name: str) -> Communicator:
     from hvd_train.comm.horovod import HorovodCommunicator
 
     return HorovodCommunicator()
-
-
-def _mismatch(comm: Communicator, launcher: Launcher) -> str:
-    seen = (
-        f"{launcher.name} started this process as one of {launcher.size}, but backend `{comm.name}` "
-        f"({comm.library}) sees a world of {comm.size}"
-    )
-    if comm.name == "solo":
-        return f"{seen}. Choose `--backend auto`, or start one process without a launcher."
-    return (
-        f"{seen}: the launcher belongs to another MPI than the one that this program loads. Start it with "
-        "the launcher of the same MPI (`make setup` says which that is), under Slurm with `srun --mpi=pmix`."
-    )
