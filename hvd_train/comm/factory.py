@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import platform
+
+import torch
+
+import hvd_train
+from hvd_train.agree import require_equal
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.launcher import detect, mismatch
-from hvd_train.errors import EnvironmentMismatch
+from hvd_train.errors import EnvironmentMismatch, RanksDisagree
 
 _BASE = {"mpi": "mpi", "gloo": "horovod", "nothing": "solo"}
 """By what the launcher provides: the backend that needs nothing else, and brings the ring up."""
@@ -21,6 +27,7 @@ def connect(backend: str = "auto", wire: str = "float32") -> Communicator:
 
     Raises:
         LauncherMismatch: a launcher started this process as one of several and its world has another size.
+        RanksDisagree: the ranks run different versions of hvd_train, Python, torch or MPI.
         EnvironmentMismatch: the backend is not installed, or it has no such wire.
     """
     launcher = detect()
@@ -29,6 +36,12 @@ def connect(backend: str = "auto", wire: str = "float32") -> Communicator:
     if not launcher.promised(comm.size):
         comm.close()
         raise mismatch(launcher, comm.name, comm.library, comm.size)
+    try:
+        # Before the ring is brought up: other versions may do that otherwise, and wait for each other.
+        require_equal(comm, "versions", versions(comm), "Install the same on every host.")
+    except RanksDisagree:
+        comm.close()
+        raise
     if backend == "ring" or (backend == "auto" and base == "mpi"):
         comm = _ring_over(comm, wire, required=backend == "ring")
     if wire != "float32" and comm.name not in ("ring", "solo"):
@@ -38,6 +51,16 @@ def connect(backend: str = "auto", wire: str = "float32") -> Communicator:
             "leave `--wire` out.",
         )
     return comm
+
+
+def versions(comm: Communicator) -> dict[str, str]:
+    """Of what must be the same on every rank, as this one has it."""
+    return {
+        "hvd_train": hvd_train.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "mpi": comm.library,
+    }
 
 
 def _ring_over(inner: Communicator, wire: str, required: bool) -> Communicator:

@@ -22,6 +22,13 @@ _PROMISES = (
     ("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "mpi"),
 )
 
+_UNBIND = {
+    "mpirun of Open MPI": "`mpirun --bind-to none`",
+    _PMI: "`mpiexec -bind-to none` (Intel MPI: `mpiexec -genv I_MPI_PIN 0`)",
+    "flux run": "`flux run -o cpu-affinity=off`",
+    "srun": "`srun --cpu-bind=none`",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Launcher:
@@ -45,6 +52,16 @@ class Launcher:
         if not self.name:
             return True
         return world_size > self.rank if self.size is None else world_size == self.size
+
+    @property
+    def deals_cores(self) -> bool:
+        """Whether it gives each process the cores that the job asked for; mpirun binds as it likes."""
+        return self.name in ("srun", "flux run")
+
+    @property
+    def unbind(self) -> str:
+        """What to start the processes with so that they are bound to no core."""
+        return _UNBIND.get(self.name, "a launcher that does not bind them")
 
     @property
     def speaks(self) -> bool:
@@ -73,6 +90,18 @@ def detect(environ: Mapping[str, str] = os.environ) -> Launcher:
             name="a launcher that speaks PMIx", size=None, rank=int(environ["PMIX_RANK"]), provides="mpi"
         )
     return Launcher(name="", size=1, rank=0, provides="nothing")
+
+
+def forgotten_tasks(environ: Mapping[str, str] = os.environ) -> str:
+    """A warning for the only process of a Slurm job that asked for several tasks; else empty."""
+    tasks = environ.get("SLURM_NTASKS", "")
+    launcher = detect(environ)
+    if launcher.size != 1 or launcher.name not in ("", "srun") or not tasks.isdigit() or int(tasks) < 2:
+        return ""
+    return (
+        f"the allocation has {tasks} tasks, and this is one process. Start it with `srun`, or by "
+        "`hvd_train launch`."
+    )
 
 
 def require_way_in(library: str, environ: Mapping[str, str] = os.environ) -> None:

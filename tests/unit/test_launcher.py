@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hvd_train.comm.factory import connect
-from hvd_train.comm.launcher import Launcher, detect, mismatch, require_way_in
+from hvd_train.comm.launcher import Launcher, detect, forgotten_tasks, mismatch, require_way_in
 from hvd_train.errors import LauncherMismatch, UserError
 
 OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "PMIX_RANK": "3"}
@@ -177,3 +177,30 @@ def test_require_way_in(library: str, environ: dict[str, str], has_way_in: bool)
 )
 def test_what_is_said(environ: dict[str, str], library: str, said: str) -> None:
     assert said in str(mismatch(detect(environ), "mpi", library, 1, environ))
+
+
+@pytest.mark.parametrize(
+    ("environ", "warned"),
+    [
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}, True),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, True),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}, False),
+        ({"SLURM_JOB_ID": "7"}, False),
+        (SRUN, False),
+        ({**SRUN, "OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}, False),  # who says 1 means 1
+        ({}, False),
+    ],
+)
+def test_forgotten_tasks(environ: dict[str, str], warned: bool) -> None:
+    said = (
+        "the allocation has 8 tasks, and this is one process. Start it with `srun`, or by `hvd_train launch`."
+    )
+    assert forgotten_tasks(environ) == (said if warned else "")
+
+
+def test_what_binds_nothing() -> None:
+    assert detect(OPEN_MPI).unbind == "`mpirun --bind-to none`"
+    assert detect(PRTERUN).unbind == "a launcher that does not bind them"
+    assert [detect(e).deals_cores for e in (SRUN, SRUN_PMI2, FLUX, OPEN_MPI, MPICH, {})] == [True] * 3 + [
+        False
+    ] * 3
