@@ -30,8 +30,8 @@ mpirun or srun every rank reads its own shards, and all average their parameters
   --config FILE.toml   reads a configuration; options given beside it count more than the file.
   --resume RUN         goes on with a run, and with its configuration.
 
-Other commands: `hvd_train shard write | info | check` and `hvd_train bench allreduce`; each has its own
---help."""
+Other commands: `hvd_train launch`, which starts the ranks, `hvd_train shard write | info | check` and
+`hvd_train bench allreduce`; each has its own --help."""
 
 _PATIENCE_S = 3.0
 """How much later than rank 0 another rank may say what both of them found, each for itself."""
@@ -48,11 +48,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         with reader_may_leave():
             return shard(args[1:])
+    if args[:1] == ["launch"]:
+        from hvd_train.launching.launch import main as launch
+
+        with reader_may_leave():
+            return launch(args[1:], _check)
     if args[:1] == ["bench"]:
         from hvd_train.tools.bench.options import parse as parse_bench
 
         return _in_job(args[1:], parse_bench, _bench)
     return _in_job(args[1:] if args[:1] == ["train"] else args, parse, _train)
+
+
+def _check(args: list[str]) -> Config | None:
+    """For `launch`: refuses what no rank could run. The configuration of a training; None for the bench."""
+    if args[:1] == ["bench"]:
+        from hvd_train.tools.bench.options import parse as parse_bench
+
+        parse_bench(args[1:])
+        return None
+    return parse(args[1:] if args[:1] == ["train"] else args)
 
 
 def _train(config: Config) -> None:
@@ -143,7 +158,7 @@ def parse(args: Sequence[str], quiet: bool = False) -> Config:
 def _base(args: list[str]) -> Config:
     _, resume = _take(args, "--resume")
     if resume and resume != "auto":
-        from hvd_train.rundir import saved_config
+        from hvd_train.run_files import saved_config
 
         return saved_config(Path(resume))
     says_what = any(a.split("=")[0] in ("--data", "--data.path", "--task") for a in args)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hvd_train import build_info
 from hvd_train.errors import LauncherMismatch
+from hvd_train.mpi_launcher import SRUN_TYPES
 
 _PMI = "mpiexec of MPICH or Intel MPI"
 
@@ -149,7 +150,7 @@ def mismatch(
 
 
 def _remedy(launcher: Launcher, library: str, environ: Mapping[str, str]) -> str:
-    fits = f"srun --mpi={'pmix' if build_info.parse_version(library)[0] == 'Open MPI' else 'pmi2'}"
+    fits = f"srun --mpi={SRUN_TYPES.get(build_info.parse_version(library)[0], 'pmix')}"
     if launcher.name == "srun":
         return (
             f"`srun --mpi={environ.get('SLURM_MPI_TYPE', 'none')}` does not bring the processes of this MPI "
