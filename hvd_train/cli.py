@@ -30,7 +30,8 @@ mpirun or srun every rank reads its own shards, and all average their parameters
   --config FILE.toml   reads a configuration; options given beside it count more than the file.
   --resume RUN         goes on with a run, and with its configuration.
 
-Other commands: `hvd_train launch`, which starts the ranks, `hvd_train shard write | info | check` and
+Other commands: `hvd_train init DIR`, which writes the files of a project of your own, `hvd_train launch`,
+which starts the ranks, `hvd_train shard write | info | check` and
 `hvd_train bench allreduce`; each has its own --help."""
 
 _PATIENCE_S = 3.0
@@ -48,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         with reader_may_leave():
             return shard(args[1:])
+    if args[:1] == ["init"]:
+        from hvd_train.tools.init import main as init
+
+        with reader_may_leave():
+            return init(args[1:])
     if args[:1] == ["launch"]:
         from hvd_train.launching.launch import main as launch
 
