@@ -21,7 +21,8 @@ from hvd_train.record.console import make_console
 from hvd_train.record.events import EventLog
 from hvd_train.record.notice import make_notice
 from hvd_train.record.reports import NullRecorder, Recorder, Recorders
-from hvd_train.rundir import EVENTS_FILE, RunDirectory, open_run, saved_config
+from hvd_train.run_files import EVENTS_FILE, saved_config
+from hvd_train.rundir import RunDirectory, open_run
 from hvd_train.signals import StopRequest
 from hvd_train.task import Task, make_task
 from hvd_train.wiring import Wiring

@@ -32,11 +32,11 @@ from hvd_train.comm.base import Communicator
 from hvd_train.config import CheckpointConfig
 from hvd_train.errors import RunDirectoryError
 from hvd_train.record.reports import CheckpointReport, FaultReport, Recorder
+from hvd_train.run_files import CHECKPOINTS, MANIFEST_FILE, checkpoint_of, checkpoints_in, follow, round_of
 from hvd_train.stateful import Stateful
 
 SCHEMA = 1
 MODEL_FILE = "model.safetensors"
-MANIFEST_FILE = "manifest.json"
 
 
 def rank_file(rank: int) -> str:
@@ -175,7 +175,7 @@ class Checkpoints:
         """Removes all but the last few and those that are named. Those of later rounds than `newest` were
         undone by a resume from before them."""
         named = set(self.kept().values())
-        found = sorted(_checkpoints_in(self.folder), key=_round_of)
+        found = sorted(checkpoints_in(self.folder), key=round_of)
         end = found.index(newest) + 1
         for folder in (*found[: max(0, end - self.config.keep)], *found[end:]):
             if str(folder) not in named:
@@ -200,24 +200,6 @@ class Checkpoints:
 def _detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies that share no memory, as the format demands: the live ones lie in one flat buffer."""
     return {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-
-
-def _checkpoints_in(folder: Path) -> list[Path]:
-    return [f for f in folder.glob("round-*") if f.name.removeprefix("round-").isdigit()]
-
-
-def _round_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("round-"))
-
-
-def follow(folder: Path, pointer: str) -> Path | None:
-    """The checkpoint that `best` or `latest` in a checkpoints folder names, if it is there."""
-    try:
-        name = (folder / pointer).read_text().strip()
-    except OSError:
-        return None
-    target = folder / name
-    return target if name.startswith("round-") and (target / MANIFEST_FILE).is_file() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,13 +282,9 @@ def find_checkpoint(path: Path, pointer: str) -> SavedCheckpoint | None:
     """
     if (path / MANIFEST_FILE).is_file():
         return SavedCheckpoint.open(path)
-    folder = path / "checkpoints"
-    if not folder.is_dir():
+    if not (path / CHECKPOINTS).is_dir():
         raise RunDirectoryError(
             f"{path}: neither a run's folder nor a checkpoint; expected RUN or RUN/checkpoints/round-N."
         )
-    found = follow(folder, pointer)
-    if found is None:
-        complete = [f for f in _checkpoints_in(folder) if (f / MANIFEST_FILE).is_file()]
-        found = max(complete, key=_round_of, default=None)
+    found = checkpoint_of(path, pointer)
     return None if found is None else SavedCheckpoint.open(found)

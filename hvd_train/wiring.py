@@ -33,7 +33,8 @@ from hvd_train.optimizer_state import OptimizerState
 from hvd_train.progress import Progress
 from hvd_train.random_state import RandomState, seed_rank
 from hvd_train.record.reports import Recorder, RunHeader
-from hvd_train.rundir import CHECKPOINTS, RunDirectory
+from hvd_train.run_files import CHECKPOINTS
+from hvd_train.rundir import RunDirectory
 from hvd_train.schedule import FixedPeriod, LearningRate
 from hvd_train.signals import StopRequest
 from hvd_train.state import FlatState

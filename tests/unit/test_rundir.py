@@ -15,7 +15,8 @@ from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import CheckpointConfig, Config, SyncConfig, load_config
 from hvd_train.errors import ConfigError, RunDirectoryError
 from hvd_train.record.reports import NullRecorder
-from hvd_train.rundir import open_run, run_name, run_of, saved_config
+from hvd_train.run_files import run_name, run_of, saved_config
+from hvd_train.rundir import open_run
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,108 @@
+"""What lies where in the folder of a run, and how the folder is named. Imports no torch: runs are looked at
+from login nodes too."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from hvd_train.config import Config, is_safe, load_config
+from hvd_train.errors import ConfigError, RunDirectoryError
+
+CONFIG_FILE = "config.toml"
+EVENTS_FILE = "events.jsonl"
+CHECKPOINTS = "checkpoints"
+MANIFEST_FILE = "manifest.json"
+
+
+def run_name(config: Config, environ: Mapping[str, str] = os.environ) -> str:
+    """`config.name`, else the Slurm job's id (ARRAYJOB_TASK for arrays), else task, date and four hex
+    digits."""
+    if config.name:
+        return config.name
+    if "SLURM_ARRAY_JOB_ID" in environ and "SLURM_ARRAY_TASK_ID" in environ:
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    if "SLURM_JOB_ID" in environ:
+        return environ["SLURM_JOB_ID"]
+    task = Path(config.task.replace(":", "-")).name.replace(".py", "")
+    task = "".join(c if is_safe(c) else "-" for c in task).strip(".")  # a file may be named as it likes
+    return f"{task}-{time.strftime('%Y%m%d')}-{secrets.token_hex(2)}"
+
+
+def folder_of(config: Config) -> tuple[Path, bool]:
+    """The folder of a run with this configuration, and whether it is made anew, so that it must not exist.
+
+    Raises `ConfigError` for `resume = "auto"` where nothing names the run.
+    """
+    if config.resume == "auto":
+        if not config.name and "SLURM_JOB_ID" not in os.environ:
+            raise ConfigError(
+                "resume = 'auto' needs to know which run: expected --name NAME, or a Slurm job."
+            )
+        folder = Path(config.runs) / run_name(config)
+        return folder, not folder.is_dir()
+    if config.resume:
+        folder = run_of(Path(config.resume))
+        return (
+            (folder, False) if config.name in ("", folder.name) else (Path(config.runs) / config.name, True)
+        )
+    return Path(config.runs) / run_name(config), True
+
+
+def exists_already(folder: Path) -> RunDirectoryError:
+    """The error for a new run whose folder is there."""
+    return RunDirectoryError(
+        f"{folder} exists already; expected a new name. Go on with it by `--resume auto`, or choose another "
+        "--name."
+    )
+
+
+def run_of(path: Path) -> Path:
+    """The run's folder that `path`, a run or a checkpoint in it, belongs to."""
+    path = path.resolve()  # `.` has no name
+    return path.parent.parent if path.parent.name == CHECKPOINTS else path
+
+
+def saved_config(path: Path) -> Config:
+    """The configuration of the run that `path`, a run or a checkpoint in it, belongs to; its name is that of
+    the folder, which may have been moved."""
+    folder = run_of(path)
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise RunDirectoryError(f"{path} is no run: there is no {file}. Give --resume the folder of a run.")
+    return replace(load_config(file), name=folder.name)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder of them, complete or not, in no order."""
+    return [f for f in folder.glob("round-*") if f.name.removeprefix("round-").isdigit()]
+
+
+def round_of(checkpoint: Path) -> int:
+    """The rounds after which it was written."""
+    return int(checkpoint.name.removeprefix("round-"))
+
+
+def follow(folder: Path, pointer: str) -> Path | None:
+    """The checkpoint that `best` or `latest` in a checkpoints folder names, if it is there."""
+    try:
+        name = (folder / pointer).read_text().strip()
+    except OSError:
+        return None
+    target = folder / name
+    return target if name.startswith("round-") and (target / MANIFEST_FILE).is_file() else None
+
+
+def checkpoint_of(run: Path, pointer: str) -> Path | None:
+    """The checkpoint that `best` or `latest` names in a run's folder; where there is no such name, the newest
+    complete one; None if there is none yet."""
+    folder = run / CHECKPOINTS
+    found = follow(folder, pointer)
+    if found is None:
+        complete = [f for f in checkpoints_in(folder) if (f / MANIFEST_FILE).is_file()]
+        found = max(complete, key=round_of, default=None)
+    return found
