@@ -30,8 +30,8 @@ mpirun or srun every rank reads its own shards, and all average their parameters
   --config FILE.toml   reads a configuration; options given beside it count more than the file.
   --resume RUN         goes on with a run, and with its configuration.
 
-Other commands: `hvd_train shard write | info | check` and `hvd_train bench allreduce`; each has its own
---help."""
+Other commands: `hvd_train shard write | info | check`, `hvd_train bench allreduce` and `hvd_train restarts`;
+each has its own --help."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from hvd_train.tools.bench.options import parse as parse_bench
 
         return _in_job(args[1:], parse_bench, _bench)
+    if args[:1] == ["restarts"]:
+        with reader_may_leave():
+            return _restarts(args[1:])
     return _in_job(args[1:] if args[:1] == ["train"] else args, parse, _train)
 
 
@@ -62,6 +65,23 @@ def _bench(options: Options) -> None:
     from hvd_train.tools.bench.run import run
 
     run(options, hvd_train.__version__)
+
+
+def _restarts(args: list[str]) -> int:
+    from hvd_train.launching import restarts
+
+    own, training = split_at_dashes(args)
+    try:
+        return restarts.main(restarts.parse(own), parse(training))
+    except UserError as error:
+        print(f"hvd_train: {error}", file=sys.stderr, flush=True)
+        return 2
+
+
+def split_at_dashes(args: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first `--` and what stands after it."""
+    end = args.index("--") if "--" in args else len(args)
+    return args[:end], args[end + 1 :]
 
 
 class _Parse(Protocol[T_co]):
