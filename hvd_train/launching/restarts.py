@@ -24,7 +24,8 @@ from hvd_train.run_files import EVENTS_FILE, folder_of
 class Options:
     """Whether another start of a run is worth it: exit code 0 if so, 1 if not, and a line that says why.
 
-    The options of the training, which name the run, stand behind `--`: `restarts --limit 3 -- --name long`."""
+    The options of the training, which name the run, stand behind `--`:
+    `restarts --limit 3 -- --name long`."""
 
     limit: Annotated[int, arg(metavar="N")] = 3
     """So many starts in a row that brought no checkpoint are enough."""
