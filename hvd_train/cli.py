@@ -30,8 +30,8 @@ mpirun or srun every rank reads its own shards, and all average their parameters
   --config FILE.toml   reads a configuration; options given beside it count more than the file.
   --resume RUN         goes on with a run, and with its configuration.
 
-Other commands: `hvd_train shard write | info | check`, `hvd_train bench allreduce` and `hvd_train restarts`;
-each has its own --help."""
+Other commands: `hvd_train launch`, which starts the ranks, `hvd_train shard write | info | check`,
+`hvd_train bench allreduce` and `hvd_train restarts`; each has its own --help."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -45,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         with reader_may_leave():
             return shard(args[1:])
+    if args[:1] == ["launch"]:
+        from hvd_train.launching.launch import main as launch
+
+        with reader_may_leave():
+            return launch(args[1:], _check)
     if args[:1] == ["bench"]:
         from hvd_train.tools.bench.options import parse as parse_bench
 
@@ -53,6 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         with reader_may_leave():
             return _restarts(args[1:])
     return _in_job(args[1:] if args[:1] == ["train"] else args, parse, _train)
+
+
+def _check(args: list[str]) -> Config | None:
+    """For `launch`: refuses what no rank could run. The configuration of a training; None for the bench."""
+    if args[:1] == ["bench"]:
+        from hvd_train.tools.bench.options import parse as parse_bench
+
+        parse_bench(args[1:])
+        return None
+    return parse(args[1:] if args[:1] == ["train"] else args)
 
 
 def _train(config: Config) -> None:
@@ -69,19 +84,14 @@ def _bench(options: Options) -> None:
 
 def _restarts(args: list[str]) -> int:
     from hvd_train.launching import restarts
+    from hvd_train.launching.options import split
 
-    own, training = split_at_dashes(args)
+    own, training = split(args)
     try:
         return restarts.main(restarts.parse(own), parse(training))
     except UserError as error:
         print(f"hvd_train: {error}", file=sys.stderr, flush=True)
         return 2
-
-
-def split_at_dashes(args: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before the first `--` and what stands after it."""
-    end = args.index("--") if "--" in args else len(args)
-    return args[:end], args[end + 1 :]
 
 
 class _Parse(Protocol[T_co]):

@@ -1,0 +1,98 @@
+"""`hvd_train launch`: starts a training by the launcher that fits, and says how it ended.
+
+Imports neither torch nor MPI.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+
+from hvd_train.comm.launcher import detect
+from hvd_train.config import Config
+from hvd_train.errors import EnvironmentMismatch, UserError
+from hvd_train.launching import plan, supervise
+from hvd_train.launching.options import Options, parse, split
+from hvd_train.launching.record import Record
+from hvd_train.launching.supervise import Ended
+from hvd_train.output import warn
+from hvd_train.run_files import EVENTS_FILE, checkpoint_of, exists_already, folder_of
+
+FINISHED, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 75
+
+Check = Callable[[list[str]], Config | None]
+"""Takes the options of hvd_train; gives the configuration of a training, None for a command that keeps no
+record. Raises `UserError`, or `SystemExit` as a parser of options does."""
+
+
+def main(argv: Sequence[str], check: Check) -> int:
+    """Runs `launch` with the arguments after that word; returns the exit code."""
+    before, training = split(argv)
+    options = parse(before)
+    try:
+        return _launch(options, before, training, check)
+    except UserError as error:
+        warn(str(error))
+        return USER_ERROR
+
+
+def _launch(options: Options, before: list[str], training: list[str], check: Check) -> int:
+    started_by = detect()
+    if started_by.size > 1:
+        raise EnvironmentMismatch(
+            f"this `hvd_train launch` is one of {started_by.size} under {started_by.name}: expected a single "
+            "one, which starts the ranks itself. Start it without that launcher."
+        )
+    config = check(training)
+    record = None
+    if config is not None:
+        folder, is_new = folder_of(config)
+        if is_new and folder.exists():
+            raise exists_already(folder)
+        if not config.name:
+            training = [*training, "--name", folder.name]
+        record = Record(folder)
+    line = plan.line(options, [sys.executable, "-m", "hvd_train", *training])
+    if options.dry_run:
+        print(line)
+        return FINISHED
+    if options.fault_tolerance:
+        warn(plan.FAULT_TOLERANCE_COSTS)
+    launcher = plan.choose(options)
+    ended = supervise.run(
+        supervise.Job(
+            line=line,
+            by_horovodrun=launcher == "horovodrun",
+            can_stop=record.has_begun if record is not None else None,
+        )
+    )
+    if record is None:
+        return 128 + ended.signal if ended.signal else ended.status
+    return _judge(ended, record, launcher, before)
+
+
+def _judge(ended: Ended, record: Record, launcher: str, before: list[str]) -> int:
+    """The exit code, by the run's own record; and what is to be said of it."""
+    go_on = shlex.join(["python", "-m", "hvd_train", "launch", *before, "--", "--resume", str(record.folder)])
+    reason = record.stop_reason()
+    if reason == "interrupted":
+        warn(f"interrupted, with a checkpoint. Go on: {go_on}")
+        return INTERRUPTED
+    if reason:
+        if ended.status:
+            warn(f"{launcher} ended with {ended.status}, but the run had come to its end ({reason}).")
+        return FINISHED
+    if ended.status == USER_ERROR and not ended.signal:
+        return USER_ERROR
+    checkpoint = checkpoint_of(record.folder, "latest")
+    warn(
+        f"the run did not come to its end: {launcher} ended with {ended.status}, and "
+        f"{record.folder / EVENTS_FILE} "
+        + (
+            f"has no `stop`. Its newest checkpoint is {checkpoint.name}. Go on: {go_on}"
+            if checkpoint is not None
+            else "has no `stop`. There is no checkpoint: start it anew, under another name."
+        )
+    )
+    return 128 + ended.signal if ended.signal else FAILED

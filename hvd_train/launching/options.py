@@ -1,0 +1,115 @@
+"""The options of `hvd_train launch`. Imports neither torch nor MPI."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import arg
+
+from hvd_train.errors import ConfigError
+from hvd_train.launching.hosts import Host, parse_hosts, read_hostfile
+
+_DESCRIPTION = """Start a training on many ranks, by the launcher that fits, and say how it ended.
+
+  python -m hvd_train launch -np 2 -- --config run.toml
+  python -m hvd_train launch --hosts node1:2,node2:2 -- --config run.toml
+  python -m hvd_train launch --hostfile hosts -- bench allreduce
+
+What stands after -- are the options of hvd_train. Exit code: 0 finished; 75 interrupted with a checkpoint, so
+run it again with --resume; 1 failed; 2 what you gave cannot be run. The run's own record decides, not the
+launcher's status. SIGINT, SIGTERM or SIGUSR1 ends the run after its round, with a checkpoint; a second SIGINT
+or SIGTERM at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What stands before `--`."""
+
+    ranks: Annotated[int | None, arg(name="np", aliases=["-np", "-n"], metavar="N")] = None
+    """Ranks. Default: what the Slurm allocation was asked for, else the slots of all hosts."""
+
+    hosts: Annotated[str, arg(aliases=["--host", "-H"], metavar="H1:2,H2:2")] = ""
+    """Hosts and how many ranks each takes. Default: the Slurm allocation, else this host."""
+
+    hostfile: Annotated[str, arg(metavar="FILE")] = ""
+    """The same from a file, in the syntax of any launcher."""
+
+    launcher: Literal["auto", "mpirun", "horovodrun", "srun"] = "auto"
+    """`auto` takes srun in a Slurm allocation whose srun fits the MPI, else the mpirun of the MPI that
+    hvd_train was built for."""
+
+    mpi_args: Annotated[str, arg(metavar='"OPTION ..."')] = ""
+    """More options of the launcher itself, quoted as for a shell. What they say is not chosen here."""
+
+    interface: Annotated[str, arg(metavar="NAME")] = ""
+    """Network interface between hosts. Default: the one that leads to the first other host."""
+
+    fault_tolerance: bool = False
+    """The others go on when a rank is killed. Only under mpirun of Open MPI 5, and without the transports of
+    fast fabrics: ranks talk by TCP and shared memory."""
+
+    gloo: bool = False
+    """horovodrun starts the ranks itself, without MPI."""
+
+    dry_run: bool = False
+    """Print the line that would be run, and nothing else."""
+
+    check_hosts: bool = False
+    """Try every host first, print a table, and start nothing."""
+
+    def __post_init__(self) -> None:
+        if self.ranks is not None and self.ranks < 1:
+            raise ConfigError(f"-np {self.ranks}: expected at least 1 rank.")
+        if self.hosts and self.hostfile:
+            raise ConfigError("--hosts and --hostfile both say which hosts: expected one of them.")
+        if self.gloo and self.launcher != "horovodrun":
+            raise ConfigError(
+                f"--gloo with --launcher {self.launcher}: only horovodrun starts ranks over Gloo. Add "
+                "--launcher horovodrun, or leave out --gloo."
+            )
+
+    @property
+    def named_hosts(self) -> tuple[Host, ...]:
+        """Those of --hosts or --hostfile. Raises `ConfigError` for what names none."""
+        if self.hostfile:
+            return tuple(read_hostfile(self.hostfile))
+        return tuple(parse_hosts(self.hosts)) if self.hosts else ()
+
+    @property
+    def more(self) -> tuple[str, ...]:
+        """The words of --mpi-args. Raises `ConfigError` for an open quotation."""
+        try:
+            return tuple(shlex.split(self.mpi_args))
+        except ValueError as error:
+            raise ConfigError(f"--mpi-args {self.mpi_args!r}: {error}. Quote it as for a shell.") from None
+
+
+def split(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first `--`, and after it."""
+    args = list(args)
+    end = args.index("--") if "--" in args else len(args)
+    return args[:end], args[end + 1 :]
+
+
+def parse(args: Sequence[str]) -> Options:
+    """The options in what stands before `--`.
+
+    Raises `ConfigError` for a value that makes no sense; exits with code 2 for an option that does not exist,
+    with 0 for --help.
+    """
+    rest = list(args)
+    if "--mpi-args" in rest[:-1]:
+        # As one word: the parser would take a value that begins with a dash for the next option.
+        at = rest.index("--mpi-args")
+        rest[at : at + 2] = [f"--mpi-args={rest[at + 1]}"]
+    return tyro.cli(
+        Options,
+        prog="python -m hvd_train launch",
+        description=_DESCRIPTION,
+        args=rest,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )

@@ -1,0 +1,159 @@
+"""Decides what is started: how many ranks, where, by which launcher."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hvd_train import build_info, machine
+from hvd_train.errors import ConfigError, EnvironmentMismatch
+from hvd_train.launching import find, lines, network, slurm
+from hvd_train.launching.hosts import Host
+from hvd_train.launching.lines import Line, Request
+from hvd_train.launching.options import Options
+from hvd_train.mpi_launcher import MPILauncher
+
+FAULT_TOLERANCE_COSTS = (
+    "fault tolerance is on: ranks of different hosts talk by TCP, as Open MPI turns the transports of fast "
+    "fabrics (UCX, libfabric, InfiniBand) off, and each rank sends a heartbeat a second from a thread of its "
+    "own; a host that is lost still ends the job"
+)
+
+_MPI_TYPES = {"Open MPI": "pmix", "MPICH": "pmi2", "MVAPICH": "pmi2"}
+"""What srun's --mpi must be for a library. For others the site's default holds."""
+
+
+def line(options: Options, program: Sequence[str]) -> Line:
+    """What starts `program` on every rank. Raises `UserError` for what cannot be started."""
+    launcher = choose(options)
+    if options.fault_tolerance and launcher != "mpirun":
+        raise EnvironmentMismatch(
+            f"--fault-tolerance under {launcher}: only mpirun of Open MPI 5 keeps a job alive that has lost "
+            "a rank. Use --launcher mpirun, or leave it out."
+        )
+    if launcher == "srun":
+        return _srun(options, program)
+    # Inside an allocation mpirun asks Slurm where to start them; horovodrun knows nothing of it.
+    from_slurm = slurm.in_allocation() and not options.named_hosts
+    if launcher == "mpirun":
+        return _mpirun(options, program, from_slurm)
+    ranks = _num_ranks(options, from_slurm)
+    hosts = placed(slurm.hosts() if from_slurm else options.named_hosts, ranks)
+    request = _request(options, program, ranks, hosts, hosts)
+    mpirun, family = ("", MPILauncher("", "")) if options.gloo else find.mpirun()
+    return lines.horovodrun(request, find.horovodrun(), mpirun, family, options.gloo)
+
+
+def choose(options: Options) -> str:
+    """`mpirun`, `horovodrun` or `srun`."""
+    if options.launcher != "auto":
+        return options.launcher
+    if not slurm.in_allocation() or options.named_hosts or options.fault_tolerance:
+        return "mpirun"
+    family = _family()
+    site_decides = "SLURM_MPI_TYPE" in os.environ
+    fits = site_decides or (family in ("Open MPI", "") and "pmix" in slurm.mpi_types())
+    return "srun" if fits else "mpirun"
+
+
+def _family() -> str:
+    """Of the recorded MPI; empty if none was recorded."""
+    recorded = build_info.load().mpi
+    return "" if recorded is None else build_info.parse_version(recorded.version)[0]
+
+
+def _srun(options: Options, program: Sequence[str]) -> Line:
+    if options.named_hosts:
+        raise ConfigError(
+            "--launcher srun with --hosts or --hostfile: srun starts ranks on the hosts of its allocation. "
+            "Leave them out, or use --launcher mpirun."
+        )
+    path = find.srun()
+    request = _request(options, program, _num_ranks(options, True), (), _allocated())
+    mpi_type = "" if "SLURM_MPI_TYPE" in os.environ else _MPI_TYPES.get(_family() or "Open MPI", "")
+    known = slurm.mpi_types()
+    if mpi_type and known and mpi_type not in known and not request.says("--mpi"):
+        raise EnvironmentMismatch(
+            f"srun knows no --mpi={mpi_type}, which {_family() or 'Open MPI'} needs: `srun --mpi=list` names "
+            f"{', '.join(sorted(known))}. Use --launcher mpirun."
+        )
+    return lines.srun(request, path, mpi_type)
+
+
+def _mpirun(options: Options, program: Sequence[str], from_slurm: bool) -> Line:
+    path, launcher = find.mpirun()
+    is_open_mpi = launcher.family == "Open MPI"
+    if options.fault_tolerance and not (is_open_mpi and launcher.version.split(".")[0] >= "5"):
+        raise EnvironmentMismatch(
+            f"--fault-tolerance with {path} of {launcher}: only Open MPI 5 keeps a job alive that has lost a "
+            "rank. Leave it out, or build the package with Open MPI 5."
+        )
+    ranks = _num_ranks(options, from_slurm)
+    hosts = () if from_slurm else placed(options.named_hosts, ranks)
+    request = _request(options, program, ranks, hosts, _allocated() if from_slurm else hosts)
+    if is_open_mpi:
+        return lines.open_mpi(request, path, launcher.version, options.fault_tolerance)
+    if hosts == (Host("localhost", ranks),):
+        request = replace(request, hosts=())  # Hydra's default, and one that needs no ssh
+    return lines.hydra(request, path, is_intel=launcher.family == "Intel MPI")
+
+
+def _allocated() -> tuple[Host, ...]:
+    """The hosts of the allocation; none where they cannot be told: they only serve to choose a network."""
+    try:
+        return slurm.hosts() if slurm.in_allocation() else ()
+    except EnvironmentMismatch:
+        return ()
+
+
+def _num_ranks(options: Options, from_slurm: bool) -> int:
+    slots = sum(host.slots for host in options.named_hosts)
+    ranks = options.ranks or (slurm.num_tasks() if from_slurm else slots)
+    if not ranks:
+        where = (
+            "the Slurm allocation was asked for no number of tasks"
+            if from_slurm
+            else "nothing says how many ranks"
+        )
+        raise ConfigError(f"{where}: expected -np N{'' if from_slurm else ', --hosts or --hostfile'}.")
+    return ranks
+
+
+def placed(hosts: Sequence[Host], ranks: int) -> tuple[Host, ...]:
+    """The hosts that get ranks, each with as many slots as it gets: one is filled after the other. Without
+    hosts it is this one.
+
+    Raises `ConfigError` if there are more ranks than slots.
+    """
+    if not hosts:
+        return (Host("localhost", ranks),)
+    slots = sum(host.slots for host in hosts)
+    if ranks > slots:
+        raise ConfigError(
+            f"-np {ranks}, but {', '.join(map(str, hosts))} take {slots}: expected at most as many ranks as "
+            "slots. Raise the number behind a host's name, or lower -np."
+        )
+    found: list[Host] = []
+    for host in hosts:
+        here = min(host.slots, ranks - sum(h.slots for h in found))
+        if here:
+            found.append(Host(host.name, here))
+    return tuple(found)
+
+
+def _request(
+    options: Options, program: Sequence[str], ranks: int, hosts: tuple[Host, ...], all_hosts: tuple[Host, ...]
+) -> Request:
+    """`all_hosts` are those that ranks may run on, where `hosts` leaves that to Slurm."""
+    found = None if options.interface else network.leading_to_others(host.name for host in all_hosts)
+    here = sum(host.slots for host in all_hosts if network.is_this_host(host.name))
+    return Request(
+        program=tuple(program),
+        ranks=ranks,
+        hosts=hosts,
+        interface=options.interface or (found.name if found else ""),
+        network=options.interface or (found.network or found.name if found else ""),
+        shares_cores=here > len(machine.AFFINITY),
+        more=options.more,
+    )

@@ -1,0 +1,52 @@
+"""How a run ended, by what it wrote into its own record."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hvd_train.run_files import EVENTS_FILE
+
+
+class Record:
+    """The events of a run that come after this object was made.
+
+    Args:
+        folder: the run's, which need not exist yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._before = sum(1 for _ in self._lines())
+
+    def has_begun(self) -> bool:
+        """Whether a training has begun since; its ranks then listen to a request to stop."""
+        return any(event.get("event") == "header" for event in self._new())
+
+    def stop_reason(self) -> str:
+        """Why it stopped, as docs/events.md lists the reasons; empty if it did not come to its end."""
+        reasons = [str(event.get("reason")) for event in self._new() if event.get("event") == "stop"]
+        return reasons[-1] if reasons else ""
+
+    def _new(self) -> Iterator[dict[str, Any]]:
+        for number, line in enumerate(self._lines()):
+            if number >= self._before:
+                with contextlib.suppress(ValueError):
+                    event = json.loads(line)
+                    if isinstance(event, dict):
+                        yield event
+
+    def _lines(self) -> Iterator[bytes]:
+        """Those that are complete: a run that goes on cuts a torn one off."""
+        with contextlib.suppress(OSError):
+            os.listdir(
+                self.folder.parent
+            )  # or a network file system goes on saying that there is no such folder
+            with open(self.folder / EVENTS_FILE, "rb") as file:
+                for line in file:
+                    if line.endswith(b"\n"):
+                        yield line
