@@ -31,8 +31,8 @@ mpirun or srun every rank reads its own shards, and all average their parameters
   --resume RUN         goes on with a run, and with its configuration.
 
 Other commands: `hvd_train init DIR`, which writes the files of a project of your own, `hvd_train launch`,
-which starts the ranks, `hvd_train shard write | info | check` and
-`hvd_train bench allreduce`; each has its own --help."""
+which starts the ranks, `hvd_train shard write | info | check`, `hvd_train bench allreduce` and
+`hvd_train restarts`; each has its own --help."""
 
 _PATIENCE_S = 3.0
 """How much later than rank 0 another rank may say what both of them found, each for itself."""
@@ -63,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from hvd_train.tools.bench.options import parse as parse_bench
 
         return _in_job(args[1:], parse_bench, _bench)
+    if args[:1] == ["restarts"]:
+        with reader_may_leave():
+            return _restarts(args[1:])
     return _in_job(args[1:] if args[:1] == ["train"] else args, parse, _train)
 
 
@@ -86,6 +89,18 @@ def _bench(options: Options) -> None:
     from hvd_train.tools.bench.run import run
 
     run(options, hvd_train.__version__)
+
+
+def _restarts(args: list[str]) -> int:
+    from hvd_train.launching import restarts
+    from hvd_train.launching.options import split
+
+    own, training = split(args)
+    try:
+        return restarts.main(restarts.parse(own), parse(training))
+    except UserError as error:
+        print(f"hvd_train: {error}", file=sys.stderr, flush=True)
+        return 2
 
 
 class _Parse(Protocol[T_co]):

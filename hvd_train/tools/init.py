@@ -24,6 +24,9 @@ FILES = (
     ("run.toml", "the configuration"),
     ("hosts", "hosts for mpirun"),
     ("slurm/train.sh", "the batch job"),
+    ("slurm/interactive.sh", "the same in an allocation of salloc"),
+    ("slurm/site.sh", "what differs from site to site: account, partition, modules, Python"),
+    ("slurm/site-nopmix.sh", "the same where srun has no PMIx"),
 )
 
 
