@@ -28,8 +28,8 @@ _FOLDER = "/run/slurm"
 _CONF = f"{_FOLDER}/slurm.conf"
 
 # A requeued job waits for cred_expire before it starts again. A host that is away for SlurmdTimeout and up to
-# 15 s more is down, and taken again as soon as it is back. When a job's grace begins, the tasks of its steps get
-# SIGTERM; with `preempt_send_user_signal` the batch shell would get the job's own --signal instead.
+# 15 s more is down, and taken again as soon as it is back. When a job's grace begins, the tasks of its steps
+# get SIGTERM; with `preempt_send_user_signal` the batch shell would get the job's own --signal instead.
 _TEXT = """
 ClusterName=emulated
 SlurmctldHost=h1(10.99.0.1)

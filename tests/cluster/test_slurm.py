@@ -86,8 +86,8 @@ def uninterrupted(slurm_cluster: Slurm, tmp_path_factory: pytest.TempPathFactory
 
 
 def assert_it_went_on(run: Path, model: bytes, starts: int = 2) -> None:
-    """That each start went on from the newest checkpoint, and left no round out; and that the model is that of
-    a run that nothing interrupted: no sample counted twice, and none was forgotten."""
+    """That each start went on from the newest checkpoint, and left no round out; and that the model is that
+    of a run that nothing interrupted: no sample counted twice, and none was forgotten."""
     headers = [i for i, e in enumerate(events(run)) if e["event"] == "header"]
     assert len(headers) == starts
     parts = [events(run)[a:b] for a, b in pairwise([*headers, None])]
