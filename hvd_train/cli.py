@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import tyro
 
 import hvd_train.machine  # reads the affinity mask, before anything imports torch
-from hvd_train.comm.launcher import detect
+from hvd_train.comm.launcher import Launcher, detect
 from hvd_train.config import Config, embedded_config, load_config
-from hvd_train.errors import ConfigError, HvdTrainError, UserError
+from hvd_train.errors import ConfigError, HvdTrainError, LauncherMismatch, UserError
 from hvd_train.output import reader_may_leave
 
 if TYPE_CHECKING:
@@ -30,8 +30,12 @@ mpirun or srun every rank reads its own shards, and all average their parameters
   --config FILE.toml   reads a configuration; options given beside it count more than the file.
   --resume RUN         goes on with a run, and with its configuration.
 
-Other commands: `hvd_train launch`, which starts the ranks, `hvd_train shard write | info | check`,
-`hvd_train bench allreduce` and `hvd_train restarts`; each has its own --help."""
+Other commands: `hvd_train init DIR`, which writes the files of a project of your own, `hvd_train launch`,
+which starts the ranks, `hvd_train shard write | info | check`, `hvd_train bench allreduce` and
+`hvd_train restarts`; each has its own --help."""
+
+_PATIENCE_S = 3.0
+"""How much later than rank 0 another rank may say what both of them found, each for itself."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -45,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         with reader_may_leave():
             return shard(args[1:])
+    if args[:1] == ["init"]:
+        from hvd_train.tools.init import main as init
+
+        with reader_may_leave():
+            return init(args[1:])
     if args[:1] == ["launch"]:
         from hvd_train.launching.launch import main as launch
 
@@ -107,17 +116,12 @@ def _in_job(args: list[str], parse: _Parse[T], work: Callable[[T], None]) -> int
         with reader_may_leave():
             given = _parse_after_rank_0(args, parse) if launcher.rank else parse(args)
     except UserError as error:
-        print(f"hvd_train: {error}", file=sys.stderr, flush=True)
+        _say(error)
         return 2
     try:
         work(given)
     except HvdTrainError as error:
-        if launcher.rank == 0 or not error.agreed:
-            print(f"hvd_train: {error}", file=sys.stderr, flush=True)
-        if launcher.size > 1:
-            # The launcher kills the other ranks as soon as one ends with a code; they may still be removing
-            # what their MPI put into shared memory.
-            time.sleep(1)
+        _report(error, launcher)
         return 2 if isinstance(error, UserError) else 1
     return 0
 
@@ -131,8 +135,31 @@ def _parse_after_rank_0(args: list[str], parse: _Parse[T]) -> T:
     except (UserError, SystemExit) as error:
         if isinstance(error, SystemExit) and not error.code:
             raise
-        time.sleep(3)
+        time.sleep(_PATIENCE_S)
     return parse(args)
+
+
+def _report(error: HvdTrainError, launcher: Launcher) -> None:
+    """Says what ended the work, once a job, and gives the rank that says it the time to do so: most launchers
+    end all ranks as soon as one has ended with a code."""
+    speaks = launcher.rank == 0
+    if isinstance(error, LauncherMismatch):
+        # Nothing tells these processes when rank 0 gets here, and whether.
+        speaks = launcher.speaks
+        if launcher.rank:
+            time.sleep(_PATIENCE_S if speaks else 3 * _PATIENCE_S)
+    elif not speaks and not error.agreed:
+        if isinstance(error, UserError):
+            time.sleep(_PATIENCE_S)  # as with wrong options: there was no communicator yet
+        speaks = True
+    if speaks:
+        _say(error)
+    if launcher.size != 1:
+        time.sleep(1)  # for ranks that still remove what their MPI put into shared memory
+
+
+def _say(error: HvdTrainError) -> None:
+    print(f"hvd_train: {error}", file=sys.stderr, flush=True)
 
 
 def parse(args: Sequence[str], quiet: bool = False) -> Config:

@@ -12,16 +12,13 @@ from hvd_train.launching import find, lines, network, slurm
 from hvd_train.launching.hosts import Host
 from hvd_train.launching.lines import Line, Request
 from hvd_train.launching.options import Options
-from hvd_train.mpi_launcher import MPILauncher
+from hvd_train.mpi_launcher import SRUN_TYPES, MPILauncher
 
 FAULT_TOLERANCE_COSTS = (
     "fault tolerance is on: ranks of different hosts talk by TCP, as Open MPI turns the transports of fast "
     "fabrics (UCX, libfabric, InfiniBand) off, and each rank sends a heartbeat a second from a thread of its "
     "own; a host that is lost still ends the job"
 )
-
-_MPI_TYPES = {"Open MPI": "pmix", "MPICH": "pmi2", "MVAPICH": "pmi2"}
-"""What srun's --mpi must be for a library. For others the site's default holds."""
 
 
 def line(options: Options, program: Sequence[str]) -> Line:
@@ -71,7 +68,7 @@ def _srun(options: Options, program: Sequence[str]) -> Line:
         )
     path = find.srun()
     request = _request(options, program, _num_ranks(options, True), (), _allocated())
-    mpi_type = "" if "SLURM_MPI_TYPE" in os.environ else _MPI_TYPES.get(_family() or "Open MPI", "")
+    mpi_type = "" if "SLURM_MPI_TYPE" in os.environ else SRUN_TYPES.get(_family() or "Open MPI", "")
     known = slurm.mpi_types()
     if mpi_type and known and mpi_type not in known and not request.says("--mpi"):
         raise EnvironmentMismatch(
