@@ -44,7 +44,9 @@ def test_it_trains_as_it_is(begin: str, project: Path) -> None:
     (line,) = (line for line in commands(project) if line.startswith(begin))
     words = line.split()
     name = f"r{len(list(project.glob('runs/*')))}"
-    job = run([tool(words[0]), *words[1:], "--name", name, *SHORT], deadline_s=90, cwd=project)
+    job = run(
+        [tool(words[0]), *words[1:], "--name", name, "--threads", "1", *SHORT], deadline_s=120, cwd=project
+    )
     assert job.returncode == 0, job.output
     (header,) = events(project / "runs" / name, "header")
     assert header["world_size"] == RANKS[begin]
