@@ -26,7 +26,7 @@ train: setup
 	    exec launch/horovodrun.sh -np $(NP) -- $(ARGS); \
 	else \
 	    echo 'Horovod is not available: the launcher is mpirun'; \
-	    exec launch/mpirun.sh --host localhost:$(NP) -np $(NP) -- $(ARGS); \
+	    exec launch/mpirun.sh -np $(NP) -- $(ARGS); \
 	fi
 
 test: setup

@@ -91,7 +91,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["hvd_train", "hvd_train.*"]),
-    package_data={"hvd_train": ["py.typed", "**/*.pyi", "**/*.json", "**/*.toml"]},
+    # project/ has links to files beside the package; what is built has these files themselves.
+    package_data={
+        "hvd_train": ["py.typed", "**/*.pyi", "**/*.json", "**/*.toml", "project/*", "project/slurm/*"]
+    },
     install_requires=[
         "numpy",
         "torch>=2.4",

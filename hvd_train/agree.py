@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from hvd_train.comm.base import Communicator
@@ -59,15 +59,22 @@ def _failure(comm: Communicator, failures: list[tuple[bool, str] | None], failed
 def require_equal(comm: Communicator, what: str, values: Mapping[str, Any], remedy: str) -> None:
     """Compares small values by name. Collective.
 
-    Raises `RanksDisagree`, on every rank, naming the first that differs, the ranks and both values.
+    Raises `RanksDisagree`, on every rank, naming the first that differs, the ranks, both values, and where
+    there are several hosts those.
     """
-    everyone = comm.allgather(dict(values))
+    hosts, everyone = zip(*comm.allgather((comm.host, dict(values))), strict=True)
     for theirs in everyone:
         for key in sorted(everyone[0].keys() | theirs.keys()):
             first, other = everyone[0].get(key), theirs.get(key)
             if first != other:
                 like_other = [r for r, v in enumerate(everyone) if v.get(key) == other]
                 raise RanksDisagree(
-                    f"the ranks have different {what}: {key} is {first!r} on rank 0 but {other!r} on rank "
-                    f"{', '.join(map(str, like_other))}. {remedy}"
+                    f"the ranks have different {what}: {key} is {first!r} on {_ranks([0], hosts)} but "
+                    f"{other!r} on {_ranks(like_other, hosts)}. {remedy}"
                 )
+
+
+def _ranks(ranks: Sequence[int], hosts: Sequence[str]) -> str:
+    named = f"rank {', '.join(map(str, ranks))}"
+    theirs = dict.fromkeys(hosts[rank] for rank in ranks)
+    return f"{named} ({', '.join(theirs)})" if len(set(hosts)) > 1 else named

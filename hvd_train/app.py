@@ -19,6 +19,7 @@ from hvd_train.data.format import SampleSpec
 from hvd_train.errors import RunDirectoryError
 from hvd_train.record.console import make_console
 from hvd_train.record.events import EventLog
+from hvd_train.record.notice import make_notice
 from hvd_train.record.reports import NullRecorder, Recorder, Recorders
 from hvd_train.run_files import EVENTS_FILE, saved_config
 from hvd_train.rundir import RunDirectory, open_run
@@ -78,7 +79,9 @@ def _train(config: Config, task: Task | None, comm: Communicator) -> Result:
 @contextmanager
 def _recording(comm: Communicator, run: RunDirectory) -> Iterator[Recorder]:
     recorder = (
-        Recorders(EventLog(run.folder / EVENTS_FILE), make_console()) if comm.rank == 0 else NullRecorder()
+        Recorders(EventLog(run.folder / EVENTS_FILE), make_console(), *make_notice())
+        if comm.rank == 0
+        else NullRecorder()
     )
     try:
         yield recorder

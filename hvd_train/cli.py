@@ -9,19 +9,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import tyro
 
 import hvd_train.machine  # reads the affinity mask, before anything imports torch
-from hvd_train.comm.launcher import detect
+from hvd_train.comm.launcher import Launcher, detect
 from hvd_train.config import Config, embedded_config, load_config
-from hvd_train.errors import ConfigError, HvdTrainError, UserError
+from hvd_train.errors import ConfigError, HvdTrainError, LauncherMismatch, UserError
 from hvd_train.output import reader_may_leave
-
-if TYPE_CHECKING:
-    from hvd_train.tools.bench.options import Options
-    from hvd_train.tools.doctor.options import Options as DoctorOptions
 
 _DESCRIPTION = """Train a PyTorch model on HDF5 shards, on many ranks, without a master process.
 
@@ -31,8 +27,12 @@ mpirun or srun every rank reads its own shards, and all average their parameters
   --config FILE.toml   reads a configuration; options given beside it count more than the file.
   --resume RUN         goes on with a run, and with its configuration.
 
-Other commands: `hvd_train launch`, which starts the ranks, `hvd_train doctor`, `hvd_train shard write | info
-| check` and `hvd_train bench allreduce`; each has its own --help."""
+Other commands, each with its own --help: `hvd_train launch` starts the ranks, `hvd_train doctor` says what
+would run here, `hvd_train init DIR` writes the files of a project of your own, `hvd_train shard write | info
+| check`, `hvd_train bench allreduce`, and `hvd_train restarts` for job scripts."""
+
+_PATIENCE_S = 3.0
+"""How much later than rank 0 another rank may say what both of them found, each for itself."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -41,60 +41,98 @@ T_co = TypeVar("T_co", covariant=True)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if args[:1] == ["shard"]:
-        from hvd_train.tools.shard import main as shard
+    command = _COMMANDS.get(args[0]) if args else None
+    return command(args[1:]) if command else _train(args)
+
+
+def _train(args: list[str]) -> int:
+    def work(config: Config) -> None:
+        from hvd_train.app import train
+
+        train(config)
+
+    return _in_job(args, parse, work)
+
+
+def _bench(args: list[str]) -> int:
+    from hvd_train.tools.bench.options import Options, parse
+
+    def work(options: Options) -> None:
+        from hvd_train.tools.bench.run import run
+
+        run(options, hvd_train.__version__)
+
+    return _in_job(args, parse, work)
+
+
+def _doctor(args: list[str]) -> int:
+    from hvd_train.tools.doctor.options import Options, parse
+
+    def work(options: Options) -> int:
+        from hvd_train.tools.doctor.run import run
 
         with reader_may_leave():
-            return shard(args[1:])
-    if args[:1] == ["launch"]:
-        from hvd_train.launching.launch import main as launch
+            return run(options, hvd_train.__version__)
 
-        with reader_may_leave():
-            return launch(args[1:], _check)
-    if args[:1] == ["bench"]:
-        from hvd_train.tools.bench.options import parse as parse_bench
+    return _in_job(args, parse, work)
 
-        return _in_job(args[1:], parse_bench, _bench)
-    if args[:1] == ["doctor"]:
-        from hvd_train.tools.doctor.options import parse as parse_doctor
 
-        return _in_job(args[1:], parse_doctor, _doctor)
-    return _in_job(args[1:] if args[:1] == ["train"] else args, parse, _train)
+def _launch(args: list[str]) -> int:
+    from hvd_train.launching.launch import main
+
+    with reader_may_leave():
+        return main(args, _check)
 
 
 def _check(args: list[str]) -> Config | None:
     """For `launch`: refuses what no rank could run. The configuration of a training; None for a command that
     keeps no record."""
-    if args[:1] == ["bench"]:
-        from hvd_train.tools.bench.options import parse as parse_bench
+    from hvd_train.tools.bench.options import parse as parse_bench
+    from hvd_train.tools.doctor.options import parse as parse_doctor
 
-        parse_bench(args[1:])
-        return None
-    if args[:1] == ["doctor"]:
-        from hvd_train.tools.doctor.options import parse as parse_doctor
-
-        parse_doctor(args[1:])
+    without_record: dict[str, _Parse[object]] = {"bench": parse_bench, "doctor": parse_doctor}
+    if args and args[0] in without_record:
+        without_record[args[0]](args[1:])
         return None
     return parse(args[1:] if args[:1] == ["train"] else args)
 
 
-def _train(config: Config) -> None:
-    from hvd_train.app import train
+def _restarts(args: list[str]) -> int:
+    from hvd_train.launching import restarts
+    from hvd_train.launching.options import split
 
-    train(config)
+    own, training = split(args)
+    try:
+        with reader_may_leave():
+            return restarts.main(restarts.parse(own), parse(training))
+    except UserError as error:
+        _say(error)
+        return 2
 
 
-def _bench(options: Options) -> None:
-    from hvd_train.tools.bench.run import run
-
-    run(options, hvd_train.__version__)
-
-
-def _doctor(options: DoctorOptions) -> int:
-    from hvd_train.tools.doctor.run import run
+def _shard(args: list[str]) -> int:
+    from hvd_train.tools.shard import main
 
     with reader_may_leave():
-        return run(options, hvd_train.__version__)
+        return main(args)
+
+
+def _init(args: list[str]) -> int:
+    from hvd_train.tools.init import main
+
+    with reader_may_leave():
+        return main(args)
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "launch": _launch,
+    "doctor": _doctor,
+    "init": _init,
+    "shard": _shard,
+    "bench": _bench,
+    "restarts": _restarts,
+}
 
 
 class _Parse(Protocol[T_co]):
@@ -110,17 +148,12 @@ def _in_job(args: list[str], parse: _Parse[T], work: Callable[[T], int | None]) 
         with reader_may_leave():
             given = _parse_after_rank_0(args, parse) if launcher.rank else parse(args)
     except UserError as error:
-        print(f"hvd_train: {error}", file=sys.stderr, flush=True)
+        _say(error)
         return 2
     try:
         code = work(given)
     except HvdTrainError as error:
-        if launcher.rank == 0 or not error.agreed:
-            print(f"hvd_train: {error}", file=sys.stderr, flush=True)
-        if launcher.size > 1:
-            # The launcher kills the other ranks as soon as one ends with a code; they may still be removing
-            # what their MPI put into shared memory.
-            time.sleep(1)
+        _report(error, launcher)
         return 2 if isinstance(error, UserError) else 1
     return code or 0
 
@@ -134,8 +167,31 @@ def _parse_after_rank_0(args: list[str], parse: _Parse[T]) -> T:
     except (UserError, SystemExit) as error:
         if isinstance(error, SystemExit) and not error.code:
             raise
-        time.sleep(3)
+        time.sleep(_PATIENCE_S)
     return parse(args)
+
+
+def _report(error: HvdTrainError, launcher: Launcher) -> None:
+    """Says what ended the work, once a job, and gives the rank that says it the time to do so: most launchers
+    end all ranks as soon as one has ended with a code."""
+    speaks = launcher.rank == 0
+    if isinstance(error, LauncherMismatch):
+        # Nothing tells these processes when rank 0 gets here, and whether.
+        speaks = launcher.speaks
+        if launcher.rank:
+            time.sleep(_PATIENCE_S if speaks else 3 * _PATIENCE_S)
+    elif not speaks and not error.agreed:
+        if isinstance(error, UserError):
+            time.sleep(_PATIENCE_S)  # as with wrong options: there was no communicator yet
+        speaks = True
+    if speaks:
+        _say(error)
+    if launcher.size != 1:
+        time.sleep(1)  # for ranks that still remove what their MPI put into shared memory
+
+
+def _say(error: HvdTrainError) -> None:
+    print(f"hvd_train: {error}", file=sys.stderr, flush=True)
 
 
 def parse(args: Sequence[str], quiet: bool = False) -> Config:

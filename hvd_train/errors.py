@@ -6,7 +6,8 @@
     |   |-- DataError            a shard, a manifest, a dataset
     |   |-- TaskError            the user's task, model or optimizer
     |   |-- EnvironmentMismatch  what is installed, or what started the program
-    |   |   `-- MPIMismatch      the MPI at run time is not the one that was built against
+    |   |   |-- MPIMismatch      the MPI at run time is not the one that was built against
+    |   |   `-- LauncherMismatch the processes do not see each other as the launcher promised
     |   |-- RunDirectoryError    a run's folder or a checkpoint in it
     |   `-- RanksDisagree        the ranks were not given the same thing
     |-- CommunicationError       what went wrong between ranks; exit code 1
@@ -57,6 +58,13 @@ class EnvironmentMismatch(UserError):
 
 class MPIMismatch(EnvironmentMismatch):
     """The MPI found at run time is not the one that was recorded when the package was built."""
+
+
+class LauncherMismatch(EnvironmentMismatch):
+    """The world that this process sees is not the one that its launcher promised. Each of the processes finds
+    that, and they need not know of each other."""
+
+    agreed = True
 
 
 class RunDirectoryError(UserError):

@@ -15,6 +15,9 @@ _FAMILIES = (
     ("MPICH", r"HYDRA build details:\s+Version:\s+(\S+)"),
 )
 
+SRUN_TYPES = {"Open MPI": "pmix", "MPICH": "pmi2", "MVAPICH": "pmi2", "Intel MPI": "pmi2"}
+"""By family of the MPI: the srun --mpi=TYPE under which its processes mostly find each other."""
+
 
 @dataclass(frozen=True)
 class MPILauncher:

@@ -12,11 +12,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequest:
-    """While it is entered, the first signal asks for a stop after the round; a second one ends at once."""
+    """While it is entered, a signal asks for a stop after the round. A second SIGINT ends at once.
+
+    Only somebody at a keyboard sends that. SIGTERM and SIGUSR1 come several times without meaning more: Slurm
+    sends SIGTERM to the tasks of a preempted job when its grace begins and when it ends, and its srun passes
+    on another; a job script forwards what mpirun forwards as well. Who means the end sends SIGKILL next.
+    """
 
     def __init__(self) -> None:
         self.asked = False
         """Whether a stop was asked for."""
+        self._interrupts = 0
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -30,7 +36,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        self.asked = True
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        self.asked = True

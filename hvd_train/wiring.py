@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-import hvd_train
 from hvd_train import machine
 from hvd_train.agree import require_equal, together
 from hvd_train.averaging import Average, NoAverage, StateAverage
+from hvd_train.binding import complaints, take_seat
 from hvd_train.checkpoint import Checkpoints, SavedCheckpoint
 from hvd_train.comm.base import Communicator
+from hvd_train.comm.factory import versions
+from hvd_train.comm.launcher import detect, forgotten_tasks
 from hvd_train.config import Config, flatten
 from hvd_train.data.catalog import Catalog, open_catalog
 from hvd_train.data.deal import Span, deal
@@ -30,6 +31,7 @@ from hvd_train.local_sgd import LocalSGD
 from hvd_train.models import describe
 from hvd_train.optim import LocalStep, make_optimizer
 from hvd_train.optimizer_state import OptimizerState
+from hvd_train.output import warn
 from hvd_train.progress import Progress
 from hvd_train.random_state import RandomState, seed_rank
 from hvd_train.record.reports import Recorder, RunHeader
@@ -51,14 +53,8 @@ class Wiring:
     def __init__(self, config: Config, task: Task | None, comm: Communicator) -> None:
         self.config = config
         self.comm = comm
-        versions = {
-            "hvd_train": hvd_train.__version__,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-        }
         require_equal(comm, "configurations", flatten(config), "Give every rank the same file and flags.")
-        require_equal(comm, "versions", versions, "Install the same on every host.")
-        self.versions = {**versions, "mpi": comm.library}
+        self.versions = versions(comm)
         self.threads = self._share_cores()
         self.catalog = together(comm, lambda: open_catalog(config.data))
         require_equal(comm, "data", _facts(self.catalog), "Every rank must see the same shards, whole.")
@@ -69,13 +65,19 @@ class Wiring:
         seed_rank(config.seed, comm.rank)
 
     def _share_cores(self) -> list[int]:
-        """Sets torch's threads on this rank; returns those of every rank."""
+        """Sets torch's threads on this rank; returns those of every rank. Warns of cores that do not fit."""
         cores = self.comm.allgather((self.comm.host, machine.AFFINITY))
         of_host = [mask for host, mask in cores if host == self.comm.host]
         fair = machine.threads_for(machine.AFFINITY, of_host, machine.cpu_limit())
         threads = self.config.threads or fair
         torch.set_num_threads(threads)
-        return self.comm.allgather(threads)
+        seats = self.comm.allgather(take_seat(self.comm.rank, self.comm.host, threads))
+        launcher = detect()
+        said = [forgotten_tasks(), *complaints(seats, launcher.unbind, launcher.deals_cores)]
+        for line in said if self.comm.rank == 0 else ():
+            if line:
+                warn(line)
+        return [seat.threads for seat in seats]
 
     def _build(self, given: Task | None) -> tuple[Task, nn.Module, torch.optim.Optimizer]:
         task = make_task(self.config) if given is None else given

@@ -1,4 +1,4 @@
-# Sourced by launch/*.sh, slurm/train.sh and the Makefile: sets `python`, PATH, and what root needs.
+# Sourced by launch/*.sh and the Makefile: sets `python` and PATH.
 #
 # The environment is VENV, else the active one (VIRTUAL_ENV), else .venv in the checkout, else python3 on PATH.
 
@@ -16,20 +16,3 @@ elif ! python=$(command -v python3); then
     exit 1
 fi
 unset _prefix
-
-# mpirun refuses to start for root, lest a mistake harms the machine. In a container there often is no other
-# user, so root is let through; for everybody else the variables stay unset. PRTE_ is for Open MPI 5.
-if [[ $(id -u) == 0 ]]; then
-    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-    export PRTE_ALLOW_RUN_AS_ROOT=1 PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1
-fi
-
-# Splits "LAUNCHER OPTIONS -- TRAINING OPTIONS" into the arrays `launcher` and `training`.
-split_options() {
-    launcher=()
-    while [[ $# -gt 0 && $1 != -- ]]; do
-        launcher+=("$1")
-        shift
-    done
-    training=("${@:2}")
-}

@@ -2,21 +2,116 @@
 #SBATCH --job-name=hvd_train
 #SBATCH --ntasks=2
 #SBATCH --cpus-per-task=1
-#SBATCH --signal=USR1@120
-# One training as a batch job; options of sbatch stand before the script, those of hvd_train after it:
+#SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+# One training as a batch job. Options of sbatch stand before the script, those of hvd_train after it:
 #
-#     sbatch --nodes=4 --ntasks=16 slurm/train.sh --config run.toml
+#     sbatch --nodes=4 --ntasks=16 --time=8:00:00 slurm/train.sh --config run.toml
+#     sbatch --array=1-3 --output=%x-%A_%a.log slurm/train.sh --config run.toml     # seeds 1, 2 and 3
 #
-# Submit from the checkout, or say where it is with HVD_TRAIN_HOME. What the site needs (module load ..., network
-# interfaces) goes into slurm/site.sh, which is read first. USR1 reaches the ranks 120 s before the time limit.
-set -euo pipefail
+# Submit from the folder that holds slurm/. What the site needs stands in slurm/site.sh, which is read first.
+#
+# 120 s before the time limit the run is told to stop after its round; it writes a checkpoint, the job puts itself
+# into the queue again, and goes on from there. So it does after a preemption and after the loss of a node, until
+# HVD_TRAIN_RESTARTS (3) starts in a row have brought no checkpoint; HVD_TRAIN_REQUEUE=0 leaves that to you.
+# The job's exit code is that of the training: 0 finished, 1 failed, 2 what you gave cannot be run, 75 interrupted
+# and not put into the queue again. A job that depends on this one (afterok) starts after the real end only.
+set -uo pipefail
 
-# Slurm runs a copy of this file from its own spool folder.
-home=${HVD_TRAIN_HOME:-${SLURM_SUBMIT_DIR:-$PWD}}
-if [[ ! -x $home/launch/srun.sh ]]; then
-    echo "slurm/train.sh: no checkout of hvd_train in $home; submit from it, or set HVD_TRAIN_HOME" >&2
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+restart=${SLURM_RESTART_COUNT:-0}
+say() { printf 'slurm/train.sh: %(%F %T)T %s\n' -1 "$*"; }
+
+# --- What Slurm tells: USR1 to this shell before the time limit; TERM when it ends the job itself.
+training='' told=''
+stop_training() {
+    say "$1: the training stops after its round, with a checkpoint"
+    told=1
+    # USR1 and not TERM, which Slurm sends to the training as well: a second TERM might end it at once.
+    if [[ -n $training ]]; then kill -USR1 "$training" 2>/dev/null; fi
+}
+trap 'stop_training "USR1, the time limit or a preemption is near"' USR1
+trap 'stop_training "TERM, Slurm ends this job"' TERM
+
+site=${HVD_TRAIN_SITE:-slurm/site.sh}
+if [[ ! -f $site ]]; then
+    say "no $site in $PWD; submit from the folder that holds slurm/, or say which folder with sbatch --chdir"
     exit 2
 fi
-if [[ -f $home/slurm/site.sh ]]; then . "$home/slurm/site.sh"; fi
+. "$site"
+if ! "$python" -c 'import hvd_train'; then
+    say "$python has no hvd_train; say in $site which environment has it"
+    exit 2
+fi
 
-exec "$home/launch/srun.sh" -- "$@"
+# --- The options of the training.
+given() { [[ " ${options[*]} " == *" $1 "* || " ${options[*]} " == *" $1="* ]]; }
+options=("$@")
+if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] && ! given --seed; then options+=(--seed "$SLURM_ARRAY_TASK_ID"); fi
+if [[ $restart != 0 ]] && ! given --resume; then options+=(--resume auto); fi
+# Against it the training holds the length of its rounds.
+export HVD_TRAIN_SIGNAL_LEAD_S=${HVD_TRAIN_SIGNAL_LEAD_S:-120}
+
+worth_a_start() { "$python" -m hvd_train restarts --limit "${HVD_TRAIN_RESTARTS:-3}" -- "${options[@]}"; }
+
+preempted() { [[ $(scontrol show job --oneliner "$SLURM_JOB_ID") == *" PreemptTime=2"* ]]; }
+
+# Whether every host of the job can start a process. Slurm takes a lost one for down only after a while, in which
+# mpirun has ended long ago.
+hosts_answer() {
+    timeout 60 srun --overlap --mpi=none --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
+        --ntasks-per-node=1 --cpus-per-task=1 true >/dev/null 2>&1
+}
+
+say "job $job on ${SLURM_JOB_NODELIST:-?}, start $((restart + 1))"
+if [[ $restart != 0 ]] && ! worth_a_start; then
+    say "job $job ends here, interrupted"
+    exit 75
+fi
+
+# Only where it says yes now does a no mean something later.
+can_ask=''
+if hosts_answer; then can_ask=1; fi
+
+# In the background: a shell sees no signal while it waits for a command in the foreground.
+"$python" -m hvd_train launch --launcher "${HVD_TRAIN_LAUNCHER:-srun}" \
+    ${HVD_TRAIN_INTERFACE:+--interface "$HVD_TRAIN_INTERFACE"} -- "${options[@]}" &
+training=$!
+while told=''; wait "$training"; status=$?; [[ -n $told ]]; do :; done
+training=''
+
+# --- What becomes of the job.
+case $status in
+    0 | 2) exit "$status" ;;
+    75)
+        why='interrupted, with a checkpoint'
+        if preempted; then why="preempted; $why"; fi
+        ;;
+    *)
+        if preempted; then
+            why='preempted; ended without a new checkpoint'
+        elif [[ -n $can_ask ]] && ! hosts_answer; then
+            why='a host of this job no longer answers'
+        else
+            say "the training failed, exit code $status"
+            exit "$status"
+        fi
+        ;;
+esac
+
+state=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)
+if [[ $state != RUNNING ]]; then
+    say "$why; Slurm is ending job $job ($state) and puts it into the queue again or not"
+elif [[ ${HVD_TRAIN_REQUEUE:-1} == 0 ]]; then
+    say "$why; not put into the queue again: HVD_TRAIN_REQUEUE=0"
+elif ! worth_a_start; then
+    say "$why; not put into the queue again"
+elif scontrol requeue "$SLURM_JOB_ID"; then
+    say "$why; job $job is in the queue again"
+else
+    say "$why; Slurm does not put job $job into the queue again"
+fi
+exit "$status"

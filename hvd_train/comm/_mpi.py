@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 from hvd_train import build_info
@@ -51,7 +52,10 @@ def start(mpi: Any) -> None:
             # Under fault tolerance MPI_Finalize ends in a barrier of the ranks that live. The launcher's own
             # fence, which it would enter after that, was seen to wait for a dead rank for ever (5.0.11).
             os.environ.setdefault("OMPI_MCA_async_mpi_finalize", "1")
-        mpi.Init_thread(mpi.THREAD_SERIALIZED)
+        with warnings.catch_warnings():
+            # Every rank's, that the launcher may be another MPI's: what comes of that is one error.
+            warnings.filterwarnings("ignore", message="suspicious MPI execution environment")
+            mpi.Init_thread(mpi.THREAD_SERIALIZED)
 
 
 def stop(mpi: Any) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import platform
+
+import torch
+
+import hvd_train
+from hvd_train.agree import require_equal
 from hvd_train.comm.base import Communicator
-from hvd_train.comm.launcher import Launcher, detect
-from hvd_train.errors import EnvironmentMismatch
+from hvd_train.comm.launcher import detect, mismatch
+from hvd_train.errors import EnvironmentMismatch, RanksDisagree
 
 _BASE = {"mpi": "mpi", "gloo": "horovod", "nothing": "solo"}
 """By what the launcher provides: the backend that needs nothing else, and brings the ring up."""
@@ -20,14 +26,22 @@ def connect(backend: str = "auto", wire: str = "float32") -> Communicator:
         wire: what carries an element between hosts under `ring`: `float32`, `bfloat16`, `float16`, `int8`.
 
     Raises:
-        EnvironmentMismatch: the backend is not installed, a launcher started this process as one of several
-            and its world has another size, or the backend has no such wire.
+        LauncherMismatch: a launcher started this process as one of several and its world has another size.
+        RanksDisagree: the ranks run different versions of hvd_train, Python, torch or MPI.
+        EnvironmentMismatch: the backend is not installed, or it has no such wire.
     """
     launcher = detect()
     base = _BASE[launcher.provides]
     comm = _make(base if backend in ("auto", "ring") else backend)
-    if comm.size != launcher.size and launcher.name:
-        raise _close(comm, _mismatch(comm, launcher))
+    if not launcher.promised(comm.size):
+        comm.close()
+        raise mismatch(launcher, comm.name, comm.library, comm.size)
+    try:
+        # Before the ring is brought up: other versions may do that otherwise, and wait for each other.
+        require_equal(comm, "versions", versions(comm), "Install the same on every host.")
+    except RanksDisagree:
+        comm.close()
+        raise
     if backend == "ring" or (backend == "auto" and base == "mpi"):
         comm = _ring_over(comm, wire, required=backend == "ring")
     if wire != "float32" and comm.name not in ("ring", "solo"):
@@ -37,6 +51,16 @@ def connect(backend: str = "auto", wire: str = "float32") -> Communicator:
             "leave `--wire` out.",
         )
     return comm
+
+
+def versions(comm: Communicator) -> dict[str, str]:
+    """Of what must be the same on every rank, as this one has it."""
+    return {
+        "hvd_train": hvd_train.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "mpi": comm.library,
+    }
 
 
 def _ring_over(inner: Communicator, wire: str, required: bool) -> Communicator:
@@ -79,16 +103,3 @@ def _make(name: str) -> Communicator:
     from hvd_train.comm.horovod import HorovodCommunicator
 
     return HorovodCommunicator()
-
-
-def _mismatch(comm: Communicator, launcher: Launcher) -> str:
-    seen = (
-        f"{launcher.name} started this process as one of {launcher.size}, but backend `{comm.name}` "
-        f"({comm.library}) sees a world of {comm.size}"
-    )
-    if comm.name == "solo":
-        return f"{seen}. Choose `--backend auto`, or start one process without a launcher."
-    return (
-        f"{seen}: the launcher belongs to another MPI than the one that this program loads. Start it with "
-        "the launcher of the same MPI (`make setup` says which that is), under Slurm with `srun --mpi=pmix`."
-    )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hvd_train.comm import _mpi, _ulfm
 from hvd_train.comm.base import Buffer, Communicator, OnSlice, Op, slice_bounds
+from hvd_train.comm.launcher import require_way_in
 from hvd_train.comm.phases import average_in_phases
 from hvd_train.errors import BarrierTimeout, CommunicationError, RankLost
 
@@ -36,16 +37,20 @@ _PARTING_S = 30.0
 class MPICommunicator(Communicator):
     """All ranks of MPI_COMM_WORLD, on a duplicate of it. Making one is collective; it initialises MPI.
 
+    Raises `LauncherMismatch` where it is certain that MPI would find this process alone.
+
     Args:
         comm: a communicator of mpi4py to use, and to own, instead: ranks that are left of a world.
     """
 
     def __init__(self, comm: Any = None) -> None:
         self._mpi = _mpi.load()
-        _mpi.start(self._mpi)
-        world = self._mpi.COMM_WORLD
         self.name = "mpi"
         self.library = _mpi.library_version(self._mpi)
+        if comm is None:
+            require_way_in(self._mpi.Get_library_version())
+        _mpi.start(self._mpi)
+        world = self._mpi.COMM_WORLD
         self.loses_ranks = _ulfm.is_on(self._mpi)
         self.host = self._mpi.Get_processor_name()
         self._comm = comm or world

@@ -40,10 +40,10 @@ def main(argv: Sequence[str], check: Check) -> int:
 
 def _launch(options: Options, before: list[str], training: list[str], check: Check) -> int:
     started_by = detect()
-    if started_by.size > 1:
+    if started_by.size != 1:
         raise EnvironmentMismatch(
-            f"this `hvd_train launch` is rank {started_by.rank} of {started_by.size} under {started_by.name}: "
-            "expected one, which starts the ranks itself. Start it without that launcher."
+            f"this `hvd_train launch` is one of {started_by.size or 'several'} under {started_by.name}: "
+            "expected a single one, which starts the ranks itself. Start it without that launcher."
         )
     config = check(training)
     if options.check_hosts:

@@ -43,7 +43,7 @@ class Options:
     hvd_train was built for."""
 
     mpi_args: Annotated[str, arg(metavar='"OPTION ..."')] = ""
-    """More options of the launcher itself, quoted as for a shell. They count more than what is chosen here."""
+    """More options of the launcher itself, quoted as for a shell. What they say is not chosen here."""
 
     interface: Annotated[str, arg(metavar="NAME")] = ""
     """Network interface between hosts. Default: the one that leads to the first other host."""

@@ -12,16 +12,13 @@ from hvd_train.launching import find, lines, network, slurm
 from hvd_train.launching.hosts import Host
 from hvd_train.launching.lines import Line, Request
 from hvd_train.launching.options import Options
-from hvd_train.mpi_launcher import MPILauncher
+from hvd_train.mpi_launcher import SRUN_TYPES, MPILauncher
 
 FAULT_TOLERANCE_COSTS = (
     "fault tolerance is on: ranks of different hosts talk by TCP, as Open MPI turns the transports of fast "
-    "fabrics (UCX, libfabric, InfiniBand) off; each rank sends a heartbeat a second from a thread of its own; a "
-    "host that is lost still ends the job"
+    "fabrics (UCX, libfabric, InfiniBand) off, and each rank sends a heartbeat a second from a thread of its "
+    "own; a host that is lost still ends the job"
 )
-
-_MPI_TYPES = {"Open MPI": "pmix", "MPICH": "pmi2", "MVAPICH": "pmi2"}
-"""What srun's --mpi must be for a library. For others the site's default holds."""
 
 
 def line(options: Options, program: Sequence[str]) -> Line:
@@ -29,8 +26,8 @@ def line(options: Options, program: Sequence[str]) -> Line:
     launcher = choose(options)
     if options.fault_tolerance and launcher != "mpirun":
         raise EnvironmentMismatch(
-            f"--fault-tolerance under {launcher}: only mpirun of Open MPI 5 keeps a job alive that has lost a "
-            "rank. Use --launcher mpirun, or leave it out."
+            f"--fault-tolerance under {launcher}: only mpirun of Open MPI 5 keeps a job alive that has lost "
+            "a rank. Use --launcher mpirun, or leave it out."
         )
     if launcher == "srun":
         return _srun(options, program)
@@ -71,7 +68,7 @@ def _srun(options: Options, program: Sequence[str]) -> Line:
         )
     path = find.srun()
     request = _request(options, program, _num_ranks(options, True), (), _allocated())
-    mpi_type = "" if "SLURM_MPI_TYPE" in os.environ else _MPI_TYPES.get(_family() or "Open MPI", "")
+    mpi_type = "" if "SLURM_MPI_TYPE" in os.environ else SRUN_TYPES.get(_family() or "Open MPI", "")
     known = slurm.mpi_types()
     if mpi_type and known and mpi_type not in known and not request.says("--mpi"):
         raise EnvironmentMismatch(
@@ -100,7 +97,7 @@ def _mpirun(options: Options, program: Sequence[str], from_slurm: bool) -> Line:
 
 
 def _allocated() -> tuple[Host, ...]:
-    """The hosts of the allocation; none where they cannot be told, which only costs the choice of a network."""
+    """The hosts of the allocation; none where they cannot be told: they only serve to choose a network."""
     try:
         return slurm.hosts() if slurm.in_allocation() else ()
     except EnvironmentMismatch:

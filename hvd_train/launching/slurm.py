@@ -27,8 +27,9 @@ def num_tasks(environ: Mapping[str, str] = os.environ) -> int | None:
 
 def mpi_types() -> frozenset[str]:
     """What srun's --mpi takes; empty where srun does not say."""
-    said = _ask("srun", "--mpi=list")
-    return frozenset(re.findall(r"[a-z]\w*", said.replace(":", " ")))
+    # One name a line, after a line of words; newer ones list versions of pmix behind a colon.
+    lines = [line.rpartition(":")[2] for line in _ask("srun", "--mpi=list").splitlines()]
+    return frozenset(word for line in lines for word in re.split(r"[,\s]+", line) if word)
 
 
 def hosts(environ: Mapping[str, str] = os.environ) -> tuple[Host, ...]:

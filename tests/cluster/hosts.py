@@ -321,9 +321,13 @@ class Hosts:
     def is_up(self, host: int) -> bool:
         return self._hosts[host].pid != 0
 
+    def file(self, host: int, path: str) -> Path:
+        """A file of a host that is up, its private ones included, as this process can open it."""
+        return Path(f"/proc/{self._hosts[host].pid}/root{path}")
+
     def shared_memory(self, host: int) -> list[str]:
         """Names of the files in the host's /dev/shm."""
-        return sorted(os.listdir(f"/proc/{self._hosts[host].pid}/root/dev/shm"))
+        return sorted(os.listdir(self.file(host, "/dev/shm")))
 
     def pids(self, host: int, pattern: str = "") -> list[int]:
         """Processes of a host whose command line matches a regular expression, by their numbers outside."""

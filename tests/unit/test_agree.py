@@ -94,6 +94,20 @@ def test_what_differs_is_named_with_both_values_and_all_ranks_that_have_the_othe
     assert disagreement(values) == expected
 
 
+def test_hosts_are_named_where_there_are_several() -> None:
+    def run(comm: ThreadCommunicator) -> str:
+        comm.host = ("h1", "h1", "h2", "h2", "h3")[comm.rank]
+        with pytest.raises(RanksDisagree) as caught:
+            require_equal(comm, "things", {"a": "new" if comm.rank > 1 else "old"}, "Make them alike.")
+        return str(caught.value)
+
+    expected = (
+        "the ranks have different things: a is 'old' on rank 0 (h1) but 'new' on rank 2, 3, 4 (h2, h3). Make "
+        "them alike."
+    )
+    assert set(on_ranks(5, run)) == {expected}
+
+
 def test_a_name_that_is_missing_on_one_side_differs() -> None:
     assert "b is None on rank 0 but 2 on rank 1" in disagreement([{"a": 1}, {"a": 1, "b": 2}])
     assert "b is 2 on rank 0 but None on rank 1" in disagreement([{"a": 1, "b": 2}, {"a": 1}])

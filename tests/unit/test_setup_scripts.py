@@ -1,4 +1,4 @@
-"""Which MPI set-up takes, when it refuses to guess, and how the launch scripts pass their options on."""
+"""Which MPI set-up takes, when it refuses to guess, and what the launch scripts pass on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TOOLS = ("bash", "cat", "dirname", "id", "sed")
+TOOLS = ("bash", "cat", "dirname", "sed")
 
 
 @pytest.fixture
@@ -131,63 +131,14 @@ def test_a_python_without_venv_names_the_package_to_install(machine: Path) -> No
     assert "apt-get install python3-venv" in done.stderr
 
 
-# The launcher prints its arguments, one a line, and exits with a status of its own.
-ECHO = 'if [[ $1 == --version ]]; then echo "{version}"; exit; fi; printf "%s\\n" "$@"; exit 7'
-
-
-@pytest.fixture
-def environment(machine: Path) -> Path:
-    """An environment with a Python that is never started, beside a machine with launchers."""
-    folder = machine.parent / "venv" / "bin"
-    return install(folder, "python")
-
-
-@pytest.mark.parametrize(
-    ("script", "launcher", "version", "options", "added"),
-    [
-        ("launch/mpirun.sh", "mpirun", "mpirun (Open MPI) 5.0.11", ["-np", "2"], ["--bind-to", "none"]),
-        ("launch/mpirun.sh", "mpirun", "mpirun (Open MPI) 5.0.11", ["--bind-to", "core"], []),
-        ("launch/mpirun.sh", "mpirun", "HYDRA build details:", ["-np", "2"], []),
-        ("launch/horovodrun.sh", "horovodrun", "0.28.1", ["-np", "2", "--gloo"], []),
-        (
-            "launch/srun.sh",
-            "srun",
-            "",
-            ["-n", "2"],
-            ["--mpi=pmix", "--wait=10"],
-        ),
-        ("launch/srun.sh", "srun", "", ["--mpi", "pmi2"], ["--wait=10"]),
-    ],
-)
-def test_options_reach_the_launcher_and_the_training_whole(
-    machine: Path,
-    environment: Path,
-    script: str,
-    launcher: str,
-    version: str,
-    options: list[str],
-    added: list[str],
-) -> None:
-    install(machine, launcher, ECHO.format(version=version))
-    training = ["--name", "two words; $HOME", "--", ""]
-    done = run(machine, script, *options, "--", *training)
-    assert done.returncode == 7
-    expected = [*added, *options, str(environment), "-m", "hvd_train", *training]
+@pytest.mark.parametrize("launcher", ["mpirun", "horovodrun", "srun"])
+def test_the_scripts_give_hvd_train_launch_all_that_they_are_given(machine: Path, launcher: str) -> None:
+    python = install(machine.parent / "venv" / "bin", "python", 'printf "%s\\n" "$0" "$@"; exit 75')
+    given = ["-np", "2", "--", "--name", "two words; $HOME", "--", ""]
+    done = run(machine, f"launch/{launcher}.sh", *given)
+    assert done.returncode == 75
+    expected = [str(python), "-m", "hvd_train", "launch", "--launcher", launcher, *given]
     assert done.stdout.split("\n")[:-1] == expected
-
-
-def test_without_training_options_the_default_job_is_started(machine: Path, environment: Path) -> None:
-    install(machine, "mpirun", ECHO.format(version="HYDRA"))
-    done = run(machine, "launch/mpirun.sh", "-np", "2")
-    assert done.stdout.split() == ["-np", "2", str(environment), "-m", "hvd_train"]
-
-
-def test_a_missing_launcher_says_how_to_get_it(machine: Path, environment: Path) -> None:
-    assert environment.exists()
-    done = run(machine, "launch/horovodrun.sh", "-np", "2")
-    assert done.returncode == 1
-    assert "make setup" in done.stderr
-    assert "launch/mpirun.sh" in done.stderr
 
 
 def test_no_environment_at_all_is_said(machine: Path, tmp_path: Path) -> None:
@@ -202,14 +153,3 @@ def test_no_environment_at_all_is_said(machine: Path, tmp_path: Path) -> None:
         done = run(machine, script, "-np", "2", VENV=venv)
         assert done.returncode == 1
         assert said in done.stderr
-
-
-@pytest.mark.parametrize("launcher", ["mpirun", "horovodrun", "srun"])
-def test_only_root_gets_the_permission_for_root(machine: Path, environment: Path, launcher: str) -> None:
-    assert environment.exists()
-    (machine / "id").unlink()
-    allowed = 'echo "${OMPI_ALLOW_RUN_AS_ROOT-unset} ${PRTE_ALLOW_RUN_AS_ROOT-unset}"'
-    install(machine, launcher, f"if [[ $1 != --version ]]; then {allowed}; fi")
-    for user, expected in (("0", "1 1"), ("1000", "unset unset")):
-        install(machine, "id", f"echo {user}")
-        assert run(machine, f"launch/{launcher}.sh").stdout.strip() == expected

@@ -1,4 +1,4 @@
-"""Signals in a real process: the first only asks, the second ends it."""
+"""Signals in a real process: they only ask, but for a second Ctrl-C."""
 
 from __future__ import annotations
 
@@ -53,14 +53,22 @@ def ask(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize("first", SIGNALS)
-def test_the_first_signal_asks_and_the_second_ends(first: signal.Signals) -> None:
-    second = signal.SIGINT if first is signal.SIGTERM else signal.SIGTERM
+def test_signals_ask_as_often_as_they_come(first: signal.Signals) -> None:
+    """Slurm and launchers send them several times, each by its own way."""
     with child() as process:
         assert ask(process) == "False\n"
-        process.send_signal(first)
-        assert ask(process) == "True\n", "the process lives and knows"
-        process.send_signal(second)
-        assert process.wait(timeout=30) == -second
+        for number in (first, signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+            process.send_signal(number)
+            assert ask(process) == "True\n", "the process lives and knows"
+
+
+def test_a_second_ctrl_c_ends_at_once() -> None:
+    with child() as process:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            process.send_signal(number)
+            assert ask(process) == "True\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == -signal.SIGINT
         assert process.stderr is not None
         assert process.stderr.read() == "", "no traceback"
 

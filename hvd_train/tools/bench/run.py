@@ -39,7 +39,7 @@ def run(options: Options, version: str) -> None:
     used; `CommunicationError` for a result that is wrong.
     """
     launcher = detect()
-    if launcher.size < 2:
+    if launcher.size == 1:
         error = ConfigError(
             "bench allreduce was started as one process. Expected at least 2 ranks: "
             "`mpirun -np 2 python -m hvd_train bench allreduce`."

@@ -102,7 +102,8 @@ def main() -> None:
     if not has_torch:
         voice.fail("no world without torch", "See torch.", agreed=False)
         return
-    voice.begin("world", f"bringing {launcher.size} ranks together" if launcher.size > 1 else "MPI_Init")
+    several = f"bringing {launcher.size or 'an unknown number of'} ranks together"
+    voice.begin("world", several if launcher.size != 1 else "MPI_Init")
     from hvd_train.comm.factory import connect
 
     try:

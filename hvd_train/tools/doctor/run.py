@@ -60,7 +60,7 @@ def _local(options: Options, version: str, launcher: Launcher) -> list[Check]:
         "shared memory": host.shared_memory,
         "CMA, XPMEM": host.single_copy,
         "ulimit -l": host.locked_memory,
-        "ulimit -n": lambda: host.open_files(launcher.size),
+        "ulimit -n": lambda: host.open_files(launcher.size or 1),
         "interfaces": lambda: network.judge(network.interfaces(), mpi),
         "runs": lambda: storage.runs_folder(runs),
         "HDF5 locks": lambda: storage.file_locking(runs),
@@ -154,13 +154,13 @@ def _seen(findings: Sequence[Finding], name: str) -> str:
 
 
 def _line(launcher: Launcher) -> str:
-    train = "python -m hvd_train"
+    train, ranks = "python -m hvd_train", launcher.size or "N"
     if launcher.provides == "gloo":
-        return f"`horovodrun --gloo -np {launcher.size} {train}`."
+        return f"`horovodrun --gloo -np {ranks} {train}`."
     if launcher.name == "srun":
-        return f"`srun --mpi=pmix -n {launcher.size} {train}`."
+        return f"`srun --mpi=pmix -n {ranks} {train}`."
     binding = "--bind-to none " if "Open MPI" in launcher.name else ""
-    return f"`mpirun {binding}-np {launcher.size} {train}`."
+    return f"`mpirun {binding}-np {ranks} {train}`."
 
 
 def _print(options: Options, concluded: tuple[list[Finding], str, str], host_of: dict[int, str]) -> int:

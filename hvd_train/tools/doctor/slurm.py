@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Mapping
 
+from hvd_train.mpi_launcher import SRUN_TYPES
 from hvd_train.tools.doctor.check import Check, ask
 
 
@@ -51,8 +52,7 @@ def srun(mpi: str, environ: Mapping[str, str] = os.environ) -> Check:
 
 
 def _fit(name: str, mpi: str, types: list[str], seen: str, chosen: str) -> Check:
-    """Open MPI 5 speaks PMIx alone; MPICH and its kin PMI-2, and PMIx where they were built with it."""
-    wanted = "pmix" if mpi.startswith("Open MPI") else "pmi2"
+    wanted = next((kind for family, kind in SRUN_TYPES.items() if mpi.startswith(family)), "pmi2")
     if not mpi:
         return Check(name=name, seen=f"{seen}; there is no MPI for it")
     if not any(kind.startswith(wanted) for kind in types):

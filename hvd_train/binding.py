@@ -1,0 +1,144 @@
+"""The cores that ranks are bound to: what is wrong with them, and what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from hvd_train.machine import AFFINITY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """Where one rank runs, as it sees it."""
+
+    rank: int
+    host: str
+
+    cores: frozenset[int]
+    """Its affinity mask."""
+
+    host_cores: int
+    """Cores of the host."""
+
+    starter_cores: int
+    """Cores of the process that started this one, which the rank might have had as well."""
+
+    promised_cores: int
+    """What Slurm says that each task gets (SLURM_CPUS_PER_TASK); 0 without Slurm."""
+
+    threads: int
+    """Those of torch on this rank."""
+
+
+def take_seat(rank: int, host: str, threads: int, environ: Mapping[str, str] = os.environ) -> Seat:
+    """Where this process runs."""
+    promised = environ.get("SLURM_CPUS_PER_TASK", "")
+    try:
+        starter_cores = len(os.sched_getaffinity(os.getppid()))
+    except OSError:  # it ended just now
+        starter_cores = len(AFFINITY)
+    return Seat(
+        rank=rank,
+        host=host,
+        cores=AFFINITY,
+        host_cores=os.cpu_count() or 1,
+        starter_cores=starter_cores,
+        promised_cores=int(promised) if promised.isdigit() else 0,
+        threads=threads,
+    )
+
+
+def complaints(seats: Sequence[Seat], unbind: str, cores_are_dealt: bool) -> list[str]:
+    """What slows the ranks down that sit so: at most one line of each kind, which names the first host.
+
+    Args:
+        seats: of all ranks.
+        unbind: what to tell the launcher so that it binds nothing.
+        cores_are_dealt: whether the launcher gives each rank the cores that the job asked for, and no other.
+    """
+    hosts: dict[str, list[Seat]] = {}
+    for seat in seats:
+        hosts.setdefault(seat.host, []).append(seat)
+    instead = "`srun --cpus-per-task`, which srun does not take from the job" if cores_are_dealt else unbind
+    lines = [
+        *_of_hosts(hosts, _same_core, unbind),
+        *_of_hosts(hosts, _too_many_threads, unbind),
+        *_of_hosts(hosts, _fewer_than_promised, instead),
+    ]
+    if not lines and not cores_are_dealt and len(seats) > 1:
+        lines += _of_hosts(hosts, _idle_cores, unbind)
+    return lines
+
+
+_Complaint = Callable[[Sequence[Seat], str], str]
+"""What is wrong on one host, with what to start the ranks with instead; empty if nothing is."""
+
+
+def _of_hosts(hosts: Mapping[str, Sequence[Seat]], complaint: _Complaint, start: str) -> list[str]:
+    found = [(host, text) for host, of_host in hosts.items() if (text := complaint(of_host, start))]
+    if not found:
+        return []
+    more = f" and {_count(len(found) - 1, 'other host')}" if len(found) > 1 else ""
+    return [f"on {found[0][0]}{more} {found[0][1]}"]
+
+
+def _same_core(of_host: Sequence[Seat], start: str) -> str:
+    """Ranks that take turns on the only core that each of them has."""
+    bound = [seat.cores for seat in of_host if len(seat.cores) == 1]
+    crowded = [cores for cores in bound if bound.count(cores) > 1]
+    if not crowded or of_host[0].host_cores == 1:
+        return ""
+    crowd = [seat for seat in of_host if seat.cores == crowded[0]]
+    return (
+        f"{_ranks(crowd, of_host)} bound to core {min(crowded[0])} of {of_host[0].host_cores} and take turns "
+        f"on it. Start them with {start}."
+    )
+
+
+def _too_many_threads(of_host: Sequence[Seat], start: str) -> str:
+    crowded = [seat for seat in of_host if seat.threads > len(seat.cores)]
+    if not crowded:
+        return ""
+    first = crowded[0]
+    return (
+        f"{_ranks(crowded, of_host)} set to {first.threads} threads on {_count(len(first.cores), 'core')}. "
+        f"Give fewer `--threads`, or start the ranks with {start}."
+    )
+
+
+def _fewer_than_promised(of_host: Sequence[Seat], start: str) -> str:
+    short = [s for s in of_host if len(s.cores) < min(s.promised_cores, s.host_cores)]
+    if not short:
+        return ""
+    first = short[0]
+    return (
+        f"{_ranks(short, of_host)} bound to {_count(len(first.cores), 'core')}, but SLURM_CPUS_PER_TASK is "
+        f"{first.promised_cores}. Start them with {start}."
+    )
+
+
+def _idle_cores(of_host: Sequence[Seat], start: str) -> str:
+    """Ranks with one core each where there are more for each."""
+    there = of_host[0].starter_cores
+    if any(len(seat.cores) > 1 for seat in of_host) or there < 2 * len(of_host):
+        return ""
+    return (
+        f"{_ranks(of_host, of_host)} bound to one core each, and {there} are there. Start them with "
+        f"{start}, so that each gets more threads."
+    )
+
+
+def _ranks(some: Sequence[Seat], of_host: Sequence[Seat]) -> str:
+    """Those ranks, and the verb."""
+    if len(some) == len(of_host) > 1:
+        return "all ranks are"
+    named = ", ".join(str(seat.rank) for seat in some[:4])
+    if len(some) == 1:
+        return f"rank {named} is"
+    return f"ranks {named} are" if len(some) <= 4 else f"ranks {named} and {len(some) - 4} more are"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -1,0 +1,83 @@
+"""`hvd_train restarts`: whether another start of a run is worth it. Imports neither torch nor MPI.
+
+A job script asks before it puts its job into the queue once more, and before it starts one that the queue
+gave back to it. The run's own events.jsonl is all that counts: a start that brings no checkpoint of a later
+round than the one that it went on from was in vain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import arg
+
+from hvd_train.config import Config
+from hvd_train.errors import ConfigError
+from hvd_train.record.events import read_events
+from hvd_train.run_files import EVENTS_FILE, folder_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Whether another start of a run is worth it: exit code 0 if so, 1 if not, and a line that says why.
+
+    The options of the training, which name the run, stand behind `--`:
+    `restarts --limit 3 -- --name long`."""
+
+    limit: Annotated[int, arg(metavar="N")] = 3
+    """So many starts in a row that brought no checkpoint are enough."""
+
+    def __post_init__(self) -> None:
+        if self.limit < 1:
+            raise ConfigError(f"--limit {self.limit}: expected 1 or more.")
+
+
+def parse(args: Sequence[str]) -> Options:
+    """Raises `ConfigError`; exits with code 2 for an option that does not exist."""
+    return tyro.cli(Options, prog="hvd_train restarts", args=list(args))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come."""
+
+    round: int
+    """Rounds that the next start will find done."""
+
+    in_vain: int
+    """The last starts that have not brought it further than this: with 1 it is not known yet."""
+
+
+def progress(events: Iterable[Mapping[str, Any]]) -> Progress:
+    """How far the run with these events has come."""
+    starts: list[int] = []
+    reached = 0
+    for event in events:
+        if event["event"] == "header":
+            starts.append(event["round"])
+        if event["event"] in ("header", "checkpoint"):
+            reached = event["round"]
+    in_vain = 0
+    while in_vain < len(starts) and starts[-1 - in_vain] >= reached:
+        in_vain += 1
+    return Progress(reached, in_vain)
+
+
+def main(options: Options, training: Config) -> int:
+    """Prints whether another start is worth it; returns the exit code."""
+    folder, _ = folder_of(replace(training, resume=training.resume or "auto"))
+    file = folder / EVENTS_FILE
+    found = progress(read_events(file)) if file.exists() else Progress(0, 0)
+    if found.in_vain < options.limit:
+        print(f"{folder}: another start goes on from round {found.round}", flush=True)
+        return 0
+    print(
+        f"{folder}: {found.in_vain} starts in a row went on from round {found.round} and brought no later "
+        f"checkpoint; expected fewer than {options.limit}. Look at what ended them, or lower "
+        "checkpoint.every_rounds.",
+        flush=True,
+    )
+    return 1

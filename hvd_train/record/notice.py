@@ -1,0 +1,49 @@
+"""Whether the notice that a batch system gives before a job's end is long enough for a round."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import final
+
+from hvd_train.output import warn
+from hvd_train.record.reports import Recorder, Report, RoundReport, RunHeader
+
+LEAD_VARIABLE = "HVD_TRAIN_SIGNAL_LEAD_S"
+"""Set by the job script: seconds from the signal to the end."""
+
+
+def make_notice(environ: Mapping[str, str] = os.environ) -> tuple[Recorder, ...]:
+    """A `Notice` where the environment tells the lead time of the signal; none elsewhere."""
+    try:
+        lead_s = float(environ.get(LEAD_VARIABLE, ""))
+    except ValueError:
+        return ()
+    return (Notice(lead_s),)
+
+
+@final
+class Notice(Recorder):
+    """Warns once of a round longer than half of `lead_s` seconds: a signal is obeyed after the round that it
+    falls into, and the checkpoint must be written in what is left."""
+
+    def __init__(self, lead_s: float) -> None:
+        self._lead_s = lead_s
+        self._warned = False
+
+    def header(self, header: RunHeader) -> None: ...
+
+    def report(self, report: Report) -> None:
+        if not isinstance(report, RoundReport) or self._warned:
+            return
+        # Every rank's phases add up to the same round.
+        seconds = sum(spread.median for spread in report.seconds.values())
+        if seconds > self._lead_s / 2:
+            self._warned = True
+            warn(
+                f"round {report.round} took {seconds:.3g} s, but the job is told {self._lead_s:g} s before "
+                "its end; expected rounds of at most half of that, or there is no time for a checkpoint. "
+                f"Lower sync.period, or raise the seconds of sbatch's --signal and {LEAD_VARIABLE}."
+            )
+
+    def close(self) -> None: ...
