@@ -113,6 +113,8 @@ class _Keeper:
     job: Job
     asked: bool = False
     """Whether a stop was asked for."""
+    interrupts: int = 0
+    """SIGINTs so far."""
     passed_on: bool = False
     """Whether the ranks know."""
     ended_by: int = 0
@@ -144,7 +146,10 @@ class _Keeper:
                 return Ended(status=self.status or 0, asked=self.asked, signal=self.ended_by)
 
     def _signalled(self, number: int, launcher: int) -> None:
-        at_once = number == _PARENT_DIED or (self.asked and number != signal.SIGUSR1)
+        self.interrupts += number == signal.SIGINT
+        # As for `StopRequest`: only a second Ctrl-C means it. When Slurm ends a job it sends SIGTERM to all its
+        # processes, so that this one gets it twice: from Slurm, and from `hvd_train launch`.
+        at_once = number == _PARENT_DIED or self.interrupts > 1
         if self.job.can_stop is None or at_once:
             if not self.ended_by:
                 self.ended_by = signal.SIGTERM if number == _PARENT_DIED else number
@@ -153,7 +158,7 @@ class _Keeper:
             self.asked = True
             warn(
                 f"{signal.Signals(number).name}: the run ends after its round, with a checkpoint. "
-                "Again: it ends at once, without one."
+                "A second Ctrl-C ends it at once, without one."
             )
 
     def _ask(self, launcher: int) -> None:
