@@ -56,13 +56,13 @@ def _launch(options: Options, before: list[str], training: list[str], check: Che
         if not config.name:
             training = [*training, "--name", folder.name]
         record = Record(folder)
-    line = plan.line(options, [sys.executable, "-m", "hvd_train", *training])
+    launcher = plan.choose(options)
+    line = plan.line(options, launcher, [sys.executable, "-m", "hvd_train", *training])
     if options.dry_run:
         print(line)
         return FINISHED
     if options.fault_tolerance:
         warn(plan.FAULT_TOLERANCE_COSTS)
-    launcher = plan.choose(options)
     ended = supervise.run(
         supervise.Job(
             line=line,

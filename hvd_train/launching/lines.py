@@ -21,12 +21,14 @@ Open MPI's own values a host that is cut off is noticed after many minutes."""
 
 FAILURE_DETECTOR = {
     "mpi_ft_detector": "true",
-    "mpi_ft_detector_thread": "true",
-    "mpi_ft_detector_period": "1",
-    "mpi_ft_detector_timeout": "10",
+    "mpi_ft_detector_period": "60",
+    "mpi_ft_detector_timeout": "300",
 }
-"""Each rank hears from a neighbour every second. By a thread of its own: a rank that computes calls no MPI
-for as long as its local steps take, and would be taken for dead."""
+"""Seconds between two heartbeats of a rank, and without one until it counts as dead. A rank sends them only
+while it is inside MPI: one whose local steps or evaluation took longer than the timeout would count as dead,
+and crash. So it is the time after which a rank counts as hung anyway. The detector's own thread
+(mpi_ft_detector_thread), which would allow a few seconds, leaves MPI_Finalize hanging in Open MPI 5.0.11. A
+killed rank is noticed at once without any of this."""
 
 _EXPORTED = ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "OPAL_PREFIX")
 _EXPORTED_BEGINNINGS = (
@@ -73,9 +75,9 @@ class Request:
     """Options of the launcher that the user wants."""
 
     @property
-    def spans_hosts(self) -> bool:
+    def leaves_this_host(self) -> bool:
         """Whether there may be ranks on another host."""
-        return len(self.hosts) != 1
+        return [host.name for host in self.hosts] != ["localhost"]
 
     @property
     def placement(self) -> str:
@@ -190,7 +192,7 @@ def _open_mpi_parameters(request: Request) -> tuple[dict[str, str], dict[str, st
         mpi["btl_tcp_if_include"] = request.network
     if request.network and not request.says("oob_tcp_if_"):
         daemons["oob_tcp_if_include"] = request.network
-    if request.spans_hosts and not request.says("oob_tcp_keepalive"):
+    if request.leaves_this_host and not request.says("oob_tcp_keepalive"):
         daemons |= {f"oob_tcp_keepalive_{name}": str(value) for name, value in KEEPALIVE.items()}
     if request.shares_cores and not request.says("mpi_yield_when_idle"):
         mpi["mpi_yield_when_idle"] = "1"

@@ -21,8 +21,8 @@ _DESCRIPTION = """Start a training on many ranks, by the launcher that fits, and
 
 What stands after -- are the options of hvd_train. Exit code: 0 finished; 75 interrupted with a checkpoint, so
 run it again with --resume; 1 failed; 2 what you gave cannot be run. The run's own record decides, not the
-launcher's status. SIGINT, SIGTERM or SIGUSR1 ends the run after its round, with a checkpoint; a second SIGINT
-or SIGTERM at once."""
+launcher's status. SIGINT, SIGTERM or SIGUSR1 ends the run after its round, with a checkpoint; a second
+SIGINT, as by Ctrl-C, at once."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,14 +16,13 @@ from hvd_train.mpi_launcher import SRUN_TYPES, MPILauncher
 
 FAULT_TOLERANCE_COSTS = (
     "fault tolerance is on: ranks of different hosts talk by TCP, as Open MPI turns the transports of fast "
-    "fabrics (UCX, libfabric, InfiniBand) off, and each rank sends a heartbeat a second from a thread of its "
-    "own; a host that is lost still ends the job"
+    "fabrics (UCX, libfabric, InfiniBand) off; a rank that calls no MPI for 300 s is dead; a lost host "
+    "still ends the job"
 )
 
 
-def line(options: Options, program: Sequence[str]) -> Line:
-    """What starts `program` on every rank. Raises `UserError` for what cannot be started."""
-    launcher = choose(options)
+def line(options: Options, launcher: str, program: Sequence[str]) -> Line:
+    """What starts `program` on every rank by `launcher`. Raises `UserError` for what cannot be started."""
     if options.fault_tolerance and launcher != "mpirun":
         raise EnvironmentMismatch(
             f"--fault-tolerance under {launcher}: only mpirun of Open MPI 5 keeps a job alive that has lost "
@@ -38,7 +37,9 @@ def line(options: Options, program: Sequence[str]) -> Line:
     ranks = _num_ranks(options, from_slurm)
     hosts = placed(slurm.hosts() if from_slurm else options.named_hosts, ranks)
     request = _request(options, program, ranks, hosts, hosts)
-    mpirun, family = ("", MPILauncher("", "")) if options.gloo else find.mpirun()
+    # A package that was built without an MPI runs over Gloo, which horovodrun finds out by itself.
+    without = options.gloo or build_info.load().mpi is None
+    mpirun, family = ("", MPILauncher("", "")) if without else find.mpirun()
     return lines.horovodrun(request, find.horovodrun(), mpirun, family, options.gloo)
 
 
@@ -113,7 +114,7 @@ def _num_ranks(options: Options, from_slurm: bool) -> int:
             if from_slurm
             else "nothing says how many ranks"
         )
-        raise ConfigError(f"{where}: expected -np N{'' if from_slurm else ', --hosts or --hostfile'}.")
+        raise ConfigError(f"{where}: expected -np N{'' if from_slurm else ', or --hosts H1:2,H2:2'}.")
     return ranks
 
 
@@ -144,7 +145,7 @@ def _request(
 ) -> Request:
     """`all_hosts` are those that ranks may run on, where `hosts` leaves that to Slurm."""
     found = None if options.interface else network.leading_to_others(host.name for host in all_hosts)
-    here = sum(host.slots for host in all_hosts if network.is_this_host(host.name))
+    here = next((host.slots for host in all_hosts if network.is_this_host(host.name)), 0)
     return Request(
         program=tuple(program),
         ranks=ranks,
