@@ -106,7 +106,7 @@ def test_every_file_that_is_named_exists() -> None:
     )
     for path in documents():
         for code in inline_code(path):
-            if pattern.fullmatch(code) and code != "slurm/site.sh":  # the user's own
+            if pattern.fullmatch(code):
                 assert (ROOT / code).exists(), f"{path.name}: {code}"
 
 
