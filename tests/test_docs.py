@@ -34,7 +34,7 @@ EVENTS = ROOT / "docs" / "events.md"
 FOREIGN_OPTIONS = {
     # mpirun, horovodrun, srun and sbatch; pip; the benchmark
     *("--hostfile", "--oversubscribe", "--bind-to", "--host", "--gloo", "--mpi", "--nodes", "--ntasks"),
-    *("--with-ft", "--signal", "--cpus-per-task", "--wait", "--kill-on-bad-exit", "--check-build"),
+    *("--with-ft", "--signal", "--batch", "--cpus-per-task", "--wait", "--kill-on-bad-exit", "--check-build"),
 }
 """Long options in the documents that are not this program's."""
 
@@ -53,6 +53,8 @@ def known_options() -> set[str]:
     for name in ("write", "info", "check"):
         found |= options_of(*train, "shard", name)
     found |= options_of(*train, "bench", "allreduce")
+    for name in ("launch", "doctor", "init", "restarts"):
+        found |= options_of(*train, name)
     found |= options_of("benchmarks/averaging_cost.py") | options_of("-m", "benchmarks.ring_between_hosts")
     return found | FOREIGN_OPTIONS
 

@@ -78,10 +78,12 @@ def environment(checkout: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(checkout), "VENV": str(BIN.parent), **AS_ROOT, **OVERSUBSCRIBE}
 
 
+NO_TRAINING = (" shard ", " bench ", " doctor", " init ", "--help", "--check-hosts", "--dry-run")
+
+
 def is_training(command: str) -> bool:
-    return ("-m hvd_train" in command or command.startswith("launch/")) and not any(
-        word in command for word in (" shard ", " bench ", "--help")
-    )
+    starts = "-m hvd_train" in command or command.startswith("launch/")
+    return starts and not any(word in command for word in NO_TRAINING)
 
 
 def training_options(command: str) -> list[str]:
