@@ -29,9 +29,8 @@ record. Raises `UserError`, or `SystemExit` as a parser of options does."""
 def main(argv: Sequence[str], check: Check) -> int:
     """Runs `launch` with the arguments after that word; returns the exit code."""
     before, training = split(argv)
-    options = parse(before)
     try:
-        return _launch(options, before, training, check)
+        return _launch(parse(before), before, training, check)
     except UserError as error:
         warn(str(error))
         return USER_ERROR
