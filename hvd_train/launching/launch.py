@@ -68,10 +68,10 @@ def _launch(options: Options, before: list[str], training: list[str], check: Che
     )
     if record is None:
         return 128 + ended.signal if ended.signal else ended.status
-    return _judge(ended, record, launcher, before)
+    return judge(ended, record, launcher, before)
 
 
-def _judge(ended: Ended, record: Record, launcher: str, before: list[str]) -> int:
+def judge(ended: Ended, record: Record, launcher: str, before: list[str]) -> int:
     """The exit code, by the run's own record; and what is to be said of it."""
     go_on = shlex.join(["python", "-m", "hvd_train", "launch", *before, "--", "--resume", str(record.folder)])
     reason = record.stop_reason()

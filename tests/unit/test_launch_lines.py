@@ -82,7 +82,8 @@ EXPORT = "-x OMP_NUM_THREADS -x PATH"
 ALIVE_4 = "--mca oob_tcp_keepalive_time 5 --mca oob_tcp_keepalive_intvl 1 --mca oob_tcp_keepalive_probes 3"
 ALIVE_5 = ALIVE_4.replace("--mca", "--prtemca")
 ALIVE_ENV = "oob_tcp_keepalive_time=5 {0}oob_tcp_keepalive_intvl=1 {0}oob_tcp_keepalive_probes=3"
-DETECTOR = "--with-ft ulfm --mca mpi_ft_detector true --mca mpi_ft_detector_period 60 --mca mpi_ft_detector_timeout 300"
+_HEARTBEAT = "--mca mpi_ft_detector"
+DETECTOR = f"--with-ft ulfm {_HEARTBEAT} true {_HEARTBEAT}_period 60 {_HEARTBEAT}_timeout 300"
 TWO = ("--hosts", "h1:2,h2:2")
 ON_ETH0 = (*TWO, "--interface", "eth0")
 
@@ -106,7 +107,8 @@ GOLDEN = [
     (
         "openmpi-5",
         (*TWO, "--fault-tolerance"),
-        f"BIN/mpirun --host h1:2,h2:2 -np 4 --map-by slot --bind-to none {DETECTOR} {ALIVE_5} {EXPORT} {TRAIN}",
+        f"BIN/mpirun --host h1:2,h2:2 -np 4 --map-by slot --bind-to none {DETECTOR} {ALIVE_5} "
+        f"{EXPORT} {TRAIN}",
     ),
     (
         "openmpi-4",
