@@ -30,9 +30,8 @@ record. Raises `UserError`, or `SystemExit` as a parser of options does."""
 def main(argv: Sequence[str], check: Check) -> int:
     """Runs `launch` with the arguments after that word; returns the exit code."""
     before, training = split(argv)
-    options = parse(before)
     try:
-        return _launch(options, before, training, check)
+        return _launch(parse(before), before, training, check)
     except UserError as error:
         warn(str(error))
         return USER_ERROR
@@ -72,7 +71,7 @@ def _launch(options: Options, before: list[str], training: list[str], check: Che
     )
     if record is None:
         return 128 + ended.signal if ended.signal else ended.status
-    return _judge(ended, record, launcher, before)
+    return judge(ended, record, launcher, before)
 
 
 def _check_hosts(options: Options, config: Config | None) -> int:
@@ -85,7 +84,7 @@ def _check_hosts(options: Options, config: Config | None) -> int:
     return check_hosts.run(options.named_hosts, runs, mpirun)
 
 
-def _judge(ended: Ended, record: Record, launcher: str, before: list[str]) -> int:
+def judge(ended: Ended, record: Record, launcher: str, before: list[str]) -> int:
     """The exit code, by the run's own record; and what is to be said of it."""
     go_on = shlex.join(["python", "-m", "hvd_train", "launch", *before, "--", "--resume", str(record.folder)])
     reason = record.stop_reason()

@@ -149,11 +149,11 @@ def horovodrun(request: Request, program: str, mpirun: str, launcher: MPILaunche
     It writes mpirun's options itself and passes its own environment on: what mpirun is to know stands there.
     """
     environ = allow_root()
-    tools = [str(Path(p).parent) for p in (mpirun, program) if p]
+    tools = list(dict.fromkeys(str(Path(p).parent) for p in (mpirun, program) if p))
     path = os.environ.get("PATH", os.defpath)
     # It takes the first mpirun on PATH.
     if path.split(os.pathsep)[: len(tools)] != tools:
-        environ["PATH"] = os.pathsep.join([*dict.fromkeys(tools), path])
+        environ["PATH"] = os.pathsep.join([*tools, path])
     if launcher.family == "Open MPI" and not gloo:
         environ |= _home_of(mpirun)
         mpi, daemons = _open_mpi_parameters(request)

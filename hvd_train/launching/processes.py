@@ -46,13 +46,16 @@ def descendants() -> list[int]:
     return found[1:]
 
 
+def command(pid: int) -> list[str]:
+    """The program that a process runs and its arguments; empty if it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1]
+    return []
+
+
 def name(pid: int) -> str:
     """The name of the program that a process runs, without its folder; empty if it is gone."""
-    with contextlib.suppress(OSError):
-        return Path(
-            Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].decode(errors="replace")
-        ).name
-    return ""
+    return Path("".join(command(pid)[:1])).name
 
 
 def send(pid: int, number: signal.Signals) -> None:
@@ -61,10 +64,11 @@ def send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def send_all(number: signal.Signals) -> None:
-    """A signal to every descendant."""
+def send_all(number: signal.Signals, spare: str = "") -> None:
+    """A signal to every descendant, but to those whose command says `spare`."""
     for pid in descendants():
-        send(pid, number)
+        if not (spare and any(spare in word for word in command(pid))):
+            send(pid, number)
 
 
 def reap() -> dict[int, int]:

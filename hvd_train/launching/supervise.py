@@ -28,6 +28,8 @@ _PARENT_DIED = signal.SIGUSR2
 _GRACE_S = 5.0
 """From the request to end at once to SIGKILL: an mpirun needs a moment to end the ranks of other hosts."""
 _LOOK_S = 0.5
+_CLEANER = "multiprocessing.resource_tracker"
+"""Removes the semaphores of a Python program that was killed, such as horovodrun, and then ends by itself."""
 
 MPI_LAUNCHERS = (
     "mpirun",
@@ -125,13 +127,14 @@ class _Keeper:
     """The launcher's, once it has ended."""
 
     def run(self) -> Ended:
-        launcher = subprocess.Popen(
+        process = subprocess.Popen(  # kept: one that is dropped takes its child's status with it
             self.job.line.argv,
             env={**os.environ, **self.job.line.environ},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             preexec_fn=_prepare(os.getpid()),
-        ).pid
+        )
+        launcher = process.pid
         awaited = {*STOP_SIGNALS, _PARENT_DIED, signal.SIGCHLD}
         while True:
             got = signal.sigtimedwait(awaited, _LOOK_S)
@@ -198,7 +201,8 @@ class _Keeper:
             self.deadline = now + _GRACE_S
             processes.send_all(signal.SIGTERM)
         elif now > self.deadline:
-            processes.send_all(signal.SIGKILL)
+            patience_is_over = now > self.deadline + _GRACE_S
+            processes.send_all(signal.SIGKILL, spare="" if patience_is_over else _CLEANER)
         return False
 
 

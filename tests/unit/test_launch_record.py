@@ -1,0 +1,88 @@
+"""The exit code of a launch: the run's own record decides, whatever the launcher said."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from hvd_train.launching.launch import judge
+from hvd_train.launching.record import Record
+from hvd_train.launching.supervise import Ended
+
+
+def append(run: Path, *events: dict[str, object], torn: str = "") -> None:
+    with open(run / "events.jsonl", "a") as file:
+        file.write("".join(json.dumps(event) + "\n" for event in events) + torn)
+
+
+HEADER = {"event": "header"}
+
+
+def stop(reason: str) -> dict[str, object]:
+    return {"event": "stop", "reason": reason}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run that was interrupted before, and whose last line a kill has torn."""
+    append(tmp_path, HEADER, stop("interrupted"), torn='{"event": "ro')
+    return tmp_path
+
+
+def code(record: Record, status: int, asked: bool = False, number: int = 0) -> int:
+    return judge(Ended(status=status, asked=asked, signal=number), record, "mpirun", ["-np", "2"])
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "expected"),
+    [
+        ("patience", 0, 0),
+        ("max_rounds", 1, 0),
+        ("diverged", 0, 0),
+        ("interrupted", 0, 75),
+        ("interrupted", 143, 75),
+        ("", 0, 1),
+        ("", 1, 1),
+        ("", 137, 1),
+        ("", 2, 2),
+    ],
+)
+def test_the_record_decides(
+    reason: str, status: int, expected: int, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = Record(run)
+    assert not record.has_begun()
+    (run / "events.jsonl").write_text("".join((run / "events.jsonl").read_text().splitlines(True)[:2]))
+    append(run, HEADER, {"event": "round"}, *([stop(reason)] if reason else []), torn='{"event"')
+    assert record.has_begun()
+    assert code(record, status) == expected
+    said = capsys.readouterr().err
+    assert ("the run did not come to its end" in said) is (expected == 1)
+    assert (f"Go on: python -m hvd_train launch -np 2 -- --resume {run}" in said) is (expected == 75)
+    assert ("but the run had come to its end" in said) is (expected == 0 and status != 0)
+
+
+def test_a_failure_names_the_checkpoint_to_go_on_from(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert code(Record(run), 0) == 1
+    said = capsys.readouterr().err
+    assert f"mpirun ended with 0, and {run / 'events.jsonl'} has no `stop`. There is no checkpoint" in said
+    (run / "checkpoints" / "round-8").mkdir(parents=True)
+    (run / "checkpoints" / "round-8" / "manifest.json").touch()
+    assert code(Record(run), 0) == 1
+    said = capsys.readouterr().err
+    assert f"newest checkpoint is round-8. Go on: python -m hvd_train launch -np 2 -- --resume {run}" in said
+
+
+def test_what_was_ended_at_once_has_the_signals_code(run: Path) -> None:
+    assert code(Record(run), 1, asked=True, number=signal.SIGINT) == 130
+
+
+def test_a_run_that_does_not_exist_yet(tmp_path: Path) -> None:
+    record = Record(tmp_path / "runs" / "a")
+    assert not record.has_begun()
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    append(tmp_path / "runs" / "a", HEADER, stop("patience"))
+    assert record.stop_reason() == "patience"
