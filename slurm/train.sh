@@ -57,11 +57,24 @@ export HVD_TRAIN_SIGNAL_LEAD_S=${HVD_TRAIN_SIGNAL_LEAD_S:-120}
 
 worth_a_start() { "$python" -m hvd_train restarts --limit "${HVD_TRAIN_RESTARTS:-3}" -- "${options[@]}"; }
 
+preempted() { [[ $(scontrol show job --oneliner "$SLURM_JOB_ID") == *" PreemptTime=2"* ]]; }
+
+# Whether every host of the job can start a process. Slurm takes a lost one for down only after a while, in which
+# mpirun has ended long ago.
+hosts_answer() {
+    timeout 60 srun --overlap --mpi=none --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
+        --ntasks-per-node=1 --cpus-per-task=1 true >/dev/null 2>&1
+}
+
 say "job $job on ${SLURM_JOB_NODELIST:-?}, start $((restart + 1))"
 if [[ $restart != 0 ]] && ! worth_a_start; then
     say "job $job ends here, interrupted"
     exit 75
 fi
+
+# Only where it says yes now does a no mean something later.
+can_ask=''
+if hosts_answer; then can_ask=1; fi
 
 # In the background: a shell sees no signal while it waits for a command in the foreground.
 "$python" -m hvd_train launch --launcher "${HVD_TRAIN_LAUNCHER:-srun}" \
@@ -71,21 +84,16 @@ while told=''; wait "$training"; status=$?; [[ -n $told ]]; do :; done
 training=''
 
 # --- What becomes of the job.
-preempted() { [[ $(scontrol show job --oneliner "$SLURM_JOB_ID") == *" PreemptTime=2"* ]]; }
-
-# Slurm itself takes a lost node for down only after a while, in which mpirun has ended long ago.
-hosts_answer() {
-    timeout 60 srun --overlap --mpi=none --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
-        --ntasks-per-node=1 --cpus-per-task=1 true >/dev/null 2>&1
-}
-
 case $status in
     0 | 2) exit "$status" ;;
-    75) why='interrupted, with a checkpoint' ;;
+    75)
+        why='interrupted, with a checkpoint'
+        if preempted; then why="preempted; $why"; fi
+        ;;
     *)
         if preempted; then
-            why='ended by the preemption'
-        elif ! hosts_answer; then
+            why='preempted; ended without a new checkpoint'
+        elif [[ -n $can_ask ]] && ! hosts_answer; then
             why='a host of this job no longer answers'
         else
             say "the training failed, exit code $status"
