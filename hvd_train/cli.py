@@ -179,7 +179,7 @@ def _report(error: HvdTrainError, launcher: Launcher) -> None:
         # Nothing tells these processes when rank 0 gets here, and whether.
         speaks = launcher.speaks
         if launcher.rank:
-            time.sleep(_PATIENCE_S if speaks else 3 * _PATIENCE_S)
+            time.sleep(_PATIENCE_S if speaks else 2 * _PATIENCE_S)  # srun kills after 10 s
     elif not speaks and not error.agreed:
         if isinstance(error, UserError):
             time.sleep(_PATIENCE_S)  # as with wrong options: there was no communicator yet

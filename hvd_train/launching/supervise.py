@@ -150,8 +150,8 @@ class _Keeper:
 
     def _signalled(self, number: int, launcher: int) -> None:
         self.interrupts += number == signal.SIGINT
-        # As for `StopRequest`: only a second Ctrl-C means it. When Slurm ends a job it sends SIGTERM to all
-        # processes of it, so that this one gets it twice: from Slurm, and from `hvd_train launch`.
+        # As for `StopRequest`: only a second Ctrl-C means it. When Slurm ends a job it sends SIGTERM to every
+        # process: this one gets it twice, from Slurm and from `hvd_train launch`.
         at_once = number == _PARENT_DIED or self.interrupts > 1
         if self.job.can_stop is None or at_once:
             if not self.ended_by:

@@ -60,6 +60,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 SlurmctldTimeout=10
 SlurmdTimeout=10
+MessageTimeout=5
 InactiveLimit=0
 KillWait=5
 MinJobAge=3600

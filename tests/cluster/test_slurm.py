@@ -3,7 +3,9 @@ interrupts them."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -12,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.slurm import Slurm
+from tests.cluster.hosts import Hosts
+from tests.cluster.slurm import Slurm, missing
 from tests.launching import ROOT
 from tests.mpi.jobs import SHORT, events, model_bytes
 
@@ -59,6 +62,13 @@ class Project:
             assert seen["JobState"] in ("PENDING", "CONFIGURING", "RUNNING"), (seen, self.log(job))
             assert time.monotonic() < deadline, self.log(job)
             time.sleep(0.05)
+
+    def wait_for_restart(self, job: str, deadline_s: float) -> None:
+        """Until Slurm has taken a job back into its queue."""
+        deadline = time.monotonic() + deadline_s
+        while self.slurm.job(job)["Restarts"] == "0":
+            assert time.monotonic() < deadline, f"{self.slurm.job(job)}\n{self.log(job)}"
+            time.sleep(0.1)
 
     def hurry(self) -> None:
         """From now on trainings do not sleep."""
@@ -160,7 +170,7 @@ def test_a_job_outlives_its_time_limit_and_what_depends_on_it_waits(
     look = f"tail -n 1 runs/{job}/events.jsonl > seen"
     waits = project.slurm.sbatch(f"--dependency=afterok:{job}", "--wrap", look, cwd=project.folder)
     project.wait_for_round(job, 5)
-    project.wait(job, "PENDING", deadline_s=60)
+    project.wait_for_restart(job, deadline_s=70)
     assert project.slurm.job(waits)["JobState"] == "PENDING"
     assert project.finish(job)["Restarts"] == "1"
     project.slurm.wait(waits, "COMPLETED", deadline_s=20)
@@ -170,8 +180,18 @@ def test_a_job_outlives_its_time_limit_and_what_depends_on_it_waits(
     assert f"interrupted, with a checkpoint; job {job} is in the queue again" in project.log(job)
 
 
+def finish_elsewhere(project: Project, job: str, model: bytes) -> None:
+    """Waits for the end of a job that lost h2 and is in the queue again."""
+    ended = project.finish(job)
+    assert ended["Restarts"] == "1"
+    assert f"job {job} on {ended['NodeList']}, start 2" in project.log(job)
+    hosts = project.slurm.run("scontrol", "show", "hostnames", ended["NodeList"]).stdout.split()
+    assert "h2" not in hosts
+    assert_it_went_on(project.run(job), model)
+
+
 def test_jobs_that_lose_a_node_go_on(project: Project, uninterrupted: bytes) -> None:
-    """Under srun Slurm ends the job once it takes the node for down; under mpirun the job is first."""
+    """A host that falls silent, under srun and under mpirun."""
     slurm = project.slurm
     by_srun, by_mpirun = (project.submit(*ONE_EACH, training=LONG, env=env) for env in ({}, BY_MPIRUN))
     for job in (by_srun, by_mpirun):
@@ -180,15 +200,28 @@ def test_jobs_that_lose_a_node_go_on(project: Project, uninterrupted: bytes) -> 
     slurm.hosts.poweroff(2)
     try:
         for job in (by_srun, by_mpirun):
-            project.wait(job, "PENDING", deadline_s=90)
+            project.wait_for_restart(job, deadline_s=90)
         for job in (by_srun, by_mpirun):
-            assert project.finish(job)["Restarts"] == "1"
-            assert_it_went_on(project.run(job), uninterrupted)
-            assert f"job {job} on h[1,3], start 2" in project.log(job)
+            finish_elsewhere(project, job, uninterrupted)
     finally:
         slurm.boot(2)
     assert "DUE TO NODE FAILURE" in project.log(by_srun)
-    assert "a host of this job no longer answers; job" in project.log(by_mpirun)
+    # Here Slurm takes a silent host for down almost as soon as the script has found it out.
+    said = project.log(by_mpirun)
+    assert "a host of this job no longer answers" in said or "DUE TO NODE FAILURE" in said
+
+
+def test_a_job_sees_before_slurm_that_a_node_is_lost(project: Project, uninterrupted: bytes) -> None:
+    job = project.submit(*ONE_EACH, training=LONG, env=BY_MPIRUN)
+    project.wait_for_round(job, 12)
+    project.slurm.hosts.kill(2)
+    try:
+        project.wait_for_restart(job, deadline_s=30)
+        assert f"a host of this job no longer answers; job {job} is in the queue again" in project.log(job)
+        finish_elsewhere(project, job, uninterrupted)
+    finally:
+        project.slurm.boot(2)
+    assert "DUE TO NODE FAILURE" not in project.log(job)
 
 
 def test_an_interrupted_job_that_stays_where_it_is_has_the_code_75(project: Project) -> None:
@@ -249,3 +282,49 @@ def test_an_interactive_allocation_trains(project: Project) -> None:
     assert job.returncode == 0, job.output
     (header,) = events(project.run("now"), "header")
     assert header["hosts"] == ["h1", "h2"]
+
+
+def script(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """The job's script as Slurm would start it, up to where it would call Slurm."""
+    job = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "h1", "PYTHONPATH": str(ROOT)}
+    environ = {"PATH": os.environ["PATH"], "VENV": sys.prefix, **job, **env}
+    line = ["bash", str(ROOT / "slurm/train.sh")]
+    return subprocess.run(
+        line, cwd=folder, env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_job_that_gets_no_further_ends(tmp_path: Path) -> None:
+    """Slurm gives a preempted job back without asking: the script looks before it starts again."""
+    shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
+    run = tmp_path / "runs" / "17"
+    run.mkdir(parents=True)
+    (run / "events.jsonl").write_text('{"event": "header", "round": 0}\n' * 2)
+    ended = script(tmp_path, SLURM_RESTART_COUNT="2", HVD_TRAIN_RESTARTS="2")
+    assert ended.returncode == 75, ended.stderr
+    assert "runs/17: 2 starts in a row went on from round 0 and brought no later checkpoint" in ended.stdout
+    assert "job 17 on h1, start 3" in ended.stdout
+    assert "job 17 ends here, interrupted" in ended.stdout
+
+
+def test_a_job_that_lacks_its_folder_or_its_package_says_so(tmp_path: Path) -> None:
+    lost = script(tmp_path)
+    assert lost.returncode == 2
+    assert f"no slurm/site.sh in {tmp_path}; submit from the folder that holds slurm/" in lost.stdout
+    shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
+    empty = script(tmp_path, VENV="/nowhere")
+    assert empty.returncode == 2
+    assert "/nowhere/bin/python has no hvd_train; say in slurm/site.sh which environment" in empty.stdout
+
+
+def test_nothing_of_slurm_stays(emulated: None) -> None:
+    if reason := missing():
+        pytest.skip(reason)
+    with Hosts(2) as hosts:
+        slurm = Slurm(hosts)
+        ran = slurm.run("srun", "--nodes=2", "--mpi=pmix", "sh", "-c", "echo $PMIX_RANK $(hostname)")
+        assert sorted(ran.stdout.split("\n")) == ["", "0 h1", "1 h2"], ran.output
+        daemons = [pid for n in hosts.numbers for pid in hosts.pids(n, "munged|slurmctld|slurmd")]
+        assert len(daemons) >= 5
+    assert not any(Path(f"/proc/{pid}").exists() for pid in daemons)
+    assert not Path("/run/slurm").exists()
