@@ -22,10 +22,12 @@ README = ROOT / "README.md"
 BLOCKS = blocks(README)
 MAKE = "make "
 
+BY_SLURM = ("sbatch ", "launch/srun.sh ")
+"""How commands begin that need Slurm: tests/cluster/test_readme_slurm.py runs them."""
+
 NOT_RUN = {
     ". .venv/bin/activate": "the environment of the tests is active already",
-    "sbatch ": "there is no Slurm; the script's syntax and the training options are checked",
-    "launch/srun.sh ": "there is no Slurm; the script's syntax and the training options are checked",
+    **dict.fromkeys(BY_SLURM, "there is no Slurm; the script's syntax and the training options are checked"),
 }
 """Commands, by how they begin, that are not run here, and why. Those of `make` are compared with CI's."""
 
