@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.cluster import slurm as slurm_over_hosts
 from tests.cluster.hosts import Hosts, missing
+from tests.cluster.slurm import Slurm
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +30,18 @@ def hosts(four_hosts: Hosts) -> Iterator[Hosts]:
     yield four_hosts
     left = {number: four_hosts.shared_memory(number) for number in four_hosts.numbers}
     assert not any(left.values()), f"the test left files in /dev/shm, by host: {left}"
+
+
+@pytest.fixture(scope="module")
+def slurm_cluster(emulated: None) -> Iterator[Slurm]:
+    if reason := slurm_over_hosts.missing():
+        pytest.skip(reason)
+    with Hosts(4) as hosts:
+        yield Slurm(hosts)
+
+
+@pytest.fixture
+def slurm(slurm_cluster: Slurm) -> Slurm:
+    """Slurm over four hosts of its own, all of them idle."""
+    slurm_cluster.wait_for_nodes(*slurm_cluster.hosts.numbers)
+    return slurm_cluster

@@ -1,7 +1,7 @@
 """A real Slurm over emulated hosts: slurmctld on h1, slurmd and munged on each.
 
-Every file of it (configuration, key, state, spool, logs) lies in the private memory of a host, and every daemon
-is a process of one: what hosts.py says of hosts, that nothing of them stays, holds for Slurm too.
+Every file of it (configuration, key, state, spool, logs) lies in the private memory of a host, and every
+daemon is a process of one: what hosts.py says of hosts, that nothing of them stays, holds for Slurm too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.cluster.hosts import Hosts
@@ -27,9 +27,9 @@ _PLUGIN = "mpi_pmix.so"
 _FOLDER = "/run/slurm"
 _CONF = f"{_FOLDER}/slurm.conf"
 
-# A requeued job waits for cred_expire before it starts again. Hosts that are away for SlurmdTimeout are down; the
-# one that comes back is taken at once. `preempt_send_user_signal` sends a job's own --signal when its grace
-# begins; without it Slurm sends SIGTERM to the tasks of its steps then.
+# A requeued job waits for cred_expire before it starts again. A host that is away for SlurmdTimeout and up to
+# 15 s more is down, and taken again as soon as it is back. When a job's grace begins, the tasks of its steps
+# get SIGTERM; with `preempt_send_user_signal` the batch shell would get the job's own --signal instead.
 _TEXT = """
 ClusterName=emulated
 SlurmctldHost=h1(10.99.0.1)
@@ -60,6 +60,7 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 SlurmctldTimeout=10
 SlurmdTimeout=10
+MessageTimeout=5
 InactiveLimit=0
 KillWait=5
 MinJobAge=3600
@@ -87,7 +88,7 @@ def _which(tool: str) -> str | None:
 
 
 def _pmix_folder() -> Path | None:
-    """Where Debian's libpmix2 lies; Slurm opens `libpmix.so` there, which comes with the -dev package only."""
+    """Where Debian's libpmix2 lies. Slurm opens `libpmix.so` there, which comes with the -dev package."""
     return next((f.parent for f in sorted(Path("/usr/lib").glob("*/pmix2/lib/libpmix.so.2"))), None)
 
 
@@ -158,7 +159,7 @@ class Slurm:
         env: Mapping[str, str] | None = None,
         deadline_s: float = 60,
     ) -> Job:
-        """A command that knows of this Slurm, on a host. A daemon or a job that it starts is not its child."""
+        """A command that knows of this Slurm, on a host. A daemon or job that it starts is not its own."""
         line = ["env", "-u", MARK, f"SLURM_CONF={_CONF}", *argv]
         return self.hosts.run(host, line, deadline_s=deadline_s, cwd=cwd, env=env)
 
@@ -203,9 +204,9 @@ class Slurm:
             if seen["JobState"] in states:
                 return seen
             printed = log.read_text() if log and log.exists() else ""
-            assert seen["JobState"] in UNFINISHED and time.monotonic() < deadline, (
-                f"job {job} is {seen['JobState']}, not {' or '.join(states)}: {seen}\n{printed}\n{self.log()}"
-            )
+            said = f"{seen}\n{printed}\n{self.log()}"
+            assert seen["JobState"] in UNFINISHED, f"job {job} is {seen['JobState']}: {said}"
+            assert time.monotonic() < deadline, f"job {job} is not {' or '.join(states)}: {said}"
             time.sleep(0.1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,14 @@ class Slow(Wrapped):
 
     def before_batch(self) -> None:
         time.sleep(0.02)
+
+
+class Patient(Wrapped):
+    """Long enough to be interrupted, until there is a file `hurry` in the folder where it was started."""
+
+    def before_batch(self) -> None:
+        if not Path("hurry").exists():
+            time.sleep(0.03)
 
 
 class Dropout(Wrapped):

@@ -1,0 +1,332 @@
+"""slurm/train.sh on a real Slurm: the same training by srun and by mpirun, and jobs that go on after whatever
+interrupts them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.hosts import Hosts
+from tests.cluster.slurm import Slurm, missing
+from tests.launching import ROOT
+from tests.mpi.jobs import SHORT, events, model_bytes
+
+pytestmark = pytest.mark.cluster
+
+BY_MPIRUN = {"HVD_TRAIN_SITE": "slurm/site-nopmix.sh"}
+
+LONG = (
+    *("--config", str(ROOT / "hvd_train/demo/digits.toml"), "--task", f"{ROOT}/tests/mpi/sleepy.py:Patient"),
+    *("--threads", "1", "--patience", "0", "--max-rounds", "200", "--checkpoint.every-rounds", "10"),
+)
+"""A minute, unless it hurries."""
+
+ONE_EACH = ("--nodes=2", "--ntasks=2", "--ntasks-per-node=1")
+
+
+class Project:
+    """A user's own folder, with copies of the job's scripts; the package is installed elsewhere."""
+
+    def __init__(self, folder: Path, slurm: Slurm) -> None:
+        self.folder, self.slurm = folder, slurm
+        folder.mkdir(exist_ok=True)
+        shutil.copytree(ROOT / "slurm", folder / "slurm")
+
+    def submit(self, *options: str, training: tuple[str, ...], env: Mapping[str, str] | None = None) -> str:
+        line = (*options, "slurm/train.sh", *training)
+        return self.slurm.sbatch(*line, cwd=self.folder, env={"VENV": sys.prefix, **(env or {})})
+
+    def run(self, job: str) -> Path:
+        return self.folder / "runs" / job
+
+    def log(self, job: str) -> str:
+        return (self.folder / f"hvd_train-{job}.log").read_text()
+
+    def wait(self, job: str, *states: str, deadline_s: float = 60) -> dict[str, str]:
+        return self.slurm.wait(job, *states, deadline_s=deadline_s, log=self.folder / f"hvd_train-{job}.log")
+
+    def wait_for_round(self, job: str, round_: int) -> None:
+        """Until the run has come so far."""
+        deadline = time.monotonic() + 60
+        file = self.run(job) / "events.jsonl"
+        while not (file.exists() and any(e["round"] >= round_ for e in events(self.run(job), "round"))):
+            seen = self.slurm.job(job)
+            assert seen["JobState"] in ("PENDING", "CONFIGURING", "RUNNING"), (seen, self.log(job))
+            assert time.monotonic() < deadline, self.log(job)
+            time.sleep(0.05)
+
+    def wait_for_restart(self, job: str, deadline_s: float) -> None:
+        """Until Slurm has taken a job back into its queue."""
+        deadline = time.monotonic() + deadline_s
+        while self.slurm.job(job)["Restarts"] == "0":
+            assert time.monotonic() < deadline, f"{self.slurm.job(job)}\n{self.log(job)}"
+            time.sleep(0.1)
+
+    def hurry(self) -> None:
+        """From now on trainings do not sleep."""
+        (self.folder / "hurry").touch()
+
+    def finish(self, job: str) -> dict[str, str]:
+        """Waits until a job that is in the queue again has come to its end."""
+        self.hurry()
+        return self.wait(job, "COMPLETED", deadline_s=60)
+
+
+@pytest.fixture
+def project(tmp_path: Path, slurm: Slurm) -> Project:
+    return Project(tmp_path, slurm)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(slurm_cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The model of LONG by two ranks on two hosts, which nothing interrupted."""
+    project = Project(tmp_path_factory.mktemp("uninterrupted"), slurm_cluster)
+    project.hurry()
+    job = project.submit(*ONE_EACH, training=LONG)
+    project.wait(job, "COMPLETED")
+    return model_bytes(project.run(job))
+
+
+def assert_it_went_on(run: Path, model: bytes, starts: int = 2) -> None:
+    """That each start went on from the newest checkpoint, and left no round out; and that the model is that
+    of a run that nothing interrupted: no sample counted twice, and none was forgotten."""
+    headers = [i for i, e in enumerate(events(run)) if e["event"] == "header"]
+    assert len(headers) == starts
+    parts = [events(run)[a:b] for a, b in pairwise([*headers, None])]
+    for before, after in pairwise(parts):
+        saved = [e["round"] for e in before if e["event"] == "checkpoint"]
+        # A rank that is killed may have written a checkpoint and not yet told of it.
+        assert after[0]["round"] >= saved[-1] > 0
+    for part in parts:
+        done = part[0]["round"]
+        for event in part:
+            if event["event"] == "round":
+                assert event["rounds"][0] == done + 1
+                done = event["rounds"][1]
+    assert parts[-1][-1]["reason"] == "max_rounds"
+    assert model_bytes(run) == model
+
+
+def test_srun_and_mpirun_train_the_same(project: Project) -> None:
+    """8 ranks on 4 hosts, inside an allocation and outside."""
+    hosts, slurm = project.slurm.hosts, project.slurm
+    models, spread = {}, ("--nodes=4", "--ntasks=8", "--ntasks-per-node=2")
+    training = ("--threads", "1", *SHORT)
+    (project.folder / "hosts").write_text("".join(f"h{n} slots=2\n" for n in hosts.numbers))
+    for name in ("srun", "mpirun", "hostfile"):
+        before = {n: hosts.bytes(n) for n in hosts.numbers}
+        if name == "hostfile":
+            line = (
+                sys.executable,
+                "-m",
+                "hvd_train",
+                "launch",
+                "--launcher",
+                "mpirun",
+                "--hostfile",
+                "hosts",
+            )
+            done = slurm.run(*line, "--", *training, "--name", name, cwd=project.folder)
+            assert done.returncode == 0, done.output
+        else:
+            name = project.submit(*spread, training=training, env=BY_MPIRUN if name == "mpirun" else {})
+            project.wait(name, "COMPLETED")
+        (header,) = events(project.run(name), "header")
+        assert (header["world_size"], header["hosts"]) == (8, ["h1", "h2", "h3", "h4"])
+        assert header["backend"] == "ring"
+        # Half of what a host has to send at least: 3/4 of all parameters and moments, twice a round.
+        at_least = 12 * 2 * 3 / 4 * header["num_parameters"] * 4 * 2 / 2
+        for n in hosts.numbers:
+            assert hosts.bytes(n).tx - before[n].tx > at_least
+        models[name] = model_bytes(project.run(name))
+    assert len(set(models.values())) == 1
+
+
+def test_a_preempted_job_goes_on(project: Project, uninterrupted: bytes) -> None:
+    """With a grace in which Slurm sends SIGTERM to the ranks."""
+    job = project.submit(*ONE_EACH, training=LONG)
+    project.wait_for_round(job, 5)
+    wanted = ("--partition=high", "--nodes=4", "--exclusive", "--wrap", "true")
+    high = project.slurm.sbatch(*wanted, cwd=project.folder)
+    project.slurm.wait(high, "COMPLETED", deadline_s=40)
+    assert project.finish(job)["Restarts"] == "1"
+    assert_it_went_on(project.run(job), uninterrupted)
+    assert "preempted; interrupted, with a checkpoint; job" in project.log(job)
+    assert f"job {job} on h[1-2], start 2" in project.log(job)
+
+
+def test_a_job_outlives_its_time_limit_and_what_depends_on_it_waits(
+    project: Project, uninterrupted: bytes
+) -> None:
+    # Slurm looks every 30 s whose limit is near: the signal comes 20 to 50 s before the end.
+    job = project.submit("--time=1", "--signal=B:USR1@20", *ONE_EACH, training=LONG)
+    look = f"tail -n 1 runs/{job}/events.jsonl > seen"
+    waits = project.slurm.sbatch(f"--dependency=afterok:{job}", "--wrap", look, cwd=project.folder)
+    project.wait_for_restart(job, deadline_s=70)
+    # A signal in the second start as well would do no harm, but take time.
+    project.slurm.run("scontrol", "update", f"jobid={job}", "timelimit=10")
+    assert project.slurm.job(waits)["JobState"] == "PENDING"
+    assert project.finish(job)["Restarts"] == "1"
+    project.slurm.wait(waits, "COMPLETED", deadline_s=20)
+    assert '"reason":"max_rounds"' in (project.folder / "seen").read_text()
+    assert_it_went_on(project.run(job), uninterrupted)
+    assert "USR1, the time limit or a preemption is near" in project.log(job)
+    assert f"interrupted, with a checkpoint; job {job} is in the queue again" in project.log(job)
+
+
+def finish_elsewhere(project: Project, job: str, model: bytes) -> None:
+    """Waits for the end of a job that lost h2 and is in the queue again."""
+    ended = project.finish(job)
+    assert ended["Restarts"] == "1"
+    assert f"job {job} on {ended['NodeList']}, start 2" in project.log(job)
+    hosts = project.slurm.run("scontrol", "show", "hostnames", ended["NodeList"]).stdout.split()
+    assert "h2" not in hosts
+    assert_it_went_on(project.run(job), model)
+
+
+def test_jobs_that_lose_a_node_go_on(project: Project, uninterrupted: bytes) -> None:
+    """A host that falls silent, under srun and under mpirun."""
+    slurm = project.slurm
+    by_srun, by_mpirun = (project.submit(*ONE_EACH, training=LONG, env=env) for env in ({}, BY_MPIRUN))
+    for job in (by_srun, by_mpirun):
+        project.wait_for_round(job, 12)
+        assert slurm.job(job)["NodeList"] == "h[1-2]"
+    slurm.hosts.poweroff(2)
+    try:
+        for job in (by_srun, by_mpirun):
+            project.wait_for_restart(job, deadline_s=90)
+        for job in (by_srun, by_mpirun):
+            finish_elsewhere(project, job, uninterrupted)
+    finally:
+        slurm.boot(2)
+    assert "DUE TO NODE FAILURE" in project.log(by_srun)
+    # Here Slurm takes a silent host for down almost as soon as the script has found it out.
+    said = project.log(by_mpirun)
+    assert "a host of this job no longer answers" in said or "DUE TO NODE FAILURE" in said
+
+
+def test_a_job_sees_before_slurm_that_a_node_is_lost(project: Project, uninterrupted: bytes) -> None:
+    job = project.submit(*ONE_EACH, training=LONG, env=BY_MPIRUN)
+    project.wait_for_round(job, 12)
+    project.slurm.hosts.kill(2)
+    try:
+        project.wait_for_restart(job, deadline_s=30)
+        assert f"a host of this job no longer answers; job {job} is in the queue again" in project.log(job)
+        finish_elsewhere(project, job, uninterrupted)
+    finally:
+        project.slurm.boot(2)
+    assert "DUE TO NODE FAILURE" not in project.log(job)
+
+
+def test_an_interrupted_job_that_stays_where_it_is_has_the_code_75(project: Project) -> None:
+    job = project.submit("--ntasks=1", training=LONG, env={"HVD_TRAIN_REQUEUE": "0"})
+    waits = project.slurm.sbatch(f"--dependency=afterok:{job}", "--wrap", "true", cwd=project.folder)
+    project.wait_for_round(job, 2)
+    # What Slurm sends before the time limit.
+    project.slurm.run("scancel", "--batch", "--signal=USR1", job)
+    assert project.wait(job, "FAILED", deadline_s=30)["ExitCode"] == "75:0"
+    assert "not put into the queue again: HVD_TRAIN_REQUEUE=0" in project.log(job)
+    assert events(project.run(job), "stop")[-1]["reason"] == "interrupted"
+    deadline = time.monotonic() + 20
+    while project.slurm.job(waits)["Reason"] != "DependencyNeverSatisfied":
+        assert time.monotonic() < deadline, project.slurm.job(waits)
+        time.sleep(0.1)
+    project.slurm.run("scancel", waits)
+
+
+def test_a_cancelled_job_stays_cancelled(project: Project) -> None:
+    job = project.submit("--ntasks=1", training=LONG)
+    project.wait_for_round(job, 2)
+    project.slurm.run("scancel", job)
+    project.wait(job, "CANCELLED", deadline_s=30)
+    project.slurm.wait_for_nodes(1)  # the job's processes have ended
+    assert project.slurm.job(job)["JobState"] == "CANCELLED"
+    assert events(project.run(job), "stop")[-1]["reason"] == "interrupted"
+
+
+@pytest.mark.parametrize("mpi", ["none", "pmi2"])
+def test_an_srun_of_another_mpi_is_refused_in_one_message(mpi: str, project: Project) -> None:
+    began = time.monotonic()
+    job = project.submit(
+        *("--nodes=4", "--ntasks=8", "--ntasks-per-node=2"), training=SHORT, env={"SLURM_MPI_TYPE": mpi}
+    )
+    assert project.wait(job, "FAILED", deadline_s=30)["ExitCode"] == "2:0"
+    assert time.monotonic() - began < 30
+    said = project.log(job)
+    assert said.count("started this process as one of 8, but") == 1, said
+    assert "srun --mpi=pmix" in said
+    assert "Traceback" not in said
+    assert not project.run(job).exists()
+
+
+def test_an_array_is_one_run_for_each_seed(project: Project) -> None:
+    own = ("--array=1-2", "--output=%x-%A_%a.log", "--ntasks=1")
+    array = project.submit(*own, training=SHORT)
+    for task in (1, 2):
+        name = f"{array}_{task}"
+        project.wait(name, "COMPLETED")
+        assert f"job {name} on h1, start 1" in project.log(name)
+        assert f"seed = {task}\n" in (project.run(name) / "config.toml").read_text()
+        assert events(project.run(name), "stop")[-1]["reason"] == "max_rounds"
+
+
+def test_an_interactive_allocation_trains(project: Project) -> None:
+    line = ("slurm/interactive.sh", *ONE_EACH, "--", *SHORT, "--name", "now")
+    job = project.slurm.run(*line, cwd=project.folder, env={"VENV": sys.prefix})
+    assert job.returncode == 0, job.output
+    (header,) = events(project.run("now"), "header")
+    assert header["hosts"] == ["h1", "h2"]
+
+
+def script(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """The job's script as Slurm would start it, up to where it would call Slurm."""
+    job = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "h1", "PYTHONPATH": str(ROOT)}
+    environ = {"PATH": os.environ["PATH"], "VENV": sys.prefix, **job, **env}
+    line = ["bash", str(ROOT / "slurm/train.sh")]
+    return subprocess.run(
+        line, cwd=folder, env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_job_that_gets_no_further_ends(tmp_path: Path) -> None:
+    """Slurm gives a preempted job back without asking: the script looks before it starts again."""
+    shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
+    run = tmp_path / "runs" / "17"
+    run.mkdir(parents=True)
+    (run / "events.jsonl").write_text('{"event": "header", "round": 0}\n' * 2)
+    ended = script(tmp_path, SLURM_RESTART_COUNT="2", HVD_TRAIN_RESTARTS="2")
+    assert ended.returncode == 75, ended.stderr
+    assert "runs/17: 2 starts in a row went on from round 0 and brought no later checkpoint" in ended.stdout
+    assert "job 17 on h1, start 3" in ended.stdout
+    assert "job 17 ends here, interrupted" in ended.stdout
+
+
+def test_a_job_that_lacks_its_folder_or_its_package_says_so(tmp_path: Path) -> None:
+    lost = script(tmp_path)
+    assert lost.returncode == 2
+    assert f"no slurm/site.sh in {tmp_path}; submit from the folder that holds slurm/" in lost.stdout
+    shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
+    empty = script(tmp_path, VENV="/nowhere")
+    assert empty.returncode == 2
+    assert "/nowhere/bin/python has no hvd_train; say in slurm/site.sh which environment" in empty.stdout
+
+
+def test_nothing_of_slurm_stays(emulated: None) -> None:
+    if reason := missing():
+        pytest.skip(reason)
+    with Hosts(2) as hosts:
+        slurm = Slurm(hosts)
+        ran = slurm.run("srun", "--nodes=2", "--mpi=pmix", "sh", "-c", "echo $PMIX_RANK $(hostname)")
+        assert sorted(ran.stdout.split("\n")) == ["", "0 h1", "1 h2"], ran.output
+        daemons = [pid for n in hosts.numbers for pid in hosts.pids(n, "munged|slurmctld|slurmd")]
+        assert len(daemons) >= 5
+    assert not any(Path(f"/proc/{pid}").exists() for pid in daemons)
+    assert not Path("/run/slurm").exists()
