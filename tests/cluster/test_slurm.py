@@ -103,7 +103,8 @@ def assert_it_went_on(run: Path, model: bytes, starts: int = 2) -> None:
     parts = [events(run)[a:b] for a, b in pairwise([*headers, None])]
     for before, after in pairwise(parts):
         saved = [e["round"] for e in before if e["event"] == "checkpoint"]
-        assert after[0]["round"] == saved[-1] > 0
+        # A rank that is killed may have written a checkpoint and not yet told of it.
+        assert after[0]["round"] >= saved[-1] > 0
     for part in parts:
         done = part[0]["round"]
         for event in part:
@@ -169,8 +170,9 @@ def test_a_job_outlives_its_time_limit_and_what_depends_on_it_waits(
     job = project.submit("--time=1", "--signal=B:USR1@20", *ONE_EACH, training=LONG)
     look = f"tail -n 1 runs/{job}/events.jsonl > seen"
     waits = project.slurm.sbatch(f"--dependency=afterok:{job}", "--wrap", look, cwd=project.folder)
-    project.wait_for_round(job, 5)
     project.wait_for_restart(job, deadline_s=70)
+    # A signal in the second start as well would do no harm, but take time.
+    project.slurm.run("scontrol", "update", f"jobid={job}", "timelimit=10")
     assert project.slurm.job(waits)["JobState"] == "PENDING"
     assert project.finish(job)["Restarts"] == "1"
     project.slurm.wait(waits, "COMPLETED", deadline_s=20)
