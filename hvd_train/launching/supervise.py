@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
@@ -50,9 +51,6 @@ class Ended:
     status: int
     """Its exit status; 128 + N if signal N killed it."""
 
-    asked: bool
-    """Whether the ranks had been asked to stop."""
-
     signal: int = 0
     """The signal that ended everything at once, if one did."""
 
@@ -77,7 +75,12 @@ def run(job: Job) -> Ended:
     keeper = os.fork()
     if keeper == 0:
         os.close(read)
-        os._exit(_keep(job, parent, write))
+        try:
+            _keep(job, parent, write)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)  # what is above this function belongs to the parent
     os.close(write)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -90,14 +93,14 @@ def run(job: Job) -> Ended:
     os.waitpid(keeper, 0)
     for number, handler in before.items():
         signal.signal(number, handler)
-    if not said:  # the keeper itself was killed
-        return Ended(status=1, asked=False)
-    status, asked, ended_by = map(int, said.split())
-    return Ended(status=status, asked=bool(asked), signal=ended_by)
+    if not said:  # the keeper was killed, or failed
+        return Ended(status=1)
+    status, ended_by = map(int, said.split())
+    return Ended(status=status, signal=ended_by)
 
 
-def _keep(job: Job, parent: int, pipe: int) -> int:
-    """The keeper's life: tells `hvd_train launch` how it ended, and returns its own exit status."""
+def _keep(job: Job, parent: int, pipe: int) -> None:
+    """The keeper's life, at whose end it tells `hvd_train launch` how the launcher ended."""
     os.setsid()
     processes.adopt_orphans()
     processes.die_with(parent, _PARENT_DIED)
@@ -105,9 +108,8 @@ def _keep(job: Job, parent: int, pipe: int) -> int:
         ended = _Keeper(job).run()
     except OSError as error:
         warn(f"{job.line.argv[0]} cannot be started: {error}.")
-        ended = Ended(status=127, asked=False)
-    os.write(pipe, f"{ended.status} {int(ended.asked)} {ended.signal}".encode())
-    return 0
+        ended = Ended(status=127)
+    os.write(pipe, f"{ended.status} {ended.signal}".encode())
 
 
 @dataclass
@@ -146,7 +148,7 @@ class _Keeper:
             if self.asked and not self.passed_on and not self.ended_by:
                 self._ask(launcher)
             if self._all_gone():
-                return Ended(status=self.status or 0, asked=self.asked, signal=self.ended_by)
+                return Ended(status=self.status or 0, signal=self.ended_by)
 
     def _signalled(self, number: int, launcher: int) -> None:
         self.interrupts += number == signal.SIGINT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -67,10 +68,9 @@ def assert_nothing_is_left(process: Process, within_s: float) -> None:
     assert not left
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_it_trains_over_two_hosts(launcher: str, hosts: Hosts, tmp_path: Path) -> None:
+def test_it_trains_over_two_hosts(hosts: Hosts, tmp_path: Path) -> None:
     before = hosts.bytes(2).tx
-    job = hosts.run(1, line(tmp_path, launcher, *SHORT), deadline_s=90)
+    job = hosts.run(1, line(tmp_path, "mpirun", *SHORT), deadline_s=90)
     assert job.returncode == 0, job.output
     assert "4 ranks on 2 hosts (h1, h2)" in job.stdout
     (stop,) = events(tmp_path / "a", "stop")
@@ -81,9 +81,10 @@ def test_it_trains_over_two_hosts(launcher: str, hosts: Hosts, tmp_path: Path) -
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_signal_ends_it_with_a_checkpoint_and_75(launcher: str, hosts: Hosts, tmp_path: Path) -> None:
     with training(hosts, tmp_path, launcher) as (process, pid):
-        signal.pidfd_send_signal(_pidfd(pid), signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        os.kill(pid, signal.SIGTERM)
+        out, said = process.communicate(timeout=60)
         assert process.returncode == 75, said
+        assert "4 ranks on 2 hosts (h1, h2)" in out
         assert "SIGTERM: the run ends after its round, with a checkpoint" in said
         assert (
             f"Go on: python -m hvd_train launch {' '.join((*PLACE, *LAUNCHERS[launcher]))} -- --resume"
@@ -97,27 +98,19 @@ def test_a_signal_ends_it_with_a_checkpoint_and_75(launcher: str, hosts: Hosts, 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_nothing_outlives_a_killed_launch(launcher: str, hosts: Hosts, tmp_path: Path) -> None:
     with training(hosts, tmp_path, launcher) as (process, pid):
-        signal.pidfd_send_signal(_pidfd(pid), signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         assert_nothing_is_left(process, 20)
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", ["mpirun", "gloo"])
 def test_a_lost_host_is_a_failure(launcher: str, hosts: Hosts, tmp_path: Path) -> None:
     with training(hosts, tmp_path, launcher) as (process, _):
-        began = time.monotonic()
         hosts.poweroff(2)
         try:
-            _, said = process.communicate(timeout=60)
+            _, said = process.communicate(timeout=60)  # it was seen to take 13 s, over Gloo 34
         finally:
             hosts.boot(2)
         assert process.returncode == 1, said
         assert "the run did not come to its end" in said
         assert "Go on: python -m hvd_train launch" in said or "There is no checkpoint" in said
         assert_nothing_is_left(process, 5)
-    print(f"{launcher}: {time.monotonic() - began:.1f} s")
-
-
-def _pidfd(pid: int) -> int:
-    import os
-
-    return os.pidfd_open(pid)

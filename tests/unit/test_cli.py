@@ -12,7 +12,7 @@ import pytest
 from hvd_train.cli import main, parse
 from hvd_train.config import Config, DataConfig, embedded_config, flatten, to_toml
 from hvd_train.errors import ConfigError, RunDirectoryError
-from tests.launching import ROOT, environment
+from tests.launching import ROOT, environment, tool
 from tests.unit.data.shards import write_foreign
 
 HEAVY = ("torch", "mpi4py", "h5py", "horovod")
@@ -41,6 +41,7 @@ print("exit", code, "loaded", loaded, file=sys.stderr)
     [
         (["--help"], ["--period", "Local steps between two averages", "--resume RUN", "--config FILE.toml"]),
         (["train", "--help"], ["--target-error", "--max-seconds"]),
+        (["launch", "--help"], ["--hosts", "--hostfile", "--fault-tolerance", "--dry-run", "75 interrupted"]),
         (["shard", "--help"], ["write", "info", "check"]),
         (["doctor", "--help"], ["--parameters", "--json", "--timeout"]),
         (["shard", "write", "--help"], ["--by-class", "--compression"]),
@@ -52,6 +53,19 @@ def test_help_loads_neither_torch_nor_mpi_nor_hdf5(args: list[str], said: list[s
     assert job.stderr.strip() == "exit 0 loaded []"
     for words in said:
         assert words in job.stdout
+
+
+def test_a_launch_loads_neither_torch_nor_mpi_nor_hdf5() -> None:
+    program = f"""
+import sys
+from hvd_train.cli import main
+main(sys.argv[1:])
+print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+"""
+    tool("mpirun")
+    job = child(program, "launch", "-np", "2", "--dry-run", "--", "--seed", "3")
+    assert job.stderr.strip() == "[]"
+    assert "-m hvd_train --seed 3 --name classification-" in job.stdout
 
 
 def test_the_reader_of_the_help_may_leave() -> None:

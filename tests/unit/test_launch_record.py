@@ -32,8 +32,8 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def code(record: Record, status: int, asked: bool = False, number: int = 0) -> int:
-    return judge(Ended(status=status, asked=asked, signal=number), record, "mpirun", ["-np", "2"])
+def code(record: Record, status: int, number: int = 0) -> int:
+    return judge(Ended(status=status, signal=number), record, "mpirun", ["-np", "2"])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_failure_names_the_checkpoint_to_go_on_from(run: Path, capsys: pytest.
 
 
 def test_what_was_ended_at_once_has_the_signals_code(run: Path) -> None:
-    assert code(Record(run), 1, asked=True, number=signal.SIGINT) == 130
+    assert code(Record(run), 1, number=signal.SIGINT) == 130
 
 
 def test_a_run_that_does_not_exist_yet(tmp_path: Path) -> None:
