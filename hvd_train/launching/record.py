@@ -43,9 +43,8 @@ class Record:
     def _lines(self) -> Iterator[bytes]:
         """Those that are complete: a run that goes on cuts a torn one off."""
         with contextlib.suppress(OSError):
-            os.listdir(
-                self.folder.parent
-            )  # or a network file system goes on saying that there is no such folder
+            # Without it a network file system may go on saying that there is no such folder.
+            os.listdir(self.folder.parent)
             with open(self.folder / EVENTS_FILE, "rb") as file:
                 for line in file:
                     if line.endswith(b"\n"):
