@@ -10,9 +10,14 @@ from pathlib import Path
 import pytest
 
 
+NOT_OURS = ("sem.", "mpich_shm_")
+"""How files begin that others leave: the C library its semaphores, and MPICH its own memory when a rank of any
+program is killed."""
+
+
 def abandoned_shared_memory() -> set[str]:
-    """Files in /dev/shm that no living process has mapped; the C library's semaphores aside."""
-    files = {str(p) for p in Path("/dev/shm").iterdir() if not p.name.startswith("sem.")}
+    """Files in /dev/shm that no living process has mapped; those of others aside."""
+    files = {str(p) for p in Path("/dev/shm").iterdir() if not p.name.startswith(NOT_OURS)}
     for maps in Path("/proc").glob("[0-9]*/maps") if files else ():
         with contextlib.suppress(OSError):
             text = maps.read_text()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.launching import Job, command, run
 
@@ -23,6 +26,8 @@ def train(
     succeeds: bool = True,
 ) -> Job:
     """`python -m hvd_train` under a launcher, to its end."""
+    if "horovod" in options and find_spec("horovod") is None:
+        pytest.skip("Horovod is not installed: `make setup` builds it")
     program = ["-m", "hvd_train", "--runs", str(runs), *options]
     job = run(command(launcher, ranks, program), deadline_s=deadline_s, env=env)
     assert (job.returncode == 0) is succeeds, job.output

