@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 NOT_OURS = ("sem.", "mpich_shm_")
-"""How files begin that others leave: the C library its semaphores, and MPICH its own memory when a rank of any
+"""How files begin that others leave: the C library its semaphores, MPICH its own memory when a rank of any
 program is killed."""
 
 
