@@ -216,7 +216,7 @@ SRUN = f"env SRUN_CPUS_PER_TASK=3 BIN/srun --ntasks 4 --export=ALL {{}}--wait=10
         ("openmpi-5", (), SRUN.format("--mpi=pmix ")),
         ("openmpi-4", ("--launcher", "srun"), SRUN.format("--mpi=pmix ")),
         ("mpich-4", ("--launcher", "srun"), SRUN.format("--mpi=pmi2 ")),
-        ("intel", ("--launcher", "srun"), SRUN.format("")),
+        ("intel", ("--launcher", "srun"), SRUN.format("--mpi=pmi2 ")),
         (
             "openmpi-5",
             ("--mpi-args", "--mpi=pmi2 --wait 3"),
