@@ -69,9 +69,9 @@ def load(path: Path = RECORD) -> BuildInfo:
 
 
 def mpi4py_environment(path: Path = RECORD) -> dict[str, str]:
-    """The environment variable that makes mpi4py load the recorded library; empty if none was recorded.
+    """The environment variables that make mpi4py load the recorded library; empty if none was recorded.
 
-    It must be set before mpi4py is imported. MPI4PY_MPIABI is left unset on purpose: with it mpi4py picks its
+    They must be set before mpi4py is imported. MPI4PY_MPIABI is left unset on purpose: with it mpi4py picks its
     variant by that name and no longer opens the library of MPI4PY_LIBMPI; without it mpi4py opens the library
     and takes the ABI from it. Raises `MPIMismatch` if the recorded library is no longer there.
     """
@@ -83,7 +83,24 @@ def mpi4py_environment(path: Path = RECORD) -> dict[str, str]:
             f"the package was built beside {_short(mpi.version)}, whose library {mpi.library} is not "
             f"there. {REMEDY}."
         )
-    return {"MPI4PY_LIBMPI": mpi.library}
+    environment = {"MPI4PY_LIBMPI": mpi.library}
+    family, version = parse_version(mpi.version)
+    if family == "Open MPI" and version.startswith("4.") and (home := home_if_moved(mpi.library)):
+        # A process that no launcher started starts a daemon of Open MPI 4, from there.
+        environment["OPAL_PREFIX"] = home
+    return environment
+
+
+def home_if_moved(file: str) -> str:
+    """Where an Open MPI lies that was moved after its build, as a wheel's is: it does not find itself. Empty
+    for one that lies where it was built.
+
+    Args:
+        file: its mpirun or its library.
+    """
+    home = Path(file).parent.parent
+    moved = (home / "pyvenv.cfg").is_file() or (home / "conda-meta").is_dir()
+    return str(home) if moved else ""
 
 
 def check_mpi(library_version: str, path: Path = RECORD) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hvd_train import build_info
 from hvd_train.launching.hosts import Host
 from hvd_train.mpi_launcher import MPILauncher
 
@@ -200,10 +201,8 @@ def _open_mpi_parameters(request: Request) -> tuple[dict[str, str], dict[str, st
 
 
 def _home_of(mpirun: str) -> dict[str, str]:
-    """Where an Open MPI lies that was moved after its build, as a wheel's is: it does not find itself."""
-    home = Path(mpirun).parent.parent
-    moved = (home / "pyvenv.cfg").is_file() or (home / "conda-meta").is_dir()
-    return {"OPAL_PREFIX": str(home)} if moved else {}
+    home = build_info.home_if_moved(mpirun)
+    return {"OPAL_PREFIX": home} if home else {}
 
 
 def _is_5(version: str) -> bool:

@@ -78,6 +78,19 @@ def test_mpi4py_is_told_the_recorded_library(tmp_path: Path) -> None:
     assert environment == {"MPI4PY_LIBMPI": str(tmp_path / "libmpi.so.40")}
 
 
+def test_an_open_mpi_4_of_an_environment_is_told_where_it_lies(tmp_path: Path) -> None:
+    library = tmp_path / "lib" / "libmpi.so.40"
+    library.parent.mkdir()
+    library.touch()
+    path = tmp_path / "_build.json"
+    mpi = {"abi": "openmpi", "library": str(library), "version": "Open MPI v4.1.8, package: x"}
+    path.write_text(json.dumps({"schema": 1, "mpi": mpi}))
+    assert build_info.mpi4py_environment(path) == {"MPI4PY_LIBMPI": str(library)}
+    (tmp_path / "pyvenv.cfg").touch()
+    expected = {"MPI4PY_LIBMPI": str(library), "OPAL_PREFIX": str(tmp_path)}
+    assert build_info.mpi4py_environment(path) == expected
+
+
 def test_a_recorded_library_that_is_gone_is_an_error(tmp_path: Path) -> None:
     path = recorded_open_mpi(tmp_path)
     (tmp_path / "libmpi.so.40").unlink()
