@@ -71,9 +71,9 @@ def load(path: Path = RECORD) -> BuildInfo:
 def mpi4py_environment(path: Path = RECORD) -> dict[str, str]:
     """The environment variables that make mpi4py load the recorded library; empty if none was recorded.
 
-    They must be set before mpi4py is imported. MPI4PY_MPIABI is left unset on purpose: with it mpi4py picks its
-    variant by that name and no longer opens the library of MPI4PY_LIBMPI; without it mpi4py opens the library
-    and takes the ABI from it. Raises `MPIMismatch` if the recorded library is no longer there.
+    They must be set before mpi4py is imported. MPI4PY_MPIABI is left unset on purpose: with it mpi4py picks
+    its variant by that name and no longer opens the library of MPI4PY_LIBMPI; without it mpi4py opens the
+    library and takes the ABI from it. Raises `MPIMismatch` if the recorded library is no longer there.
     """
     mpi = load(path).mpi
     if mpi is None:
