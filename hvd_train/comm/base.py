@@ -31,6 +31,9 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _GRACE_S = 3.0
 """Seconds that a rank which lost contact gives the one at fault to report it."""
 
+_READING_S = 0.5
+"""Seconds that a launcher has to read a rank's last words: MPICH's ends all ranks without reading on."""
+
 
 class Op(enum.Enum):
     """What `Communicator.allreduce` does with the values of all ranks."""
@@ -370,4 +373,5 @@ class Communicator(ABC):
         else:
             sys.stderr.write(f"{where}:\n{''.join(traceback.format_exception(kind, error, trace))}")
         sys.stderr.flush()
+        time.sleep(_READING_S)
         self.abort(2 if isinstance(error, UserError) else 1)

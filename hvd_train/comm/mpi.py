@@ -253,6 +253,7 @@ class MPICommunicator(Communicator):
             if _ulfm.meet(self._mpi, self._comm, code, time.monotonic() + _PARTING_S) is None:
                 os.kill(os.getpid(), signal.SIGKILL)
         self._mpi.COMM_WORLD.Abort(code)
+        os._exit(code)  # MPICH's may return, and its launcher ends this process a moment later
 
     def close(self) -> None:
         for comm in self._owned:
