@@ -143,6 +143,15 @@ def members(mark: str) -> list[int]:
     return [pid for pid in pids if mark and _environ(pid) == mark]
 
 
+def assert_nothing_is_left(process: Process, within_s: float) -> None:
+    """That all processes of a job have ended: on emulated hosts those that were started there by ssh, too."""
+    deadline = time.monotonic() + within_s
+    while members(process.mark) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left = [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in members(process.mark)]
+    assert not left
+
+
 def _outliving(process: Process) -> list[int]:
     """Processes of the job that are still there 5 s after its first one ended."""
     deadline = time.monotonic() + 5

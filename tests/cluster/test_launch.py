@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.hosts import Hosts
-from tests.launching import Process, members
+from tests.launching import Process, assert_nothing_is_left
 from tests.mpi.jobs import SHORT, events
 
 pytestmark = pytest.mark.cluster
@@ -57,15 +57,6 @@ def _parent_is_outside(hosts: Hosts, pid: int) -> bool:
     """The first of a host's processes; what it forked has the same command line."""
     parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return parent not in hosts.pids(1)
-
-
-def assert_nothing_is_left(process: Process, within_s: float) -> None:
-    """On any host: what was started there by ssh carries the mark as well."""
-    deadline = time.monotonic() + within_s
-    while members(process.mark) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    left = [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in members(process.mark)]
-    assert not left
 
 
 def test_it_trains_over_two_hosts(hosts: Hosts, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import Process, members, run, start, tool
+from tests.launching import Process, assert_nothing_is_left, members, run, start, tool
 from tests.mpi.jobs import SHORT, events
 
 pytestmark = pytest.mark.mpi
@@ -27,14 +27,6 @@ def wait_for_event(process: Process, folder: Path, kind: str) -> None:
         if time.monotonic() > deadline or process.poll() is not None:
             pytest.fail(f"no {kind} was recorded; {process.poll()}\n{process.communicate()}")
         time.sleep(0.05)
-
-
-def assert_nothing_is_left(process: Process, within_s: float) -> None:
-    deadline = time.monotonic() + within_s
-    while members(process.mark) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    left = [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in members(process.mark)]
-    assert not left
 
 
 def test_the_line_that_it_prints_is_one_that_runs(tmp_path: Path) -> None:
