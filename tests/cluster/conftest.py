@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.cluster import slurm as slurm_over_hosts
 from tests.cluster.hosts import Hosts, missing
+from tests.cluster.project import Project
 from tests.cluster.slurm import Slurm
 
 
@@ -45,3 +47,8 @@ def slurm(slurm_cluster: Slurm) -> Slurm:
     """Slurm over four hosts of its own, all of them idle."""
     slurm_cluster.wait_for_nodes(*slurm_cluster.hosts.numbers)
     return slurm_cluster
+
+
+@pytest.fixture
+def project(tmp_path: Path, slurm: Slurm) -> Project:
+    return Project(tmp_path, slurm)

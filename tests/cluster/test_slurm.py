@@ -1,5 +1,4 @@
-"""slurm/train.sh on a real Slurm: the same training by srun and by mpirun, and jobs that go on after whatever
-interrupts them."""
+"""slurm/train.sh on a real Slurm: jobs that go on after whatever interrupts them."""
 
 from __future__ import annotations
 
@@ -8,81 +7,20 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.hosts import Hosts
+from tests.cluster.project import BY_MPIRUN, LONG, Project
 from tests.cluster.slurm import Slurm, missing
 from tests.launching import ROOT
 from tests.mpi.jobs import SHORT, events, model_bytes
 
 pytestmark = pytest.mark.cluster
 
-BY_MPIRUN = {"HVD_TRAIN_SITE": "slurm/site-nopmix.sh"}
-
-LONG = (
-    *("--config", str(ROOT / "hvd_train/demo/digits.toml"), "--task", f"{ROOT}/tests/mpi/sleepy.py:Patient"),
-    *("--threads", "1", "--patience", "0", "--max-rounds", "200", "--checkpoint.every-rounds", "10"),
-)
-"""A minute, unless it hurries."""
-
 ONE_EACH = ("--nodes=2", "--ntasks=2", "--ntasks-per-node=1")
-
-
-class Project:
-    """A user's own folder, with copies of the job's scripts; the package is installed elsewhere."""
-
-    def __init__(self, folder: Path, slurm: Slurm) -> None:
-        self.folder, self.slurm = folder, slurm
-        folder.mkdir(exist_ok=True)
-        shutil.copytree(ROOT / "slurm", folder / "slurm")
-
-    def submit(self, *options: str, training: tuple[str, ...], env: Mapping[str, str] | None = None) -> str:
-        line = (*options, "slurm/train.sh", *training)
-        return self.slurm.sbatch(*line, cwd=self.folder, env={"VENV": sys.prefix, **(env or {})})
-
-    def run(self, job: str) -> Path:
-        return self.folder / "runs" / job
-
-    def log(self, job: str) -> str:
-        return (self.folder / f"hvd_train-{job}.log").read_text()
-
-    def wait(self, job: str, *states: str, deadline_s: float = 60) -> dict[str, str]:
-        return self.slurm.wait(job, *states, deadline_s=deadline_s, log=self.folder / f"hvd_train-{job}.log")
-
-    def wait_for_round(self, job: str, round_: int) -> None:
-        """Until the run has come so far."""
-        deadline = time.monotonic() + 60
-        file = self.run(job) / "events.jsonl"
-        while not (file.exists() and any(e["round"] >= round_ for e in events(self.run(job), "round"))):
-            seen = self.slurm.job(job)
-            assert seen["JobState"] in ("PENDING", "CONFIGURING", "RUNNING"), (seen, self.log(job))
-            assert time.monotonic() < deadline, self.log(job)
-            time.sleep(0.05)
-
-    def wait_for_restart(self, job: str, deadline_s: float) -> None:
-        """Until Slurm has taken a job back into its queue."""
-        deadline = time.monotonic() + deadline_s
-        while self.slurm.job(job)["Restarts"] == "0":
-            assert time.monotonic() < deadline, f"{self.slurm.job(job)}\n{self.log(job)}"
-            time.sleep(0.1)
-
-    def hurry(self) -> None:
-        """From now on trainings do not sleep."""
-        (self.folder / "hurry").touch()
-
-    def finish(self, job: str) -> dict[str, str]:
-        """Waits until a job that is in the queue again has come to its end."""
-        self.hurry()
-        return self.wait(job, "COMPLETED", deadline_s=60)
-
-
-@pytest.fixture
-def project(tmp_path: Path, slurm: Slurm) -> Project:
-    return Project(tmp_path, slurm)
 
 
 @pytest.fixture(scope="module")
@@ -113,41 +51,6 @@ def assert_it_went_on(run: Path, model: bytes, starts: int = 2) -> None:
                 done = event["rounds"][1]
     assert parts[-1][-1]["reason"] == "max_rounds"
     assert model_bytes(run) == model
-
-
-def test_srun_and_mpirun_train_the_same(project: Project) -> None:
-    """8 ranks on 4 hosts, inside an allocation and outside."""
-    hosts, slurm = project.slurm.hosts, project.slurm
-    models, spread = {}, ("--nodes=4", "--ntasks=8", "--ntasks-per-node=2")
-    training = ("--threads", "1", *SHORT)
-    (project.folder / "hosts").write_text("".join(f"h{n} slots=2\n" for n in hosts.numbers))
-    for name in ("srun", "mpirun", "hostfile"):
-        before = {n: hosts.bytes(n) for n in hosts.numbers}
-        if name == "hostfile":
-            line = (
-                sys.executable,
-                "-m",
-                "hvd_train",
-                "launch",
-                "--launcher",
-                "mpirun",
-                "--hostfile",
-                "hosts",
-            )
-            done = slurm.run(*line, "--", *training, "--name", name, cwd=project.folder)
-            assert done.returncode == 0, done.output
-        else:
-            name = project.submit(*spread, training=training, env=BY_MPIRUN if name == "mpirun" else {})
-            project.wait(name, "COMPLETED")
-        (header,) = events(project.run(name), "header")
-        assert (header["world_size"], header["hosts"]) == (8, ["h1", "h2", "h3", "h4"])
-        assert header["backend"] == "ring"
-        # Half of what a host has to send at least: 3/4 of all parameters and moments, twice a round.
-        at_least = 12 * 2 * 3 / 4 * header["num_parameters"] * 4 * 2 / 2
-        for n in hosts.numbers:
-            assert hosts.bytes(n).tx - before[n].tx > at_least
-        models[name] = model_bytes(project.run(name))
-    assert len(set(models.values())) == 1
 
 
 def test_a_preempted_job_goes_on(project: Project, uninterrupted: bytes) -> None:
