@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import ipaddress
 import socket
-import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-_SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B
+from hvd_train.interfaces import interfaces
+
 _ANY_PORT = 9
 
 
 @dataclass(frozen=True)
-class Interface:
-    """One interface of this host."""
+class Way:
+    """How another host is reached."""
 
-    name: str
+    interface: str
+    """By its name on this host."""
     network: str
-    """Address and prefix length (`10.1.0.0/16`) where the other host is in the same network; else empty. On
-    hosts whose interfaces have other names it still means the same."""
+    """Its address and prefix length (`10.1.0.0/16`) where the other host is in it too: that means the same on
+    hosts whose interfaces have other names. Else the interface."""
 
 
-def leading_to_others(hosts: Iterable[str]) -> Interface | None:
-    """The interface on the way to the first of `hosts` that is another host than this one; None if there is
+def leading_to_others(hosts: Iterable[str]) -> Way | None:
+    """The way to the first of `hosts` that is another host than this one; None if there is
     none, or it cannot be told. Without it an MPI may take one that no other host can reach, such as docker0.
 
     Asks for the addresses of the hosts, which takes seconds where the name service does not answer.
@@ -33,7 +33,7 @@ def leading_to_others(hosts: Iterable[str]) -> Interface | None:
     for host in hosts:
         local, remote = _route(host)
         if remote and not _is_here(local, remote):
-            return _interface_of(local, remote)
+            return _way(local, remote)
     return None
 
 
@@ -55,21 +55,10 @@ def _route(host: str) -> tuple[str, str]:
     return "", ""
 
 
-def _interface_of(local: str, remote: str) -> Interface | None:
-    for name, address, mask in _interfaces():
-        if address == local:
-            network = ipaddress.ip_network(f"{address}/{mask}", strict=False)
-            return Interface(name, str(network) if ipaddress.ip_address(remote) in network else "")
+def _way(local: str, remote: str) -> Way | None:
+    for interface in interfaces():
+        if str(interface.address.ip) == local:
+            network = interface.address.network
+            same = ipaddress.ip_address(remote) in network
+            return Way(interface.name, str(network) if same else interface.name)
     return None
-
-
-def _interfaces() -> Iterator[tuple[str, str, str]]:
-    """Name, IPv4 address and mask of each interface that has one."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode())
-            with contextlib.suppress(OSError):
-                answers = [
-                    fcntl.ioctl(any_socket, c, request)[20:24] for c in (_SIOCGIFADDR, _SIOCGIFNETMASK)
-                ]
-                yield name, socket.inet_ntoa(answers[0]), socket.inet_ntoa(answers[1])

@@ -150,8 +150,8 @@ def _request(
         program=tuple(program),
         ranks=ranks,
         hosts=hosts,
-        interface=options.interface or (found.name if found else ""),
-        network=options.interface or (found.network or found.name if found else ""),
+        interface=options.interface or (found.interface if found else ""),
+        network=options.interface or (found.network if found else ""),
         shares_cores=here > len(machine.AFFINITY),
         more=options.more,
     )

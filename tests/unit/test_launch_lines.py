@@ -14,7 +14,7 @@ from hvd_train.build_info import BuildInfo, MPIBuild
 from hvd_train.cli import main
 from hvd_train.launching import network, plan, slurm
 from hvd_train.launching.hosts import Host
-from hvd_train.launching.network import Interface
+from hvd_train.launching.network import Way
 
 SAYS = {
     "openmpi-5": ("openmpi", "Open MPI v5.0.11, package: any", "mpirun (Open MPI) 5.0.11"),
@@ -282,7 +282,7 @@ def test_the_network_to_the_others_is_chosen(
     machine_with: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tools = machine_with("openmpi-5")
-    monkeypatch.setattr(network, "leading_to_others", lambda hosts: Interface("eth1", "10.1.0.0/16"))
+    monkeypatch.setattr(network, "leading_to_others", lambda hosts: Way("eth1", "10.1.0.0/16"))
     line = dry_run(capsys, tools, *TWO)
     assert "--mca btl_tcp_if_include 10.1.0.0/16 --prtemca oob_tcp_if_include 10.1.0.0/16" in line
     assert "--network-interfaces eth1" in dry_run(capsys, tools, *TWO, "--launcher", "horovodrun", "--gloo")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import array
-import fcntl
 import os
 import socket
-import struct
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from hvd_train.comm.base import Communicator
 from hvd_train.errors import EnvironmentMismatch
+from hvd_train.interfaces import interfaces
 from hvd_train.tools.bench.peers import Contestant, Peer, summing
 
 _TIMEOUT = timedelta(seconds=60)
@@ -22,36 +21,24 @@ _REACH_S = 3.0
 """Seconds for an address of rank 0 to answer."""
 
 _INTERFACE = "GLOO_SOCKET_IFNAME"
-_SIOCGIFADDR = 0x8915
 
 
-def addresses() -> dict[str, str]:
-    """The IPv4 address of each network interface of this host, by its name; the loopback last."""
-    found = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        for _, name in socket.if_nameindex():
-            request = array.array("B", struct.pack("40s", name.encode()))
-            try:
-                fcntl.ioctl(any_socket, _SIOCGIFADDR, request)
-            except OSError:
-                continue
-            found[name] = socket.inet_ntoa(request.tobytes()[20:24])
-    return dict(sorted(found.items(), key=lambda item: item[1].startswith("127.")))
+def addresses(loopback: bool) -> list[str]:
+    """The IPv4 addresses of this host: of the loopback, or of all else."""
+    return [str(i.address.ip) for i in interfaces() if i.loopback == loopback]
 
 
-def reachable(candidates: dict[str, str], port: int) -> tuple[str, str]:
+def reachable(candidates: Sequence[str], port: int) -> tuple[str, str]:
     """The first of rank 0's addresses that answers at `port`, and the interface that leads there from this
     host. Raises `EnvironmentMismatch` if none does."""
-    own = {address: name for name, address in addresses().items()}
-    for address in candidates.values():
+    own = {str(i.address.ip): i.name for i in interfaces()}
+    for address in candidates:
         try:
             with socket.create_connection((address, port), _REACH_S) as connection:
                 return address, own[connection.getsockname()[0]]
         except (OSError, KeyError):
             continue
-    raise EnvironmentMismatch(
-        f"no address of rank 0 answers: {', '.join(candidates.values())} at port {port}"
-    )
+    raise EnvironmentMismatch(f"no address of rank 0 answers: {', '.join(candidates)} at port {port}")
 
 
 def _store(address: str, port: int, comm: Communicator) -> Any:
@@ -79,8 +66,9 @@ class GlooPeer(Peer):
     def open(self) -> None:
         comm = self._comm
         store = _store("0.0.0.0", 0, comm) if comm.rank == 0 else None
-        mine = {n: a for n, a in addresses().items() if a.startswith("127.") == (comm.num_hosts == 1)}
-        candidates, port = comm.broadcast((mine, store.port if store else 0))
+        candidates, port = comm.broadcast(
+            (addresses(loopback=comm.num_hosts == 1), store.port if store else 0)
+        )
         problem = ""
         try:
             address, interface = reachable(candidates, port)

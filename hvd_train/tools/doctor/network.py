@@ -1,62 +1,15 @@
-"""Network interfaces: which of them an MPI over TCP may choose, and should."""
+"""Which network interface an MPI over TCP may choose, and should."""
 
 from __future__ import annotations
 
-import fcntl
 import re
-import socket
-import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
-from ipaddress import IPv4Network
 
+from hvd_train.interfaces import Interface
 from hvd_train.tools.doctor.check import Check
-
-_FLAGS, _ADDRESS, _MASK = 0x8913, 0x8915, 0x891B
-"""SIOCGIFFLAGS, SIOCGIFADDR and SIOCGIFNETMASK of linux/sockios.h."""
-
-_UP, _LOOPBACK = 0x1, 0x8
 
 _LOCAL = re.compile(r"(docker|virbr|br-|veth|cni|flannel|podman|lxc|lxd|vmnet|vboxnet|cali|tun|tap)")
 """Names of interfaces that lead to containers and virtual machines of this host, or into a tunnel."""
-
-
-@dataclass(frozen=True)
-class Interface:
-    """One interface that has an address."""
-
-    name: str
-    network: str
-    """IPv4, with the length of its prefix: the same on all hosts of it."""
-    up: bool
-    loopback: bool
-
-    @property
-    def local(self) -> bool:
-        """Whether it leads to no other host."""
-        return self.loopback or _LOCAL.match(self.name) is not None
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.network})"
-
-
-def interfaces() -> list[Interface]:
-    """Those of this host, or container, that have an IPv4 address."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-
-        def request(code: int, name: str) -> bytes:
-            return fcntl.ioctl(asked, code, struct.pack("256s", name.encode()[:15]))
-
-        found = []
-        for _, name in socket.if_nameindex():
-            try:
-                address, mask = (socket.inet_ntoa(request(c, name)[20:24]) for c in (_ADDRESS, _MASK))
-                (flags,) = struct.unpack("H", request(_FLAGS, name)[16:18])
-            except OSError:  # it has no address
-                continue
-            network = str(IPv4Network(f"{address}/{mask}", strict=False))
-            found.append(Interface(name, network, bool(flags & _UP), bool(flags & _LOOPBACK)))
-    return found
 
 
 def judge(found: Sequence[Interface], mpi: str) -> Check:
@@ -67,8 +20,8 @@ def judge(found: Sequence[Interface], mpi: str) -> Check:
     """
     name = "interfaces"
     up = [i for i in found if i.up]
-    outward = [i for i in up if not i.local]
-    inward = [i for i in up if i.local and not i.loopback]
+    inward = [i for i in up if _LOCAL.match(i.name)]
+    outward = [i for i in up if not i.loopback and i not in inward]
     if not outward:
         seen = f"none leads to another host: {_list(up) or 'none has an address'}"
         return Check(name=name, seen=f"{seen}; ranks on this host alone do not need one")

@@ -14,6 +14,7 @@ from typing import Any
 from hvd_train import build_info, machine
 from hvd_train.comm.launcher import Launcher, detect
 from hvd_train.errors import EnvironmentMismatch
+from hvd_train.interfaces import interfaces
 from hvd_train.tools.doctor import host, network, slurm, software, storage, world
 from hvd_train.tools.doctor.check import Check, attempt
 from hvd_train.tools.doctor.child import Child, Told
@@ -61,7 +62,7 @@ def _local(options: Options, version: str, launcher: Launcher) -> list[Check]:
         "CMA, XPMEM": host.single_copy,
         "ulimit -l": host.locked_memory,
         "ulimit -n": lambda: host.open_files(launcher.size or 1),
-        "interfaces": lambda: network.judge(network.interfaces(), mpi),
+        "interfaces": lambda: network.judge(interfaces(), mpi),
         "runs": lambda: storage.runs_folder(runs),
         "HDF5 locks": lambda: storage.file_locking(runs),
         "Slurm": slurm.allocation,
