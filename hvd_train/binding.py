@@ -50,8 +50,21 @@ def take_seat(rank: int, host: str, threads: int, environ: Mapping[str, str] = o
     )
 
 
-def complaints(seats: Sequence[Seat], unbind: str, cores_are_dealt: bool) -> list[str]:
-    """What slows the ranks down that sit so: at most one line of each kind, which names the first host.
+@dataclass(frozen=True)
+class Complaint:
+    """What slows ranks down, and what to do."""
+
+    where: str
+    """The host, or the first of several."""
+    seen: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"on {self.where} {self.seen}. {self.remedy}"
+
+
+def complaints(seats: Sequence[Seat], unbind: str, cores_are_dealt: bool) -> list[Complaint]:
+    """What slows the ranks down that sit so: at most one complaint of each kind, which names the first host.
 
     Args:
         seats: of all ranks.
@@ -62,72 +75,65 @@ def complaints(seats: Sequence[Seat], unbind: str, cores_are_dealt: bool) -> lis
     for seat in seats:
         hosts.setdefault(seat.host, []).append(seat)
     instead = "`srun --cpus-per-task`, which srun does not take from the job" if cores_are_dealt else unbind
-    lines = [
+    found = [
         *_of_hosts(hosts, _same_core, unbind),
         *_of_hosts(hosts, _too_many_threads, unbind),
         *_of_hosts(hosts, _fewer_than_promised, instead),
     ]
-    if not lines and not cores_are_dealt and len(seats) > 1:
-        lines += _of_hosts(hosts, _idle_cores, unbind)
-    return lines
+    if not found and not cores_are_dealt and len(seats) > 1:
+        found += _of_hosts(hosts, _idle_cores, unbind)
+    return found
 
 
-_Complaint = Callable[[Sequence[Seat], str], str]
-"""What is wrong on one host, with what to start the ranks with instead; empty if nothing is."""
+_Kind = Callable[[Sequence[Seat], str], tuple[str, str] | None]
+"""What is wrong on one host, and the remedy, given what to start the ranks with; None if nothing is."""
 
 
-def _of_hosts(hosts: Mapping[str, Sequence[Seat]], complaint: _Complaint, start: str) -> list[str]:
-    found = [(host, text) for host, of_host in hosts.items() if (text := complaint(of_host, start))]
+def _of_hosts(hosts: Mapping[str, Sequence[Seat]], kind: _Kind, start: str) -> list[Complaint]:
+    found = [(host, *wrong) for host, of_host in hosts.items() if (wrong := kind(of_host, start))]
     if not found:
         return []
+    host, seen, remedy = found[0]
     more = f" and {_count(len(found) - 1, 'other host')}" if len(found) > 1 else ""
-    return [f"on {found[0][0]}{more} {found[0][1]}"]
+    return [Complaint(f"{host}{more}", seen, remedy)]
 
 
-def _same_core(of_host: Sequence[Seat], start: str) -> str:
+def _same_core(of_host: Sequence[Seat], start: str) -> tuple[str, str] | None:
     """Ranks that take turns on the only core that each of them has."""
     bound = [seat.cores for seat in of_host if len(seat.cores) == 1]
     crowded = [cores for cores in bound if bound.count(cores) > 1]
     if not crowded or of_host[0].host_cores == 1:
-        return ""
+        return None
     crowd = [seat for seat in of_host if seat.cores == crowded[0]]
-    return (
-        f"{_ranks(crowd, of_host)} bound to core {min(crowded[0])} of {of_host[0].host_cores} and take turns "
-        f"on it. Start them with {start}."
-    )
+    seen = f"{_ranks(crowd, of_host)} bound to core {min(crowded[0])} of {of_host[0].host_cores}"
+    return f"{seen} and take turns on it", f"Start them with {start}."
 
 
-def _too_many_threads(of_host: Sequence[Seat], start: str) -> str:
+def _too_many_threads(of_host: Sequence[Seat], start: str) -> tuple[str, str] | None:
     crowded = [seat for seat in of_host if seat.threads > len(seat.cores)]
     if not crowded:
-        return ""
+        return None
     first = crowded[0]
-    return (
-        f"{_ranks(crowded, of_host)} set to {first.threads} threads on {_count(len(first.cores), 'core')}. "
-        f"Give fewer `--threads`, or start the ranks with {start}."
-    )
+    seen = f"{_ranks(crowded, of_host)} set to {first.threads} threads on {_count(len(first.cores), 'core')}"
+    return seen, f"Give fewer `--threads`, or start the ranks with {start}."
 
 
-def _fewer_than_promised(of_host: Sequence[Seat], start: str) -> str:
+def _fewer_than_promised(of_host: Sequence[Seat], start: str) -> tuple[str, str] | None:
     short = [s for s in of_host if len(s.cores) < min(s.promised_cores, s.host_cores)]
     if not short:
-        return ""
+        return None
     first = short[0]
-    return (
-        f"{_ranks(short, of_host)} bound to {_count(len(first.cores), 'core')}, but SLURM_CPUS_PER_TASK is "
-        f"{first.promised_cores}. Start them with {start}."
-    )
+    seen = f"{_ranks(short, of_host)} bound to {_count(len(first.cores), 'core')}"
+    return f"{seen}, but SLURM_CPUS_PER_TASK is {first.promised_cores}", f"Start them with {start}."
 
 
-def _idle_cores(of_host: Sequence[Seat], start: str) -> str:
+def _idle_cores(of_host: Sequence[Seat], start: str) -> tuple[str, str] | None:
     """Ranks with one core each where there are more for each."""
     there = of_host[0].starter_cores
     if any(len(seat.cores) > 1 for seat in of_host) or there < 2 * len(of_host):
-        return ""
-    return (
-        f"{_ranks(of_host, of_host)} bound to one core each, and {there} are there. Start them with "
-        f"{start}, so that each gets more threads."
-    )
+        return None
+    seen = f"{_ranks(of_host, of_host)} bound to one core each, and {there} are there"
+    return seen, f"Start them with {start}, so that each gets more threads."
 
 
 def _ranks(some: Sequence[Seat], of_host: Sequence[Seat]) -> str:

@@ -73,7 +73,8 @@ class Wiring:
         torch.set_num_threads(threads)
         seats = self.comm.allgather(take_seat(self.comm.rank, self.comm.host, threads))
         launcher = detect()
-        said = [forgotten_tasks(), *complaints(seats, launcher.unbind, launcher.deals_cores)]
+        found = complaints(seats, launcher.unbind, launcher.deals_cores)
+        said = [forgotten_tasks(), *map(str, found)]
         for line in said if self.comm.rank == 0 else ():
             if line:
                 warn(line)

@@ -93,13 +93,15 @@ ALL = range(8)
     ],
 )
 def test_complaints(given: list[Seat], said: list[str]) -> None:
-    assert complaints(given, UNBIND, cores_are_dealt=False) == said
+    assert list(map(str, complaints(given, UNBIND, cores_are_dealt=False))) == said
 
 
 def test_what_srun_deals_is_what_the_job_asked_for() -> None:
     assert complaints(seats([0], [1]), "`srun --cpu-bind=none`", cores_are_dealt=True) == []
-    (line,) = complaints(seats([0], [1], promised=4), "`srun --cpu-bind=none`", cores_are_dealt=True)
-    assert line.endswith("Start them with `srun --cpus-per-task`, which srun does not take from the job.")
+    (complaint,) = complaints(seats([0], [1], promised=4), "`srun --cpu-bind=none`", cores_are_dealt=True)
+    assert (
+        complaint.remedy == "Start them with `srun --cpus-per-task`, which srun does not take from the job."
+    )
 
 
 def test_take_seat() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hvd_train import machine
+from hvd_train.binding import Seat
+from hvd_train.comm.launcher import Launcher
 from hvd_train.config import Config, OptimConfig, SyncConfig, embedded_config
 from hvd_train.tools.doctor import need, world
 from hvd_train.tools.doctor.check import Check
@@ -18,12 +21,34 @@ from tests.unit.test_machine import tree
 MIB = 1 << 20
 
 
+ALONE = Launcher(name="", size=1, rank=0, provides="nothing")
+MPIRUN = Launcher(name="mpirun of Open MPI", size=2, rank=0, provides="mpi")
+
+
 def report(
-    rank: int, host: str = "a", *checks: Check, cores: tuple[int, ...] = (0, 1), free: int = 0
+    rank: int,
+    host: str = "a",
+    *checks: Check,
+    cores: tuple[int, ...] = (0, 1),
+    there: int = 2,
+    promised: int = 0,
+    free: int = 0,
 ) -> Report:
-    return Report(
-        rank=rank, host=host, cores=cores, num_cores=2, cpu_limit=None, free_bytes=free, checks=tuple(checks)
+    seat = Seat(
+        rank=rank,
+        host=host,
+        cores=frozenset(cores),
+        host_cores=there,
+        starter_cores=there,
+        promised_cores=promised,
+        threads=1,
     )
+    return Report(seat=seat, cpu_limit=None, free_bytes=free, checks=tuple(checks))
+
+
+def test_a_report_crosses_as_plain_values() -> None:
+    sent = report(3, "b", Check(name="python", seen="3.11.7", alike="3.11.7"), cores=(4, 2), free=7)
+    assert Report.from_json(json.loads(json.dumps(sent.to_json()))) == sent
 
 
 def test_what_is_alike_is_said_once_and_what_differs_by_its_ranks() -> None:
@@ -88,11 +113,32 @@ def test_ranks_of_a_host_that_do_not_share_memory() -> None:
     ],
 )
 def test_threads(masks: list[tuple[int, ...]], present: int, status: str, words: str) -> None:
-    ranks = [replace(report(i, cores=mask), num_cores=present) for i, mask in enumerate(masks)]
-    check = world.threads(ranks)
+    ranks = [report(i, cores=mask, there=present) for i, mask in enumerate(masks)]
+    (check,) = world.threads(ranks, MPIRUN)
     assert check.status == status, check
     assert words in check.seen
     assert bool(check.remedy) is (status != "ok")
+
+
+def test_the_remedy_is_that_of_the_launcher() -> None:
+    (bound,) = world.threads([report(i, cores=(i,), there=4) for i in range(2)], MPIRUN)
+    assert bound.remedy.startswith("Start them with `mpirun --bind-to none`")
+    srun = Launcher(name="srun", size=2, rank=0, provides="mpi")
+    (short,) = world.threads([report(i, there=4, promised=4) for i in range(2)], srun)
+    assert short.seen == (
+        "1 for each of 2 ranks on 2 cores: all ranks are bound to 2 cores, but SLURM_CPUS_PER_TASK is 4"
+    )
+    assert short.remedy == "Start them with `srun --cpus-per-task`, which srun does not take from the job."
+
+
+def test_cores_that_are_wrong_on_one_of_two_hosts() -> None:
+    reports = [report(0), report(1, cores=(0,)), report(2, "b", cores=(0,)), report(3, "b", cores=(0,))]
+    found = [f for f in world.judge(reports, "ring", 2, None, MPIRUN) if f.check.name == "threads"]
+    assert [(f.check.status, f.ranks, f.everywhere) for f in found] == [
+        ("ok", (0, 1), False),
+        ("warning", (2, 3), False),
+    ]
+    assert "all ranks are bound to core 0 of 2 and take turns on it" in found[1].check.seen
 
 
 @pytest.mark.parametrize(
@@ -131,7 +177,7 @@ def test_of_several_hosts_those_that_have_too_little() -> None:
 
     def findings(*free: int) -> list[tuple[str, tuple[int, ...]]]:
         reports = [report(r, "abc"[r // 2], free=free[r // 2] * MIB) for r in range(6)]
-        found = world.judge(reports, "ring", 3, needs)
+        found = world.judge(reports, "ring", 3, needs, ALONE)
         return [(f.check.status, f.ranks) for f in found if f.check.name == "memory"]
 
     assert findings(90, 50, 60) == [("ok", (2, 3))], "4 S are 32 MiB; b has the least"

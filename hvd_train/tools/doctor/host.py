@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import resource
-from collections.abc import Mapping
 from pathlib import Path
 
 from hvd_train import machine
@@ -20,15 +19,10 @@ _FILES = 256
 """Files that a rank may have open beside its connections: libraries, shards, memory of its peers."""
 
 
-def affinity(environ: Mapping[str, str] = os.environ) -> Check:
+def affinity() -> Check:
     """The cores that this process may run on."""
     mine = machine.AFFINITY
     seen = f"{'core' if len(mine) == 1 else 'cores'} {numbers(sorted(mine))} of {os.cpu_count()}"
-    promised = environ.get("SLURM_CPUS_PER_TASK", "")
-    if promised.isdigit() and len(mine) < int(promised):
-        remedy = "srun does not take it from the job: `export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK`."
-        seen = f"{seen}, but SLURM_CPUS_PER_TASK is {promised}"
-        return Check(name="affinity", status="warning", seen=seen, remedy=remedy)
     return Check(name="affinity", seen=seen)
 
 

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from hvd_train import build_info, machine
+from hvd_train.binding import take_seat
 from hvd_train.comm.launcher import Launcher, detect
 from hvd_train.errors import EnvironmentMismatch
 from hvd_train.interfaces import interfaces
@@ -38,7 +38,7 @@ def run(options: Options, version: str) -> int:
     child = Child(options)
     try:
         checks = _local(options, version, launcher)
-        told = child.finish(json.dumps(_report(launcher, checks)))
+        told = child.finish(json.dumps(_report(launcher, checks).to_json()))
     finally:
         child.kill()
     if launcher.rank > 0:
@@ -81,16 +81,14 @@ def _mpi_in_words() -> str:
     return " ".join(build_info.parse_version(recorded.version)) if recorded else ""
 
 
-def _report(launcher: Launcher, checks: Sequence[Check]) -> dict[str, Any]:
-    return {
-        "rank": launcher.rank,
-        "host": platform.node(),
-        "cores": sorted(machine.AFFINITY),
-        "num_cores": world.num_cores(),
-        "cpu_limit": machine.cpu_limit(),
-        "free_bytes": machine.available_memory(),
-        "checks": [check.to_json() for check in checks],
-    }
+def _report(launcher: Launcher, checks: Sequence[Check]) -> Report:
+    return Report(
+        # How many threads it would get is told by the cores of all ranks.
+        seat=take_seat(launcher.rank, platform.node(), threads=1),
+        cpu_limit=machine.cpu_limit(),
+        free_bytes=machine.available_memory(),
+        checks=tuple(checks),
+    )
 
 
 def _speak_alone(told: Told) -> int:
@@ -112,7 +110,7 @@ def _reports(launcher: Launcher, checks: Sequence[Check], told: Told) -> list[Re
     if told.world is not None:
         return [Report.from_json(report) for report in told.world["reports"]]
     mine = [*checks, *told.checks, *filter(None, [told.failure])]
-    return [Report.from_json(_report(launcher, mine))]
+    return [_report(launcher, mine)]
 
 
 def _conclude(reports: list[Report], told: Told, launcher: Launcher) -> tuple[list[Finding], str, str]:
@@ -125,7 +123,7 @@ def _conclude(reports: list[Report], told: Told, launcher: Launcher) -> tuple[li
         facts = told.world
         backend = facts["backend"]
         findings += [Finding(Check(**check), everyone, True) for check in facts["checks"]]
-        findings += world.judge(reports, backend, facts["num_hosts"], facts["need"])
+        findings += world.judge(reports, backend, facts["num_hosts"], facts["need"], launcher)
         if told.failure is not None:  # after all was said
             findings.append(Finding(told.failure, everyone, True))
     return findings, backend, _start(findings, backend, launcher)

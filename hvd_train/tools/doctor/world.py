@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hvd_train import machine
+from hvd_train.binding import Seat, complaints
+from hvd_train.comm.launcher import Launcher
 from hvd_train.tools.doctor.check import Check, count, numbers, size
 
 
@@ -15,22 +16,35 @@ from hvd_train.tools.doctor.check import Check, count, numbers, size
 class Report:
     """What one rank found."""
 
-    rank: int
-    host: str
-    cores: tuple[int, ...]
-    """Its affinity mask."""
-    num_cores: int
-    """Of the host."""
+    seat: Seat
     cpu_limit: float | None
     free_bytes: int
     """Memory that the host can still give."""
     checks: tuple[Check, ...]
 
+    @property
+    def rank(self) -> int:
+        return self.seat.rank
+
+    @property
+    def host(self) -> str:
+        return self.seat.host
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "seat": {**asdict(self.seat), "cores": sorted(self.seat.cores)},
+            "cpu_limit": self.cpu_limit,
+            "free_bytes": self.free_bytes,
+            "checks": [check.to_json() for check in self.checks],
+        }
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Report:
-        """Of plain values."""
+        """Of what `to_json` made."""
+        seat = Seat(**{**values["seat"], "cores": frozenset(values["seat"]["cores"])})
         checks = tuple(Check(**check) for check in values["checks"])
-        return cls(**{**values, "cores": tuple(values["cores"]), "checks": checks})
+        return cls(**{**values, "seat": seat, "checks": checks})
 
 
 @dataclass(frozen=True)
@@ -71,7 +85,11 @@ def by_host(reports: Sequence[Report]) -> dict[str, list[Report]]:
 
 
 def judge(
-    reports: Sequence[Report], backend: str, num_hosts: int, need: Mapping[str, Any] | None
+    reports: Sequence[Report],
+    backend: str,
+    num_hosts: int,
+    need: Mapping[str, Any] | None,
+    launcher: Launcher,
 ) -> list[Finding]:
     """What concerns the job, or a host of it.
 
@@ -81,7 +99,7 @@ def judge(
     """
     hosts = by_host(reports)
     found = [_of_all(reports, places(hosts, backend, num_hosts))] if len(reports) > 1 else []
-    found += _each(hosts, threads)
+    found += _each({host: threads(of_host, launcher) for host, of_host in hosts.items()}, hosts)
     if need is not None:
         found += _memory(hosts, backend, need)
     return found
@@ -102,12 +120,14 @@ def _of_all(reports: Sequence[Report], check: Check) -> Finding:
     return Finding(check, tuple(r.rank for r in reports), True)
 
 
-def _each(hosts: Mapping[str, list[Report]], check: Callable[[list[Report]], Check]) -> list[Finding]:
-    """A check of each host, once where all hosts say the same."""
+def _each(checks: Mapping[str, Sequence[Check]], hosts: Mapping[str, list[Report]]) -> list[Finding]:
+    """The checks of each host, once where all hosts say the same."""
     said: dict[Check, list[int]] = {}
-    for of_host in hosts.values():
-        said.setdefault(check(of_host), []).extend(report.rank for report in of_host)
-    return [Finding(check, tuple(sorted(ranks)), len(said) == 1) for check, ranks in said.items()]
+    for host, of_host in hosts.items():
+        for check in checks[host]:
+            said.setdefault(check, []).extend(report.rank for report in of_host)
+    everyone = sum(map(len, hosts.values()))
+    return [Finding(check, tuple(sorted(ranks)), len(ranks) == everyone) for check, ranks in said.items()]
 
 
 def places(hosts: Mapping[str, list[Report]], backend: str, num_hosts: int) -> Check:
@@ -122,24 +142,27 @@ def places(hosts: Mapping[str, list[Report]], backend: str, num_hosts: int) -> C
     return Check(name="world", seen=seen)
 
 
-def threads(of_host: Sequence[Report]) -> Check:
-    """Threads of torch that each rank of a host would get."""
-    masks = [frozenset(report.cores) for report in of_host]
+def threads(of_host: Sequence[Report], launcher: Launcher) -> list[Check]:
+    """Threads of torch that each rank of a host would get, and what is wrong with its cores."""
+    name = "threads"
+    masks = [report.seat.cores for report in of_host]
     each = [
         machine.threads_for(mask, masks, report.cpu_limit)
         for mask, report in zip(masks, of_host, strict=True)
     ]
     spread = str(each[0]) if len(set(each)) == 1 else f"{min(each)} to {max(each)}"
-    cores, present = len(frozenset().union(*masks)), of_host[0].num_cores
+    cores = len(frozenset().union(*masks))
     seen = f"{spread} for each of {count(len(of_host), 'rank')} on {count(cores, 'core')}"
+    seats = [replace(report.seat, threads=n) for report, n in zip(of_host, each, strict=True)]
+    if found := complaints(seats, launcher.unbind, launcher.deals_cores):
+        return [
+            Check(name=name, status="warning", seen=f"{seen}: {said.seen}", remedy=said.remedy)
+            for said in found
+        ]
     if cores < len(of_host):
         remedy = "Start no more ranks on a host than it has cores: they wait for one another in every round."
-        return Check(name="threads", status="warning", seen=seen, remedy=remedy)
-    if any(len(mask) == 1 for mask in masks) and present >= 2 * len(of_host):
-        seen = f"{seen}, of the {present} that this host has: ranks are bound to one core each"
-        remedy = "`mpirun --bind-to none`, or `--map-by slot:PE=N`; under Slurm `--cpus-per-task=N`."
-        return Check(name="threads", status="warning", seen=seen, remedy=remedy)
-    return Check(name="threads", seen=seen)
+        return [Check(name=name, status="warning", seen=seen, remedy=remedy)]
+    return [Check(name=name, seen=seen)]
 
 
 def memory(
@@ -162,7 +185,7 @@ def memory(
         )
         return Check(name="memory", status="error", seen=seen, remedy=remedy)
     # Alone: would one rank a core fit, as mpirun would start them?
-    wanted = len(of_host[0].cores)
+    wanted = len(of_host[0].seat.cores)
     if alone and needed(wanted) > free:
         most = max(n for n in range(1, wanted + 1) if needed(n) <= free)
         seen = f"{seen}; {_reckon(wanted, needed(wanted), 'ring')} would not fit"
@@ -175,8 +198,3 @@ def _reckon(ranks: int, num_bytes: int, backend: str) -> str:
     copies = f"{ranks + 2} S" if backend in ("ring", "solo") else f"{3 * ranks} S"
     verb = "needs" if ranks == 1 else "need"
     return f"{count(ranks, 'rank')} {verb} {copies} and gradients, {size(num_bytes)},"
-
-
-def num_cores() -> int:
-    """Of this host."""
-    return os.cpu_count() or 1
