@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 _THREAD_SINGLE = 0
@@ -37,13 +38,11 @@ def write(mpi: Any, name: str, value: int) -> bool:
 @contextmanager
 def _variable(mpi: Any, name: str) -> Iterator[tuple[Any, ctypes.c_void_p | None]]:
     """The library, and a handle of the variable or None."""
-    # mpi4py's module depends on the library: its symbols are found through it, wherever the library lies.
-    library = ctypes.CDLL(mpi.__file__)
-    provided, index, count = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    if library.MPI_T_init_thread(_THREAD_SINGLE, ctypes.byref(provided)) != mpi.SUCCESS:
+    library = _library(mpi)
+    if library is None:
         yield library, None
         return
-    handle = ctypes.c_void_p()
+    index, handle, count = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_int()
     found = library.MPI_T_cvar_get_index(name.encode(), ctypes.byref(index)) == mpi.SUCCESS
     allocate = library.MPI_T_cvar_handle_alloc
     found &= found and allocate(index, None, ctypes.byref(handle), ctypes.byref(count)) == mpi.SUCCESS
@@ -52,4 +51,14 @@ def _variable(mpi: Any, name: str) -> Iterator[tuple[Any, ctypes.c_void_p | None
     finally:
         if found:
             library.MPI_T_cvar_handle_free(ctypes.byref(handle))
-        library.MPI_T_finalize()
+
+
+@cache
+def _library(mpi: Any) -> Any | None:
+    """The library with its tools interface ready, until the process ends: MPI_T_finalize of MPICH 4.3 frees
+    strings that its collectives go on to read. None if it has no such interface."""
+    # mpi4py's module depends on the library: its symbols are found through it, wherever the library lies.
+    library = ctypes.CDLL(mpi.__file__)
+    provided = ctypes.c_int()
+    ready = library.MPI_T_init_thread(_THREAD_SINGLE, ctypes.byref(provided)) == mpi.SUCCESS
+    return library if ready else None
