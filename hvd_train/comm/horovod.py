@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvd_train.comm.base import Buffer, Communicator, OnSlice, Op
+from hvd_train.comm.base import Buffer, Communicator, OnSlice, Op, slice_bounds
 from hvd_train.comm.phases import average_in_phases
 from hvd_train.errors import BarrierTimeout, EnvironmentMismatch, RankLost
 
@@ -68,13 +68,15 @@ class HorovodCommunicator(Communicator):
         return average_in_phases(self, self, buffer, weight, on_slice)
 
     def reduce_scatter(self, staged: Tensor, owned: Tensor) -> None:
-        # Horovod's split is `slice_bounds`: the first ranks get one element more.
+        # Not by hvd.reducescatter: gloo's moves its result within the buffer that it still sends from, and
+        # sums were seen to be wrong where a receiver is slow. An all-to-all sends as little.
         if staged.numel() == 0:
             return
+        bounds = (slice_bounds(staged.numel(), self.size, r) for r in range(self.size))
+        counts = torch.tensor([stop - start for start, stop in bounds], dtype=torch.int32)
         with self._errors("reduce-scatter"):
-            owned.copy_(
-                self._hvd.reducescatter(staged, op=self._hvd.Sum, name=_name("reduce_scatter", staged))
-            )
+            received, _ = self._hvd.alltoall(staged, counts, name=_name("reduce_scatter", staged))
+        torch.sum(received.view(self.size, owned.numel()), 0, out=owned)
 
     def all_gather(self, owned: Tensor, staged: Tensor) -> None:
         if staged.numel() == 0:
