@@ -26,6 +26,9 @@ class MPILauncher:
 
     family: str
     version: str
+    known_to_horovodrun: bool = True
+    """Whether horovodrun makes out whose it is. Of MPICH's own it does only where that name happens to stand
+    among the options that it was built with."""
 
     def __str__(self) -> str:
         return f"{self.family} {self.version}".strip() or "an unknown MPI"
@@ -52,5 +55,5 @@ def parse(text: str) -> MPILauncher:
     for family, pattern in _FAMILIES:
         match = re.search(pattern, text)
         if match is not None:
-            return MPILauncher(family, match[1])
+            return MPILauncher(family, match[1], family != "MPICH" or "MPICH" in text)
     return MPILauncher("", "")

@@ -40,6 +40,11 @@ def line(options: Options, launcher: str, program: Sequence[str]) -> Line:
     # A package that was built without an MPI runs over Gloo, which horovodrun finds out by itself.
     without = options.gloo or build_info.load().mpi is None
     mpirun, family = ("", MPILauncher("", "")) if without else find.mpirun()
+    if not family.known_to_horovodrun:
+        raise EnvironmentMismatch(
+            f"horovodrun takes {mpirun} of {family} for an unknown MPI: it looks for `MPICH` in what `mpirun "
+            "--version` prints, and this one does not say it. Use --launcher mpirun, or --gloo."
+        )
     return lines.horovodrun(request, find.horovodrun(), mpirun, family, options.gloo)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hvd_train.launching.hosts import Host, read_hostfile
-from tests.launching import PLACEMENT, ROOT, mpi_abi, run, tool
+from tests.launching import PLACEMENT, ROOT, horovodrun, mpi_abi, run, tool
 
 FILES = sorted((ROOT / "hostfiles").glob("*.hosts"))
 OPTION = {"openmpi": "--hostfile", "mpich": "-f"}
@@ -26,8 +26,8 @@ def test_mpirun_reads_its_own() -> None:
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("kind", [(), ("--gloo",)], ids=["mpi", "gloo"])
-def test_horovodrun_reads_its_own(kind: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("gloo", [False, True], ids=["mpi", "gloo"])
+def test_horovodrun_reads_its_own(gloo: bool) -> None:
     path = ROOT / "hostfiles" / "horovodrun.hosts"
-    job = run([tool("horovodrun"), *kind, "-np", "4", "--hostfile", str(path), *RANK], deadline_s=60)
+    job = run([*horovodrun(gloo), "-np", "4", "--hostfile", str(path), *RANK], deadline_s=60)
     assert job.stdout.count("rank on ") == 4, job.output

@@ -21,6 +21,11 @@ SAYS = {
     "openmpi-4": ("openmpi", "Open MPI v4.1.8, package: any", "mpirun (Open MPI) 4.1.8"),
     "mpich-4": ("mpich", "MPICH Version:      4.3.2", "HYDRA build details:\n    Version:         4.3.2"),
     "mpich-5": ("mpich", "MPICH Version:      5.0.2", "HYDRA build details:\n    Version:         5.0.2"),
+    "mpich-named": (
+        "mpich",
+        "MPICH Version:      4.3.2",
+        "HYDRA build details:\n    Version:         4.3.2\n    Configure options:  MPICHLIB_CFLAGS=-O2",
+    ),
     "intel": (
         "mpich",
         "Intel(R) MPI Library 2021.18 for Linux* OS",
@@ -162,7 +167,7 @@ GOLDEN = [
         f"env OMPI_MCA_{ALIVE_ENV.format('OMPI_MCA_')} BIN/horovodrun -np 4 -H h1:2,h2:2 {TRAIN}",
     ),
     (
-        "mpich-4",
+        "mpich-named",
         ("--launcher", "horovodrun", *TWO),
         f"BIN/horovodrun -np 4 -H h1:2,h2:2 {TRAIN}",
     ),
@@ -416,6 +421,18 @@ def test_the_mpirun_of_another_mpi_is_refused(
     said = capsys.readouterr().err
     assert "no mpirun of Open MPI 5.0.11, which the package was built for, was found" in said
     assert f"{tools}/mpirun of MPICH 4.3.2" in said
+
+
+def test_an_mpirun_that_horovodrun_does_not_make_out_is_refused(
+    machine_with: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tools = machine_with("mpich-4")
+    line = ["launch", "--launcher", "horovodrun", "-np", "2", "--dry-run"]
+    assert main(line) == 2
+    said = capsys.readouterr().err
+    assert f"horovodrun takes {tools}/mpirun of MPICH 4.3.2 for an unknown MPI" in said
+    assert "Use --launcher mpirun, or --gloo" in said
+    assert main([*line, "--gloo"]) == 0
 
 
 def test_ranks_fill_one_host_after_the_other() -> None:

@@ -10,22 +10,23 @@ from hvd_train import build_info
 from hvd_train.mpi_launcher import MPILauncher, identify, parse
 from tests.launching import tool
 
+HYDRA = "HYDRA build details:\n    Version:                                 4.3.2\n    Release Date: now\n"
 SAYS = {
-    "mpirun (Open MPI) 5.0.11\n\nReport bugs to the community\n": ("Open MPI", "5.0.11"),
-    "mpirun (Open MPI) 4.1.8\n": ("Open MPI", "4.1.8"),
-    "HYDRA build details:\n    Version:                                 4.3.2\n    Release Date: now\n": (
-        "MPICH",
-        "4.3.2",
+    "mpirun (Open MPI) 5.0.11\n\nReport bugs to the community\n": MPILauncher("Open MPI", "5.0.11"),
+    "mpirun (Open MPI) 4.1.8\n": MPILauncher("Open MPI", "4.1.8"),
+    HYDRA: MPILauncher("MPICH", "4.3.2", known_to_horovodrun=False),
+    f"{HYDRA}    Configure options: 'MPICHLIB_CFLAGS=-O2'\n": MPILauncher("MPICH", "4.3.2"),
+    "Intel(R) MPI Library for Linux* OS, Version 2021.13 Build 20240515\n": MPILauncher(
+        "Intel MPI", "2021.13"
     ),
-    "Intel(R) MPI Library for Linux* OS, Version 2021.13 Build 20240515\n": ("Intel MPI", "2021.13"),
-    "true (GNU coreutils) 9.1\n": ("", ""),
-    "": ("", ""),
+    "true (GNU coreutils) 9.1\n": MPILauncher("", ""),
+    "": MPILauncher("", ""),
 }
 
 
 @pytest.mark.parametrize("text", SAYS)
 def test_what_launchers_say_of_themselves(text: str) -> None:
-    assert parse(text) == MPILauncher(*SAYS[text])
+    assert parse(text) == SAYS[text]
 
 
 def test_the_installed_launcher_is_that_of_the_recorded_library() -> None:
