@@ -27,10 +27,6 @@ fi
 # export HVD_TRAIN_LAUNCHER=srun
 # export SLURM_MPI_TYPE=pmix
 
-# --- If every rank says something of munge or `find-available` when it starts: Slurm offers its PMIx clients a way
-# to prove who they are that this MPI was built without.
-# export PMIX_MCA_psec=native
-
 # --- Network interface between hosts, where the one that leads to the others is the wrong one.
 # export HVD_TRAIN_INTERFACE=ib0
 
