@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,8 @@ def load(path: Path = RECORD) -> BuildInfo:
 
 
 def mpi4py_environment(path: Path = RECORD) -> dict[str, str]:
-    """The environment variables that make mpi4py load the recorded library; empty if none was recorded.
+    """The environment variables that make mpi4py load the recorded library, and with which that finds its own
+    parts; empty if none was recorded.
 
     They must be set before mpi4py is imported. MPI4PY_MPIABI is left unset on purpose: with it mpi4py picks
     its variant by that name and no longer opens the library of MPI4PY_LIBMPI; without it mpi4py opens the
@@ -85,9 +87,14 @@ def mpi4py_environment(path: Path = RECORD) -> dict[str, str]:
         )
     environment = {"MPI4PY_LIBMPI": mpi.library}
     family, version = parse_version(mpi.version)
-    if family == "Open MPI" and version.startswith("4.") and (home := home_if_moved(mpi.library)):
-        # A process that no launcher started starts a daemon of Open MPI 4, from there.
-        environment["OPAL_PREFIX"] = home
+    if family == "Open MPI" and (home := home_if_moved(mpi.library)):
+        if version.startswith("4."):
+            # A process that no launcher started starts a daemon of Open MPI 4, from there.
+            environment["OPAL_PREFIX"] = home
+        if "munge" in os.environ.get("PMIX_SECURITY_MODE", ""):
+            # Slurm offers two ways to prove who is who. The PMIx of a wheel was built without the first and
+            # takes the second, but every rank would say so in eight lines.
+            environment["PMIX_MCA_psec"] = "native"
     return environment
 
 

@@ -167,18 +167,9 @@ def horovodrun(request: Request, program: str, mpirun: str, launcher: MPILaunche
     return Line(argv=(*words, *request.more, *request.program), environ=environ)
 
 
-def srun(request: Request, program: str, mpi_type: str, wheel: str) -> Line:
-    """srun.
-
-    Args:
-        mpi_type: empty where the site's default is to hold.
-        wheel: the family of the MPI if it is one from the package index; else empty.
-    """
+def srun(request: Request, program: str, mpi_type: str) -> Line:
+    """srun; `mpi_type` is empty where the site's default is to hold."""
     environ = {}
-    # The PMIx of Open MPI's wheel was built without munge, by which Slurm offers to prove who is who. It
-    # takes the second way in any case, but every rank would first lament in eight lines.
-    if wheel == "Open MPI" and "PMIX_MCA_psec" not in os.environ:
-        environ["PMIX_MCA_psec"] = "native"
     if request.network and not request.says("btl_tcp_if_"):
         environ["OMPI_MCA_btl_tcp_if_include"] = request.network
     # sbatch's --cpus-per-task does not reach srun by itself (Slurm 22.05 and later).

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from hvd_train import build_info, machine
 from hvd_train.errors import ConfigError, EnvironmentMismatch
@@ -68,12 +66,6 @@ def _family() -> str:
     return "" if recorded is None else build_info.parse_version(recorded.version)[0]
 
 
-def _from_wheel() -> bool:
-    """Whether the recorded MPI lies in this Python's environment."""
-    recorded = build_info.load().mpi
-    return recorded is not None and Path(recorded.library).is_relative_to(sys.prefix)
-
-
 def _srun(options: Options, program: Sequence[str]) -> Line:
     if options.named_hosts:
         raise ConfigError(
@@ -89,7 +81,7 @@ def _srun(options: Options, program: Sequence[str]) -> Line:
             f"srun knows no --mpi={mpi_type}, which {_family() or 'Open MPI'} needs: `srun --mpi=list` names "
             f"{', '.join(sorted(known))}. Use --launcher mpirun."
         )
-    return lines.srun(request, path, mpi_type, _family() if _from_wheel() else "")
+    return lines.srun(request, path, mpi_type)
 
 
 def _mpirun(options: Options, program: Sequence[str], from_slurm: bool) -> Line:

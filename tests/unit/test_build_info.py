@@ -78,17 +78,35 @@ def test_mpi4py_is_told_the_recorded_library(tmp_path: Path) -> None:
     assert environment == {"MPI4PY_LIBMPI": str(tmp_path / "libmpi.so.40")}
 
 
-def test_an_open_mpi_4_of_an_environment_is_told_where_it_lies(tmp_path: Path) -> None:
+def open_mpi_of_an_environment(tmp_path: Path, version: str) -> tuple[Path, str]:
+    """The record of an Open MPI from the package index, and its library."""
     library = tmp_path / "lib" / "libmpi.so.40"
     library.parent.mkdir()
     library.touch()
-    path = tmp_path / "_build.json"
-    mpi = {"abi": "openmpi", "library": str(library), "version": "Open MPI v4.1.8, package: x"}
-    path.write_text(json.dumps({"schema": 1, "mpi": mpi}))
-    assert build_info.mpi4py_environment(path) == {"MPI4PY_LIBMPI": str(library)}
     (tmp_path / "pyvenv.cfg").touch()
-    expected = {"MPI4PY_LIBMPI": str(library), "OPAL_PREFIX": str(tmp_path)}
+    path = tmp_path / "_build.json"
+    mpi = {"abi": "openmpi", "library": str(library), "version": f"Open MPI v{version}, package: x"}
+    path.write_text(json.dumps({"schema": 1, "mpi": mpi}))
+    return path, str(library)
+
+
+def test_an_open_mpi_4_of_an_environment_is_told_where_it_lies(tmp_path: Path) -> None:
+    path, library = open_mpi_of_an_environment(tmp_path, "4.1.8")
+    expected = {"MPI4PY_LIBMPI": library, "OPAL_PREFIX": str(tmp_path)}
     assert build_info.mpi4py_environment(path) == expected
+    (tmp_path / "pyvenv.cfg").unlink()
+    assert build_info.mpi4py_environment(path) == {"MPI4PY_LIBMPI": library}
+
+
+def test_the_pmix_of_an_environment_is_told_not_to_ask_for_munge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, library = open_mpi_of_an_environment(tmp_path, "5.0.11")
+    monkeypatch.setenv("PMIX_SECURITY_MODE", "munge,native")
+    expected = {"MPI4PY_LIBMPI": library, "PMIX_MCA_psec": "native"}
+    assert build_info.mpi4py_environment(path) == expected
+    monkeypatch.setenv("PMIX_SECURITY_MODE", "native")
+    assert build_info.mpi4py_environment(path) == {"MPI4PY_LIBMPI": library}
 
 
 def test_a_recorded_library_that_is_gone_is_an_error(tmp_path: Path) -> None:

@@ -258,20 +258,6 @@ def test_the_line_in_an_allocation_of_slurm(
     assert dry_run(capsys, tools, *options) == line
 
 
-def test_the_wheels_pmix_is_told_not_to_look_for_munge(
-    machine_with: Machine,
-    allocation: Callable[[Path], None],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    tools = machine_with("openmpi-5")
-    allocation(tools)
-    monkeypatch.setattr(sys, "prefix", str(tools.parent))
-    assert dry_run(capsys, tools).startswith("env PMIX_MCA_psec=native SRUN_CPUS_PER_TASK=3 BIN/srun ")
-    monkeypatch.setenv("PMIX_MCA_psec", "munge")
-    assert dry_run(capsys, tools).startswith("env SRUN_CPUS_PER_TASK=3 BIN/srun ")
-
-
 def test_the_site_chooses_the_type_of_srun(
     machine_with: Machine,
     allocation: Callable[[Path], None],
