@@ -43,7 +43,7 @@ def test_two_ranks_of_which_one_is_bound_to_a_core() -> None:
     ]
     assert ": core " in of_ranks[1]
     assert "came together under `ring`" in " ".join(job.stdout.split())
-    assert "`auto` takes ring here: `mpirun" in job.stdout
+    assert "`auto` takes ring here. The same line without `doctor` trains." in job.stdout
 
 
 def test_alone_as_json() -> None:

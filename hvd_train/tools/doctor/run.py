@@ -134,7 +134,7 @@ def _start(findings: Sequence[Finding], backend: str, launcher: Launcher) -> str
     if not backend:
         return "Nothing would train here: see the errors above."
     if launcher.name:
-        return f"`auto` takes {backend} here: {_line(launcher)}"
+        return f"`auto` takes {backend} here. The same line without `doctor` trains."
     good = {f.check.name for f in findings if f.check.status == "ok"}
     ranks = max(2, len(machine.AFFINITY))
     alone = "`auto` takes solo for one process: `python -m hvd_train`"
@@ -150,16 +150,6 @@ def _start(findings: Sequence[Finding], backend: str, launcher: Launcher) -> str
 
 def _seen(findings: Sequence[Finding], name: str) -> str:
     return next((f.check.seen for f in findings if f.check.name == name and f.check.status == "ok"), "")
-
-
-def _line(launcher: Launcher) -> str:
-    train, ranks = "python -m hvd_train", launcher.size or "N"
-    if launcher.provides == "gloo":
-        return f"`horovodrun --gloo -np {ranks} {train}`."
-    if launcher.name == "srun":
-        return f"`srun --mpi=pmix -n {ranks} {train}`."
-    binding = "--bind-to none " if "Open MPI" in launcher.name else ""
-    return f"`mpirun {binding}-np {ranks} {train}`."
 
 
 def _print(options: Options, concluded: tuple[list[Finding], str, str], host_of: dict[int, str]) -> int:
