@@ -53,7 +53,7 @@ def test_a_check_that_raises_is_an_error_of_its_own() -> None:
 
     check = attempt("x", broken)
     assert (check.status, check.name) == ("error", "x")
-    assert "ZeroDivisionError: integer division or modulo by zero" in check.seen
+    assert "ZeroDivisionError: " in check.seen
     assert check.remedy
     assert attempt("y", refused) == Check(
         name="y", status="error", seen="x.h5 is missing; expected a shard. Write one."
