@@ -42,8 +42,9 @@ def test_two_ranks_of_which_one_is_bound_to_a_core() -> None:
         ["ok", "affinity", "rank", "1"],
     ]
     assert ": core " in of_ranks[1]
-    assert "came together under `ring`" in " ".join(job.stdout.split())
-    assert "`auto` takes ring here. The same line without `doctor` trains." in job.stdout
+    unwrapped = " ".join(job.stdout.split())
+    assert "came together under `ring`" in unwrapped
+    assert "`auto` takes ring here. The same line without `doctor` trains." in unwrapped
 
 
 def test_alone_as_json() -> None:
