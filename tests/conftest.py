@@ -31,9 +31,9 @@ def _nothing_stays_in_shared_memory() -> Iterator[None]:
     yield
     # An MPI that is just ending has no more use for its files a moment before it removes them.
     deadline = time.monotonic() + 5
-    while abandoned_shared_memory() - before and time.monotonic() < deadline:
+    while (left := abandoned_shared_memory() - before) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert abandoned_shared_memory() <= before, "the test left files in /dev/shm"
+    assert not left, "the test left files in /dev/shm"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

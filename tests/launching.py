@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,6 +135,18 @@ def start(
         yield process
     finally:
         kill(process)
+
+
+def wait_for(what: Callable[[], bool], deadline_s: float, process: Process) -> None:
+    """Until something is so. The test fails, with what the job has printed, once that has taken too long or
+    the job has ended."""
+    deadline = time.monotonic() + deadline_s
+    while not what():
+        if time.monotonic() > deadline or process.poll() is not None:
+            status = process.poll()
+            kill(process)
+            pytest.fail(f"it did not happen; {status}\n{process.communicate()}")
+        time.sleep(0.05)
 
 
 def _environ(pid: int) -> str:

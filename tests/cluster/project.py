@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.cluster.slurm import Slurm
 from tests.launching import ROOT
-from tests.mpi.jobs import events
+from tests.mpi.jobs import has_recorded
 
 BY_MPIRUN = {"HVD_TRAIN_SITE": "slurm/site-nopmix.sh"}
 """Has slurm/train.sh start its ranks with mpirun."""
@@ -45,17 +45,10 @@ class Project:
     def wait(self, job: str, *states: str, deadline_s: float = 60) -> dict[str, str]:
         return self.slurm.wait(job, *states, deadline_s=deadline_s, log=self.folder / f"hvd_train-{job}.log")
 
-    def has_done(self, run: str, round_: int) -> bool:
-        """Whether a run has come so far."""
-        folder = self.run(run)
-        return (folder / "events.jsonl").exists() and any(
-            e["round"] >= round_ for e in events(folder, "round")
-        )
-
     def wait_for_round(self, job: str, round_: int) -> None:
         """Until the run has come so far."""
         deadline = time.monotonic() + 60
-        while not self.has_done(job, round_):
+        while not has_recorded(self.run(job), "round", round_):
             seen = self.slurm.job(job)
             assert seen["JobState"] in ("PENDING", "CONFIGURING", "RUNNING"), (seen, self.log(job))
             assert time.monotonic() < deadline, self.log(job)

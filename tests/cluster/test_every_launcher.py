@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,8 @@ import pytest
 
 from tests.cluster.hosts import Hosts
 from tests.cluster.project import BY_MPIRUN, PATIENT, Project
-from tests.mpi.jobs import events, model_bytes
+from tests.launching import wait_for
+from tests.mpi.jobs import events, has_recorded, model_bytes
 
 pytestmark = pytest.mark.cluster
 
@@ -31,11 +31,7 @@ def by_line(project: Project, name: str) -> Iterator[str]:
     """Trains from a shell on h1; yields the name of the run once it has done two rounds."""
     line = [*LINES[name], *TRAINING, "--name", name]
     with project.slurm.hosts.start(1, line, cwd=project.folder) as process:
-        deadline = time.monotonic() + 60
-        while not project.has_done(name, 2):
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"no second round; {process.poll()}\n{process.communicate()}")
-            time.sleep(0.05)
+        wait_for(lambda: has_recorded(project.run(name), "round", 2), 60, process)
         yield name
         _, said = process.communicate(timeout=60)
         assert process.returncode == 0, said

@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.hosts import Hosts
-from tests.launching import Process, assert_nothing_is_left
-from tests.mpi.jobs import SHORT, events
+from tests.launching import Process, assert_nothing_is_left, wait_for
+from tests.mpi.jobs import SHORT, events, has_recorded
 
 pytestmark = pytest.mark.cluster
 
@@ -32,23 +31,11 @@ def line(runs: Path, launcher: str, *options: str) -> list[str]:
     return [*launch, "--runs", str(runs), "--name", "a", *options]
 
 
-def wait_for(what: Callable[[], bool], deadline_s: float, process: Process) -> None:
-    deadline = time.monotonic() + deadline_s
-    while not what():
-        if time.monotonic() > deadline or process.poll() is not None:
-            pytest.fail(f"it did not happen; {process.poll()}\n{process.communicate()}")
-        time.sleep(0.05)
-
-
 @contextmanager
 def training(hosts: Hosts, runs: Path, launcher: str) -> Iterator[tuple[Process, int]]:
     """A training on two hosts that has done a round, and the number of the process that was started."""
     with hosts.start(1, line(runs, launcher, *ENDLESS)) as process:
-
-        def has_begun() -> bool:
-            return (runs / "a" / "events.jsonl").exists() and bool(events(runs / "a", "round"))
-
-        wait_for(has_begun, 60, process)
+        wait_for(lambda: has_recorded(runs / "a", "round"), 60, process)
         (pid,) = [p for p in hosts.pids(1, "hvd_train launch") if _parent_is_outside(hosts, p)]
         yield process, pid
 

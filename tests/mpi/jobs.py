@@ -40,6 +40,11 @@ def events(folder: Path, kind: str = "") -> list[dict[str, Any]]:
     return [e for e in map(json.loads, lines) if not kind or e["event"] == kind]
 
 
+def has_recorded(folder: Path, kind: str, round_: int = 0) -> bool:
+    """Whether a run, which may not have begun, has an event of a kind, of this round or a later one."""
+    return (folder / "events.jsonl").exists() and any(e["round"] >= round_ for e in events(folder, kind))
+
+
 def model_bytes(folder: Path, pointer: str = "latest") -> bytes:
     """model.safetensors of a checkpoint."""
     name = (folder / "checkpoints" / pointer).read_text().strip()

@@ -6,13 +6,12 @@ import os
 import shlex
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.launching import Process, assert_nothing_is_left, members, run, start, tool
-from tests.mpi.jobs import SHORT, events
+from tests.launching import Process, assert_nothing_is_left, members, run, start, tool, wait_for
+from tests.mpi.jobs import SHORT, events, has_recorded
 
 pytestmark = pytest.mark.mpi
 
@@ -22,11 +21,7 @@ ENDLESS = ("--max-rounds", "1000000", "--patience", "0")
 
 
 def wait_for_event(process: Process, folder: Path, kind: str) -> None:
-    deadline = time.monotonic() + 90
-    while not ((folder / "events.jsonl").exists() and events(folder, kind)):
-        if time.monotonic() > deadline or process.poll() is not None:
-            pytest.fail(f"no {kind} was recorded; {process.poll()}\n{process.communicate()}")
-        time.sleep(0.05)
+    wait_for(lambda: has_recorded(folder, kind), 90, process)
 
 
 def test_the_line_that_it_prints_is_one_that_runs(tmp_path: Path) -> None:

@@ -6,13 +6,10 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
-import pytest
-
-from tests.launching import Process, command, members, start
-from tests.mpi.jobs import events, model_bytes, train
+from tests.launching import Process, command, members, start, wait_for
+from tests.mpi.jobs import events, has_recorded, model_bytes, train
 
 TASKS = "tests/mpi/sleepy.py"
 DIGITS = ("--config", "hvd_train/demo/digits.toml")
@@ -21,15 +18,7 @@ LONG = (*DIGITS, "--task", f"{TASKS}:Slow", "--patience", "0", "--max-rounds", "
 
 def wait_for_rounds(folder: Path, rounds: int, process: Process) -> None:
     """Until the event log tells of so many rounds."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        if (folder / "events.jsonl").exists():
-            done = [e["round"] for e in events(folder, "round")]
-            if done and max(done) >= rounds:
-                return
-        time.sleep(0.05)
-    pytest.fail(f"no {rounds} rounds within 60 s")
+    wait_for(lambda: has_recorded(folder, "round", rounds), 60, process)
 
 
 def cmdline(pid: int) -> list[str]:
