@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.deadlines import Deadline
+
 NOT_OURS = ("sem.", "mpich_shm_")
 """How files begin that others leave: the C library its semaphores, MPICH its own memory when a rank of any
 program is killed."""
@@ -30,8 +32,8 @@ def _nothing_stays_in_shared_memory() -> Iterator[None]:
     before = abandoned_shared_memory()
     yield
     # An MPI that is just ending has no more use for its files a moment before it removes them.
-    deadline = time.monotonic() + 5
-    while (left := abandoned_shared_memory() - before) and time.monotonic() < deadline:
+    deadline = Deadline(5)
+    while (left := abandoned_shared_memory() - before) and not deadline.passed():
         time.sleep(0.1)
     assert not left, "the test left files in /dev/shm"
 

@@ -17,6 +17,7 @@ import pytest
 
 from hvd_train import build_info
 from hvd_train.mpi_launcher import identify
+from tests.deadlines import Deadline
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -113,12 +114,16 @@ def run(
     test fails with what it had printed; so does one that leaves a process behind."""
     with start(argv, cwd=cwd, env=env) as process:
         began = time.monotonic()
-        try:
-            stdout, stderr = process.communicate(timeout=deadline_s)
-        except subprocess.TimeoutExpired:
-            kill(process)
-            stdout, stderr = process.communicate()
-            pytest.fail(f"still running after {deadline_s:g} s: {' '.join(argv)}\n{stdout}\n{stderr}")
+        deadline = Deadline(deadline_s)
+        while True:
+            try:
+                stdout, stderr = process.communicate(timeout=min(deadline_s, 5))
+                break
+            except subprocess.TimeoutExpired:
+                if deadline.passed():
+                    kill(process)
+                    stdout, stderr = process.communicate()
+                    pytest.fail(f"{deadline}: {' '.join(argv)}\n{stdout}\n{stderr}")
         seconds = time.monotonic() - began
         left = _outliving(process)
         assert not left, f"processes {left} outlived their job: {' '.join(argv)}\n{stdout}\n{stderr}"
@@ -140,9 +145,9 @@ def start(
 def wait_for(what: Callable[[], bool], deadline_s: float, process: Process) -> None:
     """Until something is so. The test fails, with what the job has printed, once that has taken too long or
     the job has ended."""
-    deadline = time.monotonic() + deadline_s
+    deadline = Deadline(deadline_s)
     while not what():
-        if time.monotonic() > deadline or process.poll() is not None:
+        if deadline.passed() or process.poll() is not None:
             status = process.poll()
             kill(process)
             pytest.fail(f"it did not happen; {status}\n{process.communicate()}")
@@ -165,8 +170,8 @@ def members(mark: str) -> list[int]:
 
 def assert_nothing_is_left(process: Process, within_s: float) -> None:
     """That all processes of a job have ended: on emulated hosts those that were started there by ssh, too."""
-    deadline = time.monotonic() + within_s
-    while members(process.mark) and time.monotonic() < deadline:
+    deadline = Deadline(within_s)
+    while members(process.mark) and not deadline.passed():
         time.sleep(0.05)
     left = [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in members(process.mark)]
     assert not left
@@ -174,8 +179,8 @@ def assert_nothing_is_left(process: Process, within_s: float) -> None:
 
 def _outliving(process: Process) -> list[int]:
     """Processes of the job that are still there 5 s after its first one ended."""
-    deadline = time.monotonic() + 5
-    while members(process.mark) and time.monotonic() < deadline:
+    deadline = Deadline(5)
+    while members(process.mark) and not deadline.passed():
         time.sleep(0.05)
     return members(process.mark)
 

@@ -141,7 +141,6 @@ def install(command: str, checkout: Path) -> None:
 
 
 @pytest.mark.mpi
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("unit", units(), ids=lambda unit: commands(unit[0])[0][:50])
 def test_every_command_runs(unit: list[Block], checkout: Path) -> None:
     block, python = unit[0], unit[1:]

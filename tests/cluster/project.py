@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.cluster.slurm import Slurm
+from tests.deadlines import Deadline
 from tests.launching import ROOT
 from tests.mpi.jobs import has_recorded
 
@@ -47,18 +48,18 @@ class Project:
 
     def wait_for_round(self, job: str, round_: int) -> None:
         """Until the run has come so far."""
-        deadline = time.monotonic() + 60
+        deadline = Deadline(60)
         while not has_recorded(self.run(job), "round", round_):
             seen = self.slurm.job(job)
             assert seen["JobState"] in ("PENDING", "CONFIGURING", "RUNNING"), (seen, self.log(job))
-            assert time.monotonic() < deadline, self.log(job)
+            assert not deadline.passed(), self.log(job)
             time.sleep(0.05)
 
     def wait_for_restart(self, job: str, deadline_s: float) -> None:
         """Until Slurm has taken a job back into its queue."""
-        deadline = time.monotonic() + deadline_s
+        deadline = Deadline(deadline_s)
         while self.slurm.job(job)["Restarts"] == "0":
-            assert time.monotonic() < deadline, f"{self.slurm.job(job)}\n{self.log(job)}"
+            assert not deadline.passed(), f"{self.slurm.job(job)}\n{self.log(job)}"
             time.sleep(0.1)
 
     def hurry(self, wanted: bool = True) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.cluster.hosts import Hosts
+from tests.deadlines import Deadline
 from tests.launching import MARK, Job
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
@@ -173,12 +174,12 @@ class Slurm:
     def wait_for_nodes(self, *numbers: int, state: str = "idle", deadline_s: float = 40) -> None:
         """Until these hosts are in a state of sinfo's."""
         names = {f"h{number}" for number in numbers}
-        deadline = time.monotonic() + deadline_s
+        deadline = Deadline(deadline_s)
         while True:
             seen = self.run("sinfo", "-h", "-N", "-p", "low", "-t", state, "-o", "%N")
             if names <= set(seen.stdout.split()):
                 return
-            assert time.monotonic() < deadline, f"{names} not {state}: {seen.output}{self.log()}"
+            assert not deadline.passed(), f"{names} not {state}: {seen.output}{self.log()}"
             time.sleep(0.1)
 
     def boot(self, host: int) -> None:
@@ -198,7 +199,7 @@ class Slurm:
 
     def wait(self, job: str, *states: str, deadline_s: float = 60, log: Path | None = None) -> dict[str, str]:
         """Until a job is in one of some states; returns what `job` shows of it then."""
-        deadline = time.monotonic() + deadline_s
+        deadline = Deadline(deadline_s)
         while True:
             seen = self.job(job)
             if seen["JobState"] in states:
@@ -206,7 +207,7 @@ class Slurm:
             printed = log.read_text() if log and log.exists() else ""
             said = f"{seen}\n{printed}\n{self.log()}"
             assert seen["JobState"] in UNFINISHED, f"job {job} is {seen['JobState']}: {said}"
-            assert time.monotonic() < deadline, f"job {job} is not {' or '.join(states)}: {said}"
+            assert not deadline.passed(), f"job {job} is not {' or '.join(states)}: {said}"
             time.sleep(0.1)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.hosts import Hosts, mpirun
+from tests.deadlines import Deadline
 from tests.launching import ROOT, Process
 
 pytestmark = pytest.mark.cluster
@@ -168,9 +169,9 @@ def test_what_a_command_started_on_other_hosts_ends_with_it(hosts: Hosts) -> Non
         assert process.stdout.readline() == "here\n"
         assert hosts.pids(1, "sleep 12345")
         assert hosts.pids(2, "sleep 12345")
-    deadline = time.monotonic() + SECOND_S
+    deadline = Deadline(SECOND_S)
     while hosts.pids(1, "sleep 12345") or hosts.pids(2, "sleep 12345"):
-        assert time.monotonic() < deadline, "a command outlived the one that started it"
+        assert not deadline.passed(), "a command outlived the one that started it"
         time.sleep(0.02)
 
 
@@ -246,8 +247,8 @@ with Hosts(2) as hosts, hosts.start(1, ["ssh", "h2", "echo here; sleep 54321"]) 
         made = made_for(pids)
         assert len(made) == 2 * 5
         maker.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + SECOND_S
+    deadline = Deadline(SECOND_S)
     while inhabited() & made or any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < deadline, "hosts outlived the process that made them"
+        assert not deadline.passed(), "hosts outlived the process that made them"
         time.sleep(0.02)
     assert named_things() == names

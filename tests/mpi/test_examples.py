@@ -79,7 +79,6 @@ def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.mnist
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize(("name", "target"), [("mlp", 0.025), ("cnn", 0.03)])
 def test_mnist_ends_by_the_stop_flag(mnist: Path, tmp_path: Path, name: str, target: float) -> None:
     options = ("--config", f"examples/mnist-{name}.toml", "--data", str(mnist), "--name", name)
