@@ -13,6 +13,12 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+EXTENSIONS = {
+    "hvd_train.liveness._signs": "a rank in a long step cannot show the others that it works",
+    "hvd_train.comm._shm": "the backend `ring` is not built",
+    "hvd_train.comm._ring": "`ring` averages within one host only",
+}
+"""What is compiled, and what is missing without it."""
 TEST = ["pytest", "pytest-timeout", "jsonschema"]
 
 
@@ -33,15 +39,12 @@ class BuildPyWithRecord(build_py):
 
 
 class BuildExtWithCMake(build_ext):
-    """Builds hvd_train.comm._shm, and where there is an MPI hvd_train.comm._ring, by CMake's targets of
-    these names. What cannot be built is left out, and said: the backend `ring` then averages within one host
-    only, or is not there, and everything else works."""
+    """Builds each of `EXTENSIONS` by CMake's target of its name, `_ring` only where there is an MPI. What
+    cannot be built is left out, with a message that says what is missing then; everything else works."""
 
     def build_extension(self, ext: Extension) -> None:
         name = ext.name.rpartition(".")[2]
-        without = (
-            "the backend `ring` is not built" if name == "_shm" else "`ring` averages within one host only"
-        )
+        without = EXTENSIONS[ext.name]
         mpicxx = shutil.which("mpicxx")
         if shutil.which("cmake") is None or shutil.which("c++") is None:
             reason = "there is no cmake or no c++ on PATH"
@@ -114,6 +117,6 @@ setup(
         "dev": [*TEST, "ruff", "mypy", "import-linter", "pre-commit"],
     },
     entry_points={"console_scripts": ["hvd_train = hvd_train.__main__:main"]},
-    ext_modules=[Extension(f"hvd_train.comm.{n}", sources=[], optional=True) for n in ("_shm", "_ring")],
+    ext_modules=[Extension(name, sources=[], optional=True) for name in EXTENSIONS],
     cmdclass={"build_ext": BuildExtWithCMake, "build_py": BuildPyWithRecord},
 )

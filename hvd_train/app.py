@@ -58,7 +58,13 @@ def train(config: Config, task: Task | None = None, comm: Communicator | None = 
     """
     if comm is not None:
         return _train(config, task, comm)
-    with connect(config.backend, config.sync.wire) as connected:
+    with connect(
+        config.backend,
+        config.sync.wire,
+        stall_timeout_s=config.sync.stall_timeout_s,
+        step_timeout_s=config.sync.step_timeout_s,
+        shared_folder=config.runs,
+    ) as connected:
         return _train(config, task, connected)
 
 

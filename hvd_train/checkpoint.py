@@ -31,6 +31,7 @@ from hvd_train.atomic import replacing, sync
 from hvd_train.comm.base import Communicator
 from hvd_train.config import CheckpointConfig
 from hvd_train.errors import RunDirectoryError
+from hvd_train.liveness import phase
 from hvd_train.record.reports import CheckpointReport, FaultReport, Recorder
 from hvd_train.run_files import CHECKPOINTS, MANIFEST_FILE, checkpoint_of, checkpoints_in, follow, round_of
 from hvd_train.stateful import Stateful
@@ -87,6 +88,7 @@ class Checkpoints:
     def save(self, rounds: int, reason: str, best: bool) -> None:
         """Writes the state after `rounds` rounds. Collective."""
         began = time.perf_counter()
+        phase("checkpoint")
         name = f"round-{rounds}"
         temporary = self.folder / f".{name}.tmp"
         self._everywhere(lambda: self._begin(temporary) if self.comm.rank == 0 else None)

@@ -183,12 +183,24 @@ class SyncConfig:
     """What carries an element of the average between hosts (backend ring). The short types carry differences
     from the last average, rounded; within a host nothing is rounded."""
 
+    stall_timeout_s: float = 300.0
+    """Seconds without progress after which a rank that others wait for counts as lost, and the job ends. A
+    rank makes progress while it computes, reads, evaluates or writes, however long that takes."""
+
+    step_timeout_s: float = 0.0
+    """Seconds that one local step may take, however busy the rank is: ends a rank that computes for ever.
+    0: no limit."""
+
     check_every: int = 10
     """Rounds between two proofs that all ranks hold the same bits, and two measurements of the drift;
     0: never."""
 
     def __post_init__(self) -> None:
         _require(self.period >= 1, "sync.period", self.period, "at least 1 local step")
+        positive = 0 < self.stall_timeout_s < math.inf
+        _require(positive, "sync.stall_timeout_s", self.stall_timeout_s, "a positive number of seconds")
+        none_or_positive = 0 <= self.step_timeout_s < math.inf
+        _require(none_or_positive, "sync.step_timeout_s", self.step_timeout_s, "0 or a number of seconds")
         _require(self.check_every >= 0, "sync.check_every", self.check_every, "0 or more rounds")
 
 

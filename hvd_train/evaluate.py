@@ -12,6 +12,7 @@ from hvd_train.comm.base import Communicator, Op
 from hvd_train.data.rows import Rows
 from hvd_train.errors import TaskError
 from hvd_train.header import Header
+from hvd_train.liveness import mark
 from hvd_train.task import Sums, Task
 
 
@@ -58,6 +59,7 @@ class ValidationEvaluator:
         totals: dict[str, np.ndarray] = {}
         with torch.inference_mode():
             for start, stop in self._batches:
+                mark()
                 for name, pair in self._sums(start, stop).items():
                     totals[name] = totals.get(name, np.zeros(2)) + pair
         self._model.train(was_training)

@@ -17,6 +17,7 @@ from hvd_train.config import EvaluateConfig
 from hvd_train.errors import ConfigError
 from hvd_train.evaluate import Evaluator
 from hvd_train.header import Header, exchange
+from hvd_train.liveness import phase
 from hvd_train.progress import Progress
 from hvd_train.record.reports import EvaluationReport, FaultReport, Recorder, RoundReport, Spread, StopReport
 from hvd_train.schedule import FixedPeriod, LearningRate
@@ -96,10 +97,12 @@ class LocalSGD:
             wait_s=clock.wait_s,
         )
         inspected = time.perf_counter()
+        phase("header")
         header = exchange(self.comm, row)
         met = time.perf_counter()
         check_bits(header)
         weight, healthy = float(header.weights[self.comm.rank]), self.comm.rank not in header.sick
+        phase("average")
         self.average.average(weight, healthy, verify=every > 0 and rounds % every == 0)
         clock.wait_s = met - inspected
         clock.communication_s = time.perf_counter() - met + inspected - began
@@ -147,6 +150,7 @@ class LocalSGD:
     def _decide(self, header: Header, clock: Clock) -> Verdict:
         verdict = self.watch.after_round(header, self.progress.rounds, self.worker.epochs, clock.elapsed_s())
         began = time.perf_counter()
+        phase("stop flag")
         decided = self.comm.broadcast(verdict)
         clock.communication_s += time.perf_counter() - began
         return decided
@@ -157,6 +161,7 @@ class LocalSGD:
     def _look(self, verdict: Verdict) -> Verdict:
         """Evaluates, and says whether the error ends the run; a reason that it already has stays."""
         began = time.perf_counter()
+        phase("evaluation")
         figures = self.evaluator.evaluate()
         self.progress.looked(self.worker.epochs)
         if self.evaluate.metric not in figures:
@@ -178,6 +183,7 @@ class LocalSGD:
         return verdict if verdict.stop else seen
 
     def _finish(self, verdict: Verdict, samples: int, clock: Clock) -> StopReport:
+        phase("final report")
         stop = StopReport(
             round=self.progress.rounds,
             reason=verdict.reason,

@@ -27,6 +27,7 @@ from hvd_train.data.reader import Reader, make_reader
 from hvd_train.data.rows import Rows
 from hvd_train.errors import ConfigError, RunDirectoryError, TaskError
 from hvd_train.evaluate import Evaluator, TrainingLossEvaluator, ValidationEvaluator
+from hvd_train.liveness import phase
 from hvd_train.local_sgd import LocalSGD
 from hvd_train.models import describe
 from hvd_train.optim import LocalStep, make_optimizer
@@ -53,6 +54,7 @@ class Wiring:
     def __init__(self, config: Config, task: Task | None, comm: Communicator) -> None:
         self.config = config
         self.comm = comm
+        phase("set-up")
         require_equal(comm, "configurations", flatten(config), "Give every rank the same file and flags.")
         self.versions = versions(comm)
         self.threads = self._share_cores()
@@ -225,6 +227,8 @@ class Wiring:
             hosts=hosts,
             backend=self.comm.name,
             lost_rank="ends the job",
+            stall_timeout_s=config.sync.stall_timeout_s,
+            sees_signs=self._see_signs(run),
             threads=self.threads,
             period=config.sync.period if config.sync.mode == "average" else None,
             batch_size=config.data.batch_size,
@@ -237,6 +241,13 @@ class Wiring:
             config_hash=hashlib.sha256(repr(sorted(flatten(config).items())).encode()).hexdigest()[:16],
             versions=self.versions,
         )
+
+    def _see_signs(self, run: RunDirectory) -> bool:
+        """Whether the ranks see each other's signs of life, which are beside the run's folder. Collective."""
+        comm = self.comm
+        if comm.num_hosts > 1 and not all(comm.allgather(run.folder.is_dir())):
+            comm.liveness.stop_sharing()
+        return comm.size == 1 or all(comm.allgather(comm.liveness.sees_signs))
 
 
 def _num_rows(spans: tuple[Span, ...]) -> int:

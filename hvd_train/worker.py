@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hvd_train.data.reader import Reader
+from hvd_train.liveness import phase
 from hvd_train.stateful import State
 from hvd_train.task import Batch
 
@@ -69,9 +70,11 @@ class Worker:
         data_s = compute_s = 0.0
         mark = time.perf_counter()
         for _ in range(period):
+            phase("reading")
             batches = self._draw()
             drawn = time.perf_counter()
             if batches:
+                phase("local step")
                 loss, count = self._step(batches)
                 samples += count
                 loss_sum += loss

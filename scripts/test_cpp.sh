@@ -26,11 +26,11 @@ run() { # name, flags, tests (a regular expression)
     ctest --test-dir "$build" --output-on-failure --no-tests=error -R "$3"
 }
 
-run plain '-Werror' "shm|codec$between_hosts"
+run plain '-Werror' "signs|shm|codec$between_hosts"
 # Kernels chosen at load time are resolved before the sanitizer is ready; processes are beyond its sight.
-run thread '-g -fsanitize=thread -DHVD_TRAIN_NO_CLONES' 'shm_threads|shm_kernels|codec'
+run thread '-g -fsanitize=thread -DHVD_TRAIN_NO_CLONES' 'signs|shm_threads|shm_kernels|codec'
 # What an MPI leaves allocated at its end is its own affair; the tests without one look for leaks.
-run address '-g -fsanitize=address,undefined -fno-sanitize-recover=all' 'shm|codec'
+run address '-g -fsanitize=address,undefined -fno-sanitize-recover=all' 'signs|shm|codec'
 if [[ -n $between_hosts ]]; then
     ASAN_OPTIONS=detect_leaks=0 run address '-g -fsanitize=address,undefined -fno-sanitize-recover=all' 'ring_[0-9]'
 fi

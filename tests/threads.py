@@ -62,6 +62,7 @@ class ThreadCommunicator(Communicator):
     """One rank of a `World`. Sums are taken in the order of the ranks."""
 
     def __init__(self, world: World, rank: int) -> None:
+        super().__init__()
         self.name, self.library = "threads", "shared memory of one process"
         self.rank, self.size = rank, world.size
         self.local_rank, self.local_size = rank, world.size
@@ -100,13 +101,13 @@ class ThreadCommunicator(Communicator):
     def allgather(self, value: T) -> list[T]:
         return self._world.meet(self.rank, value, list)
 
-    def barrier(self, timeout_s: float) -> None:
+    def barrier(self, timeout_s: float | None = None) -> None:
         try:
-            self._world.wait(timeout_s)
+            self._world.wait(DEADLINE_S if timeout_s is None else timeout_s)
         except RankLost as error:
             raise BarrierTimeout(str(error)) from None
 
-    def abort(self, code: int) -> NoReturn:
+    def _abort(self, code: int) -> NoReturn:
         self._world.leave()
         raise SystemExit(code)
 

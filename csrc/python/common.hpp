@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "liveness/patience.hpp"
 #include "shm/operation.hpp"
 #include "shm/region.hpp"
 #include "shm/team.hpp"
@@ -26,8 +27,14 @@ struct SeatedTeam {
     shm::Team team;
 };
 
-inline shm::Task task(std::vector<double> shares, int slot, std::uint64_t version, std::uintptr_t owned, double timeout_s) {
-    return {std::move(shares), slot, version, reinterpret_cast<void*>(owned), seconds(timeout_s)};
+// `hooks`: the address of Hooks, as `_signs` gives it; 0: the timeout alone decides.
+inline Patience patience(double timeout_s, std::uintptr_t hooks) {
+    return {seconds(timeout_s), reinterpret_cast<const Hooks*>(hooks)};
+}
+
+inline shm::Task task(std::vector<double> shares, int slot, std::uint64_t version, std::uintptr_t owned, double timeout_s,
+                      std::uintptr_t hooks) {
+    return {std::move(shares), slot, version, reinterpret_cast<void*>(owned), patience(timeout_s, hooks)};
 }
 
 }  // namespace hvd_train::python

@@ -42,9 +42,9 @@ NB_MODULE(_ring, module) {
         .def("__init__",
              [](ring::RingAverage* self, ring::Ring& of, SeatedTeam& seat, const shm::FlatBuffer& buffer,
                 std::vector<double> shares, int slot, std::uint64_t version, std::uintptr_t owned, double timeout_s,
-                int wire) {
+                std::uintptr_t hooks, int wire) {
                  new (self) ring::RingAverage(of, seat.team, buffer,
-                                              python::task(std::move(shares), slot, version, owned, timeout_s),
+                                              python::task(std::move(shares), slot, version, owned, timeout_s, hooks),
                                               static_cast<ring::Wire>(wire));
              },
              nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>());

@@ -18,7 +18,7 @@
 namespace nb = nanobind;
 using namespace hvd_train::shm;
 using hvd_train::python::SeatedTeam;
-using hvd_train::python::seconds;
+using hvd_train::python::patience;
 
 namespace {
 
@@ -33,12 +33,13 @@ Bytes array(const std::shared_ptr<Region>& region, std::byte* data, std::size_t 
     return Bytes(data, {num_bytes}, capsule);
 }
 
-nb::ndarray<double, nb::numpy, nb::ndim<1>> allreduce(SeatedTeam& self, const Doubles& values, Op op, double timeout_s) {
+nb::ndarray<double, nb::numpy, nb::ndim<1>> allreduce(SeatedTeam& self, const Doubles& values, Op op, double timeout_s,
+                                                           std::uintptr_t hooks) {
     const std::size_t count = values.shape(0);
     std::unique_ptr<double[]> result(new double[count]);
     {
         nb::gil_scoped_release unlocked;
-        self.team.allreduce(values.data(), result.get(), count, op, seconds(timeout_s));
+        self.team.allreduce(values.data(), result.get(), count, op, patience(timeout_s, hooks));
     }
     double* data = result.release();
     nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<double*>(p); });
@@ -100,16 +101,18 @@ void define_team(nb::module_& module) {
         .def_static("num_bytes", &Team::num_bytes)
         .def_ro_static("max_values", &Team::kMaxValues)
         .def("barrier",
-             [](SeatedTeam& self, double timeout_s) {
+             [](SeatedTeam& self, double timeout_s, std::uintptr_t hooks) {
                  nb::gil_scoped_release unlocked;
-                 self.team.barrier(seconds(timeout_s));
-             })
-        .def("allreduce", &allreduce)
+                 self.team.barrier(patience(timeout_s, hooks));
+             },
+             nb::arg("timeout_s"), nb::arg("hooks") = 0)
+        .def("allreduce", &allreduce, nb::arg("values"), nb::arg("op"), nb::arg("timeout_s"), nb::arg("hooks") = 0)
         .def("gather",
-             [](SeatedTeam& self, const std::vector<double>& values, double timeout_s) {
+             [](SeatedTeam& self, const std::vector<double>& values, double timeout_s, std::uintptr_t hooks) {
                  nb::gil_scoped_release unlocked;
-                 return self.team.gather(values, seconds(timeout_s));
-             })
+                 return self.team.gather(values, patience(timeout_s, hooks));
+             },
+             nb::arg("values"), nb::arg("timeout_s"), nb::arg("hooks") = 0)
         .def("dead", [](const SeatedTeam& self) { return self.team.dead(); })
         .def("late", [](const SeatedTeam& self) { return self.team.late(); })
         .def("enter", [](SeatedTeam& self, Phase phase) { self.team.enter(phase); })
@@ -129,9 +132,9 @@ void define_averages(nb::module_& module) {
     nb::class_<HostAverage, Operation>(module, "HostAverage")
         .def("__init__",
              [](HostAverage* self, SeatedTeam& seat, const FlatBuffer& buffer, std::vector<double> shares, int slot,
-                std::uint64_t version, std::uintptr_t owned, double timeout_s) {
+                std::uint64_t version, std::uintptr_t owned, double timeout_s, std::uintptr_t hooks) {
                  new (self) HostAverage(seat.team, buffer,
-                                        hvd_train::python::task(std::move(shares), slot, version, owned, timeout_s));
+                                        hvd_train::python::task(std::move(shares), slot, version, owned, timeout_s, hooks));
              },
              nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>());
 }

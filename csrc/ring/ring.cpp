@@ -49,7 +49,7 @@ RingAverage::RingAverage(Ring& ring, shm::Team& team, const shm::FlatBuffer& buf
 
 void RingAverage::begin() {
     // What the ranks of this host wrote is visible to all of them from here on.
-    team_.barrier(task_.timeout);
+    team_.barrier(task_.patience);
     team_.enter(shm::Phase::reduce_scatter);
 }
 
@@ -89,7 +89,7 @@ void RingAverage::to_mean() {
 }
 
 void RingAverage::drive(bool gather) {
-    using Clock = std::chrono::steady_clock;
+    using Clock = Patience::Clock;
     auto last_move = Clock::now();
     ring_.broken_ = true;  // until nothing is under way any more
     for (std::size_t idle = 0;;) {
@@ -104,11 +104,12 @@ void RingAverage::drive(bool gather) {
         if (gather && reduced) team_.enter(shm::Phase::all_gather);
         if (done) break;
         idle = moved ? 0 : idle + 1;
+        if (moved) task_.patience.moved();
         if (idle == 1) last_move = Clock::now();
         if (idle > 0) rest(idle);
         if (idle % kLooksPerCheck == kLooksPerCheck - 1) {
             team_.check_alive();
-            if (Clock::now() - last_move > task_.timeout) {
+            if (task_.patience.over(last_move)) {
                 const auto late = std::find_if(channels_.begin(), channels_.end(), [](const Channel& c) { return !c.finished(); });
                 ring_.late_ = late->previous_rank();
                 throw PeerStalled(ring_.late_);
@@ -136,7 +137,7 @@ void RingAverage::close() {
     team_.enter(shm::Phase::closing);
     const double mine = overflowed ? 1 : 0;
     double any = 0;
-    team_.allreduce(&mine, &any, 1, shm::Op::max, task_.timeout);
+    team_.allreduce(&mine, &any, 1, shm::Op::max, task_.patience);
     if (any > 0) throw Overflow();
     team_.enter(shm::Phase::local_steps);
 }

@@ -55,7 +55,7 @@ void HostAverage::run() {
 void HostAverage::close() {
     buffer_.close(task_.slot, task_.version);
     team_.enter(Phase::closing);
-    team_.barrier(task_.timeout);
+    team_.barrier(task_.patience);
     team_.enter(Phase::local_steps);
 }
 

@@ -2,12 +2,12 @@
 #pragma once
 
 #include <atomic>
-#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <thread>
 #include <vector>
 
+#include "liveness/patience.hpp"
 #include "shm/flat_buffer.hpp"
 #include "shm/team.hpp"
 
@@ -19,7 +19,7 @@ struct Task {
     int slot = 0;                // where x_(t+1) is built
     std::uint64_t version = 0;   // t + 1, counted from 1
     void* owned = nullptr;       // of the wide type: the slice that this rank owns
-    std::chrono::nanoseconds timeout{};
+    Patience patience{};     // with the others
 };
 
 // Used once. Either `run`, or `reduce` and then `spread`; all ranks the same, with all inputs written and seen before.

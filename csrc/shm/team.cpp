@@ -128,7 +128,7 @@ bool Team::all_entered(std::uint64_t round) const noexcept {
     return true;
 }
 
-void Team::barrier(std::chrono::nanoseconds timeout) {
+void Team::barrier(const Patience& patience) {
     ++round_;
     // Either this store is seen by a rank that is about to sleep, or its note in `sleepers` is seen here: both
     // orders are sequentially consistent.
@@ -137,16 +137,16 @@ void Team::barrier(std::chrono::nanoseconds timeout) {
         gate_->bell.fetch_add(1, std::memory_order_seq_cst);
         futex_wake_all(gate_->bell);
     }
-    wait(round_, timeout);
+    wait(round_, patience);
 }
 
-void Team::wait(std::uint64_t round, std::chrono::nanoseconds timeout) {
+void Team::wait(std::uint64_t round, const Patience& patience) {
     for (int spin = 0; spin < spins_; ++spin) {
         if (all_entered(round)) return;
         if (spin % kSpinsPerCheck == kSpinsPerCheck - 1) check_alive();
         relax();
     }
-    const auto deadline = std::chrono::steady_clock::now() + timeout;
+    const auto begun = Patience::Clock::now();
     while (true) {
         gate_->sleepers.fetch_add(1, std::memory_order_seq_cst);
         const std::uint32_t rung = gate_->bell.load(std::memory_order_seq_cst);
@@ -155,7 +155,7 @@ void Team::wait(std::uint64_t round, std::chrono::nanoseconds timeout) {
         gate_->sleepers.fetch_sub(1, std::memory_order_seq_cst);
         if (complete || all_entered(round)) return;
         check_alive();
-        if (std::chrono::steady_clock::now() > deadline) {
+        if (patience.over(begun)) {
             for (int r = 0; r < size_; ++r) {
                 if (seats_[r].entered.load(std::memory_order_acquire) < round) late_.push_back(r);
             }
@@ -205,26 +205,26 @@ Phase Team::phase(int rank) const noexcept {
 }
 
 // Puts the values of every rank into its mailbox of the round that is returned.
-std::uint64_t Team::post(const double* values, std::size_t count, std::chrono::nanoseconds timeout) {
+std::uint64_t Team::post(const double* values, std::size_t count, const Patience& patience) {
     if (count > kMaxValues) throw std::invalid_argument("too many values for one message");
     // Two mailboxes a rank, in turn: nobody can write to one that a slower rank still reads, as for that it
     // would have to pass the barrier of the other, which the slower rank has not entered.
     const std::uint64_t round = round_ + 1;
     std::memcpy(mailbox(round, rank_), values, count * sizeof(double));
-    barrier(timeout);
+    barrier(patience);
     return round;
 }
 
-std::vector<std::vector<double>> Team::gather(const std::vector<double>& values, std::chrono::nanoseconds timeout) {
-    const std::uint64_t round = post(values.data(), values.size(), timeout);
+std::vector<std::vector<double>> Team::gather(const std::vector<double>& values, const Patience& patience) {
+    const std::uint64_t round = post(values.data(), values.size(), patience);
     std::vector<std::vector<double>> rows;
     for (int r = 0; r < size_; ++r) rows.emplace_back(mailbox(round, r), mailbox(round, r) + values.size());
     return rows;
 }
 
 void Team::allreduce(
-    const double* values, double* result, std::size_t count, Op op, std::chrono::nanoseconds timeout) {
-    const std::uint64_t round = post(values, count, timeout);
+    const double* values, double* result, std::size_t count, Op op, const Patience& patience) {
+    const std::uint64_t round = post(values, count, patience);
     std::memcpy(result, mailbox(round, 0), count * sizeof(double));
     for (int r = 1; r < size_; ++r) {
         const double* theirs = mailbox(round, r);

@@ -5,11 +5,12 @@
 #pragma once
 
 #include <atomic>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <vector>
+
+#include "liveness/patience.hpp"
 
 namespace hvd_train::shm {
 
@@ -51,14 +52,14 @@ class Team {
     int size() const noexcept { return size_; }
 
     // Returns when every rank has called it as often as this one. What any rank wrote before its call, every
-    // rank reads after its own. Throws RankDied, or Stalled after `timeout`; the team cannot be used after that.
-    void barrier(std::chrono::nanoseconds timeout);
+    // rank reads after its own. Throws RankDied, or Stalled where the patience is over; the team cannot be used after that.
+    void barrier(const Patience& patience);
 
     // result[i] := the reduction of values[i] over the ranks, in rank order. One barrier; `count` at most kMaxValues.
-    void allreduce(const double* values, double* result, std::size_t count, Op op, std::chrono::nanoseconds timeout);
+    void allreduce(const double* values, double* result, std::size_t count, Op op, const Patience& patience);
 
     // The values of every rank, by rank. One barrier; the same number on every rank, at most kMaxValues.
-    std::vector<std::vector<double>> gather(const std::vector<double>& values, std::chrono::nanoseconds timeout);
+    std::vector<std::vector<double>> gather(const std::vector<double>& values, const Patience& patience);
 
     // Ranks that died so far, ascending; does not wait.
     std::vector<int> dead() const;
@@ -81,9 +82,9 @@ class Team {
     struct Seat;
     struct Gate;
     bool all_entered(std::uint64_t round) const noexcept;
-    void wait(std::uint64_t round, std::chrono::nanoseconds timeout);
+    void wait(std::uint64_t round, const Patience& patience);
     double* mailbox(std::uint64_t round, int rank) const noexcept;
-    std::uint64_t post(const double* values, std::size_t count, std::chrono::nanoseconds timeout);
+    std::uint64_t post(const double* values, std::size_t count, const Patience& patience);
 
     std::byte* memory_;
     Gate* gate_;

@@ -28,5 +28,6 @@ class RingAverage(Operation):
         version: int,
         owned: int,
         timeout_s: float,
+        hooks: int,
         wire: int,
     ) -> None: ...

@@ -6,7 +6,6 @@ to it, have an error. `mpi` is the module mpi4py.MPI, a `comm` one of its commun
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -48,35 +47,40 @@ def ranks(comm: Any, group: Any) -> list[int]:
     return found
 
 
-def agree(mpi: Any, comm: Any, value: int, deadline: float = math.inf) -> int | None:
-    """The values of all ranks that live, and-ed bit by bit: the same everywhere, whatever dies or is revoked
-    meanwhile. None after the deadline, of time.monotonic. Collective."""
+GiveUp = Callable[[float], bool]
+"""Whether to wait no longer, after so many seconds."""
+
+
+def agree(mpi: Any, comm: Any, value: int, give_up: GiveUp) -> int | None:
+    """Bitwise AND of the values of the surviving ranks; identical on each of them, even if another rank dies
+    or the communicator is revoked meanwhile. None after giving up. Collective."""
     while True:
         flag = np.array([value], dtype=np.intc)
         comm.Ack_failed()  # a death that is known by now does not hinder the agreement
         request = comm.Iagree(flag)
         try:
-            return int(flag[0]) if wait(request.Test, deadline) else None
+            return int(flag[0]) if wait(request.Test, give_up) else None
         except mpi.Exception as error:
             if not is_loss(mpi, error):
                 raise
 
 
-def all_went_well(mpi: Any, comm: Any, well: bool) -> bool:
+def all_went_well(mpi: Any, comm: Any, well: bool, give_up: GiveUp) -> bool | None:
     """Whether a call went well on every rank that lives; not so where one of them has come to `meet` instead.
-    Collective, after the call.
+    None after giving up. Collective, after the call.
 
     Success on one rank alone says little: collectives of Open MPI were seen to succeed, with values from
     nowhere, when a peer died. A rank that died before it had done its part is known to be dead after this.
     """
-    return bool((agree(mpi, comm, _encode(-1, calling=True, well=well)) or 0) & _WELL)
+    flags = agree(mpi, comm, _encode(-1, calling=True, well=well), give_up)
+    return None if flags is None else bool(flags & _WELL)
 
 
-def meet(mpi: Any, comm: Any, value: int, deadline: float = math.inf) -> int | None:
+def meet(mpi: Any, comm: Any, value: int, give_up: GiveUp) -> int | None:
     """As `agree`, of small values, among ranks that know of a loss. It waits for those that still ask whether
     a call went well: it did not, and then they come here. Collective."""
     while True:
-        flags = agree(mpi, comm, _encode(value, calling=False, well=False), deadline)
+        flags = agree(mpi, comm, _encode(value, calling=False, well=False), give_up)
         if flags is None:
             return None
         if flags & _ALL_MEET:
@@ -85,16 +89,22 @@ def meet(mpi: Any, comm: Any, value: int, deadline: float = math.inf) -> int | N
 
 _WELL, _ALL_MEET = 1, 2
 
+_SPINS = 50
+"""Polls before the first pause: a message between ranks of one host takes a few microseconds."""
+
 
 def _encode(value: int, *, calling: bool, well: bool) -> int:
     return value << 2 | (0 if calling else _ALL_MEET) | (_WELL if well else 0)
 
 
-def wait(done: Callable[[], bool], deadline: float) -> bool:
-    """Polls `done` until it holds or the deadline passes, backing off from spinning to 1 ms."""
-    pause = 1e-6
+def wait(done: Callable[[], bool], give_up: GiveUp) -> bool:
+    """Polls `done` until it holds or `give_up` does, backing off from spinning to 1 ms."""
+    for _ in range(_SPINS):
+        if done():
+            return True
+    began, pause = time.monotonic(), 1e-6
     while not done():
-        if time.monotonic() > deadline:
+        if give_up(time.monotonic() - began):
             return False
         time.sleep(pause)
         pause = min(pause * 2, 1e-3)

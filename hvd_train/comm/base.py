@@ -7,11 +7,13 @@ slot that is not the anchor, and the anchor changes only once the result is comp
 from __future__ import annotations
 
 import enum
+import secrets
 import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -21,6 +23,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from hvd_train.errors import CommunicationError, UserError
+from hvd_train.liveness import Liveness
 
 T = TypeVar("T")
 OnSlice = Callable[[Tensor, int], None]
@@ -114,6 +117,11 @@ class Buffer:
     def dtype(self) -> torch.dtype:
         """Type of the elements of `live`, `anchor` and `previous`."""
         return self.live.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of `live`."""
+        return self.numel * self.dtype.itemsize
 
     @property
     def anchor(self) -> Tensor:
@@ -214,6 +222,12 @@ class Communicator(ABC):
     `rank`, `size`, `local_rank`, `local_size`, `host` (its name) and `num_hosts` are plain values, fixed
     when the communicator is made. `name` is the backend's, `library` says what moves the bytes,
     `loses_ranks` whether those that live can go on by `survivors` after a `RankLost`.
+
+    No method waits for ever: a rank that waits for one that makes no progress raises `BarrierTimeout`, which
+    names it, as `liveness` says.
+
+    Args:
+        liveness: how long to wait for other ranks; by default as `Liveness` says.
     """
 
     name: str
@@ -225,9 +239,19 @@ class Communicator(ABC):
     local_size: int
     host: str
     num_hosts: int
-    stall_timeout_s = 300.0
-    """Seconds after which a rank that waits for another gives up with `BarrierTimeout`, in all methods but
-    `barrier`, where the backend can do that."""
+
+    def __init__(self, liveness: Liveness | None = None) -> None:
+        self.liveness = Liveness() if liveness is None else liveness
+
+    @property
+    def where(self) -> str:
+        """This rank, in words."""
+        return f"rank {self.rank} of {self.size} ({self.host})"
+
+    def share_signs(self, folder: Path | None) -> None:
+        """Lets the ranks see each other's signs of life; those of several hosts in `folder`. Collective."""
+        token = self.broadcast(secrets.token_hex(8))
+        self.liveness.share(self.rank, self.allgather(self.host), folder, token)
 
     def buffer(self, numel: int, dtype: torch.dtype) -> Buffer:
         """A buffer of `numel` elements of `dtype`, zeros, placed where this backend averages fastest.
@@ -321,11 +345,14 @@ class Communicator(ABC):
         """The small Python values of all ranks, in rank order."""
 
     @abstractmethod
-    def barrier(self, timeout_s: float) -> None:
+    def barrier(self, timeout_s: float | None = None) -> None:
         """Returns when all ranks have called it.
 
-        Raises `BarrierTimeout` after `timeout_s` seconds, naming the missing ranks where the backend can
-        know them. The communicator cannot be used after that.
+        Args:
+            timeout_s: seconds to wait, whatever the others do; by default as long as in any other call.
+
+        Raises `BarrierTimeout`, naming the missing ranks where the backend can know them. The communicator
+        cannot be used after that.
         """
 
     def revoke(self) -> None:
@@ -340,14 +367,21 @@ class Communicator(ABC):
         Raises `CommunicationError` where `loses_ranks` is false.
         """
         raise CommunicationError(
-            f"rank {self.rank} of {self.size} ({self.host}): backend `{self.name}` ({self.library}) cannot "
+            f"{self.where}: backend `{self.name}` ({self.library}) cannot "
             "go on without a lost rank. Expected backend `ring` or `mpi` on Open MPI 5, started by `mpirun "
             "--with-ft ulfm`. Start again from the last checkpoint."
         )
 
-    @abstractmethod
     def abort(self, code: int) -> None:
         """Ends the whole job now with this exit code. Not collective; never returns."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.liveness.discard()
+        self._abort(code)
+
+    @abstractmethod
+    def _abort(self, code: int) -> None:
+        """What `abort` does by the backend's means."""
 
     @abstractmethod
     def close(self) -> None:
@@ -367,11 +401,10 @@ class Communicator(ABC):
         if isinstance(error, CommunicationError):
             # The cause lies with another rank, which reports it; the launcher then ends this one.
             time.sleep(_GRACE_S)
-        where = f"rank {self.rank} of {self.size} ({self.host})"
         if isinstance(error, UserError):
-            sys.stderr.write(f"hvd_train: {where}: {error}\n")
+            sys.stderr.write(f"hvd_train: {self.where}: {error}\n")
         else:
-            sys.stderr.write(f"{where}:\n{''.join(traceback.format_exception(kind, error, trace))}")
+            sys.stderr.write(f"{self.where}:\n{''.join(traceback.format_exception(kind, error, trace))}")
         sys.stderr.flush()
         time.sleep(_READING_S)
         self.abort(2 if isinstance(error, UserError) else 1)

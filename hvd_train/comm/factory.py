@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import torch
 
@@ -11,12 +12,20 @@ from hvd_train.agree import require_equal
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.launcher import detect, mismatch
 from hvd_train.errors import EnvironmentMismatch, RanksDisagree
+from hvd_train.liveness import STALL_TIMEOUT_S, Liveness
 
 _BASE = {"mpi": "mpi", "gloo": "horovod", "nothing": "solo"}
 """By what the launcher provides: the backend that needs nothing else, and brings the ring up."""
 
 
-def connect(backend: str = "auto", wire: str = "float32") -> Communicator:
+def connect(
+    backend: str = "auto",
+    wire: str = "float32",
+    *,
+    stall_timeout_s: float = STALL_TIMEOUT_S,
+    step_timeout_s: float = 0.0,
+    shared_folder: str | Path | None = None,
+) -> Communicator:
     """The communicator of this job. Collective where the job has several processes.
 
     Args:
@@ -24,6 +33,10 @@ def connect(backend: str = "auto", wire: str = "float32") -> Communicator:
             the process, or mpi where ring is not built on some rank; horovod where horovodrun started it
             without MPI, solo where nothing did.
         wire: what carries an element between hosts under `ring`: `float32`, `bfloat16`, `float16`, `int8`.
+        stall_timeout_s: seconds without progress after which a rank that others wait for is given up.
+        step_timeout_s: seconds without a finished step after which that is so however busy it is; 0: never.
+        shared_folder: a folder that all hosts see. Ranks whose steps take long leave signs of life there;
+            without one, ranks of several hosts wait for `stall_timeout_s`, or longer after longer rounds.
 
     Raises:
         LauncherMismatch: a launcher started this process as one of several and its world has another size.
@@ -32,7 +45,7 @@ def connect(backend: str = "auto", wire: str = "float32") -> Communicator:
     """
     launcher = detect()
     base = _BASE[launcher.provides]
-    comm = _make(base if backend in ("auto", "ring") else backend)
+    comm = _make(base if backend in ("auto", "ring") else backend, Liveness(stall_timeout_s, step_timeout_s))
     if not launcher.promised(comm.size):
         comm.close()
         raise mismatch(launcher, comm.name, comm.library, comm.size)
@@ -42,6 +55,7 @@ def connect(backend: str = "auto", wire: str = "float32") -> Communicator:
     except RanksDisagree:
         comm.close()
         raise
+    comm.share_signs(None if shared_folder is None else Path(shared_folder))
     if backend == "ring" or (backend == "auto" and base == "mpi"):
         comm = _ring_over(comm, wire, required=backend == "ring")
     if wire != "float32" and comm.name not in ("ring", "solo"):
@@ -91,15 +105,15 @@ def _close(comm: Communicator, message: str) -> EnvironmentMismatch:
     return error
 
 
-def _make(name: str) -> Communicator:
+def _make(name: str, liveness: Liveness) -> Communicator:
     if name == "solo":
         from hvd_train.comm.solo import SoloCommunicator
 
-        return SoloCommunicator()
+        return SoloCommunicator(liveness)
     if name == "mpi":
         from hvd_train.comm.mpi import MPICommunicator
 
-        return MPICommunicator()
+        return MPICommunicator(liveness)
     from hvd_train.comm.horovod import HorovodCommunicator
 
-    return HorovodCommunicator()
+    return HorovodCommunicator(liveness)

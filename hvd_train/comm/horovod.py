@@ -7,8 +7,8 @@ is fixed.
 from __future__ import annotations
 
 import os
+import pickle
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +21,12 @@ from torch import Tensor
 from hvd_train.comm.base import Buffer, Communicator, OnSlice, Op, slice_bounds
 from hvd_train.comm.phases import average_in_phases
 from hvd_train.errors import BarrierTimeout, EnvironmentMismatch, RankLost
+from hvd_train.liveness import Liveness
 
 T = TypeVar("T")
+
+_PAUSE_S = 1e-4
+"""Between two looks whether a call is done."""
 
 
 def load() -> Any:
@@ -43,7 +47,8 @@ def load() -> Any:
 class HorovodCommunicator(Communicator):
     """All ranks that Horovod sees. Making one is collective; it calls hvd.init()."""
 
-    def __init__(self) -> None:
+    def __init__(self, liveness: Liveness | None = None) -> None:
+        super().__init__(liveness)
         self._hvd = load()
         self._hvd.init()
         self.name = "horovod"
@@ -61,11 +66,22 @@ class HorovodCommunicator(Communicator):
         try:
             yield
         except self._hvd.HorovodInternalError as error:
-            message = f"{what} failed on rank {self.rank} of {self.size} ({self.host}): {error}"
-            raise RankLost(message) from error
+            raise RankLost(f"{what} failed on {self.where}: {error}") from error
+
+    def _wait(self, what: str, handle: int) -> Any:
+        """The result of a call that does not block. Every wait of this backend is here, so that each has its
+        end."""
+        with self._errors(what):
+            began = time.monotonic()
+            while not self._hvd.poll(handle):
+                if self.liveness.give_up(time.monotonic() - began):
+                    raise self.liveness.error(self.where)
+                time.sleep(_PAUSE_S)
+            return self._hvd.synchronize(handle)
 
     def average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> bool:
-        return average_in_phases(self, self, buffer, weight, on_slice)
+        with self.liveness.call(buffer.num_bytes):
+            return average_in_phases(self, self, buffer, weight, on_slice)
 
     def reduce_scatter(self, staged: Tensor, owned: Tensor) -> None:
         # Not by hvd.reducescatter: gloo's moves its result within the buffer that it still sends from, and
@@ -74,56 +90,84 @@ class HorovodCommunicator(Communicator):
             return
         bounds = (slice_bounds(staged.numel(), self.size, r) for r in range(self.size))
         counts = torch.tensor([stop - start for start, stop in bounds], dtype=torch.int32)
-        with self._errors("reduce-scatter"):
-            received, _ = self._hvd.alltoall(staged, counts, name=_name("reduce_scatter", staged))
+        handle = self._hvd.alltoall_async(staged, counts, name=_name("reduce_scatter", staged))
+        received, _ = self._wait("reduce-scatter", handle)
         torch.sum(received.view(self.size, owned.numel()), 0, out=owned)
 
     def all_gather(self, owned: Tensor, staged: Tensor) -> None:
         if staged.numel() == 0:
             return
-        with self._errors("all-gather"):
-            staged.copy_(self._hvd.allgather(owned, name=_name("all_gather", staged)))
+        handle = self._hvd.allgather_async(owned, name=_name("all_gather", staged))
+        staged.copy_(self._wait("all-gather", handle))
 
     def allreduce(self, values: np.ndarray, op: Op) -> np.ndarray:
         sent = torch.from_numpy(np.array(values, dtype=np.float64))
         ops = {Op.SUM: self._hvd.Sum, Op.MIN: self._hvd.Min, Op.MAX: self._hvd.Max}
-        with self._errors("allreduce"):
-            received: Tensor = self._hvd.allreduce(
-                sent, op=ops[op], name=_name(f"allreduce_{op.value}", sent)
-            )
+        with self.liveness:
+            handle = self._hvd.allreduce_async(sent, op=ops[op], name=_name(f"allreduce_{op.value}", sent))
+            received: Tensor = self._wait("allreduce", handle)
         return np.asarray(received.numpy())
 
     def broadcast(self, value: T, root: int = 0) -> T:
-        with self._errors("broadcast"):
-            received: T = self._hvd.broadcast_object(value, root_rank=root, name="hvd_train.broadcast")
-        return received
+        content = _packed(value if self.rank == root else None)
+        with self.liveness:
+            length = torch.tensor([len(content)])
+            handle = self._hvd.broadcast_async(length, root, name="hvd_train.broadcast.length")
+            num_bytes = int(self._wait("broadcast", handle)[0])
+            if self.rank != root:
+                content = torch.empty(num_bytes, dtype=torch.uint8)
+            handle = self._hvd.broadcast_async(content, root, name="hvd_train.broadcast.content")
+            received = self._wait("broadcast", handle)
+        return value if self.rank == root else _unpacked(received)
 
     def allgather(self, value: T) -> list[T]:
-        with self._errors("all-gather of values"):
-            received: list[T] = self._hvd.allgather_object(value, name="hvd_train.allgather")
-        return received
+        content = _packed(value)
+        with self.liveness:
+            length = torch.tensor([len(content)])
+            handle = self._hvd.allgather_async(length, name="hvd_train.allgather.length")
+            lengths = self._wait("all-gather of values", handle).tolist()
+            handle = self._hvd.allgather_async(content, name="hvd_train.allgather.content")
+            received = self._wait("all-gather of values", handle)
+        return [_unpacked(piece) for piece in received.split(lengths)]
 
-    def barrier(self, timeout_s: float) -> None:
+    def barrier(self, timeout_s: float | None = None) -> None:
+        with self.liveness:
+            handle = self._hvd.allreduce_async(torch.zeros(1), op=self._hvd.Sum, name="hvd_train.barrier")
+            if timeout_s is not None:
+                self._wait_at_most(handle, timeout_s)
+            self._wait("barrier", handle)
+
+    def _wait_at_most(self, handle: int, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         with self._errors("barrier"):
-            handle = self._hvd.allreduce_async(torch.zeros(1), op=self._hvd.Sum, name="hvd_train.barrier")
             while not self._hvd.poll(handle):
                 if time.monotonic() > deadline:
                     raise BarrierTimeout(
                         f"some ranks did not arrive at the barrier within {timeout_s:g} s. Horovod's own log "
                         "names them after HOROVOD_STALL_CHECK_TIME_SECONDS (60)."
                     )
-                time.sleep(1e-4)
-            self._hvd.synchronize(handle)
+                time.sleep(_PAUSE_S)
 
-    def abort(self, code: int) -> None:
+    def _abort(self, code: int) -> None:
         # The launcher, horovodrun or mpirun, ends the others when one process ends with a code that is not 0.
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
 
     def close(self) -> None:
+        # Horovod shuts down on all ranks together, and has no deadline for that.
+        with self.liveness:
+            handle = self._hvd.allreduce_async(torch.zeros(1), op=self._hvd.Sum, name="hvd_train.close")
+            self._wait("closing", handle)
+        self.liveness.stop_sharing()
         self._hvd.shutdown()
+
+
+def _packed(value: object) -> Tensor:
+    """A value as bytes, uint8."""
+    return torch.frombuffer(bytearray(pickle.dumps(value, pickle.HIGHEST_PROTOCOL)), dtype=torch.uint8)
+
+
+def _unpacked(content: Tensor) -> Any:
+    return pickle.loads(content.numpy().tobytes())
 
 
 def _name(operation: str, tensor: Tensor) -> str:

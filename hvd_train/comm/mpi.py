@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from hvd_train.comm.base import Buffer, Communicator, OnSlice, Op, slice_bounds
 from hvd_train.comm.launcher import require_way_in
 from hvd_train.comm.phases import average_in_phases
 from hvd_train.errors import BarrierTimeout, CommunicationError, RankLost
+from hvd_train.liveness import Liveness
 
 T = TypeVar("T")
 
@@ -33,6 +34,11 @@ _ROLL_CALL = 0.1
 _PARTING_S = 30.0
 """How long a rank that gives up waits for the others, which may be in their local steps."""
 
+_PIECE = 1 << 30
+"""Bytes of one message: many an MPI counts in 32 bits."""
+
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
 
 class MPICommunicator(Communicator):
     """All ranks of MPI_COMM_WORLD, on a duplicate of it. Making one is collective; it initialises MPI.
@@ -40,10 +46,12 @@ class MPICommunicator(Communicator):
     Raises `LauncherMismatch` where it is certain that MPI would find this process alone.
 
     Args:
+        liveness: how long to wait for other ranks; by default as `Liveness` says.
         comm: a communicator of mpi4py to use, and to own, instead: ranks that are left of a world.
     """
 
-    def __init__(self, comm: Any = None) -> None:
+    def __init__(self, liveness: Liveness | None = None, comm: Any = None) -> None:
+        super().__init__(liveness)
         self._mpi = _mpi.load()
         self.name = "mpi"
         self.library = _mpi.library_version(self._mpi)
@@ -58,21 +66,23 @@ class MPICommunicator(Communicator):
         """Freed in the end, and not before: to make a communicator while another rank's word that one of the
         same number is revoked is still under way crashes Open MPI."""
         self._private: list[Any] = []
+        self._abandoned: list[Any] = []
+        """Requests that were given up, with the memory that they go on to use."""
         self._ops = {Op.SUM: self._mpi.SUM, Op.MIN: self._mpi.MIN, Op.MAX: self._mpi.MAX}
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
         if comm is None:
             self._comm = self._derive(world)
-        with self._errors("finding the ranks of each host"):
-            on_host = self._comm.Split_type(self._mpi.COMM_TYPE_SHARED)
-        members = _ulfm.ranks(self._comm, on_host.Get_group())
-        on_host.Free()
+        # Not by MPI_Comm_split_type, which waits without a deadline. Hosts may bear the same name.
+        hosts = self.allgather((self.host, _boot_id()))
+        members = [r for r, host in enumerate(hosts) if host == hosts[self.rank]]
         self.local_rank, self.local_size = members.index(self.rank), len(members)
-        self.num_hosts = len(set(self.allgather(members[0])))
+        self.num_hosts = len(set(hosts))
 
     def _derive(self, parent: Any) -> Any:
         """A duplicate of `parent`, which ends with this communicator. Collective."""
-        with self._errors("duplicating the communicator"):
-            comm = parent.Dup()
+        with self.liveness, self._errors("duplicating the communicator"):
+            comm, request = parent.Idup()
+            self._wait(request)
         comm.Set_errhandler(self._mpi.ERRORS_RETURN)
         self._owned.append(comm)
         return comm
@@ -90,8 +100,7 @@ class MPICommunicator(Communicator):
         if self.loses_ranks and not stalled and not self._went_well(failed, confirmed):
             raise self._lost(what) from failed
         if isinstance(failed, self._mpi.Exception):
-            where = f"rank {self.rank} of {self.size} ({self.host})"
-            raise CommunicationError(f"{what} failed on {where}: {failed}") from failed
+            raise CommunicationError(f"{what} failed on {self.where}: {failed}") from failed
         if failed is not None:
             raise failed
 
@@ -102,7 +111,10 @@ class MPICommunicator(Communicator):
             return not lost
         if lost or failed is not None:
             self.revoke()  # or the others wait in the call for this rank
-        well = _ulfm.all_went_well(self._mpi, self._comm, not lost and failed is None)
+        mine = not lost and failed is None
+        well = _ulfm.all_went_well(self._mpi, self._comm, mine, self.liveness.give_up)
+        if well is None:
+            raise self.liveness.error(self.where)
         # A failure may be this rank's own, or come of values that a rank which died never sent.
         return well if failed is None or lost else not _ulfm.dead(self._comm)
 
@@ -111,7 +123,7 @@ class MPICommunicator(Communicator):
         self.revoke()
         dead = _ulfm.dead(self._comm)
         why = f"ranks {', '.join(map(str, dead))} died" if dead else "another rank says that one died"
-        return RankLost(f"{what} failed on rank {self.rank} of {self.size} ({self.host}): {why}.")
+        return RankLost(f"{what} failed on {self.where}: {why}.")
 
     def has_lost(self) -> bool:
         """Whether this rank knows that a rank was lost. Not collective."""
@@ -133,7 +145,7 @@ class MPICommunicator(Communicator):
         if not self.loses_ranks:
             return super().survivors()
         self.revoke()
-        code = _ulfm.meet(self._mpi, self._comm, _GO_ON)
+        code = self._meet(self._comm, _GO_ON)
         if code != _GO_ON:  # a rank called `abort`, and has said why
             self._mpi.COMM_WORLD.Abort(code or 1)
         new = None
@@ -141,6 +153,13 @@ class MPICommunicator(Communicator):
             new = self._without_dead()
         new._owned += self._owned
         return new
+
+    def _meet(self, comm: Any, value: int) -> int:
+        """`_ulfm.meet`, for as long as the ranks that live may take."""
+        met = _ulfm.meet(self._mpi, comm, value, self.liveness.give_up)
+        if met is None:
+            raise self.liveness.error(self.where)
+        return met
 
     def _without_dead(self) -> MPICommunicator | None:
         """One attempt of `survivors`; None, on every rank that lives, if one more died meanwhile."""
@@ -151,87 +170,113 @@ class MPICommunicator(Communicator):
             if not _ulfm.is_loss(self._mpi, error):
                 raise
         # Nobody has it before all have: to revoke one that another rank is still making crashes that rank.
-        if not _ulfm.meet(self._mpi, self._comm, int(comm is not None)):
+        if not self._meet(self._comm, int(comm is not None)):
             return None
         self._owned.append(comm)
         comm.Set_errhandler(self._mpi.ERRORS_RETURN)
         try:
-            new = MPICommunicator(comm)
+            new = MPICommunicator(self.liveness.of_survivors(), comm)
         except RankLost:
             new = None
-        return new if _ulfm.meet(self._mpi, comm, int(new is not None)) else None
+        return new if self._meet(comm, int(new is not None)) else None
 
     def _counts(self, numel: int) -> list[int]:
         bounds = (slice_bounds(numel, self.size, r) for r in range(self.size))
         return [stop - start for start, stop in bounds]
 
     def average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> bool:
-        return average_in_phases(self, self, buffer, weight, on_slice)
+        with self.liveness.call(buffer.num_bytes):
+            return average_in_phases(self, self, buffer, weight, on_slice)
 
     def reduce_scatter(self, staged: Tensor, owned: Tensor) -> None:
+        sent, received = staged.numpy(), owned.numpy()
         with self._errors("reduce-scatter"):
-            self._comm.Reduce_scatter(
-                staged.numpy(), owned.numpy(), self._counts(staged.numel()), self._mpi.SUM
-            )
+            counts = self._counts(staged.numel())
+            self._wait(self._comm.Ireduce_scatter(sent, received, counts, self._mpi.SUM), sent, received)
 
     def all_gather(self, owned: Tensor, staged: Tensor) -> None:
+        sent, received = owned.numpy(), staged.numpy()
         with self._errors("all-gather"):
-            self._comm.Allgatherv(owned.numpy(), (staged.numpy(), self._counts(staged.numel())))
+            counts = self._counts(staged.numel())
+            self._wait(self._comm.Iallgatherv(sent, (received, counts)), sent, received)
 
     def allreduce(self, values: np.ndarray, op: Op) -> np.ndarray:
         sent = np.ascontiguousarray(values, dtype=np.float64)
         result = np.empty_like(sent)
-        with self._errors("allreduce"):
-            self._wait(self._comm.Iallreduce(sent, result, self._ops[op]))
+        with self.liveness, self._errors("allreduce"):
+            self._wait(self._comm.Iallreduce(sent, result, self._ops[op]), sent, result)
         return result
 
-    def _wait(self, request: Any) -> None:
-        """Waits for a collective call. Each round begins with one: here a rank that hangs is noticed."""
-        deadline = time.monotonic() + self.stall_timeout_s
-        while not request.Test():
-            if time.monotonic() > deadline:
-                self._abandoned = request  # it goes on to write to its memory
-                self.barrier(_ROLL_CALL * self.stall_timeout_s)
-                raise BarrierTimeout(
-                    f"rank {self.rank} of {self.size} ({self.host}): an allreduce took more than "
-                    f"{self.stall_timeout_s:g} s, though all ranks are there."
-                )
+    def _wait(self, request: Any, *memory: Any) -> None:
+        """Waits for a call that does not block, which uses `memory`. Every wait of this backend but that of a
+        barrier with a time of its own is here, so that each ends."""
+        if _ulfm.wait(request.Test, self.liveness.give_up):
+            return
+        self._abandoned.append((request, memory))
+        if not self.liveness.sees_signs:
+            self.barrier(_ROLL_CALL * self.liveness.stall_timeout_s)  # it names those that do not come
+        raise self.liveness.error(self.where)
 
     def broadcast(self, value: T, root: int = 0) -> T:
-        with self._errors("broadcast"):
-            received: T = self._comm.bcast(value, root)
-        return received
+        content = pickle.dumps(value, pickle.HIGHEST_PROTOCOL) if self.rank == root else b""
+        length = np.array([len(content)], dtype=np.int64)
+        with self.liveness, self._errors("broadcast"):
+            self._wait(self._comm.Ibcast(length, root), length)
+            received = np.empty(int(length[0]), dtype=np.uint8)
+            if self.rank == root:
+                received = np.frombuffer(content, dtype=np.uint8)
+            for start in range(0, len(received), _PIECE):
+                piece = received[start : start + _PIECE]
+                self._wait(self._comm.Ibcast([piece, self._mpi.BYTE], root), piece)
+        return value if self.rank == root else pickle.loads(received.data)
 
     def allgather(self, value: T) -> list[T]:
-        with self._errors("all-gather of values"):
-            received: list[T] = self._comm.allgather(value)
-        return received
+        content = np.frombuffer(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), dtype=np.uint8)
+        length = np.array([len(content)], dtype=np.int64)
+        lengths = np.zeros(self.size, dtype=np.int64)
+        with self.liveness, self._errors("all-gather of values"):
+            self._wait(self._comm.Iallgather(length, lengths), length, lengths)
+            received = np.empty(int(lengths.sum()), dtype=np.uint8)
+            self._wait(
+                self._comm.Iallgatherv(
+                    [content, self._mpi.BYTE], [received, lengths.tolist(), self._mpi.BYTE]
+                ),
+                content,
+                received,
+            )
+        stops = np.cumsum(lengths)
+        return [pickle.loads(received[stop - n : stop].data) for n, stop in zip(lengths, stops, strict=True)]
 
-    def barrier(self, timeout_s: float) -> None:
+    def barrier(self, timeout_s: float | None = None) -> None:
+        if timeout_s is None:
+            with self.liveness, self._errors("barrier"):
+                self._wait(self._comm.Ibarrier())
+            return
         # MPI's barrier cannot say who is missing. Here rank 0 hears from each rank and tells each rank who
         # did not come; the others grant it twice the time, so that its answer is heard before they give up.
-        deadline = time.monotonic() + timeout_s
-        with self._errors("barrier", confirmed=False):
+        with self.liveness, self._errors("barrier", confirmed=False):
             if self.rank == 0:
-                self._collect(deadline, timeout_s)
+                self._collect(timeout_s)
             else:
-                self._report(deadline + timeout_s, timeout_s)
+                self._report(timeout_s)
 
-    def _collect(self, deadline: float, timeout_s: float) -> None:
+    def _collect(self, timeout_s: float) -> None:
         arrived = np.zeros(self.size, dtype=np.uint8)
         arrived[0] = 1
         pending = [self._comm.Irecv(arrived[r : r + 1], r, _ARRIVED) for r in range(1, self.size)]
         # Each one: Testall does not say that it was a death that failed it.
-        _ulfm.wait(lambda: sum(not request.Test() for request in pending) == 0, deadline)
+        _ulfm.wait(
+            lambda: sum(not request.Test() for request in pending) == 0, lambda waited_s: waited_s > timeout_s
+        )
         for rank in np.flatnonzero(arrived[1:]) + 1:
             self._comm.Send(arrived, int(rank), _RELEASED)
         self._check(arrived, timeout_s)
 
-    def _report(self, deadline: float, timeout_s: float) -> None:
+    def _report(self, timeout_s: float) -> None:
         arrived = np.zeros(self.size, dtype=np.uint8)
         self._comm.Send(np.ones(1, dtype=np.uint8), 0, _ARRIVED)
         release = self._comm.Irecv(arrived, 0, _RELEASED)
-        if not _ulfm.wait(release.Test, deadline):
+        if not _ulfm.wait(release.Test, lambda waited_s: waited_s > 2 * timeout_s):
             raise BarrierTimeout(f"rank 0 did not arrive at the barrier within {timeout_s:g} s.", missing=[0])
         self._check(arrived, timeout_s)
 
@@ -243,19 +288,29 @@ class MPICommunicator(Communicator):
                 f"ranks {names} did not arrive at the barrier within {timeout_s:g} s.", missing
             )
 
-    def abort(self, code: int) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    def _abort(self, code: int) -> None:
         if self.loses_ranks:
             # MPI_Abort then ends this process alone and nobody is told. Where not all that live come to hear
             # of it in time, a death by a signal is at least seen.
             self.revoke()
-            if _ulfm.meet(self._mpi, self._comm, code, time.monotonic() + _PARTING_S) is None:
+            patience = _PARTING_S
+            if _ulfm.meet(self._mpi, self._comm, code, lambda waited_s: waited_s > patience) is None:
                 os.kill(os.getpid(), signal.SIGKILL)
         self._mpi.COMM_WORLD.Abort(code)
         os._exit(code)  # MPICH's may return, and its launcher ends this process a moment later
 
     def close(self) -> None:
+        if self._owned and not self.has_lost():
+            self.barrier()  # MPI_Finalize has no deadline
+        self.liveness.stop_sharing()
         for comm in self._owned:
             comm.Free()
         _mpi.stop(self._mpi)
+
+
+def _boot_id() -> str:
+    """What tells apart hosts of the same name; empty where the kernel does not say."""
+    try:
+        return Path(_BOOT_ID).read_text()
+    except OSError:
+        return ""

@@ -7,6 +7,8 @@ hosts go round in rings of MPI messages, one ring for each rank of a host. docs/
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -99,6 +101,7 @@ class RingCommunicator(Communicator):
     """
 
     def __init__(self, inner: Communicator, wire: str = "float32") -> None:
+        super().__init__(inner.liveness)
         self._inner = inner
         self._wire = WIRES.index(wire)
         self._pending: Pending | None = None
@@ -117,11 +120,11 @@ class RingCommunicator(Communicator):
         memory = self._hosts.share(self._inner, num_bytes)
         if self.local_rank == 0:
             memory.allocate(0, num_bytes)
-        self._inner.barrier(self.stall_timeout_s)
+        self._inner.barrier()
         cores = self._inner.allgather(machine.AFFINITY)
         enough = len(frozenset().union(*(cores[r] for r in self._hosts.local))) >= self.local_size
         team = _shm.Team(memory, self.local_rank, self.local_size, _SPINS if enough else 0)
-        self._inner.barrier(self.stall_timeout_s)  # every seat must be taken before the first barrier
+        self._inner.barrier()  # every seat must be taken before the first barrier
         return team
 
     def _connect_hosts(self) -> _ring.Ring:
@@ -150,6 +153,11 @@ class RingCommunicator(Communicator):
     def phase(self, rank: int) -> str:
         """What a rank of this host is doing: `local steps`, or a phase of an average. Not collective."""
         return _PHASES[self._team.phase(self._hosts.local.index(rank))]
+
+    def _phase_of_average(self, rank: int) -> str:
+        """What a rank of this host is doing, if it is in an average."""
+        phase = self.phase(rank)
+        return "" if phase == _PHASES[_shm.Phase.LOCAL_STEPS] else phase
 
     def buffer(self, numel: int, dtype: torch.dtype) -> Buffer:
         """A buffer whose live tensor lies in memory that all ranks of the host have mapped, and whose anchors
@@ -194,8 +202,8 @@ class RingCommunicator(Communicator):
         of its host, in rank order, and writes the mean to all of them and to the next anchor; in one pass,
         but for a slice step. Raises `WireOverflow`, on every rank, too."""
         self._require_idle()
-        try:
-            operation = self._prepare(buffer, self._memory(buffer).flat, weight)
+        with self._waiting(buffer.num_bytes):
+            operation = self._prepare(buffer, self._memory(buffer).flat, weight, self.liveness.hooks)
             if operation is None:
                 buffer.live.copy_(buffer.anchor)
                 return False
@@ -205,16 +213,27 @@ class RingCommunicator(Communicator):
                 operation.reduce()
                 on_slice(buffer.owned, buffer.start)
                 operation.spread()
-        except _FAILURES as error:
-            raise self._explain(error) from None
         buffer.advance()
         return True
 
-    def _prepare(self, buffer: Buffer, flat: _shm.FlatBuffer, weight: float) -> _shm.Operation | None:
-        """The average as an object; None where there is no weight. Collective."""
+    @contextmanager
+    def _waiting(self, num_bytes: int = 0) -> Iterator[None]:
+        """Around a collective call: counts it, and gives what fails in it the errors of this package."""
+        try:
+            with self.liveness.call(num_bytes):
+                yield
+        except _FAILURES as error:
+            raise self._explain(error) from None
+
+    def _prepare(
+        self, buffer: Buffer, flat: _shm.FlatBuffer, weight: float, hooks: int
+    ) -> _shm.Operation | None:
+        """The average as an object, which asks `hooks` while it waits; None where there is no weight.
+        Collective."""
         self._team.enter(_shm.Phase.AGREEMENT)
         if self._ring is None:
-            shares = shares_of(self._team.gather(row_of(buffer, weight), self.stall_timeout_s))
+            row, patience = row_of(buffer, weight), (self.liveness.allowed_s, self.liveness.hooks)
+            shares = shares_of(self._team.gather(row, *patience))
         else:
             shares = agree_on_shares(self, buffer, weight)
         if shares is None:
@@ -222,11 +241,12 @@ class RingCommunicator(Communicator):
             return None
         mine = [shares[r] for r in self._hosts.local]
         slot, number, owned = buffer.next_slot, buffer.version + 1, buffer.owned.data_ptr()
+        timeout_s = self.liveness.allowed_s
         if self._ring is None:
-            return _shm.HostAverage(self._team, flat, mine, slot, number, owned, self.stall_timeout_s)
+            return _shm.HostAverage(self._team, flat, mine, slot, number, owned, timeout_s, hooks)
         wire = self._wire if buffer.has_anchor else 0
         return _ring.RingAverage(
-            self._ring, self._team, flat, mine, slot, number, owned, self.stall_timeout_s, wire
+            self._ring, self._team, flat, mine, slot, number, owned, timeout_s, hooks, wire
         )
 
     def start_average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> Pending:
@@ -235,12 +255,11 @@ class RingCommunicator(Communicator):
         self._require_idle()
         flat, staged = self._staging(buffer)
         staged.copy_(buffer.live)
-        try:
-            operation = self._prepare(buffer, flat, weight)
+        with self._waiting():
+            # Signs are for the thread that trains: the one that averages waits for the timeout alone.
+            operation = self._prepare(buffer, flat, weight, hooks=0)
             if operation is not None:
                 operation.start(on_slice is not None)
-        except _FAILURES as error:
-            raise self._explain(error) from None
         self._pending = _InBackground(self, buffer, staged, operation, on_slice)
         return self._pending
 
@@ -270,17 +289,16 @@ class RingCommunicator(Communicator):
     def _explain(self, error: Exception, timeout_s: float | None = None) -> HvdTrainError:
         """The error to raise for one of `_FAILURES`. A loss is passed on to those that cannot see it: what
         died on this host to the other hosts, what MPI saw to this host."""
-        where = f"rank {self.rank} of {self.size} ({self.host})"
-        timeout_s = self.stall_timeout_s if timeout_s is None else timeout_s
+        where = self.where
         if isinstance(error, _shm.Stalled):
-            late = [self._hosts.local[r] for r in self._team.late()]
-            names = ", ".join(f"{r} (in: {self.phase(r)})" for r in late)
-            return BarrierTimeout(
-                f"{where}: ranks {names} did not arrive at the barrier within {timeout_s:g} s.", late
-            )
+            late = {self._hosts.local[r]: "" for r in self._team.late()}
+            if timeout_s is not None:
+                names = ", ".join(map(str, late))
+                message = f"{where}: ranks {names} did not arrive at the barrier within {timeout_s:g} s."
+                return BarrierTimeout(message, list(late))
+            return self.liveness.error(where, {r: self._phase_of_average(r) for r in late})
         if _ring is not None and isinstance(error, _ring.PeerStalled):
-            late = [self._ring.late] if self._ring else []
-            return BarrierTimeout(f"{where}: {error} for {timeout_s:g} s.", late)
+            return self.liveness.error(where, {self._ring.late: ""} if self._ring else {})
         if _ring is not None and isinstance(error, _ring.Overflow):
             return WireOverflow(
                 f"{error} ({WIRES[self._wire]}), or is not finite. Choose `--wire float32` or bfloat16, or a "
@@ -300,34 +318,32 @@ class RingCommunicator(Communicator):
     def allreduce(self, values: np.ndarray, op: Op) -> np.ndarray:
         self._require_idle()
         sent = np.ascontiguousarray(values, dtype=np.float64)
-        try:
+        with self._waiting():
             if self._ring is not None or sent.size > _shm.Team.max_values:
                 return self._inner.allreduce(sent, op)
-            return self._team.allreduce(sent.ravel(), _OPS[op], self.stall_timeout_s).reshape(sent.shape)
-        except _FAILURES as error:
-            raise self._explain(error) from None
+            patience = self.liveness.allowed_s, self.liveness.hooks
+            return self._team.allreduce(sent.ravel(), _OPS[op], *patience).reshape(sent.shape)
 
     def broadcast(self, value: T, root: int = 0) -> T:
         self._require_idle()
-        try:
+        with self._waiting():
             return self._inner.broadcast(value, root)
-        except _FAILURES as error:
-            raise self._explain(error) from None
 
     def allgather(self, value: T) -> list[T]:
         self._require_idle()
-        try:
+        with self._waiting():
             return self._inner.allgather(value)
-        except _FAILURES as error:
-            raise self._explain(error) from None
 
-    def barrier(self, timeout_s: float) -> None:
+    def barrier(self, timeout_s: float | None = None) -> None:
         self._require_idle()
         try:
-            if self._ring is not None:
-                self._inner.barrier(timeout_s)
-            else:
-                self._team.barrier(timeout_s)
+            with self.liveness:
+                if self._ring is not None:
+                    self._inner.barrier(timeout_s)
+                elif timeout_s is None:
+                    self._team.barrier(self.liveness.allowed_s, self.liveness.hooks)
+                else:
+                    self._team.barrier(timeout_s)
         except _FAILURES as error:
             raise self._explain(error, timeout_s) from None
 
@@ -336,8 +352,8 @@ class RingCommunicator(Communicator):
         buffers to it."""
         return RingCommunicator(self._inner.survivors(), WIRES[self._wire])
 
-    def abort(self, code: int) -> None:
-        self._inner.abort(code)
+    def _abort(self, code: int) -> None:
+        self._inner._abort(code)
 
     def close(self) -> None:
         self._inner.close()
@@ -368,12 +384,11 @@ class _InBackground(Pending):
             self._comm._pending = None
             return self._operation is not None
         try:
-            self._operation.wait()
-            if self._on_slice is not None:
-                self._on_slice(self._buffer.owned, self._buffer.start)
-                self._operation.spread()
-        except _FAILURES as error:
-            raise self._comm._explain(error) from None
+            with self._comm._waiting(self._buffer.num_bytes):
+                self._operation.wait()
+                if self._on_slice is not None:
+                    self._on_slice(self._buffer.owned, self._buffer.start)
+                    self._operation.spread()
         finally:
             self._comm._pending = None
         self._buffer.advance()

@@ -8,8 +8,6 @@ from hvd_train.comm import _shm
 from hvd_train.comm.base import Communicator
 from hvd_train.errors import EnvironmentMismatch, RankLost
 
-_TIMEOUT_S = 300.0
-
 
 @dataclass(frozen=True)
 class Hosts:
@@ -37,7 +35,7 @@ class Hosts:
         mine = _shm.Region.create(num_bytes) if self.local_rank == 0 else None
         addresses = comm.allgather(mine.address() if mine else b"")
         region = mine or self._open(comm, addresses[self.local[0]])
-        comm.barrier(_TIMEOUT_S)  # the first rank keeps it open until all have it
+        comm.barrier()  # the first rank keeps it open until all have it
         return region
 
     def _open(self, comm: Communicator, address: bytes) -> _shm.Region:
@@ -45,8 +43,9 @@ class Hosts:
             return _shm.Region.open(address)
         except RuntimeError as error:
             comm.revoke()  # the others wait for this rank
-            where = f"rank {comm.rank} of {comm.size} ({comm.host})"
-            raise RankLost(f"{where}: rank {self.local[0]} is gone, or its memory is: {error}.") from None
+            raise RankLost(
+                f"{comm.where}: rank {self.local[0]} is gone, or its memory is: {error}."
+            ) from None
 
 
 def find_hosts(comm: Communicator) -> Hosts:
@@ -65,7 +64,7 @@ def find_hosts(comm: Communicator) -> Hosts:
     firsts = comm.allgather(first)  # nor does a probe end before all have looked
     odd = [r for r, f in enumerate(firsts) if firsts[f] != f]
     if odd:
-        comm.barrier(_TIMEOUT_S)  # of a rank that died meanwhile, some saw the memory
+        comm.barrier()  # of a rank that died meanwhile, some saw the memory
         error = EnvironmentMismatch(
             f"ranks {odd} see the memory of ranks that see memory which they do not see. Expected that the "
             "ranks of one host see each other: start all ranks of a host in one container."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from typing import TypeVar
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from hvd_train.comm.base import Buffer, Communicator, OnSlice, Op
 from hvd_train.comm.phases import average_in_phases
+from hvd_train.liveness import Liveness
 
 T = TypeVar("T")
 
@@ -19,7 +19,8 @@ T = TypeVar("T")
 class SoloCommunicator(Communicator):
     """One process, no MPI. The average of one rank is its own state."""
 
-    def __init__(self) -> None:
+    def __init__(self, liveness: Liveness | None = None) -> None:
+        super().__init__(liveness)
         self.name = "solo"
         self.library = "no message passing"
         self.rank, self.size = 0, 1
@@ -45,12 +46,10 @@ class SoloCommunicator(Communicator):
     def allgather(self, value: T) -> list[T]:
         return [value]
 
-    def barrier(self, timeout_s: float) -> None:
+    def barrier(self, timeout_s: float | None = None) -> None:
         return
 
-    def abort(self, code: int) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+    def _abort(self, code: int) -> None:
         os._exit(code)
 
     def close(self) -> None:

@@ -61,6 +61,13 @@ class RunHeader:
     lost_rank: str
     """What a killed rank means for this run: `ends the job` or `is survived`."""
 
+    stall_timeout_s: float = 300.0
+    """Seconds without progress after which a rank that others wait for is given up."""
+
+    sees_signs: bool = True
+    """Whether ranks see that others still work; if not, a healthy rank whose round is much longer than
+    `stall_timeout_s`, and than all rounds before it, is given up, too."""
+
     threads: Sequence[int]
     """Threads of torch on each rank."""
 

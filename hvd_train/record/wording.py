@@ -23,6 +23,8 @@ def header_lines(header: RunHeader) -> list[str]:
         _labelled("training", f"batches of {header.batch_size}, {_average(header)}"),
         _labelled("stop", _stop_rules(header)),
     ]
+    if not header.sees_signs:
+        lines.append(_labelled("waiting", _waiting(header)))
     if header.data == "digits" and header.world_size == 2:
         outcome = "and they are never averaged" if header.period is None else "only the average can"
         lines.append(_labelled("digits", f"{_DIGITS_ALONE}, {outcome}"))
@@ -94,6 +96,13 @@ def _world(header: RunHeader) -> str:
     ranks = f"{_count(header.world_size, 'rank')} on {_count(len(header.hosts), 'host')} ({names})"
     text = f"{ranks}, backend {header.backend}, {_range(header.threads, 'thread')} per rank"
     return text if header.world_size == 1 else f"{text}; a killed rank {header.lost_rank}"
+
+
+def _waiting(header: RunHeader) -> str:
+    return (
+        "ranks see no signs of life of each other: a rank is given up after "
+        f"{header.stall_timeout_s:g} s, or three times the longest round so far"
+    )
 
 
 def _average(header: RunHeader) -> str:

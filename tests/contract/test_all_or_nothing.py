@@ -67,11 +67,11 @@ class FailingCommunicator(Communicator):
     def allgather(self, value):  # type: ignore[no-untyped-def]
         return self._inner.allgather(value)
 
-    def barrier(self, timeout_s: float) -> None:
+    def barrier(self, timeout_s: float | None = None) -> None:
         self._inner.barrier(timeout_s)
 
-    def abort(self, code: int) -> NoReturn:
-        self._inner.abort(code)
+    def _abort(self, code: int) -> None:
+        self._inner._abort(code)
 
     def close(self) -> None:
         self._inner.close()

@@ -84,7 +84,7 @@ class Starter(MPICommunicator):
         self._step()
         return values
 
-    def barrier(self, timeout_s: float) -> None:
+    def barrier(self, timeout_s: float | None = None) -> None:
         self._step()
         super().barrier(timeout_s)
         self._step()
