@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
-from hvd_train import build_info
+from hvd_train import build_info, ending
+from hvd_train.comm import _ulfm
+from hvd_train.ending import Failing
 from hvd_train.errors import EnvironmentMismatch
+
+_Hook = Callable[[type[BaseException], BaseException, TracebackType | None], object]
+
+_OTHERS_S = 4.0
+"""Seconds that a rank which fails waits for the others to end, too."""
 
 
 def load() -> Any:
@@ -46,7 +58,17 @@ def library_version(mpi: Any) -> str:
 
 
 def start(mpi: Any) -> None:
-    """Initialises MPI once per process. One thread at a time calls MPI."""
+    """Initialises MPI, which a process can do once; where this did it, `finish` finalises it, at the latest
+    when the process ends. One thread at a time calls MPI.
+
+    Raises `EnvironmentMismatch` where MPI was finalised before.
+    """
+    if mpi.Is_finalized():
+        raise EnvironmentMismatch(
+            "MPI was finalised in this process and cannot be started again. Expected no call of MPI_Finalize "
+            "before the last training: leave it out, it is done when the process ends."
+        )
+    ending.announce(None)
     if not mpi.Is_initialized():
         if "OMPI_MCA_mpi_ft_enable" in os.environ:
             # Under fault tolerance MPI_Finalize ends in a barrier of the ranks that live. The launcher's own
@@ -56,9 +78,68 @@ def start(mpi: Any) -> None:
             # Every rank's, that the launcher may be another MPI's: what comes of that is one error.
             warnings.filterwarnings("ignore", message="suspicious MPI execution environment")
             mpi.Init_thread(mpi.THREAD_SERIALIZED)
+        _started.append(_Started(mpi, os.getpid(), mpi.COMM_WORLD.Dup()))
+        sys.excepthook = _Report(mpi, sys.excepthook)
+        atexit.register(finish)
 
 
-def stop(mpi: Any) -> None:
-    """Finalises MPI if that has not been done."""
-    if mpi.Is_initialized() and not mpi.Is_finalized():
-        mpi.Finalize()
+@dataclass(frozen=True)
+class _Started:
+    """What was initialised here."""
+
+    mpi: Any
+    """The module mpi4py.MPI."""
+    pid: int
+    """Of the process that did it: a fork of it ends without MPI."""
+    world: Any
+    """A duplicate of MPI_COMM_WORLD for the end, which no call before it can be mistaken for."""
+
+
+_started: list[_Started] = []
+"""Empty where nothing is to be finalised."""
+
+
+def finish() -> None:
+    """Finalises MPI, if `start` initialised it: the process is going to end. Collective. Where this process
+    fails, it waits for the others a few seconds only, and then ends the job."""
+    while _started:
+        started = _started.pop()
+        if started.pid != os.getpid() or started.mpi.Is_finalized():
+            return
+        _wait_for_others(started.mpi, started.world)
+        started.mpi.Finalize()
+
+
+def _wait_for_others(mpi: Any, world: Any) -> None:
+    """MPI_Finalize does it as well, but for ever."""
+    failing = ending.announced()
+    if failing is None and _ulfm.is_on(mpi):
+        return  # ranks may be missing, which MPI_Finalize can do without
+    try:
+        came = _ulfm.wait(
+            world.Ibarrier().Test, lambda waited_s: failing is not None and waited_s > _OTHERS_S
+        )
+    except mpi.Exception:
+        return
+    if failing is not None and not came:
+        sys.stdout.flush()
+        sys.stderr.write(
+            f"hvd_train: {failing.who} ends with exit code {failing.code}, the others go on after "
+            f"{_OTHERS_S:g} s: the job ends.\n"
+        )
+        sys.stderr.flush()
+        os._exit(failing.code)
+
+
+class _Report:
+    """Takes the place of `sys.excepthook`. After an exception that ends this rank the others may wait for it
+    in a collective, and it would wait for them in MPI_Finalize."""
+
+    def __init__(self, mpi: Any, before: _Hook) -> None:
+        self._mpi, self._before = mpi, before
+
+    def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        self._before(kind, error, trace)
+        if _started and not self._mpi.Is_finalized() and ending.announced() is None:
+            world = self._mpi.COMM_WORLD
+            ending.announce(Failing(1, f"rank {world.Get_rank()} of {world.Get_size()}"))

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from hvd_train import ending
 from hvd_train.errors import CommunicationError, UserError
 from hvd_train.liveness import Liveness
 
@@ -394,17 +395,27 @@ class Communicator(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Closes. After an exception that only this rank has, in a world of several, it reports it and ends
-        the job: the others would wait for this rank for ever."""
+        the job: the others would wait for this rank for ever. After `sys.exit`, which may have been called on
+        every rank, it leaves that to the end of the process."""
         if error is None or self.size == 1 or getattr(error, "agreed", False):
             self.close()
+            return
+        if isinstance(error, SystemExit):
+            code = ending.code_of(error)
+            if code == 0:
+                self.close()
+            else:
+                ending.announce(ending.Failing(code, self.where))
             return
         if isinstance(error, CommunicationError):
             # The cause lies with another rank, which reports it; the launcher then ends this one.
             time.sleep(_GRACE_S)
         if isinstance(error, UserError):
             sys.stderr.write(f"hvd_train: {self.where}: {error}\n")
+        elif isinstance(error, KeyboardInterrupt):
+            sys.stderr.write(f"hvd_train: {self.where}: interrupted from the keyboard\n")
         else:
             sys.stderr.write(f"{self.where}:\n{''.join(traceback.format_exception(kind, error, trace))}")
         sys.stderr.flush()
         time.sleep(_READING_S)
-        self.abort(2 if isinstance(error, UserError) else 1)
+        self.abort(2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1)

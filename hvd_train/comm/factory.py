@@ -83,6 +83,8 @@ def _ring_over(inner: Communicator, wire: str, required: bool) -> Communicator:
         from hvd_train.comm import ring
     except EnvironmentMismatch as error:
         missing = str(error)
+    except ImportError as error:
+        missing = f"the backend `ring` is not built ({error}): build the package, as `make setup` does"
     else:
         missing = ""
     reasons = inner.allgather(missing)

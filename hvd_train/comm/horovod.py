@@ -158,7 +158,8 @@ class HorovodCommunicator(Communicator):
             handle = self._hvd.allreduce_async(torch.zeros(1), op=self._hvd.Sum, name="hvd_train.close")
             self._wait("closing", handle)
         self.liveness.stop_sharing()
-        self._hvd.shutdown()
+        if not self._hvd.mpi_enabled():  # it would finalise MPI, which the end of the process does
+            self._hvd.shutdown()
 
 
 def _packed(value: object) -> Tensor:

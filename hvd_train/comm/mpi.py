@@ -301,11 +301,10 @@ class MPICommunicator(Communicator):
 
     def close(self) -> None:
         if self._owned and not self.has_lost():
-            self.barrier()  # MPI_Finalize has no deadline
+            self.barrier()  # the end of the process, which finalises MPI, has no deadline
         self.liveness.stop_sharing()
         for comm in self._owned:
             comm.Free()
-        _mpi.stop(self._mpi)
 
 
 def _boot_id() -> str:

@@ -140,7 +140,7 @@ def _tell_world(voice: _Voice, comm: Communicator, options: Options, mpi: Any, n
         _mpi.start(mpi)  # alone nobody has; in a job of MPI it is up
         voice.check("fault tolerance", lambda: parts.fault_tolerance(mpi, fabrics()))
         if alone:
-            _mpi.stop(mpi)
+            _mpi.finish()
         elif comm.rank == 0:
             parts.flush_libraries()
             said = voice.printed()
