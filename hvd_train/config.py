@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,18 +19,18 @@ import tomli_w
 from tyro.conf import arg
 
 from hvd_train.errors import ConfigError
+from hvd_train.values import read_text, require_usable
+from hvd_train.values import require as _require
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+_MOST_THREADS = 4096
+"""More than any host has cores. What starts them ends the process where it cannot."""
+
 Value = bool | int | float | str | tuple[float, ...]
-
-
-def _require(ok: bool, key: str, seen: object, expected: str) -> None:
-    if not ok:
-        raise ConfigError(f"{key} = {seen!r}: expected {expected}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +62,15 @@ class DataConfig:
     """Integer inputs are multiplied by this before the model. Default: what the shard says, else 1."""
 
     def __post_init__(self) -> None:
+        require_usable(self, "data.")
         _require(self.path != "", "data.path", self.path, "a path, a glob pattern or `digits`")
         _require(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1 sample")
         if isinstance(self.validation, (int, float)):
             expected = "a fraction between 0 and 1"
             _require(0 < self.validation < 1, "data.validation", self.validation, expected)
+        _require(
+            self.scale != 0, "data.scale", self.scale, "a factor other than 0, which would remove the inputs"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +96,12 @@ class ModelConfig:
     """Probability of dropping a hidden unit while training."""
 
     def __post_init__(self) -> None:
-        widths = (*self.hidden, *self.channels, self.embedding, self.context)
-        _require(all(w >= 1 for w in widths), "model", widths, "every width to be at least 1")
+        require_usable(self, "model.")
+        for name in ("hidden", "channels"):
+            widths = getattr(self, name)
+            _require(all(w >= 1 for w in widths), f"model.{name}", widths, "every width to be at least 1")
+        _require(self.embedding >= 1, "model.embedding", self.embedding, "a width of at least 1")
+        _require(self.context >= 1, "model.context", self.context, "at least 1 token")
         _require(0 <= self.dropout < 1, "model.dropout", self.dropout, "a probability in [0, 1)")
 
 
@@ -121,7 +128,8 @@ class OptimConfig:
     """`bf16` runs forward and loss under torch.autocast in bfloat16; parameters stay float32."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0 and math.isfinite(self.lr), "optim.lr", self.lr, "a positive number")
+        require_usable(self, "optim.")
+        _require(self.lr > 0, "optim.lr", self.lr, "a positive number")
         _require(self.clip_norm >= 0, "optim.clip_norm", self.clip_norm, "0 or a positive norm")
         _require(self.accumulate >= 1, "optim.accumulate", self.accumulate, "at least 1 batch")
 
@@ -153,14 +161,17 @@ class LearningRateConfig:
     """Smallest fraction of the learning rate that `cosine` goes to."""
 
     def __post_init__(self) -> None:
+        require_usable(self, "learning_rate.")
         _require(self.warmup >= 0, "learning_rate.warmup", self.warmup, "0 or more units")
+        _require(self.every >= 0, "learning_rate.every", self.every, "0 or more units")
+        _require(0 < self.factor <= 1, "learning_rate.factor", self.factor, "a factor in (0, 1]")
+        _require(self.total >= 0, "learning_rate.total", self.total, "0 or more units")
+        _require(0 <= self.floor <= 1, "learning_rate.floor", self.floor, "a fraction in [0, 1]")
         if self.schedule == "step":
             _require(self.every >= 1, "learning_rate.every", self.every, "at least 1 with schedule = 'step'")
-            _require(0 < self.factor <= 1, "learning_rate.factor", self.factor, "a factor in (0, 1]")
         if self.schedule == "cosine":
             expected = "more than warmup with schedule = 'cosine'"
             _require(self.total > self.warmup, "learning_rate.total", self.total, expected)
-            _require(0 <= self.floor <= 1, "learning_rate.floor", self.floor, "a fraction in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +207,7 @@ class SyncConfig:
     0: never."""
 
     def __post_init__(self) -> None:
+        require_usable(self, "sync.")
         _require(self.period >= 1, "sync.period", self.period, "at least 1 local step")
         positive = 0 < self.stall_timeout_s < math.inf
         _require(positive, "sync.stall_timeout_s", self.stall_timeout_s, "a positive number of seconds")
@@ -231,6 +243,7 @@ class StopConfig:
     not finite on any rank always end it."""
 
     def __post_init__(self) -> None:
+        require_usable(self, "stop.")
         _require(self.patience >= 0, "stop.patience", self.patience, "0 or more evaluations")
         _require(self.min_delta >= 0, "stop.min_delta", self.min_delta, "0 or a positive error")
         for name in ("max_epochs", "max_rounds", "max_seconds"):
@@ -263,6 +276,7 @@ class EvaluateConfig:
     """Samples of one forward pass."""
 
     def __post_init__(self) -> None:
+        require_usable(self, "evaluate.")
         _require(self.every_epochs >= 0, "evaluate.every_epochs", self.every_epochs, "0 or more epochs")
         _require(self.every_rounds >= 0, "evaluate.every_rounds", self.every_rounds, "0 or more rounds")
         _require(self.batch_size >= 1, "evaluate.batch_size", self.batch_size, "at least 1 sample")
@@ -281,6 +295,7 @@ class CheckpointConfig:
     """How many of the last checkpoints stay, beside the best."""
 
     def __post_init__(self) -> None:
+        require_usable(self, "checkpoint.")
         _require(self.every_rounds >= 0, "checkpoint.every_rounds", self.every_rounds, "0 or more rounds")
         _require(self.keep >= 1, "checkpoint.keep", self.keep, "at least 1")
 
@@ -325,9 +340,15 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
+        require_usable(self)
         safe = all(map(is_safe, self.name)) and self.name.strip(".") == self.name
         _require(safe, "name", self.name, "letters, digits and -_.+ only, no dot at either end")
-        _require(self.threads >= 0, "threads", self.threads, "0 or a number of threads")
+        expected = "weights of at least 0, not all of them 0"
+        weights = self.class_weights
+        _require(all(w >= 0 for w in weights), "class_weights", weights, expected)
+        _require(not weights or any(weights), "class_weights", weights, expected)
+        expected = f"0, or 1 to {_MOST_THREADS:,} threads"
+        _require(0 <= self.threads <= _MOST_THREADS, "threads", self.threads, expected)
         _require(self.seed >= 0, "seed", self.seed, "a seed of at least 0")
         plain = self.sync.wire == "float32" or self.backend in ("auto", "ring")
         _require(plain, "sync.wire", self.sync.wire, f"float32 with backend = {self.backend!r}")
@@ -379,8 +400,8 @@ def _nearest(key: str) -> str:
 def load_config(path: str | Path) -> Config:
     """Reads a TOML file. Raises `ConfigError` with the file, the key, what was seen and expected."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path}: cannot read the configuration: {error}. Give --config an existing file."
         ) from None

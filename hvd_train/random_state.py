@@ -11,7 +11,7 @@ from hvd_train.stateful import State
 
 def seed_rank(seed: int, rank: int) -> None:
     """Gives each rank numbers of its own, so that dropout differs between ranks."""
-    torch.manual_seed(seed * 1_000_003 + rank + 1)
+    torch.manual_seed((seed * 1_000_003 + rank + 1) % 2**64)
 
 
 class RandomState:

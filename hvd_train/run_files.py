@@ -72,7 +72,7 @@ def saved_config(path: Path) -> Config:
     the folder, which may have been moved."""
     folder = run_of(path)
     file = folder / CONFIG_FILE
-    if not file.is_file():
+    if not os.path.isfile(file):  # Path.is_file() fails for a name that is too long
         raise RunDirectoryError(f"{path} is no run: there is no {file}. Give --resume the folder of a run.")
     return replace(load_config(file), name=folder.name)
 

@@ -23,6 +23,7 @@ from hvd_train.config import Config, ModelConfig
 from hvd_train.data.format import SampleSpec
 from hvd_train.errors import TaskError
 from hvd_train.models import build_model, build_sequence_model
+from hvd_train.values import refuse_utf16
 
 Batch = dict[str, Tensor]
 """One tensor for each dataset of a sample, by name; samples along the first axis."""
@@ -280,6 +281,11 @@ _BUILT_IN: dict[str, Callable[[Config], Task]] = {
 }
 
 
+def is_built_in(task: Task) -> bool:
+    """Whether it is one of this module, whose models torch can lay out without memory for them."""
+    return isinstance(task, (Classification, Regression, NextToken))
+
+
 def make_task(config: Config) -> Task:
     """The task that `config.task` names. Not collective: every rank makes its own.
 
@@ -321,8 +327,10 @@ def _load_file(path: Path) -> ModuleType:
     _make_importable(path.parent)
     sys.modules[name] = module  # dataclasses and pickle look the module up by its name
     try:
-        exec(loader.source_to_code(path.read_bytes(), str(path)), module.__dict__)
-    except Exception as error:
+        source = path.read_bytes()
+        refuse_utf16(source)
+        exec(loader.source_to_code(source, str(path)), module.__dict__)
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise TaskError(_cannot_load(str(path), error)) from error
     return module
@@ -339,7 +347,7 @@ def _load_module(name: str) -> ModuleType:
                 f"{Path.cwd()}. Install it, or name a file: `file.py:Class`."
             ) from None
         raise TaskError(_cannot_load(name, error)) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(_cannot_load(name, error)) from error
 
 
@@ -350,7 +358,7 @@ def _make_importable(directory: Path) -> None:
         sys.path.append(place)
 
 
-def _cannot_load(source: str, error: Exception) -> str:
+def _cannot_load(source: str, error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = [frame for frame in frames if frame.filename == source] or frames
     line = "" if isinstance(error, SyntaxError) else f" ({where[-1].filename}, line {where[-1].lineno})"

@@ -23,6 +23,7 @@ from hvd_train.comm.launcher import detect, forgotten_tasks
 from hvd_train.config import Config, flatten
 from hvd_train.data.catalog import Catalog, open_catalog
 from hvd_train.data.deal import Span, deal
+from hvd_train.data.format import SampleSpec
 from hvd_train.data.reader import Reader, make_reader
 from hvd_train.data.rows import Rows
 from hvd_train.errors import ConfigError, RunDirectoryError, TaskError
@@ -43,8 +44,11 @@ from hvd_train.signals import StopRequest
 from hvd_train.state import FlatState
 from hvd_train.stateful import Stateful
 from hvd_train.stopping import Watch
-from hvd_train.task import Task, make_task
+from hvd_train.task import Task, is_built_in, make_task
 from hvd_train.worker import Worker, steps_per_epoch
+
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+"""What torch says of a tensor that is too large."""
 
 
 class Wiring:
@@ -85,7 +89,7 @@ class Wiring:
     def _build(self, given: Task | None) -> tuple[Task, nn.Module, torch.optim.Optimizer]:
         task = make_task(self.config) if given is None else given
         torch.manual_seed(self.config.seed)
-        model = task.build_model(self.catalog.sample)
+        model = _build_model(task, self.catalog.sample)
         if not isinstance(model, nn.Module):
             raise TaskError(
                 f"build_model of {type(task).__name__} returned {model!r}; expected a torch.nn.Module."
@@ -248,6 +252,32 @@ class Wiring:
         if comm.num_hosts > 1 and not all(comm.allgather(run.folder.is_dir())):
             comm.liveness.stop_sharing()
         return comm.size == 1 or all(comm.allgather(comm.liveness.sees_signs))
+
+
+def _build_model(task: Task, sample: SampleSpec) -> nn.Module:
+    """A new model. Raises `TaskError` for one that does not fit into memory; a built-in one is measured
+    first, as the kernel may promise memory that it does not have."""
+    where = f"build_model of {type(task).__name__}"
+    try:
+        if is_built_in(task):
+            with torch.device("meta"):
+                sketch = task.build_model(sample)
+            numbers = [(p.numel(), p.numel() * p.element_size()) for p in sketch.parameters()]
+            count, num_bytes = map(sum, zip(*numbers, strict=True))
+            available = machine.available_memory()
+            if num_bytes > available:
+                raise TaskError(
+                    f"the model {describe(sketch)} has {count:,} parameters in {num_bytes:,} bytes; expected "
+                    f"at most {available:,}, what is free here. Choose smaller widths under `model`."
+                )
+        return task.build_model(sample)
+    except (RuntimeError, MemoryError) as error:
+        said = str(error).partition("\n")[0]
+        if isinstance(error, MemoryError) or any(words in said for words in _OUT_OF_MEMORY):
+            raise TaskError(
+                f"{where} ran out of memory: {said}. Expected a model that fits. Make it smaller."
+            ) from None
+        raise
 
 
 def _num_rows(spans: tuple[Span, ...]) -> int:

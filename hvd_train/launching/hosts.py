@@ -17,6 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvd_train.errors import ConfigError
+from hvd_train.values import read_text
+
+MOST_SLOTS = 1_000_000
+"""More than any cluster has cores."""
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _EXPECTED = "Expected `node1`, `node1:2` or `node1 slots=2`"
@@ -45,8 +49,8 @@ def read_hostfile(path: str | Path) -> list[Host]:
     Raises `ConfigError` with the file, and with the line that cannot be read.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path}: cannot read the hosts: {error}. Give --hostfile a file of hosts."
         ) from None
@@ -79,7 +83,7 @@ def _parse_host(entry: str, where: str) -> Host:
 
 
 def _count(text: str, where: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) == 0:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:20]) <= MOST_SLOTS:
         raise ConfigError(f"{where}: {text!r} is no number of ranks. {_EXPECTED}.")
     return int(text)
 

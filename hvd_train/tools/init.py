@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 
 from hvd_train.errors import ConfigError, UserError
 from hvd_train.output import warn
+from hvd_train.values import require
 
 _PROJECT = Path(__file__).resolve().parents[1] / "project"
 
@@ -38,12 +39,15 @@ class Args:
     folder: Annotated[Positional[str], arg(metavar="DIR")]
     """Made if it is missing. A file that is there is never replaced."""
 
+    def __post_init__(self) -> None:
+        require(self.folder != "", "DIR", self.folder, "a folder; `.` is this one")
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs `init` with the arguments after that word; returns the exit code, 2 with a message on stderr for
     what cannot be done as it was asked."""
-    args = tyro.cli(Args, prog="hvd_train init", args=list(argv))
     try:
+        args = tyro.cli(Args, prog="hvd_train init", args=list(argv))
         write(Path(args.folder))
     except UserError as error:
         warn(str(error))

@@ -16,6 +16,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from hvd_train.errors import DataError, UserError
+from hvd_train.values import require, require_usable
 
 if TYPE_CHECKING:
     from hvd_train.data.format import ShardInfo
@@ -65,6 +66,12 @@ class WriteArgs:
     force: bool = False
     """Replace shards that exist."""
 
+    def __post_init__(self) -> None:
+        require_usable(self, "--")
+        require(self.out != "", "--out", self.out, "a folder")
+        require(self.seed >= 0, "--seed", self.seed, "a seed of at least 0")
+        require(self.scale != 0, "--scale", self.scale, "a factor other than 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class InfoArgs:
@@ -104,14 +111,14 @@ def main(argv: Sequence[str]) -> int:
     Returns the exit code: 0, 1 for shards that `check` found damaged, 2 with a message on stderr for
     what cannot be done as it was asked.
     """
-    args: WriteArgs | InfoArgs | CheckArgs = tyro.extras.subcommand_cli_from_dict(
-        {"write": WriteArgs, "info": InfoArgs, "check": CheckArgs},
-        prog="python -m hvd_train shard",
-        description="Write, describe and check HDF5 shards.",
-        args=list(argv),
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
     try:
+        args: WriteArgs | InfoArgs | CheckArgs = tyro.extras.subcommand_cli_from_dict(
+            {"write": WriteArgs, "info": InfoArgs, "check": CheckArgs},
+            prog="python -m hvd_train shard",
+            description="Write, describe and check HDF5 shards.",
+            args=list(argv),
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
         if isinstance(args, WriteArgs):
             return write(args)
         return info(args) if isinstance(args, InfoArgs) else check(args)
@@ -126,6 +133,9 @@ def write(args: WriteArgs) -> int:
     from hvd_train.data.writer import write_part
 
     arrays = load_source(args.sources, args.inputs, args.targets)
+    if not 1 <= args.shards <= len(arrays.inputs):
+        expected = f"expected 1 to {len(arrays.inputs)}, the number of samples"
+        raise DataError(f"--shards {args.shards}: {expected}.")
     if args.scale is not None:
         arrays = replace(arrays, scale=args.scale)
     try:

@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import arg
 
 from hvd_train.errors import ConfigError
+from hvd_train.values import require_usable
 
 BACKENDS = ("ring", "mpi", "horovod", "gloo")
 
@@ -54,6 +55,7 @@ class Options:
     """Print one JSON object instead of tables."""
 
     def __post_init__(self) -> None:
+        require_usable(self, "--")
         unknown = [name for name in self.named_backends if name not in BACKENDS]
         if unknown:
             raise ConfigError(f"--backends {self.backends}: expected names of {', '.join(BACKENDS)}.")

@@ -85,7 +85,13 @@ def ask(argv: Sequence[str]) -> str:
     Raises `OSError` if it cannot be started, `subprocess.TimeoutExpired` if it does not end in 15 s.
     """
     asked = subprocess.run(
-        list(argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        list(argv),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=_TIMEOUT_S,
+        check=False,
     )
     return asked.stdout + asked.stderr
 

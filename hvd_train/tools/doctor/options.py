@@ -11,6 +11,9 @@ from tyro.conf import arg
 
 from hvd_train.config import Config, embedded_config, load_config
 from hvd_train.errors import ConfigError
+from hvd_train.values import require, require_usable
+
+_LONGEST_S = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,13 @@ class Options:
     def __post_init__(self) -> None:
         if self.parameters is not None and self.parameters < 1:
             raise ConfigError(f"--parameters {self.parameters}: expected at least 1.")
-        if not 0 < self.timeout < float("inf"):
-            raise ConfigError(f"--timeout {self.timeout:g}: expected a positive number of seconds.")
+        require_usable(self, "--")
+        require(
+            0 < self.timeout <= _LONGEST_S,
+            "--timeout",
+            self.timeout,
+            f"more than 0 and at most {_LONGEST_S:,} s",
+        )
 
     def load(self) -> Config:
         """The configuration. Raises `ConfigError`."""
