@@ -17,7 +17,7 @@ import hvd_train.machine  # reads the affinity mask, before anything imports tor
 from hvd_train.comm.launcher import Launcher, detect
 from hvd_train.config import Config, embedded_config, load_config
 from hvd_train.errors import ConfigError, HvdTrainError, LauncherMismatch, UserError
-from hvd_train.output import reader_may_leave
+from hvd_train.output import ends_on_interrupt, print_anything, reader_may_leave
 
 _DESCRIPTION = """Train a PyTorch model on HDF5 shards, on many ranks, without a master process.
 
@@ -40,6 +40,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
+    print_anything()
     args = list(sys.argv[1:] if argv is None else argv)
     command = _COMMANDS.get(args[0]) if args else None
     return command(args[1:]) if command else _train(args)
@@ -71,7 +72,7 @@ def _doctor(args: list[str]) -> int:
     def work(options: Options) -> int:
         from hvd_train.tools.doctor.run import run
 
-        with reader_may_leave():
+        with ends_on_interrupt(), reader_may_leave():
             return run(options, hvd_train.__version__)
 
     return _in_job(args, parse, work)
@@ -80,7 +81,7 @@ def _doctor(args: list[str]) -> int:
 def _launch(args: list[str]) -> int:
     from hvd_train.launching.launch import main
 
-    with reader_may_leave():
+    with ends_on_interrupt(), reader_may_leave():
         return main(args, _check)
 
 
@@ -113,14 +114,14 @@ def _restarts(args: list[str]) -> int:
 def _shard(args: list[str]) -> int:
     from hvd_train.tools.shard import main
 
-    with reader_may_leave():
+    with ends_on_interrupt(), reader_may_leave():
         return main(args)
 
 
 def _init(args: list[str]) -> int:
     from hvd_train.tools.init import main
 
-    with reader_may_leave():
+    with ends_on_interrupt(), reader_may_leave():
         return main(args)
 
 
@@ -153,6 +154,9 @@ def _in_job(args: list[str], parse: _Parse[T], work: Callable[[T], int | None]) 
     try:
         code = work(given)
     except HvdTrainError as error:
+        from hvd_train.comm import _mpi
+
+        _mpi.finish()
         _report(error, launcher)
         return 2 if isinstance(error, UserError) else 1
     return code or 0
@@ -202,7 +206,9 @@ def parse(args: Sequence[str], quiet: bool = False) -> Config:
     prints neither.
     """
     rest, path = _take(list(args), "--config")
-    base = load_config(path) if path else _base(rest)
+    if path == "":
+        raise ConfigError("--config '': expected a file. Is a variable of the shell not set?")
+    base = load_config(path) if path is not None else _base(rest)
     return tyro.cli(
         Config, prog="hvd_train", description=_DESCRIPTION, args=rest, default=base, console_outputs=not quiet
     )
@@ -218,8 +224,8 @@ def _base(args: list[str]) -> Config:
     return Config() if says_what else embedded_config()
 
 
-def _take(args: list[str], flag: str) -> tuple[list[str], str]:
-    """The arguments without `flag` and its value, and the value."""
+def _take(args: list[str], flag: str) -> tuple[list[str], str | None]:
+    """The arguments without `flag` and its value, and the value; None where it is not given."""
     for i, argument in enumerate(args):
         if argument == flag:
             if i + 1 == len(args):
@@ -227,4 +233,4 @@ def _take(args: list[str], flag: str) -> tuple[list[str], str]:
             return args[:i] + args[i + 2 :], args[i + 1]
         if argument.startswith(f"{flag}="):
             return args[:i] + args[i + 1 :], argument.partition("=")[2]
-    return args, ""
+    return args, None

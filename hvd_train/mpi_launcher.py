@@ -44,6 +44,7 @@ def identify(program: str) -> MPILauncher:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
+        errors="replace",
         timeout=_TIMEOUT_S,
         check=False,
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import TextIO
@@ -37,3 +39,27 @@ def reader_may_leave() -> Iterator[None]:
     except BrokenPipeError:
         discard(sys.stdout)
         raise SystemExit(1) from None
+
+
+def print_anything() -> None:
+    """Lets standard output and error take every text, whatever the locale's encoding: what that lacks, such
+    as a file name that is not UTF-8, is printed as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def ends_on_interrupt() -> Iterator[None]:
+    """For commands that clean up when Ctrl-C ends them: afterwards the process ends by the signal (130 in a
+    shell), without a traceback."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)

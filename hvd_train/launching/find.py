@@ -36,7 +36,7 @@ def _program(name: str, remedy: str) -> str:
     found = shutil.which(name, path=environment_first(os.environ.get("PATH", os.defpath)))
     if found is None:
         raise EnvironmentMismatch(f"there is no {name} on PATH: {remedy}.")
-    return found
+    return str(Path(found).absolute())
 
 
 def mpirun() -> tuple[str, MPILauncher]:
@@ -82,8 +82,9 @@ def _candidates(library: Path | None) -> Iterator[str]:
     folders.append(Path(sys.executable).parent)
     folders += [Path(entry) for entry in os.environ.get("PATH", os.defpath).split(os.pathsep) if entry]
     # The shell script that Intel MPI has for mpirun finds nothing unless the environment is active.
-    programs = [folder / name for folder in folders for name in ("mpirun", "mpiexec.hydra")]
-    yield from dict.fromkeys(str(p.absolute()) for p in programs if p.is_file() and os.access(p, os.X_OK))
+    programs = [str((f / name).absolute()) for f in folders for name in ("mpirun", "mpiexec.hydra")]
+    # Not Path.is_file(), which fails in a folder that cannot be looked into.
+    yield from dict.fromkeys(p for p in programs if os.path.isfile(p) and os.access(p, os.X_OK))
 
 
 def _identity(program: str) -> MPILauncher:

@@ -5,6 +5,7 @@ Imports neither torch nor MPI.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -50,7 +51,7 @@ def _launch(options: Options, before: list[str], training: list[str], check: Che
     record = None
     if config is not None:
         folder, is_new = folder_of(config)
-        if is_new and folder.exists():
+        if is_new and os.path.exists(folder):
             raise exists_already(folder)
         if not config.name:
             training = [*training, "--name", folder.name]
@@ -67,6 +68,8 @@ def _launch(options: Options, before: list[str], training: list[str], check: Che
             line=line,
             by_horovodrun=launcher == "horovodrun",
             can_stop=record.has_begun if record is not None else None,
+            start_timeout_s=options.start_timeout,
+            have_met=record.ranks_have_met if record is not None else None,
         )
     )
     if record is None:

@@ -11,7 +11,8 @@ import tyro
 from tyro.conf import arg
 
 from hvd_train.errors import ConfigError
-from hvd_train.launching.hosts import Host, parse_hosts, read_hostfile
+from hvd_train.launching.hosts import MOST_SLOTS, Host, parse_hosts, read_hostfile
+from hvd_train.values import require_usable
 
 _DESCRIPTION = """Start a training on many ranks, by the launcher that fits, and say how it ended.
 
@@ -55,6 +56,10 @@ class Options:
     gloo: bool = False
     """horovodrun starts the ranks itself, without MPI."""
 
+    start_timeout: Annotated[float, arg(metavar="SECONDS")] = 1800.0
+    """End the job if its ranks have not connected and opened the data by then: an ssh or an MPI that hangs
+    there does not end by itself. 0: wait for ever."""
+
     dry_run: bool = False
     """Print the line that would be run, and nothing else."""
 
@@ -62,8 +67,11 @@ class Options:
     """Try every host first, print a table, and start nothing."""
 
     def __post_init__(self) -> None:
-        if self.ranks is not None and self.ranks < 1:
-            raise ConfigError(f"-np {self.ranks}: expected at least 1 rank.")
+        if self.ranks is not None and not 1 <= self.ranks <= MOST_SLOTS:
+            raise ConfigError(f"-np {self.ranks}: expected 1 to {MOST_SLOTS:,} ranks.")
+        require_usable(self, "--")
+        if self.start_timeout < 0:
+            raise ConfigError(f"--start-timeout {self.start_timeout:g}: expected 0 or a number of seconds.")
         if self.hosts and self.hostfile:
             raise ConfigError("--hosts and --hostfile both say which hosts: expected one of them.")
         if self.gloo and self.launcher != "horovodrun":

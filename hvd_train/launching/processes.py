@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -56,6 +58,23 @@ def command(pid: int) -> list[str]:
 def name(pid: int) -> str:
     """The name of the program that a process runs, without its folder; empty if it is gone."""
     return Path("".join(command(pid)[:1])).name
+
+
+def description(pid: int) -> str:
+    """The program that a process runs, an ssh with its host; empty if it is gone."""
+    words = command(pid)
+    if not words:
+        return ""
+    program = Path(words[0]).name
+    if program == "ssh":
+        hosts = [word for before, word in itertools.pairwise(words) if not _is_option(before, word)]
+        return " ".join([program, *hosts[:1]])
+    return program
+
+
+def _is_option(before: str, word: str) -> bool:
+    """Whether a word of ssh's is an option or the value of one."""
+    return word.startswith("-") or bool(re.fullmatch("-[bcDEeFIiJLlmOopQRSWw]", before))
 
 
 def send(pid: int, number: signal.Signals) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hvd_train.run_files import EVENTS_FILE
+from hvd_train.run_files import CONFIG_FILE, EVENTS_FILE
 
 
 class Record:
@@ -22,10 +22,23 @@ class Record:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._before = sum(1 for _ in self._lines())
+        self._configuration = self._file_of_configuration()
 
     def has_begun(self) -> bool:
         """Whether a training has begun since; its ranks then listen to a request to stop."""
         return any(event.get("event") == "header" for event in self._new())
+
+    def ranks_have_met(self) -> bool:
+        """Whether the ranks have connected and opened the data: rank 0 then writes the configuration."""
+        return self._file_of_configuration() != self._configuration or self.has_begun()
+
+    def _file_of_configuration(self) -> tuple[int, int]:
+        """What differs between two files of one name; zeros where there is none."""
+        with contextlib.suppress(OSError):
+            os.listdir(self.folder)  # as in `_lines`
+            found = os.stat(self.folder / CONFIG_FILE)
+            return found.st_ino, found.st_mtime_ns
+        return 0, 0
 
     def stop_reason(self) -> str:
         """Why it stopped, as docs/events.md lists the reasons; empty if it did not come to its end."""

@@ -106,10 +106,11 @@ def _way(name: str) -> _Way:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=_CONFIGURATION_S,
             check=False,
         )
-    except FileNotFoundError:
+    except OSError:
         raise CheckFailed(
             "ssh",
             Finding(

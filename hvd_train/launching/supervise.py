@@ -64,6 +64,10 @@ class Job:
     can_stop: Callable[[], bool] | None = None
     """Whether the ranks listen to a request to stop: before they do, a signal kills them. None for ranks that
     never do, and are ended at once."""
+    start_timeout_s: float = 0.0
+    """The job is ended if its ranks have not met by then; 0: never."""
+    have_met: Callable[[], bool] | None = None
+    """Whether the ranks have connected. None where that is not known."""
 
 
 def run(job: Job) -> Ended:
@@ -127,6 +131,8 @@ class _Keeper:
     """When what is left is killed, by the monotonic clock."""
     status: int | None = None
     """The launcher's, once it has ended."""
+    start_by: float = field(default=float("inf"))
+    """When the ranks must have met, by the monotonic clock."""
 
     def run(self) -> Ended:
         process = subprocess.Popen(  # kept: one that is dropped takes its child's status with it
@@ -137,6 +143,8 @@ class _Keeper:
             preexec_fn=_prepare(os.getpid()),
         )
         launcher = process.pid
+        if self.job.start_timeout_s:
+            self.start_by = time.monotonic() + self.job.start_timeout_s
         awaited = {*STOP_SIGNALS, _PARENT_DIED, signal.SIGCHLD}
         while True:
             got = signal.sigtimedwait(awaited, _LOOK_S)
@@ -147,6 +155,8 @@ class _Keeper:
                     self.status = _exit_status(status)
             if self.asked and not self.passed_on and not self.ended_by:
                 self._ask(launcher)
+            if time.monotonic() > self.start_by and self.status is None:
+                self._give_up(launcher)
             if self._all_gone():
                 return Ended(status=self.status or 0, signal=self.ended_by)
 
@@ -177,6 +187,19 @@ class _Keeper:
         # It passes no signal on to its mpirun; over Gloo it passes SIGTERM to the ranks.
         mpirun = self._mpi_launcher()
         processes.send(mpirun or launcher, signal.SIGUSR1 if mpirun else signal.SIGTERM)
+
+    def _give_up(self, launcher: int) -> None:
+        """Ends a job that has not begun, unless it has."""
+        self.start_by = float("inf")
+        if self.ended_by or self.job.have_met is None or self.job.have_met():
+            return
+        running = dict.fromkeys(filter(None, map(processes.description, processes.descendants())))
+        warn(
+            f"the ranks have not met within {self.job.start_timeout_s:g} s (--start-timeout); the job ends. "
+            f"Expected all of them to connect and to open the data by then. Still running here: "
+            f"{', '.join(running) or 'nothing'}. `launch --check-hosts` and `doctor` find what hangs."
+        )
+        self._end(launcher)
 
     def _mpi_launcher(self) -> int:
         """The launcher below horovodrun; 0 over Gloo."""
