@@ -30,6 +30,9 @@ fi
 # --- Network interface between hosts, where the one that leads to the others is the wrong one.
 # export HVD_TRAIN_INTERFACE=ib0
 
+# --- Seconds after which a start that has not come to its first step is ended (0: never), and tried again.
+# export HVD_TRAIN_START_TIMEOUT=1800
+
 # --- After an interruption: 0 leaves the job where it is; so many starts without a new checkpoint are enough.
 # export HVD_TRAIN_REQUEUE=0
 # export HVD_TRAIN_RESTARTS=3

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=hvd_train
-#SBATCH --ntasks=2
 #SBATCH --cpus-per-task=1
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
@@ -9,13 +8,16 @@
 # One training as a batch job. Options of sbatch stand before the script, those of hvd_train after it:
 #
 #     sbatch --nodes=4 --ntasks=16 --time=8:00:00 slurm/train.sh --config run.toml
+#     sbatch --nodes=4 --ntasks-per-node=4 slurm/train.sh --config run.toml         # the same number of ranks
 #     sbatch --array=1-3 --output=%x-%A_%a.log slurm/train.sh --config run.toml     # seeds 1, 2 and 3
 #
+# A rank is a task of Slurm: --ntasks, or --ntasks-per-node times --nodes; without both it is one rank a node.
 # Submit from the folder that holds slurm/. What the site needs stands in slurm/site.sh, which is read first.
 #
 # 120 s before the time limit the run is told to stop after its round; it writes a checkpoint, the job puts itself
 # into the queue again, and goes on from there. So it does after a preemption and after the loss of a node, until
-# HVD_TRAIN_RESTARTS (3) starts in a row have brought no checkpoint; HVD_TRAIN_REQUEUE=0 leaves that to you.
+# HVD_TRAIN_RESTARTS (3) starts in a row have brought no checkpoint; HVD_TRAIN_REQUEUE=0 leaves that to you. A start
+# that fails before its first step, in MPI for instance, is tried again at once, up to as many times.
 # The job's exit code is that of the training: 0 finished, 1 failed, 2 what you gave cannot be run, 75 interrupted
 # and not put into the queue again. A job that depends on this one (afterok) starts after the real end only.
 set -uo pipefail
@@ -67,6 +69,19 @@ hosts_answer() {
 }
 
 say "job $job on ${SLURM_JOB_NODELIST:-?}, start $((restart + 1))"
+
+# --- How many ranks. Where no number was asked for, Slurm sets no variable, and those of the shell that submitted
+# this job may still be there: only the job itself can be trusted.
+asked=" $(scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null)"
+if [[ $asked =~ \ NumTasks=([0-9]+) ]]; then
+    export SLURM_NTASKS=${BASH_REMATCH[1]} SLURM_NPROCS=${BASH_REMATCH[1]}
+    unset SLURM_NTASKS_PER_NODE
+    if [[ $asked =~ \ NtasksPerN:B:S:C=([1-9][0-9]*) ]]; then export SLURM_NTASKS_PER_NODE=${BASH_REMATCH[1]}; fi
+    if [[ $SLURM_NTASKS == "$SLURM_JOB_NUM_NODES" ]]; then
+        export SLURM_TASKS_PER_NODE="1(x$SLURM_NTASKS)"
+        say "one rank on each of $SLURM_NTASKS nodes; sbatch --ntasks or --ntasks-per-node asks for more"
+    fi
+fi
 if [[ $restart != 0 ]] && ! worth_a_start; then
     say "job $job ends here, interrupted"
     exit 75
@@ -76,12 +91,34 @@ fi
 can_ask=''
 if hosts_answer; then can_ask=1; fi
 
-# In the background: a shell sees no signal while it waits for a command in the foreground.
-"$python" -m hvd_train launch --launcher "${HVD_TRAIN_LAUNCHER:-srun}" \
-    ${HVD_TRAIN_INTERFACE:+--interface "$HVD_TRAIN_INTERFACE"} -- "${options[@]}" &
-training=$!
-while told=''; wait "$training"; status=$?; [[ -n $told ]]; do :; done
-training=''
+launch() {
+    # In the background: a shell sees no signal while it waits for a command in the foreground.
+    "$python" -m hvd_train launch --launcher "${HVD_TRAIN_LAUNCHER:-srun}" \
+        ${HVD_TRAIN_INTERFACE:+--interface "$HVD_TRAIN_INTERFACE"} \
+        ${HVD_TRAIN_START_TIMEOUT:+--start-timeout "$HVD_TRAIN_START_TIMEOUT"} -- "${options[@]}" &
+    training=$!
+    while told=''; wait "$training"; status=$?; [[ -n $told ]]; do stopped=1; done
+    training=''
+}
+
+# How many starts of the run have come to their first step.
+begun() { "$python" -m hvd_train restarts --begun -- "${options[@]}" 2>/dev/null; }
+
+# Whether the start that has just ended never came to its first step, and another may: not after a stop, nor where
+# what was given cannot be run (2).
+worth_another_try() {
+    [[ -z $stopped && $status != [023] && $status != 75 && $try -lt ${HVD_TRAIN_RESTARTS:-3} ]] &&
+        ! preempted && [[ -z $can_ask || $(hosts_answer && echo yes) == yes ]] && [[ $(begun) == "$before" ]]
+}
+
+stopped='' try=1 before=$(begun)
+launch
+while worth_another_try; do
+    try=$((try + 1))
+    say "the start ended with exit code $status before its first step; try $try of ${HVD_TRAIN_RESTARTS:-3}"
+    if ! given --resume; then options+=(--resume auto); fi
+    launch
+done
 
 # --- What becomes of the job.
 case $status in

@@ -7,6 +7,7 @@ round than the one that it went on from was in vain.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from hvd_train.config import Config
 from hvd_train.errors import ConfigError
 from hvd_train.record.events import read_events
 from hvd_train.run_files import EVENTS_FILE, folder_of
+from hvd_train.values import require_usable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,14 +32,19 @@ class Options:
     limit: Annotated[int, arg(metavar="N")] = 3
     """So many starts in a row that brought no checkpoint are enough."""
 
+    begun: bool = False
+    """Print how many starts of the run have come to their first step, and nothing else."""
+
     def __post_init__(self) -> None:
+        require_usable(self, "--")
         if self.limit < 1:
             raise ConfigError(f"--limit {self.limit}: expected 1 or more.")
 
 
 def parse(args: Sequence[str]) -> Options:
     """Raises `ConfigError`; exits with code 2 for an option that does not exist."""
-    return tyro.cli(Options, prog="hvd_train restarts", args=list(args))
+    config = (tyro.conf.FlagCreatePairsOff,)
+    return tyro.cli(Options, prog="hvd_train restarts", args=list(args), config=config)
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,9 @@ class Progress:
 
     round: int
     """Rounds that the next start will find done."""
+
+    starts: int
+    """Starts that came to their first step."""
 
     in_vain: int
     """The last starts that have not brought it further than this: with 1 it is not known yet."""
@@ -63,14 +73,17 @@ def progress(events: Iterable[Mapping[str, Any]]) -> Progress:
     in_vain = 0
     while in_vain < len(starts) and starts[-1 - in_vain] >= reached:
         in_vain += 1
-    return Progress(reached, in_vain)
+    return Progress(reached, len(starts), in_vain)
 
 
 def main(options: Options, training: Config) -> int:
     """Prints whether another start is worth it; returns the exit code."""
     folder, _ = folder_of(replace(training, resume=training.resume or "auto"))
     file = folder / EVENTS_FILE
-    found = progress(read_events(file)) if file.exists() else Progress(0, 0)
+    found = progress(read_events(file)) if os.path.exists(file) else Progress(0, 0, 0)
+    if options.begun:
+        print(found.starts, flush=True)
+        return 0
     if found.in_vain < options.limit:
         print(f"{folder}: another start goes on from round {found.round}", flush=True)
         return 0

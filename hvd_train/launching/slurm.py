@@ -20,9 +20,12 @@ def in_allocation(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def num_tasks(environ: Mapping[str, str] = os.environ) -> int | None:
-    """Ranks that the allocation was asked for; None where it was not said."""
-    text = environ.get("SLURM_NTASKS", "")
-    return int(text) if text.isdigit() else None
+    """Ranks that the allocation was asked for: its tasks, or tasks per node times nodes; where neither was
+    given one a node, as srun starts them. None outside of one."""
+    names = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES")
+    texts = [environ.get(name, "") for name in names]
+    tasks, per_node, nodes = (int(t) if t.isascii() and t.isdigit() else None for t in texts)
+    return tasks or (nodes and nodes * (per_node or 1))
 
 
 def mpi_types() -> frozenset[str]:
@@ -62,8 +65,14 @@ def _ask(*argv: str) -> str:
         return ""
     try:
         asked = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_S,
+            check=False,
         )
-    except subprocess.TimeoutExpired:
+    except (OSError, subprocess.TimeoutExpired):
         return ""
     return asked.stdout + asked.stderr if asked.returncode == 0 else ""

@@ -35,20 +35,21 @@ def events_of(starts: Starts) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     ("starts", "expected"),
     [
-        ([], Progress(0, 0)),
-        ([(0, [])], Progress(0, 1)),
-        ([(0, [])] * 3, Progress(0, 3)),
-        ([(0, [5])], Progress(5, 0)),
-        ([(0, [5, 10]), (10, [])], Progress(10, 1)),
-        ([(0, [5, 10]), (10, []), (10, [])], Progress(10, 2)),
-        ([(0, []), (0, []), (0, [5])], Progress(5, 0)),
-        ([(0, [10]), (10, []), (10, []), (10, [15]), (15, [])], Progress(15, 1)),
+        ([], (0, 0)),
+        ([(0, [])], (0, 1)),
+        ([(0, [])] * 3, (0, 3)),
+        ([(0, [5])], (5, 0)),
+        ([(0, [5, 10]), (10, [])], (10, 1)),
+        ([(0, [5, 10]), (10, []), (10, [])], (10, 2)),
+        ([(0, []), (0, []), (0, [5])], (5, 0)),
+        ([(0, [10]), (10, []), (10, []), (10, [15]), (15, [])], (15, 1)),
         # An older checkpoint, since the newest was damaged; or a run that its user put back.
-        ([(0, [5, 10]), (10, []), (5, [])], Progress(5, 2)),
+        ([(0, [5, 10]), (10, []), (5, [])], (5, 2)),
     ],
 )
-def test_starts_without_a_later_checkpoint_were_in_vain(starts: Starts, expected: Progress) -> None:
-    assert progress(events_of(starts)) == expected
+def test_starts_without_a_later_checkpoint_were_in_vain(starts: Starts, expected: tuple[int, int]) -> None:
+    round_, in_vain = expected
+    assert progress(events_of(starts)) == Progress(round_, len(starts), in_vain)
 
 
 def restarts(*args: str, cwd: Path, job: str = "") -> subprocess.CompletedProcess[str]:
@@ -76,6 +77,9 @@ def test_the_command_looks_at_the_run_that_the_options_name(tmp_path: Path) -> N
     over = restarts("--", "--name", "17", "--patience", "3", cwd=tmp_path)
     assert over.returncode == 1
     assert over.stdout.startswith("runs/17: 3 starts in a row went on from round 5 and brought no later")
+    begun = restarts("--begun", "--", "--name", "17", cwd=tmp_path)
+    assert (begun.returncode, begun.stdout) == (0, "4\n")
+    assert restarts("--begun", "--", "--name", "18", cwd=tmp_path).stdout == "0\n"
     fresh = restarts("--", "--runs", "other", cwd=tmp_path, job="17")
     assert (fresh.returncode, fresh.stdout) == (0, "other/17: another start goes on from round 0\n")
     assert not (tmp_path / "other").exists()
