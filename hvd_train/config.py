@@ -209,10 +209,10 @@ class SyncConfig:
     def __post_init__(self) -> None:
         require_usable(self, "sync.")
         _require(self.period >= 1, "sync.period", self.period, "at least 1 local step")
-        positive = 0 < self.stall_timeout_s < math.inf
-        _require(positive, "sync.stall_timeout_s", self.stall_timeout_s, "a positive number of seconds")
-        none_or_positive = 0 <= self.step_timeout_s < math.inf
-        _require(none_or_positive, "sync.step_timeout_s", self.step_timeout_s, "0 or a number of seconds")
+        expected = "a positive number of seconds"
+        _require(self.stall_timeout_s > 0, "sync.stall_timeout_s", self.stall_timeout_s, expected)
+        expected = "0 or a number of seconds"
+        _require(self.step_timeout_s >= 0, "sync.step_timeout_s", self.step_timeout_s, expected)
         _require(self.check_every >= 0, "sync.check_every", self.check_every, "0 or more rounds")
 
 

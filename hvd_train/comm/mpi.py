@@ -77,6 +77,8 @@ class MPICommunicator(Communicator):
         members = [r for r, host in enumerate(hosts) if host == hosts[self.rank]]
         self.local_rank, self.local_size = members.index(self.rank), len(members)
         self.num_hosts = len(set(hosts))
+        self._closing = self._derive(self._comm)
+        """For the last barrier, which no other call can be mistaken for: ranks may end too early."""
 
     def _derive(self, parent: Any) -> Any:
         """A duplicate of `parent`, which ends with this communicator. Collective."""
@@ -300,8 +302,10 @@ class MPICommunicator(Communicator):
         os._exit(code)  # MPICH's may return, and its launcher ends this process a moment later
 
     def close(self) -> None:
-        if self._owned and not self.has_lost():
-            self.barrier()  # the end of the process, which finalises MPI, has no deadline
+        if not self.has_lost():
+            # The end of the process, which finalises MPI, has no deadline.
+            with self.liveness, self._errors("closing", confirmed=False):
+                self._wait(self._closing.Ibarrier())
         self.liveness.stop_sharing()
         for comm in self._owned:
             comm.Free()
