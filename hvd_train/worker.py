@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hvd_train.batches import next_batch, num_batches
 from hvd_train.data.reader import Reader
 from hvd_train.liveness import phase
 from hvd_train.stateful import State
@@ -32,7 +33,7 @@ def steps_per_epoch(samples_per_rank: Sequence[int], batch_size: int, accumulate
     """Local steps until the rank with most samples has seen all of them. Every rank counts to this
     number, so that all pass from one epoch to the next at the same step; a rank with fewer samples has
     nothing to do in the last ones."""
-    return max(-(-n // (batch_size * accumulate)) for n in samples_per_rank)
+    return max(-(-num_batches(n, batch_size) // accumulate) for n in samples_per_rank)
 
 
 class Worker:
@@ -88,7 +89,8 @@ class Worker:
     def _draw(self) -> list[Batch]:
         batches = []
         for _ in range(self._accumulate):
-            arrays = self._reader.next_batch(self._batch_size)
+            left = self._reader.left
+            arrays = self._reader.next_batch(next_batch(left, self._batch_size)) if left else None
             if arrays is None:
                 break
             batches.append({name: torch.from_numpy(array) for name, array in arrays.items()})
@@ -96,7 +98,7 @@ class Worker:
 
     def _count_step(self) -> None:
         self._steps += 1
-        if self._steps == self._steps_per_epoch:
+        if self._steps >= self._steps_per_epoch:  # an epoch of an older checkpoint may have been longer
             self._steps = 0
             self.epochs += 1
             self._reader.start_epoch(self.epochs)

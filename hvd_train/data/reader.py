@@ -46,6 +46,11 @@ class Reader(ABC):
     """Whether the last `load_state_dict` came from another part of the data (another world size, seed
     or mode), so that its epoch began anew instead of going on where it was."""
 
+    @property
+    @abstractmethod
+    def left(self) -> int:
+        """Rows of this epoch that are still to come."""
+
     @abstractmethod
     def start_epoch(self, epoch: int) -> None:
         """Sets the order of `epoch` and goes to its start."""
@@ -102,6 +107,10 @@ class MemoryReader(Reader):
         self._batch = rows.read(0, len(rows))
         rows.close()
         self._order: npt.NDArray[np.intp] = self._cursor.random().permutation(self.num_samples)
+
+    @property
+    def left(self) -> int:
+        return self.num_samples - self._cursor.position
 
     def start_epoch(self, epoch: int) -> None:
         self._go_to(epoch, 0)
@@ -160,6 +169,10 @@ class StreamReader(Reader):
         self._order: npt.NDArray[np.intp] = np.empty(0, np.intp)
         self._loading: tuple[int, int, Future[Batch]] | None = None
         self._plan()
+
+    @property
+    def left(self) -> int:
+        return self.num_samples - self._cursor.position
 
     def start_epoch(self, epoch: int) -> None:
         self._go_to(epoch, 0)

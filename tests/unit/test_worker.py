@@ -65,7 +65,11 @@ def worker(reader: Reader, *, batch_size: int = 4, accumulate: int = 1) -> tuple
     [
         ((23, 10, 0), 4, 1, 6),
         ((24, 10), 4, 1, 6),
-        ((25,), 4, 1, 7),
+        ((25,), 4, 1, 6),  # the last has 5 rows
+        ((25,), 4, 2, 3),
+        ((26,), 4, 1, 7),
+        ((5, 1), 4, 1, 1),
+        ((25, 3), 1, 1, 25),
         ((23, 10), 4, 2, 3),
         ((1, 1), 64, 8, 1),
         ((8,), 4, 2, 1),
@@ -171,3 +175,45 @@ def test_rows_that_were_dealt_anew_begin_the_epoch_anew(readers: list[Reader]) -
         assert (each.epochs, each.progress) == (2, 2.0)
     assert sorted(n for s in rows.rows for b in s for n in b) == list(range(23))
     assert sorted(n for s in others.rows for b in s for n in b) == list(range(23, 33))
+
+
+@pytest.mark.parametrize("reading", ["memory", "stream"])
+def test_a_single_row_joins_the_batch_before_it(reading: str, tmp_path: Path) -> None:
+    """25 and 11 rows in batches of 4 and 2 a step, to the end and cut short after each step."""
+    path, rows = str(write_foreign(tmp_path / "b.h5", 36)), (25, 11)
+    parts = [[Span(path, 0, 25)], [Span(path, 25, 36)]]
+    data = DataConfig(reading=reading)  # type: ignore[arg-type]
+
+    def make(rank: int) -> tuple[Worker, Steps]:
+        steps = Steps()
+        reader = make_reader(parts[rank], data, 1, FIELDS, 1 << 30)
+        count = steps_per_epoch(rows, 4, 2)
+        return Worker(reader, steps, batch_size=4, accumulate=2, steps_per_epoch=count), steps
+
+    for rank, sizes in enumerate(([[4, 4], [4, 4], [4, 5]], [[4, 4], [3]])):
+        whole, steps = make(rank)
+        whole.run(6)
+        assert whole.epochs == 2
+        assert [[len(b) for b in step] for step in steps.rows] == sizes * 2
+        for done in range(1, 6):
+            first, _ = make(rank)
+            first.run(done)
+            second, rest = make(rank)
+            second.load_state_dict(first.state_dict())
+            second.run(6 - done)
+            assert second.epochs == 2
+            assert rest.rows == steps.rows[len(steps.rows) - len(rest.rows) :]
+            first.close()
+            second.close()
+        whole.close()
+
+
+def test_an_epoch_that_was_longer_when_it_was_saved_ends(readers: list[Reader]) -> None:
+    made, steps = worker(readers[0])
+    made.run(6)
+    state = {**made.state_dict(), "steps": 6}
+    state["reader"] = {**state["reader"], "position": 22}
+    made.load_state_dict(state)
+    work = made.run(1)
+    assert (work.samples, made.epochs) == (1, 2)
+    assert len(steps.rows[-1][0]) == 1
