@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from hvd_train.batches import batch_bounds
 from hvd_train.comm.base import Communicator, Op
 from hvd_train.data.rows import Rows
 from hvd_train.errors import TaskError
 from hvd_train.header import Header
 from hvd_train.liveness import mark
+from hvd_train.models import evaluating
 from hvd_train.task import Sums, Task
 
 
@@ -32,9 +34,10 @@ class Evaluator(Protocol):
 class ValidationEvaluator:
     """Evaluates the model on rows of validation data.
 
-    Batch b holds the rows [b B, (b+1) B) of the whole validation data, whatever the number of ranks, so
-    the figures do not depend on it. Rank r takes the batches b with b mod p = r; where the ranks hold
-    different models (`every_model`), each rank takes all batches, and the figures are means over the models.
+    Batch b holds the rows [b B, (b+1) B) of the whole validation data, and a single row that would be left
+    over is in the last batch, whatever the number of ranks: the figures do not depend on it. Rank r takes the
+    batches b with b mod p = r; where the ranks hold different models (`every_model`), each rank takes all
+    batches, and the figures are means over the models.
     """
 
     def __init__(
@@ -46,23 +49,19 @@ class ValidationEvaluator:
         self._rows = rows
         self.num_samples = len(rows)
         every = (0, 1) if every_model else (comm.rank, comm.size)
-        starts = range(0, self.num_samples, batch_size)[every[0] :: every[1]]
-        self._batches = [(s, min(s + batch_size, self.num_samples)) for s in starts]
+        self._batches = batch_bounds(self.num_samples, batch_size)[every[0] :: every[1]]
 
     def after_round(self, header: Header) -> None:
         """Training does not change the validation data."""
 
     def evaluate(self) -> dict[str, float]:
         """Loss and metrics over all validation rows. Collective: every rank its part, the sums reduced."""
-        was_training = self._model.training
-        self._model.eval()
         totals: dict[str, np.ndarray] = {}
-        with torch.inference_mode():
+        with evaluating(self._model):
             for start, stop in self._batches:
                 mark()
                 for name, pair in self._sums(start, stop).items():
                     totals[name] = totals.get(name, np.zeros(2)) + pair
-        self._model.train(was_training)
         return self._reduce(totals)
 
     def _sums(self, start: int, stop: int) -> Sums:

@@ -7,11 +7,13 @@ called on raw samples, and a task need not know which model it was given.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import final
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,6 +53,24 @@ def build_sequence_model(config: ModelConfig, vocabulary: int) -> nn.Module:
 def describe(model: nn.Module) -> str:
     """A model in a few words: `mlp 64-128-64-10`; for one that is not built in its class."""
     return model.summary if isinstance(model, (Mlp, Cnn, TokenMlp, TokenCnn)) else type(model).__name__
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without gradients; afterwards every module is in the mode that it was in.
+
+    Not `torch.inference_mode`: a tensor that a module made in it, and kept, could not be used in training.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(modes[0][1])  # by `train`, which a model may have overridden
+        for module, mode in modes[1:]:
+            if module.training is not mode:
+                module.train(mode)
 
 
 def _dense(widths: Sequence[int], dropout: float) -> nn.Sequential:

@@ -72,7 +72,7 @@ class Task(ABC):
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
         """`loss` and `metrics` of one transformed batch as sums and counts.
 
-        Called under `torch.inference_mode()` with the model in evaluation mode. The default runs the model
+        Called under `torch.no_grad()` with the model in evaluation mode. The default runs the model
         once for `loss` and once more for `metrics`; override it where one forward pass gives both.
         """
         mean, count = self.loss(model, batch)

@@ -29,7 +29,7 @@ class Seven(Task):
 
     def __init__(self) -> None:
         self.seen: list[list[int]] = []
-        self.modes: list[tuple[bool, bool]] = []
+        self.modes: list[tuple[bool, bool, bool]] = []
 
     def build_model(self, spec: object) -> nn.Module:
         raise AssertionError("the test builds it")
@@ -38,7 +38,7 @@ class Seven(Task):
         return {**batch, "inputs": batch["inputs"] / ROWS}
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        self.modes.append((model.training, torch.is_inference_mode_enabled()))
+        self.modes.append((model.training, torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
         logits = model(batch["inputs"])
         return nn.functional.cross_entropy(logits, batch["targets"]), len(logits)
 
@@ -125,7 +125,7 @@ def test_batches_are_the_same_whoever_takes_them(ranks: int, spans: list[Span]) 
     batches = [list(range(start, min(start + 16, ROWS))) for start in range(0, ROWS, 16)]
     assert [once[b % ranks][b // ranks] for b in range(len(batches))] == batches
     assert sum(map(len, once)) == len(batches)
-    assert {mode for _, task in results for mode in task.modes} == {(False, True)}
+    assert {mode for _, task in results for mode in task.modes} == {(False, False, False)}
 
 
 def test_ranks_without_a_batch_take_part(spans: list[Span]) -> None:
@@ -187,3 +187,11 @@ def test_without_validation_data_it_is_the_training_loss_since_the_last_look() -
     evaluator.after_round(header((10, float("nan"), 1), (10, 5, 0), (10, 40, 1)))
     assert evaluator.evaluate() == {"loss": 4.0, "error": 4.0}
     assert np.isnan(evaluator.evaluate()["error"]), "nothing was seen since"
+
+
+def test_a_single_row_is_evaluated_with_the_batch_before_it(spans: list[Span]) -> None:
+    for size, count in ((33, 3), (99, 1), (100, 1), (1, 100)):
+        (_, task), *_ = on_ranks(1, lambda comm, size=size: evaluate(comm, spans, size))
+        batches = task.seen[: len(task.seen) // 2]
+        assert [n for batch in batches for n in batch] == list(range(ROWS))
+        assert len(batches) == count
