@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from hvd_train.agree import together
@@ -17,6 +16,7 @@ from hvd_train.comm.factory import connect
 from hvd_train.config import Config
 from hvd_train.data.format import SampleSpec
 from hvd_train.errors import RunDirectoryError
+from hvd_train.model_state import load_state
 from hvd_train.record.console import make_console
 from hvd_train.record.events import EventLog
 from hvd_train.record.notice import make_notice
@@ -103,7 +103,8 @@ def load_model(path: str | Path, checkpoint: str = "best", task: Task | None = N
         checkpoint: `best` or `latest`, where `path` is a run.
         task: the task that was trained, where it was not named by the configuration.
 
-    Raises `RunDirectoryError` for a path without a checkpoint or with a damaged one.
+    Raises `RunDirectoryError` for a path without a checkpoint, with a damaged one, or with that of another
+    model.
     """
     saved = find_checkpoint(Path(path), checkpoint)
     if saved is None:
@@ -112,6 +113,10 @@ def load_model(path: str | Path, checkpoint: str = "best", task: Task | None = N
         )
     config = saved_config(saved.folder)
     model = (task or make_task(config)).build_model(SampleSpec.from_json(saved.sample))
-    with torch.no_grad():
-        model.load_state_dict(saved.model())
+    try:
+        load_state(model, saved.model())
+    except RuntimeError as error:
+        raise RunDirectoryError(
+            f"{saved.folder}: {error}. Load it with the task that the run was trained with."
+        ) from None
     return model.eval()

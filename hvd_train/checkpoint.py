@@ -32,6 +32,7 @@ from hvd_train.comm.base import Communicator
 from hvd_train.config import CheckpointConfig
 from hvd_train.errors import RunDirectoryError
 from hvd_train.liveness import phase
+from hvd_train.model_state import saved_state
 from hvd_train.record.reports import CheckpointReport, FaultReport, Recorder
 from hvd_train.run_files import CHECKPOINTS, MANIFEST_FILE, checkpoint_of, checkpoints_in, follow, round_of
 from hvd_train.stateful import Stateful
@@ -132,7 +133,9 @@ class Checkpoints:
     def _write_files(self, temporary: Path) -> dict[str, dict[str, Any]]:
         files = {rank_file(self.comm.rank): self._pack_parts()}
         if self.comm.rank == 0:
-            files[MODEL_FILE] = save(_detached(self.model.state_dict()))
+            tensors, plain = saved_state(self.model)
+            metadata = {"state": json.dumps(plain)} if plain else None
+            files[MODEL_FILE] = save(_detached(tensors), metadata=metadata)
         for name, content in files.items():
             with replacing(temporary / name) as path:
                 path.write_bytes(content)
@@ -235,9 +238,10 @@ class SavedCheckpoint:
         except KeyError as error:
             raise RunDirectoryError(f"{path}: damaged: {error} is missing. Go on from another one.") from None
 
-    def model(self) -> dict[str, Tensor]:
-        """The model's state by name."""
-        return self._read(MODEL_FILE)[0]
+    def model(self) -> dict[str, Any]:
+        """The model's state by name: tensors, and the plain values of `get_extra_state`."""
+        tensors, plain = self._read(MODEL_FILE)
+        return {**tensors, **plain}
 
     def parts(self, rank: int) -> dict[str, dict[str, Any]]:
         """The state of every part for a rank: what is shared from rank 0's file, the rest from the rank's
