@@ -14,11 +14,11 @@ from torch.optim import Optimizer
 
 from hvd_train.config import OptimConfig
 from hvd_train.errors import ConfigError, TaskError
+from hvd_train.optimizer_state import densifies, sparse_parameters
 from hvd_train.task import Batch, Task
 
 _UNUSABLE = {
     "LBFGS": "it evaluates the loss several times a step",
-    "SparseAdam": "it takes sparse gradients only",
 }
 _SGD_DEFAULTS = {"momentum": 0.9, "nesterov": True}
 
@@ -43,7 +43,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
         "foreach",
         "differentiable",
     }:
-        args["fused"] = all(p.is_floating_point() for p in params)
+        args["fused"] = all(p.is_floating_point() for p in params) and not sparse_parameters(model)
     try:
         return cls(params, **args)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -62,7 +62,7 @@ def _optimizer_class(name: str) -> type[Optimizer]:
     if name in _UNUSABLE:
         raise ConfigError(
             f"optim.name = {name!r} cannot be used: {_UNUSABLE[name]}. Expected a class of torch.optim that "
-            "steps without a closure and with dense gradients, for example `SGD` or `AdamW`."
+            "steps without a closure, for example `SGD` or `AdamW`."
         )
     if name not in classes:
         usable = {n.lower(): n for n in classes if n not in _UNUSABLE}
@@ -101,7 +101,8 @@ def _arguments(cls: type[Optimizer], config: OptimConfig) -> dict[str, Any]:
 class LocalStep:
     """One optimizer step on this rank's batches: forward, backward, clip, step. Never communicates.
 
-    The model must be in training mode. Its gradients are the optimizer's to use between two steps.
+    The model must be in training mode. Its gradients are the optimizer's to use between two steps. They may
+    be sparse, where the optimizer takes such.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, task: Task, config: OptimConfig) -> None:
@@ -139,10 +140,31 @@ class LocalStep:
             for p in self._params:
                 if p.grad is not None:
                     p.grad.div_(num_samples)
-        if self._clip_norm:
-            nn.utils.clip_grad_norm_(self._params, self._clip_norm)
-        self._optimizer.step()
+        if any(p.grad is not None and p.grad.is_sparse for p in self._params):
+            self._step_sparse()
+        else:
+            if self._clip_norm:
+                nn.utils.clip_grad_norm_(self._params, self._clip_norm)
+            self._optimizer.step()
         return loss_sum, num_samples
+
+    def _step_sparse(self) -> None:
+        for group in self._optimizer.param_groups:
+            if group.get("fused"):
+                group["fused"] = False  # no fused step takes a sparse gradient
+            for p in group["params"] if densifies(self._optimizer, group) else ():
+                if p.grad is not None:
+                    p.grad = p.grad.to_dense()
+        if self._clip_norm:
+            _clip_sparse([p for p in self._params if p.grad is not None], self._clip_norm)
+        try:
+            self._optimizer.step()
+        except RuntimeError as error:
+            raise TaskError(
+                f"optim: {type(self._optimizer).__name__} cannot use the sparse gradients of this model: "
+                f"{error}. Choose an optimizer that takes them (SGD without weight decay, Adagrad), or build "
+                "the embeddings with sparse=False."
+            ) from error
 
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
         with self._precision:
@@ -151,6 +173,19 @@ class LocalStep:
             _check_loss(loss, type(self._task).__name__)
             self._loss_is_checked = True
         return loss
+
+
+def _clip_sparse(params: Sequence[nn.Parameter], max_norm: float) -> None:
+    """As `clip_grad_norm_`, which takes no sparse gradients. Rows that came twice are added up first."""
+    values = []
+    for p in params:
+        assert p.grad is not None  # the caller chose them
+        if p.grad.is_sparse:
+            p.grad = p.grad.coalesce()
+        values.append(p.grad.values() if p.grad.is_sparse else p.grad)
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in values]))
+    for v in values:
+        v.mul_(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
 
 
 def _check_loss(loss: object, task: str) -> None:

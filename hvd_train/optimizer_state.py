@@ -7,7 +7,7 @@ zeros with gradients of zero, and what appears is taken over: moments of nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,15 +20,43 @@ _INITIAL_COUNTERS = {"step": 0.0, "mu_product": 1.0, "mu": 1.0}
 _COUNTERS = {*_INITIAL_COUNTERS, "eta"}
 
 
+def as_real(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor, without its history: those of a complex one as pairs in a last dimension."""
+    return torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+
+
+def sparse_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters that are known to get sparse gradients: those of embeddings with `sparse=True` that no
+    other module shares."""
+    owners: dict[nn.Parameter, list[nn.Module]] = {}
+    for module in model.modules():
+        for p in module._parameters.values():
+            if p is not None:
+                owners.setdefault(p, []).append(module)
+    return {
+        p
+        for p, of in owners.items()
+        if len(of) == 1 and isinstance(of[0], (nn.Embedding, nn.EmbeddingBag)) and of[0].sparse
+    }
+
+
+def densifies(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> bool:
+    """Whether sparse gradients of a parameter group are made dense: SGD's momentum, which lies in the flat
+    state, is dense; torch would add a dense tensor to a sparse one, which it cannot."""
+    return isinstance(optimizer, torch.optim.SGD) and group["momentum"] != 0
+
+
 def materialise(
-    optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[nn.Parameter, str],
+    sparse: Collection[nn.Parameter] = (),
 ) -> Iterator[tuple[nn.Parameter, str, Tensor]]:
     """(parameter, key, tensor) of every moment, that is every floating-point state tensor that is no counter,
     in the order of the parameter groups; state that is missing is created first. Counters stay each rank's
-    own.
+    own. The parameters of `sparse` will get sparse gradients.
 
-    Raises `TaskError` for an optimizer that cannot step without a closure, or that keeps counters which
-    one cannot know the beginning of.
+    Raises `TaskError` for an optimizer that cannot step without a closure or with such gradients, or that
+    keeps counters which one cannot know the beginning of.
     """
     missing = [
         p
@@ -37,7 +65,7 @@ def materialise(
         if p.requires_grad and not optimizer.state.get(p)
     ]
     if missing:
-        _create(optimizer, missing)
+        _create(optimizer, missing, sparse)
     for group in optimizer.param_groups:
         for p in group["params"]:
             if p not in names and p.requires_grad:
@@ -51,15 +79,19 @@ def materialise(
 
 def _is_moment(p: nn.Parameter, key: str, value: Any) -> bool:
     """Whether a state value is one number for each element (or row) of the parameter, not a counter."""
-    if not (torch.is_tensor(value) and value.is_floating_point()):
+    if not (torch.is_tensor(value) and (value.is_floating_point() or value.is_complex())):
         return False
     return value.dim() > 0 or (p.dim() == 0 and key not in _COUNTERS)
 
 
-def _create(optimizer: torch.optim.Optimizer, missing: list[nn.Parameter]) -> None:
+def _create(
+    optimizer: torch.optim.Optimizer, missing: list[nn.Parameter], sparse: Collection[nn.Parameter]
+) -> None:
     scratch = {p: nn.Parameter(torch.zeros_like(p)) for p in missing}
-    for copy in scratch.values():
-        copy.grad = torch.zeros_like(copy)
+    for group in optimizer.param_groups:
+        for p in scratch.keys() & group["params"]:
+            zeros = torch.zeros_like(scratch[p])
+            scratch[p].grad = zeros.to_sparse(1) if p in sparse and not densifies(optimizer, group) else zeros
     groups = [group["params"] for group in optimizer.param_groups]
     try:
         for group, params in zip(optimizer.param_groups, groups, strict=True):
@@ -68,8 +100,8 @@ def _create(optimizer: torch.optim.Optimizer, missing: list[nn.Parameter]) -> No
     except Exception as error:
         raise TaskError(
             f"the state of {type(optimizer).__name__} cannot be created before its first step: {error}. "
-            "Choose an optimizer that steps without a closure and with dense gradients, or "
-            "`optimizer_state = 'keep'`."
+            "Choose an optimizer that steps without a closure and takes the gradients of this model (some "
+            "sparse: SGD, Adagrad; all sparse: SparseAdam), or `optimizer_state = 'keep'`."
         ) from error
     finally:
         for group, params in zip(optimizer.param_groups, groups, strict=True):
@@ -115,7 +147,7 @@ class OptimizerState:
         for name, p in self._named:
             for key, value in self._optimizer.state.get(p, {}).items():
                 if value is not None and self._only(f"{name}/{key}", value):
-                    state[f"{name}/{key}"] = value
+                    state[f"{name}/{key}"] = as_real(value) if torch.is_tensor(value) else value
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -129,6 +161,6 @@ class OptimizerState:
                 )
             held = self._optimizer.state[parameters[name]]
             if torch.is_tensor(held.get(key)):
-                held[key].copy_(value)
+                as_real(held[key]).copy_(value)
             else:
                 held[key] = value

@@ -1,5 +1,6 @@
 """The flat state: everything that is averaged lies in one contiguous buffer per type, and the model's
-parameters, its floating-point buffers and the optimizer's moments are views of it.
+parameters, its floating-point buffers and the optimizer's moments are views of it. Complex numbers lie in the
+buffer of their real type.
 
 An average is then one call on one buffer: no copy in or out, no loop over tensors.
 """
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from hvd_train.comm.base import DTYPES, Buffer, Communicator
 from hvd_train.errors import TaskError, ViewReplaced
-from hvd_train.optimizer_state import materialise
+from hvd_train.model_state import unusual
+from hvd_train.optimizer_state import as_real, materialise, sparse_parameters
 
 ALIGNMENT = 64
 """Bytes to which each tensor is aligned: a cache line, and what vector kernels like best. The same in
@@ -31,9 +33,11 @@ class Entry:
     holder: Tensor
     """The parameter, buffer or optimizer tensor, whose data is the view."""
     dtype: torch.dtype
+    """Of the buffer: for a complex tensor its real type."""
     start: int
     """Offset of its first element in the buffer of its dtype."""
     size: tuple[int, ...]
+    """Of the view; a complex tensor has one more dimension there, of 2."""
     stride: tuple[int, ...]
 
 
@@ -43,7 +47,7 @@ class FlatState:
 
     Args:
         model: its trainable parameters and floating-point buffers become views. Frozen parameters and
-            integer buffers stay where they are: see `frozen`.
+            other buffers stay where they are: see `frozen`.
         optimizer: with the policy `average` its state is created now, if it has none yet, and every
             floating-point tensor of it with at least one dimension becomes a view.
         comm: where the buffers come from.
@@ -70,7 +74,8 @@ class FlatState:
         tensors = list(_model_tensors(model, batch_norm == "average"))
         if optimizer_state == "average":
             names = {p: name for name, p in model.named_parameters()}
-            tensors += [(f"{names[p]}/{key}", "moment", t) for p, key, t in materialise(optimizer, names)]
+            moments = materialise(optimizer, names, sparse_parameters(model))
+            tensors += [(f"{names[p]}/{key}", "moment", t) for p, key, t in moments]
         self.entries, self._numels = _lay_out(tensors)
         self._comm = comm
         self.buffers: dict[torch.dtype, Buffer] = {}
@@ -83,8 +88,8 @@ class FlatState:
         }
         for entry in self.entries:
             view = self._view(entry)
-            view.copy_(entry.holder.detach())
-            entry.holder.data = view
+            view.copy_(as_real(entry.holder))
+            self._hand_over(entry, view)
 
     def rebind(self, comm: Communicator) -> None:
         """Moves everything to buffers of `comm`, the communicator of the ranks that live after some were
@@ -95,11 +100,15 @@ class FlatState:
         self.buffers = dict(zip(self.buffers, comm.recover(list(self.buffers.values())), strict=True))
         self._comm = comm
         for entry in self.entries:
-            entry.holder.data = self._view(entry)
+            self._hand_over(entry, self._view(entry))
 
     def _view(self, entry: Entry, of: Tensor | None = None) -> Tensor:
         base = self.buffers[entry.dtype].live if of is None else of
         return base.as_strided(entry.size, entry.stride, base.storage_offset() + entry.start)
+
+    @staticmethod
+    def _hand_over(entry: Entry, view: Tensor) -> None:
+        entry.holder.data = torch.view_as_complex(view) if entry.holder.is_complex() else view
 
     @property
     def num_bytes(self) -> int:
@@ -107,29 +116,32 @@ class FlatState:
         return sum(numel * dtype.itemsize for dtype, numel in self._numels.items())
 
     def frozen(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of the model that are not averaged but taken from rank 0: frozen parameters and
-        integer buffers."""
+        """The tensors of the model that are not averaged but taken from rank 0: frozen parameters, and
+        buffers that are integer, sparse, quantized or of a type that cannot be averaged."""
         inside = {e.holder.data_ptr() for e in self.entries if e.holder.numel()}
         for name, p in self.model.named_parameters():
-            if not p.requires_grad and p.data_ptr() not in inside:
+            if not p.requires_grad and (unusual(p) or p.data_ptr() not in inside):
                 yield name, p.data
         for name, b in self.model.named_buffers():
-            if not b.is_floating_point():
+            if not _is_averaged(b):
                 yield name, b
 
     def layout(self) -> list[str]:
         """One line per tensor: name, type, shape and place. Equal on all ranks, or they cannot average."""
-        return [f"{e.name} {e.dtype} {e.size} {e.stride} at {e.start}" for e in self.entries]
+        averaged = [f"{e.name} {e.dtype} {e.size} {e.stride} at {e.start}" for e in self.entries]
+        return averaged + [f"{name} {t.dtype} {tuple(t.shape)} of rank 0" for name, t in self.frozen()]
 
     def check_views(self) -> None:
-        """Raises `ViewReplaced`, naming the tensor, if one no longer lies where it was put, or if a
-        parameter was frozen or unfrozen since."""
+        """Takes the value of a buffer that the model assigned anew, as `self.mean = 0.9 * self.mean + ...`
+        does, into the flat state. Raises `ViewReplaced`, naming the tensor, if another one no longer lies
+        where it was put, or if a parameter appeared, or was unfrozen, since."""
         held = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         for entry in self.entries:
             expected = self.buffers[entry.dtype].live.data_ptr() + entry.start * entry.dtype.itemsize
-            seen = entry.holder
+            seen = as_real(entry.holder)
             moved = seen.numel() > 0 and seen.data_ptr() != expected
-            moved |= entry.kind != "moment" and held.get(entry.name) is not seen
+            if entry.kind != "moment" and held.get(entry.name) is not entry.holder:
+                moved |= not self._take_back(entry, held.get(entry.name))
             if moved or seen.stride() != entry.stride or seen.dtype is not entry.dtype:
                 raise ViewReplaced(
                     f"{entry.kind} `{entry.name}` no longer lies in the flat state: its data was replaced, "
@@ -137,12 +149,27 @@ class FlatState:
                     "Change it in place (`tensor.copy_`), or do it before the averager is made."
                 )
         for name, p in self.model.named_parameters():
-            if self._trainable.get(name) != p.requires_grad:
+            if p.requires_grad and not self._trainable.get(name):
+                did = "was unfrozen" if name in self._trainable else "appeared"
                 raise ViewReplaced(
-                    f"parameter `{name}` was {'unfrozen' if p.requires_grad else 'frozen'} after the flat "
-                    "state was laid out; make a new averager after changing requires_grad."
+                    f"parameter `{name}` {did} after the flat state was laid out, so that no average has it. "
+                    "Make all parameters in build_model, and freeze there only what stays frozen; in your "
+                    "own loop make a new averager."
                 )
         self._check_moments()
+
+    def _take_back(self, entry: Entry, value: Tensor | None) -> bool:
+        """Copies `value`, which the model has in the place of a buffer, into it, and puts that back. Returns
+        whether that could be done."""
+        holder = entry.holder
+        if entry.kind != "buffer" or value is None or unusual(value):
+            return False
+        if value.shape != holder.shape or value.dtype is not holder.dtype:
+            return False
+        holder.data.copy_(value.detach())
+        owner, _, name = entry.name.rpartition(".")
+        self.model.get_submodule(owner)._buffers[name] = holder
+        return True
 
     def _check_moments(self) -> None:
         """The optimizer may hold other tensors than those it held when they were laid out."""
@@ -167,16 +194,35 @@ class FlatState:
 
 def _model_tensors(model: nn.Module, with_buffers: bool) -> Iterator[tuple[str, str, Tensor]]:
     for name, p in model.named_parameters():
+        _require_ready("parameter", name, p)
         if p.requires_grad:
-            if p.dtype not in DTYPES:
+            if not _is_averaged(p):
+                seen = unusual(p) or f"of dtype {p.dtype}"
                 raise TaskError(
-                    f"parameter `{name}` has dtype {p.dtype}; expected a real floating-point type."
+                    f"parameter `{name}` is {seen}; expected a dense tensor of one of "
+                    f"{', '.join(map(str, DTYPES))}, or of a complex type of these."
                 )
             yield name, "parameter", p
-    if with_buffers:
-        for name, b in model.named_buffers():
-            if b.is_floating_point():
-                yield name, "buffer", b
+    for name, b in model.named_buffers():
+        _require_ready("buffer", name, b)
+        if with_buffers and _is_averaged(b):
+            yield name, "buffer", b
+
+
+def _require_ready(kind: str, name: str, tensor: Tensor) -> None:
+    if nn.parameter.is_lazy(tensor):
+        raise TaskError(
+            f"{kind} `{name}` has no shape yet: its module is lazy. Call the model on one batch before."
+        )
+    if tensor.device.type != "cpu":
+        raise TaskError(
+            f"{kind} `{name}` lies on {tensor.device}; expected cpu: only CPUs are averaged today."
+        )
+
+
+def _is_averaged(tensor: Tensor) -> bool:
+    """Whether a parameter or buffer is of a kind that can lie in the flat state."""
+    return not unusual(tensor) and (tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype) in DTYPES
 
 
 def _lay_out(tensors: list[tuple[str, str, Tensor]]) -> tuple[list[Entry], dict[torch.dtype, int]]:
@@ -186,11 +232,8 @@ def _lay_out(tensors: list[tuple[str, str, Tensor]]) -> tuple[list[Entry], dict[
     numels: dict[torch.dtype, int] = {}
     places: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Entry] = {}
     spans: list[tuple[int, int, str]] = []
-    for name, kind, tensor in tensors:
-        if tensor.device.type != "cpu":
-            raise TaskError(
-                f"{kind} `{name}` lies on {tensor.device}; expected cpu: only CPUs are averaged today."
-            )
+    for name, kind, holder in tensors:
+        tensor = as_real(holder)
         size, stride = tuple(tensor.shape), _dense_stride(tensor)
         place = (tensor.data_ptr(), size, tuple(tensor.stride()))
         twin = places.get(place) if tensor.numel() else None
@@ -201,7 +244,7 @@ def _lay_out(tensors: list[tuple[str, str, Tensor]]) -> tuple[list[Entry], dict[
             _refuse_overlap(name, tensor, spans)
         else:
             start, stride = twin.start, twin.stride
-        entry = Entry(name, kind, tensor, tensor.dtype, start, size, stride)  # type: ignore[arg-type]
+        entry = Entry(name, kind, holder, tensor.dtype, start, size, stride)  # type: ignore[arg-type]
         places.setdefault(place, entry)
         entries.append(entry)
     return entries, numels

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import ModelConfig, OptimConfig
 from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.errors import ConfigError, TaskError
 from hvd_train.optim import LocalStep, make_optimizer
+from hvd_train.state import FlatState
 from hvd_train.task import Batch, Classification, Task
 
 SPEC = SampleSpec(
@@ -182,7 +184,6 @@ def test_arguments_reach_the_class() -> None:
             OptimConfig(name="LBFGS"),
             "optim.name = 'LBFGS' cannot be used: it evaluates the loss several times",
         ),
-        (OptimConfig(name="SparseAdam"), "cannot be used: it takes sparse gradients only."),
         (
             OptimConfig(args={"momentun": 0.9}),
             "optim.args.momentun is unknown; expected an argument of torch.optim.SGD",
@@ -226,3 +227,51 @@ def test_a_loss_that_is_none(result: object, message: str) -> None:
     step = LocalStep(model, make_optimizer(model, OptimConfig()), task, OptimConfig())
     with pytest.raises(TaskError, match=re.escape(message)):
         step(batches(3))
+
+
+class Embedded(Task):
+    """Rows of a table: with sparse gradients or with dense ones, which must train alike."""
+
+    def __init__(self, sparse: bool, announced: bool = True) -> None:
+        self._sparse, self._announced = sparse, announced
+
+    def build_model(self, spec: SampleSpec) -> nn.Module:
+        torch.manual_seed(5)
+        return nn.Sequential(
+            nn.Embedding(20, 3, sparse=self._sparse and self._announced), nn.Flatten(), nn.Linear(12, 2)
+        )
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        if self._sparse and not self._announced:
+            rows = nn.functional.embedding(batch["x"], model[0].weight, sparse=True)
+            return model[2](rows.flatten(1)).square().mean(), len(batch["x"])
+        return model(batch["x"]).square().mean(), len(batch["x"])
+
+
+def trained(task: Embedded, config: OptimConfig) -> Tensor:
+    model = task.build_model(SPEC).double()
+    optimizer = make_optimizer(model, config)
+    FlatState(model, optimizer, SoloCommunicator()).place()
+    step = LocalStep(model, optimizer, task, config)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(6):
+        step([{"x": torch.randint(0, 20, (n, 4), generator=generator)} for n in (5, 3)[: config.accumulate]])
+    return flat(model)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.01])
+@pytest.mark.parametrize(("name", "args"), [("SGD", {}), ("SGD", {"momentum": 0.0}), ("Adagrad", {})])
+def test_sparse_gradients_train_like_dense_ones(
+    name: str, args: dict[str, float], clip_norm: float, accumulate: int, announced: bool
+) -> None:
+    config = OptimConfig(name=name, lr=0.1, args=args, clip_norm=clip_norm, accumulate=accumulate)
+    sparse, dense = (trained(Embedded(kind, announced), config) for kind in (True, False))
+    torch.testing.assert_close(sparse, dense, rtol=0, atol=1e-14)
+    assert not torch.equal(sparse, flat(Embedded(True).build_model(SPEC).double()))
+
+
+def test_sparse_gradients_that_nothing_announced_are_refused_in_the_first_step() -> None:
+    with pytest.raises(TaskError, match="AdamW cannot use the sparse gradients of this model: Adam"):
+        trained(Embedded(True, announced=False), OptimConfig(name="AdamW", lr=0.1))

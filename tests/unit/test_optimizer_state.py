@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hvd_train.errors import TaskError
-from hvd_train.optimizer_state import OptimizerState, materialise
+from hvd_train.optimizer_state import OptimizerState, materialise, sparse_parameters
 
 CLASSES: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {"momentum": 0.9, "nesterov": True}),
@@ -164,3 +164,49 @@ def test_a_part_saves_only_what_it_is_asked_for() -> None:
     other = make(nn.Linear(2, 2), "Adam", {})
     with pytest.raises(TaskError, match=r"state is of parameter `0\.weight`, which the model does not have"):
         OptimizerState(nn.Linear(2, 2), other, lambda name, value: True).load_state_dict(counters)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "keys"),
+    [
+        ("SparseAdam", {}, ["exp_avg", "exp_avg_sq"]),
+        ("Adagrad", {}, ["sum"]),
+        ("SGD", {}, []),
+        ("SGD", {"momentum": 0.9}, ["momentum_buffer"]),
+    ],
+)
+def test_state_for_sparse_gradients_is_dense(name: str, args: dict[str, Any], keys: list[str]) -> None:
+    module = nn.Embedding(7, 2, sparse=True)
+    optimizer = make(module, name, args)
+    assert sparse_parameters(module) == {module.weight}
+    made = list(materialise(optimizer, names(module), sparse_parameters(module)))
+    assert [key for _, key, _ in made] == keys
+    assert all(t.layout is torch.strided and t.shape == (7, 2) for _, _, t in made)
+    assert optimizer.state[module.weight].get("step", 0) == 0
+
+
+def test_an_optimizer_that_takes_no_sparse_gradients_is_refused() -> None:
+    module = nn.Sequential(nn.Embedding(7, 2, sparse=True), nn.Linear(2, 2))
+    for name, message in (("Adam", "does not support sparse"), ("SparseAdam", "does not support dense")):
+        with pytest.raises(TaskError, match=message):
+            list(materialise(make(module, name, {}), names(module), sparse_parameters(module)))
+    tied = nn.Sequential(nn.Embedding(4, 2, sparse=True), nn.Linear(2, 4))
+    tied[1].weight = tied[0].weight
+    assert sparse_parameters(tied) == set(), "its gradient is a sum of a sparse and a dense one"
+
+
+def test_complex_state_is_saved_as_pairs() -> None:
+    module = nn.Module()
+    module.phase = nn.Parameter(torch.tensor([1 + 2j, 3 - 1j], dtype=torch.complex128))
+    optimizer = make(module, "Adam", {})
+    module.phase.abs().sum().backward()
+    optimizer.step()
+    state = OptimizerState(module, optimizer, lambda name, _: True).state_dict()
+    assert state["phase/exp_avg"].dtype is torch.float64
+    assert state["phase/exp_avg"].shape == (2, 2)
+    saved = {key: value.clone() for key, value in state.items()}
+    before = optimizer.state[module.phase]["exp_avg"].clone()
+    optimizer.state[module.phase]["exp_avg"].zero_()
+    OptimizerState(module, optimizer, lambda name, _: True).load_state_dict(saved)
+    assert torch.equal(optimizer.state[module.phase]["exp_avg"], before)
+    assert before.abs().min() > 0

@@ -150,9 +150,14 @@ def test_one_memory_under_two_parameter_objects_stays_one() -> None:
 
 def test_what_cannot_be_averaged_is_refused_by_name() -> None:
     model = nn.Module()
-    model.phase = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
-    with pytest.raises(TaskError, match=r"parameter `phase` has dtype torch\.complex64"):
+    model.phase = nn.Parameter(torch.zeros(3).to(torch.float8_e5m2))
+    with pytest.raises(TaskError, match=r"parameter `phase` is of dtype torch\.float8_e5m2; expected"):
         flat(model)
+    model.phase = nn.Parameter(torch.eye(3).to_sparse())
+    with pytest.raises(TaskError, match=r"parameter `phase` is of layout torch\.sparse_coo"):
+        flat(model)
+    with pytest.raises(TaskError, match="parameter `weight` has no shape yet: its module is lazy"):
+        flat(nn.LazyLinear(3))
     elsewhere = nn.Linear(2, 2, device="meta")
     with pytest.raises(TaskError, match="parameter `weight` lies on meta; expected cpu"):
         flat(elsewhere)
@@ -166,8 +171,20 @@ def replace_parameter(model: Mixed, _: torch.optim.Optimizer) -> None:
     model.first.bias = nn.Parameter(model.first.bias.detach())  # the same memory, but nobody trains it
 
 
-def replace_buffer(model: Mixed, _: torch.optim.Optimizer) -> None:
-    model.norm.running_mean = torch.zeros(5)
+def widen_buffer(model: Mixed, _: torch.optim.Optimizer) -> None:
+    model.norm.running_mean = torch.zeros(5, dtype=torch.float64)
+
+
+def enlarge_buffer(model: Mixed, _: torch.optim.Optimizer) -> None:
+    model.norm.running_mean = torch.zeros(6)
+
+
+def remove_buffer(model: Mixed, _: torch.optim.Optimizer) -> None:
+    model.norm.running_mean = None
+
+
+def add_parameter(model: Mixed, _: torch.optim.Optimizer) -> None:
+    model.late = nn.Parameter(torch.zeros(2))
 
 
 def replace_data(model: Mixed, _: torch.optim.Optimizer) -> None:
@@ -180,10 +197,6 @@ def change_type(model: Mixed, _: torch.optim.Optimizer) -> None:
 
 def change_format(model: Mixed, _: torch.optim.Optimizer) -> None:
     model.convolution.to(memory_format=torch.contiguous_format)
-
-
-def freeze(model: Mixed, _: torch.optim.Optimizer) -> None:
-    model.first.bias.requires_grad_(False)
 
 
 def unfreeze(model: Mixed, _: torch.optim.Optimizer) -> None:
@@ -199,12 +212,14 @@ def load_optimizer(_: Mixed, optimizer: torch.optim.Optimizer) -> None:
     [
         (assign, r"parameter `scalar` no longer lies in the flat state: .*assign=True"),
         (replace_parameter, r"parameter `first\.bias` no longer lies in the flat state"),
-        (replace_buffer, r"buffer `norm\.running_mean` no longer lies in the flat state"),
+        (widen_buffer, r"buffer `norm\.running_mean` no longer lies in the flat state"),
+        (enlarge_buffer, r"buffer `norm\.running_mean` no longer lies in the flat state"),
+        (remove_buffer, r"buffer `norm\.running_mean` no longer lies in the flat state"),
         (replace_data, r"parameter `first\.bias` no longer lies in the flat state"),
         (change_type, r"`norm\.weight` no longer lies"),
         (change_format, r"`convolution\.weight` no longer lies"),
-        (freeze, r"parameter `first\.bias` was frozen after"),
         (unfreeze, r"parameter `frozen\.bias` was unfrozen after"),
+        (add_parameter, r"parameter `late` appeared after"),
         (load_optimizer, r"optimizer state `.*/momentum_buffer` was replaced"),
     ],
 )
@@ -225,6 +240,55 @@ def test_changes_in_place_are_no_replacement() -> None:
     with torch.no_grad():
         model.first.weight.mul_(2)
     state.check_views()
+
+
+def test_a_buffer_that_the_model_assigns_anew_is_averaged() -> None:
+    model = Mixed()
+    state = flat(model)
+    held = model.norm.running_mean
+    for step in range(2):
+        model.norm.running_mean = 0.5 * model.norm.running_mean + step + 1
+        state.check_views()
+        assert model.norm.running_mean is held
+        (entry,) = (e for e in state.entries if e.name == "norm.running_mean")
+        live = state.buffers[torch.float32].live[entry.start : entry.start + 5]
+        assert torch.equal(live, torch.full((5,), (1.0, 2.5)[step]))
+
+
+def test_a_parameter_may_be_frozen_and_thawed() -> None:
+    model = Mixed()
+    state = flat(model)
+    for flag in (False, True):
+        model.first.bias.requires_grad_(flag)
+        state.check_views()
+
+
+def test_complex_numbers_lie_in_the_buffer_of_their_real_type() -> None:
+    model = nn.Module()
+    model.phase = nn.Parameter(torch.tensor([[1 + 2j, 3 + 4j]], dtype=torch.complex64).t())
+    model.real = nn.Parameter(torch.ones(3))
+    model.register_buffer("mean", torch.tensor([5 + 6j], dtype=torch.complex128))
+    identity = model.phase
+    state = flat(model)
+    assert {d: b.numel for d, b in state.buffers.items()} == {torch.float64: 2, torch.float32: 3 * 16 + 3}
+    state.buffers[torch.float32].live[:4] *= 10
+    assert model.phase is identity
+    assert model.phase.flatten().tolist() == [10 + 20j, 30 + 40j]
+    assert model.mean.tolist() == [5 + 6j]
+    assert state.moments()["phase/momentum_buffer"].dtype is torch.complex64
+    state.check_views()
+    model.phase.data = model.phase.data.clone()
+    with pytest.raises(ViewReplaced, match="parameter `phase` no longer lies"):
+        state.check_views()
+
+
+def test_buffers_that_cannot_be_averaged_are_taken_from_rank_0() -> None:
+    model = nn.Linear(2, 2)
+    model.register_buffer("graph", torch.eye(3).to_sparse())
+    model.register_buffer("small", torch.ones(3).to(torch.float8_e5m2))
+    state = flat(model)
+    assert [name for name, _ in state.frozen()] == ["graph", "small"]
+    assert state.layout()[-1] == "small torch.float8_e5m2 (3,) of rank 0"
 
 
 @pytest.mark.parametrize(
