@@ -15,10 +15,14 @@ from torch import Tensor, nn
 from hvd_train.comm.base import Buffer, Communicator
 from hvd_train.errors import BitsDiffer, RanksDisagree
 from hvd_train.header import Header, Row, exchange
+from hvd_train.model_state import unusual
 from hvd_train.state import FlatState
 
 _BLOCK = 1 << 16
 """Elements that a squared distance is taken of at a time; they stay in cache between its two passes."""
+
+_PIECE_BYTES = 16 << 20
+"""Of a frozen tensor that are sent at a time: what is sent is copied, and MPI counts in 31 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +60,8 @@ class StateAverage:
         self._hash: int | None = None
 
     def start(self) -> None:
-        """x_0 := the state of rank 0: an average in which only rank 0 has weight. Frozen parameters and
-        integer buffers are copied from rank 0. Collective.
+        """x_0 := the state of rank 0: an average in which only rank 0 has weight. What is not averaged, such
+        as frozen parameters and integer buffers, is copied from rank 0, in pieces and in place. Collective.
 
         Raises `RanksDisagree`, on every rank, if the layouts differ.
         """
@@ -66,10 +70,8 @@ class StateAverage:
         self._buffers = list(self._state.buffers.values())
         for buffer in self._buffers:
             self._comm.average(buffer, 1.0 if self._comm.rank == 0 else 0.0)
-        frozen = list(self._state.frozen())
-        values = self._comm.broadcast([t.detach().clone() for _, t in frozen])
-        for (_, tensor), value in zip(frozen, values, strict=True):
-            tensor.copy_(value)
+        for _, tensor in self._state.frozen():
+            _take_from_rank_0(self._comm, tensor.detach())
         self._hash = self._hash_of_live()
 
     def _agree_on_layout(self) -> None:
@@ -87,7 +89,9 @@ class StateAverage:
 
     def inspect(self, distance: bool, verify: bool) -> Inspection:
         """See `Average`. One pass over the state: a sum tells whether all is finite, and so does a squared
-        distance, which is taken in its place where it is asked for."""
+        distance, which is taken in its place where it is asked for. Raises `ViewReplaced`, on this rank
+        alone, if a tensor was moved out of the flat state."""
+        self._state.check_views()
         far = -1.0
         if distance:
             far = sum(squared_distance(b.live, b.anchor) for b in self._buffers)
@@ -104,8 +108,7 @@ class StateAverage:
 
     def average(self, weight: float, healthy: bool, verify: bool = True) -> None:
         """See `Average`. A rank that is not healthy takes the mean, and forgets optimizer state that is
-        its own. Raises `ViewReplaced`, on this rank alone, if a tensor was moved out of the flat state."""
-        self._state.check_views()
+        its own."""
         for buffer in self._buffers:
             self._comm.average(buffer, weight)
         self._state.after_average(healthy)
@@ -135,6 +138,24 @@ class NoAverage:
 
     def average(self, weight: float, healthy: bool, verify: bool = True) -> None:
         """Leaves every rank as it is."""
+
+
+def _take_from_rank_0(comm: Communicator, tensor: Tensor) -> None:
+    """tensor := that of rank 0, in place. Collective."""
+    if unusual(tensor):
+        tensor.copy_(comm.broadcast(tensor))
+        return
+    # Dimensions that were expanded are one element in memory.
+    own = tensor[tuple(slice(1) if s == 0 else slice(None) for s in tensor.stride())]
+    flat = own.contiguous().view(-1)
+    values = flat.view(torch.uint8).numpy()
+    for start in range(0, len(values), _PIECE_BYTES):
+        piece = values[start : start + _PIECE_BYTES]
+        received = comm.broadcast(piece)
+        if comm.rank != 0:
+            piece[:] = received
+    if flat.data_ptr() != own.data_ptr():
+        own.copy_(flat.view(own.shape))
 
 
 def squared_distance(a: Tensor, b: Tensor) -> float:
