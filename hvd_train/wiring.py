@@ -16,6 +16,7 @@ from hvd_train import machine
 from hvd_train.agree import require_equal, together
 from hvd_train.averaging import Average, NoAverage, StateAverage
 from hvd_train.binding import complaints, take_seat
+from hvd_train.building import build, refuse_single_rows
 from hvd_train.checkpoint import Checkpoints, SavedCheckpoint
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import versions
@@ -23,13 +24,13 @@ from hvd_train.comm.launcher import detect, forgotten_tasks
 from hvd_train.config import Config, flatten
 from hvd_train.data.catalog import Catalog, open_catalog
 from hvd_train.data.deal import Span, deal
-from hvd_train.data.format import SampleSpec
 from hvd_train.data.reader import Reader, make_reader
 from hvd_train.data.rows import Rows
-from hvd_train.errors import ConfigError, RunDirectoryError, TaskError
+from hvd_train.errors import ConfigError, RunDirectoryError
 from hvd_train.evaluate import Evaluator, TrainingLossEvaluator, ValidationEvaluator
 from hvd_train.liveness import phase
 from hvd_train.local_sgd import LocalSGD
+from hvd_train.model_state import load_state, saved_state
 from hvd_train.models import describe
 from hvd_train.optim import LocalStep, make_optimizer
 from hvd_train.optimizer_state import OptimizerState
@@ -44,11 +45,8 @@ from hvd_train.signals import StopRequest
 from hvd_train.state import FlatState
 from hvd_train.stateful import Stateful
 from hvd_train.stopping import Watch
-from hvd_train.task import Task, is_built_in, make_task
+from hvd_train.task import Task, make_task
 from hvd_train.worker import Worker, steps_per_epoch
-
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
-"""What torch says of a tensor that is too large."""
 
 
 class Wiring:
@@ -66,7 +64,7 @@ class Wiring:
         require_equal(comm, "data", _facts(self.catalog), "Every rank must see the same shards, whole.")
         self.parts = deal(self.catalog.train, comm.size)
         self.task, self.model, self.optimizer = together(comm, lambda: self._build(task))
-        shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in self.model.state_dict().items()}
+        shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in saved_state(self.model)[0].items()}
         require_equal(comm, "models", shapes, "The task must build the same model on every rank.")
         seed_rank(config.seed, comm.rank)
 
@@ -89,12 +87,15 @@ class Wiring:
     def _build(self, given: Task | None) -> tuple[Task, nn.Module, torch.optim.Optimizer]:
         task = make_task(self.config) if given is None else given
         torch.manual_seed(self.config.seed)
-        model = _build_model(task, self.catalog.sample)
-        if not isinstance(model, nn.Module):
-            raise TaskError(
-                f"build_model of {type(task).__name__} returned {model!r}; expected a torch.nn.Module."
-            )
-        return task, model.train(), make_optimizer(model, self.config.optim)
+        model = build(task, self.catalog)
+        mine = self.parts[self.comm.rank]
+        if self.config.data.batch_size == 1:
+            why = "data.batch_size is 1. Give batches of 2 rows or more"
+            refuse_single_rows(model, task, self.catalog, mine, why)
+        elif _num_rows(mine) == 1:
+            why = f"rank {self.comm.rank} has no other row. Use fewer ranks"
+            refuse_single_rows(model, task, self.catalog, mine, why)
+        return task, model, make_optimizer(model, self.config.optim)
 
     def assemble(self, run: RunDirectory, recorder: Recorder, stop_request: StopRequest) -> LocalSGD:
         """The training, restored from the run's checkpoint where it goes on. Collective."""
@@ -196,7 +197,7 @@ class Wiring:
                 f"{self.catalog.sample.to_json()}. Give the data that the run began with."
             )
         try:
-            self.model.load_state_dict(saved.model())
+            load_state(self.model, saved.model())
         except RuntimeError as error:
             raise RunDirectoryError(
                 f"{saved.folder}: {error}. Resume with the model that the run began with."
@@ -252,32 +253,6 @@ class Wiring:
         if comm.num_hosts > 1 and not all(comm.allgather(run.folder.is_dir())):
             comm.liveness.stop_sharing()
         return comm.size == 1 or all(comm.allgather(comm.liveness.sees_signs))
-
-
-def _build_model(task: Task, sample: SampleSpec) -> nn.Module:
-    """A new model. Raises `TaskError` for one that does not fit into memory; a built-in one is measured
-    first, as the kernel may promise memory that it does not have."""
-    where = f"build_model of {type(task).__name__}"
-    try:
-        if is_built_in(task):
-            with torch.device("meta"):
-                sketch = task.build_model(sample)
-            numbers = [(p.numel(), p.numel() * p.element_size()) for p in sketch.parameters()]
-            count, num_bytes = map(sum, zip(*numbers, strict=True))
-            available = machine.available_memory()
-            if num_bytes > available:
-                raise TaskError(
-                    f"the model {describe(sketch)} has {count:,} parameters in {num_bytes:,} bytes; expected "
-                    f"at most {available:,}, what is free here. Choose smaller widths under `model`."
-                )
-        return task.build_model(sample)
-    except (RuntimeError, MemoryError) as error:
-        said = str(error).partition("\n")[0]
-        if isinstance(error, MemoryError) or any(words in said for words in _OUT_OF_MEMORY):
-            raise TaskError(
-                f"{where} ran out of memory: {said}. Expected a model that fits. Make it smaller."
-            ) from None
-        raise
 
 
 def _num_rows(spans: tuple[Span, ...]) -> int:
