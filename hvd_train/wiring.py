@@ -62,6 +62,8 @@ class Wiring:
         self.threads = self._share_cores()
         self.catalog = together(comm, lambda: open_catalog(config.data))
         require_equal(comm, "data", _facts(self.catalog), "Every rank must see the same shards, whole.")
+        for line in self.catalog.warnings if comm.rank == 0 else ():
+            warn(line)
         self.parts = deal(self.catalog.train, comm.size)
         self.task, self.model, self.optimizer = together(comm, lambda: self._build(task))
         shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in saved_state(self.model)[0].items()}

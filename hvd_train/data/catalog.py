@@ -16,6 +16,7 @@ from hvd_train.data.locate import Found, locate
 from hvd_train.errors import DataError
 
 _SCAN_BYTES = 8 << 20
+_MAX_LISTED = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,9 @@ class Catalog:
     validation: tuple[Span, ...]
     """Rows to evaluate on; empty where there are none."""
 
+    warnings: tuple[str, ...] = ()
+    """What a user should know of the data, one line each."""
+
 
 def open_catalog(data: DataConfig) -> Catalog:
     """Reads the manifest and every shard's header, and settles what a sample is.
@@ -43,12 +47,19 @@ def open_catalog(data: DataConfig) -> Catalog:
     """
     train, validation = _find_parts(data)
     names = tuple(dict.fromkeys((data.inputs, data.targets)))
-    infos = tuple(_read_shard(shard, names) for shard in (*train, *validation))
-    spans = tuple(Span(info.path, 0, info.num_samples) for info in infos)
-    train_spans, validation_spans = spans[: len(train)], spans[len(train) :]
+    warnings: list[str] = []
+    train_infos, validation_infos = (_read_shards(part, names, warnings) for part in (train, validation))
+    infos = (*train_infos, *validation_infos)
+    train_spans, validation_spans = _spans(train_infos), _spans(validation_infos)
     if isinstance(data.validation, float):
         train_spans, validation_spans = split_validation(train_spans, data.validation)
-    return Catalog(sample=_agree(infos, data), shards=infos, train=train_spans, validation=validation_spans)
+    return Catalog(
+        sample=_agree(infos, data),
+        shards=infos,
+        train=train_spans,
+        validation=validation_spans,
+        warnings=tuple(warnings),
+    )
 
 
 def _find_parts(data: DataConfig) -> tuple[tuple[Found, ...], tuple[Found, ...]]:
@@ -76,14 +87,28 @@ def _find_parts(data: DataConfig) -> tuple[tuple[Found, ...], tuple[Found, ...]]
     return train, validation
 
 
+def _read_shards(part: Sequence[Found], names: tuple[str, ...], warnings: list[str]) -> tuple[ShardInfo, ...]:
+    """The headers of a part's shards, without those that have no samples."""
+    infos = tuple(_read_shard(shard, names) for shard in part)
+    empty = [info.path for info in infos if info.num_samples == 0]
+    more = f" and {len(empty) - _MAX_LISTED} more" if len(empty) > _MAX_LISTED else ""
+    named = ", ".join(empty[:_MAX_LISTED]) + more
+    if infos and len(empty) == len(infos):
+        raise DataError(f"{named}: no samples. Expected at least 1 in one of the shards.")
+    if empty:
+        warnings.append(f"{named}: no samples: skipped ({len(empty)} of {len(infos)} shards).")
+    return tuple(info for info in infos if info.num_samples > 0)
+
+
 def _read_shard(shard: Found, names: tuple[str, ...]) -> ShardInfo:
     info = read_info(shard.path, names)
-    if shard.entry is not None and info.num_samples != shard.entry.num_samples:
-        raise DataError(
-            f"{shard.path}: {info.num_samples} samples, but the manifest beside it says "
-            f"{shard.entry.num_samples}. Write them again, or remove manifest.json to do without it."
-        )
+    for difference in shard.differences(info):
+        raise DataError(difference)
     return info
+
+
+def _spans(infos: Sequence[ShardInfo]) -> tuple[Span, ...]:
+    return tuple(Span(info.path, 0, info.num_samples) for info in infos)
 
 
 def _agree(infos: Sequence[ShardInfo], data: DataConfig) -> SampleSpec:

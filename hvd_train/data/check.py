@@ -1,92 +1,125 @@
-"""Whether shards hold what they and their manifest say."""
+"""Whether shards hold what they and their manifest say. What is found here is what a training refuses."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from hvd_train.data.blocks import checksum, class_counts, rows_per_block
-from hvd_train.data.format import MANIFEST_NAME, Manifest, ShardEntry
-from hvd_train.data.h5 import ShardFile
+from hvd_train.data.blocks import class_counts, rows_per_block
+from hvd_train.data.crash import in_child
+from hvd_train.data.h5 import Array, ShardFile
 from hvd_train.data.locate import Found
+from hvd_train.data.verify import Verifier, describe
 from hvd_train.errors import DataError
 
 _READ_BYTES = 1 << 20
 
 
-def check_shard(shard: Found, names: Sequence[str], manifest: Manifest | None = None) -> Iterator[str]:
-    """Reads every row of a shard; yields one message for each thing that is wrong.
+@dataclass(frozen=True)
+class Report:
+    """What was found in one shard."""
+
+    problems: tuple[str, ...]
+    """One message for each thing that is not as it was written."""
+
+    remarks: tuple[str, ...] = ()
+    """What a training takes, and a user should know."""
+
+
+def check_shard(shard: Found, names: Sequence[str]) -> Report:
+    """Reads every row of a shard, in a child process, since a damaged file may end the process that reads it.
 
     `names` are the datasets of inputs and targets. Rows are compared with the recorded checksums where
-    there are any; classes are counted anew; the shard is compared with its line in `manifest`.
+    there are any; classes and values that are not finite are counted; the shard is compared with its line in
+    the manifest.
     """
     try:
-        file = ShardFile(shard.path, names)
+        return in_child(shard.path, lambda: _report(shard, names))
     except DataError as error:
-        yield str(error)
-        return
-    with file:
-        if shard.entry is not None and manifest is not None:
-            yield from _check_entry(file, shard.entry, manifest)
+        return Report((str(error),))
+
+
+def _report(shard: Found, names: Sequence[str]) -> Report:
+    remarks: list[str] = []
+    with ShardFile(shard.path, names) as file:
+        problems = list(shard.differences(file.info))
+        if file.info.num_samples == 0:
+            remarks.append("no samples: a training skips it")
         for name in names:
-            yield from _check_dataset(file, name)
+            dataset = _DatasetCheck(file, name)
+            problems += dataset.problems()
+            remarks += dataset.not_finite()
+    return Report(tuple(problems), tuple(remarks))
 
 
-def _check_entry(file: ShardFile, entry: ShardEntry, manifest: Manifest) -> Iterator[str]:
-    info = file.info
-    beside = os.path.join(os.path.dirname(info.path), MANIFEST_NAME)
-    if info.num_samples != entry.num_samples:
-        yield f"{info.path}: {info.num_samples} samples, but {entry.num_samples} in {beside}."
-    if entry.class_counts is not None and info.class_counts != entry.class_counts:
-        yield f"{info.path}: class counts {info.class_counts}, but {entry.class_counts} in {beside}."
-    for name, field in info.fields.items():
-        listed = manifest.sample.fields.get(name)
-        if listed is not None and listed != field:
-            yield f"{info.path}: `{name}` is {field}, but {listed} in {beside}."
+class _DatasetCheck:
+    """Reads one dataset from end to end."""
 
+    def __init__(self, file: ShardFile, name: str) -> None:
+        self._file = file
+        self._name = name
+        is_target = name == list(file.info.fields)[-1]
+        self._recorded = file.info.class_counts if is_target else None
+        self._counts = np.zeros(len(self._recorded or ()), np.int64)
+        self._num_not_finite = 0
+        self._first_not_finite = -1
 
-def _check_dataset(file: ShardFile, name: str) -> Iterator[str]:
-    info = file.info
-    try:
-        recorded = file.checksums(name)
-    except DataError as error:
-        yield str(error)
-        return
-    block_rows = info.checksum_rows or rows_per_block(info.fields[name], _READ_BYTES)
-    num_blocks = -(-info.num_samples // block_rows)
-    if recorded is not None and recorded.shape != (num_blocks,):
-        yield f"{info.path}: {recorded.size} checksums of `{name}`, expected {num_blocks} for its rows."
-        return
-    recorded_counts = info.class_counts if name == list(info.fields)[-1] else None
-    counts = np.zeros(len(recorded_counts or ()), np.int64)
-    damaged: list[int] = []
-    unreadable = False
-    for block in range(num_blocks):
+    def problems(self) -> Iterator[str]:
+        """One message for each thing that is wrong."""
+        info, name = self._file.info, self._name
         try:
-            rows = file.read(name, block * block_rows, min((block + 1) * block_rows, info.num_samples))
+            verifier = Verifier(self._file, name)
         except DataError as error:
-            unreadable = True
             yield str(error)
-            continue
-        if recorded is not None and checksum(rows) != int(recorded[block]):
-            damaged.append(block)
-        if recorded_counts is not None:
-            counts += class_counts(rows, len(counts))
-    for first, last in _runs(damaged):
-        stop = min((last + 1) * block_rows, info.num_samples)
-        yield f"{info.path}: dataset `{name}`, rows {first * block_rows} to {stop - 1}: not what was written."
-    if recorded_counts is not None and not unreadable and tuple(counts.tolist()) != recorded_counts:
-        yield f"{info.path}: class counts {counts.tolist()}, but {list(recorded_counts)} are recorded in it."
+            return
+        block_rows = info.checksum_rows or rows_per_block(info.fields[name], _READ_BYTES)
+        damaged: list[tuple[int, int]] = []
+        unreadable = False
+        for block in range(-(-info.num_samples // block_rows)):
+            first, last = block * block_rows, min((block + 1) * block_rows, info.num_samples)
+            try:
+                rows = self._file.read(name, first, last)
+            except DataError as error:
+                unreadable = True
+                yield str(error)
+                continue
+            if not verifier.is_good(block, rows):
+                damaged.append((first, last))
+            self._count(rows, first)
+        for first, last in _runs(damaged):
+            yield describe(info.path, name, first, last)
+        recorded = self._recorded
+        if recorded is not None and not unreadable and tuple(self._counts.tolist()) != recorded:
+            counts = self._counts.tolist()
+            yield f"{info.path}: class counts {counts}, but {list(recorded)} are recorded in it."
+
+    def _count(self, rows: Array, first: int) -> None:
+        if self._recorded is not None:
+            self._counts += class_counts(rows, len(self._counts))
+        if rows.dtype.kind == "f":
+            bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
+            if len(bad) and not self._num_not_finite:
+                self._first_not_finite = first + int(bad[0])
+            self._num_not_finite += int((~np.isfinite(rows[bad])).sum())
+
+    def not_finite(self) -> Iterator[str]:
+        """What to say of values that are NaN or infinite, after `problems` has read them all."""
+        if self._num_not_finite:
+            values = "1 value" if self._num_not_finite == 1 else f"{self._num_not_finite} values"
+            yield (
+                f"{values} of `{self._name}` not finite (NaN or infinite), the first in row "
+                f"{self._first_not_finite}"
+            )
 
 
-def _runs(blocks: Sequence[int]) -> list[tuple[int, int]]:
-    """Neighbouring numbers as (first, last)."""
+def _runs(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Neighbouring row ranges as one."""
     runs: list[tuple[int, int]] = []
-    for block in blocks:
-        if runs and runs[-1][1] == block - 1:
-            runs[-1] = (runs[-1][0], block)
+    for first, last in ranges:
+        if runs and runs[-1][1] == first:
+            runs[-1] = (runs[-1][0], last)
         else:
-            runs.append((block, block))
+            runs.append((first, last))
     return runs

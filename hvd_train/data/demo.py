@@ -14,7 +14,7 @@ from hvd_train.data.sources import Arrays, load_digits
 from hvd_train.data.writer import write_part
 from hvd_train.errors import DataError
 
-_NAME = "digits-v1"
+_NAME = "digits-v2"
 _VALIDATION_FRACTION = 0.2
 _SEED = 0
 

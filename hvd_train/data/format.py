@@ -48,20 +48,63 @@ class SampleSpec:
         return cls(**{**values, "fields": fields})
 
 
-SCHEMA_VERSION = 1
-"""Version of the layout of shards and manifests. Later versions that only add facts keep the number."""
+SCHEMA_VERSION = 2
+"""Version of the layout of the shards and manifests that this program writes. Later versions that only add
+facts keep the number.
+
+1: all facts about a shard are optional, and no checksum covers the scale or the classes.
+2: a shard has its `Facts` and their digest, a manifest has the digests of its shards and its own; one that
+   lacks them is damaged.
+"""
+
+READABLE_SCHEMAS = (1, 2)
 
 MANIFEST_NAME = "manifest.json"
 
-# Where a shard written by this program keeps its facts. All of them are optional: a file without them
-# is read as well. What grows with the data lies in datasets, since an attribute ends at 64 KiB.
+# Where a shard written by this program keeps what it knows of itself. A file with none of these is read as
+# well. What grows with the data is in datasets, since an attribute ends at 64 KiB.
 ATTR_SCHEMA = "hvd_train_schema"
-ATTR_NUM_SAMPLES = "hvd_train_num_samples"
-ATTR_SCALE = "hvd_train_scale"
+ATTR_FACTS = "hvd_train_facts"
+ATTR_FACTS_DIGEST = "hvd_train_facts_digest"
 GROUP = "_hvd_train"
-ATTR_CHECKSUM_ROWS = "checksum_rows"
 CLASS_COUNTS = f"{GROUP}/class_counts"
 CHECKSUMS = f"{GROUP}/checksums"
+
+# Schema 1 had these in place of the facts.
+ATTR_NUM_SAMPLES = "hvd_train_num_samples"
+ATTR_SCALE = "hvd_train_scale"
+ATTR_CHECKSUM_ROWS = "checksum_rows"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFacts:
+    """What was written as one dataset."""
+
+    shape: tuple[int, ...]
+    """Rows first."""
+
+    dtype: str
+    """By its numpy name, without byte order."""
+
+    checksums: str
+    """Digest of the checksums of its blocks."""
+
+    scale: float | None = None
+    """What its values are multiplied by."""
+
+    class_counts: str | None = None
+    """Digest of the class counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Everything that was written as a shard, but for the values themselves, which the checksums cover."""
+
+    schema: int
+    checksum_rows: int
+    """Rows of one checksummed block of every dataset."""
+
+    datasets: Mapping[str, DatasetFacts]
 
 
 def is_class_dtype(dtype: str) -> bool:
@@ -77,7 +120,7 @@ class ShardInfo:
     """The file, as it was named by the configuration or the manifest."""
 
     num_samples: int
-    """Rows; at least 1."""
+    """Rows; 0 for a shard without samples."""
 
     fields: Mapping[str, FieldSpec]
     """The datasets that were asked for."""
@@ -100,6 +143,9 @@ class ShardInfo:
     checksum_rows: int | None
     """Rows of one checksummed block; None where the shard carries no checksums."""
 
+    facts_digest: str | None
+    """Digest of the shard's `Facts`, by which its manifest knows it; None for schema 1 and foreign files."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:
@@ -113,6 +159,9 @@ class ShardEntry:
     class_counts: tuple[int, ...] | None = None
     """Samples of each class; None for targets that are not class numbers."""
 
+    facts_digest: str | None = None
+    """Digest of the shard's `Facts`; None for a shard of schema 1."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -122,3 +171,5 @@ class Manifest:
     sample: SampleSpec
     train: tuple[ShardEntry, ...] = ()
     validation: tuple[ShardEntry, ...] = ()
+    digest: str | None = None
+    """Digest of all the rest; None for a manifest of schema 1."""

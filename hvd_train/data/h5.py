@@ -6,6 +6,9 @@ refused, so that reading a shard opens that one file and no other.
 
 from __future__ import annotations
 
+import math
+import operator
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hvd_train.data import format as fmt
+from hvd_train.data.crash import naming
+from hvd_train.data.facts import decode, digest, digest_of, encode
+from hvd_train.data.files import require_regular
+from hvd_train.data.hdf5_types import numpy_dtype
 from hvd_train.errors import DataError
 
 Array = npt.NDArray[Any]
@@ -34,8 +41,8 @@ def _explained(path: str, remedy: str) -> Iterator[None]:
         raise DataError(f"{path}: no such file. Expected an HDF5 file that every rank can see.") from None
     except PermissionError:
         raise DataError(f"{path}: permission denied. Make the file readable for this user.") from None
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip("'\"")
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, MemoryError, OverflowError) as error:
+        reason = str(error).strip("'\"") or type(error).__name__
         raise DataError(f"{path}: {reason}. {remedy}") from None
 
 
@@ -43,6 +50,7 @@ _NOT_HDF5 = "Expected a complete HDF5 file: copy or write it again."
 _DAMAGED = (
     "The file is damaged, or needs an HDF5 filter that is not installed: `hvd_train shard check` tells more."
 )
+_CHANGED = "It was damaged or changed after it was written: copy or write it again."
 
 
 @final
@@ -50,20 +58,19 @@ class ShardFile:
     """One HDF5 file, open for reading, and the datasets of a sample in it.
 
     Raises `DataError` on opening for everything that makes the file unusable: not HDF5, truncated, a
-    dataset that is missing, lies outside the file, or is not numeric, lengths that differ, no samples.
+    dataset that is missing, lies outside the file, or is not numeric, lengths that differ, facts that are
+    not those that were written. A file without samples is opened; `info.num_samples` is 0 then.
     """
 
     def __init__(self, path: str | Path, names: Sequence[str]) -> None:
         self._path = str(path)
+        self._in_hdf5 = naming(path)
         with _explained(self._path, _NOT_HDF5):
-            if Path(path).is_dir():
-                raise IsADirectoryError("is a folder")
-            self._file = _open(path)
+            require_regular(path, "an HDF5 file")
+            self._file = self._in_hdf5(_open, path)
         try:
             with _explained(self._path, _DAMAGED):
-                self._datasets = {name: _open_dataset(self._file, name, self._path) for name in names}
-                self.info = self._read_info()
-                """The shard's header."""
+                self._in_hdf5(self._read_header, names)
         except BaseException:
             self._file.close()
             raise
@@ -92,69 +99,156 @@ class ShardFile:
                 "replaced by a shorter one: start the run again."
             )
         with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _DAMAGED):
-            self._datasets[name].read_direct(out, np.s_[start:stop])
+            self._in_hdf5(self._datasets[name].read_direct, out, np.s_[start:stop])
 
     def read(self, name: str, start: int, stop: int) -> Array:
         """Rows `start` up to `stop` of dataset `name`, as `read_into` gives them, in native byte order."""
         field = self.info.fields[name]
-        out: Array = np.empty((stop - start, *field.shape), np.dtype(field.dtype))
+        with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _DAMAGED):
+            out: Array = np.empty((stop - start, *field.shape), np.dtype(field.dtype))
         self.read_into(name, start, stop, out)
         return out
 
     def checksums(self, name: str) -> npt.NDArray[np.uint64] | None:
-        """The recorded checksum of each block of `info.checksum_rows` rows of dataset `name`, if any."""
+        """The recorded checksum of each block of `info.checksum_rows` rows of dataset `name`; None if it has
+        none. Raises `DataError` if they are not those that were written."""
         if self.info.checksum_rows is None:
             return None
         with _explained(f"{self._path}: checksums of `{name}`", _DAMAGED):
-            dataset = _find(self._file, f"{fmt.CHECKSUMS}/{name}")
-            return None if dataset is None else np.asarray(dataset[()], np.uint64)
+            return self._in_hdf5(self._read_checksums, name)  # type: ignore[no-any-return]
 
-    def _read_info(self) -> fmt.ShardInfo:
+    def _read_checksums(self, name: str) -> npt.NDArray[np.uint64] | None:
+        dataset = _find(self._file, f"{fmt.CHECKSUMS}/{name}")
+        written = self._facts.datasets.get(name) if self._facts else None
+        if written is None and (dataset is None or self._facts):
+            return None
+        num_blocks = -(-self.info.num_samples // (self.info.checksum_rows or 1))
+        sums = self._read_array(dataset, (num_blocks,), np.uint64)
+        if written is not None and digest_of(sums) != written.checksums:
+            raise DataError(
+                f"{self._path}: the checksums of `{name}` are not those that were written. {_CHANGED}"
+            )
+        return sums
+
+    def _read_array(self, dataset: Any, shape: tuple[int, ...] | None, dtype: type) -> npt.NDArray[Any]:
+        """A small dataset of integers; `shape` None for any number of them."""
+        if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "iu":
+            raise ValueError("expected a dataset of integers")
+        if len(dataset.shape) != 1 or (shape is not None and dataset.shape != shape):
+            raise ValueError(f"{list(dataset.shape)} values, expected {list(shape or ('any number',))}")
+        return np.asarray(dataset[()], dtype)
+
+    def _read_header(self, names: Sequence[str]) -> None:
+        self._facts: fmt.Facts | None = None
+        self._datasets = {name: _open_dataset(self._file, name, self._path) for name in names}
+        fields = {name: self._field(name, dataset) for name, dataset in self._datasets.items()}
         lengths = {name: d.shape[0] for name, d in self._datasets.items()}
         if len(set(lengths.values())) > 1:
             seen = ", ".join(f"`{name}` has {n} rows" for name, n in lengths.items())
             raise DataError(
                 f"{self._path}: {seen}. Expected one row per sample in each: write the file again."
             )
-        num_samples = next(iter(lengths.values()))
-        if num_samples == 0:
-            raise DataError(f"{self._path}: no samples. Expected at least 1: leave the file out.")
-        self._check_attributes(num_samples)
+        num_samples = int(next(iter(lengths.values())))
+        digest = self._read_facts(num_samples)
         datasets = list(self._datasets.values())
-        scale = datasets[0].attrs.get(fmt.ATTR_SCALE)
-        counts = _find(self._file, f"{fmt.CLASS_COUNTS}/{list(self._datasets)[-1]}")
-        blocks = _find(self._file, fmt.CHECKSUMS)
-        rows = None if blocks is None else int(blocks.attrs[fmt.ATTR_CHECKSUM_ROWS])
-        if rows is not None and rows < 1:
-            raise ValueError(f"checksums of blocks of {rows} rows")
-        return fmt.ShardInfo(
+        self.info = fmt.ShardInfo(
             path=self._path,
             num_samples=num_samples,
-            fields={
-                name: fmt.FieldSpec(shape=tuple(map(int, d.shape[1:])), dtype=d.dtype.newbyteorder("=").name)
-                for name, d in self._datasets.items()
-            },
+            fields=fields,
             chunk_rows=None if datasets[0].chunks is None else int(datasets[0].chunks[0]),
             contiguous=all(d.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS for d in datasets),
             compressed=any(d.id.get_create_plist().get_nfilters() > 0 for d in datasets),
-            class_counts=None if counts is None else tuple(map(int, counts[()])),
-            scale=None if scale is None else float(scale),
-            checksum_rows=rows,
+            class_counts=self._class_counts(names[-1]),
+            scale=self._scale(names[0]),
+            checksum_rows=self._checksum_rows(),
+            facts_digest=digest,
         )
+        """The shard's header."""
 
-    def _check_attributes(self, num_samples: int) -> None:
-        schema = self._file.attrs.get(fmt.ATTR_SCHEMA)
-        if schema is not None and int(schema) != fmt.SCHEMA_VERSION:
+    def _field(self, name: str, dataset: h5py.Dataset) -> fmt.FieldSpec:
+        dtype = numpy_dtype(dataset.id.get_type())
+        if isinstance(dtype, str):
             raise DataError(
-                f"{self._path}: shard schema {schema}: this program reads schema {fmt.SCHEMA_VERSION}. "
+                f"{self._path}: dataset `{name}` holds {dtype}. Expected integers of 8 to 64 bits, "
+                "floating-point numbers of 16 to 64 bits, or booleans: convert it."
+            )
+        return fmt.FieldSpec(shape=tuple(map(int, dataset.shape[1:])), dtype=dtype.name)
+
+    def _read_facts(self, num_samples: int) -> str | None:
+        """Reads the facts and compares them with the datasets; returns their digest, None for schema 1 and
+        foreign files."""
+        attributes = self._file.attrs
+        schema = _integer(attributes.get(fmt.ATTR_SCHEMA))
+        if schema is not None and schema not in fmt.READABLE_SCHEMAS:
+            raise DataError(
+                f"{self._path}: shard schema {schema}: this program reads schema {_SCHEMAS}. "
                 "Use the version of hvd_train that wrote it, or write the shards anew."
             )
-        recorded = self._file.attrs.get(fmt.ATTR_NUM_SAMPLES)
-        if recorded is not None and int(recorded) != num_samples:
+        facts = [attributes[key] for key in (fmt.ATTR_FACTS, fmt.ATTR_FACTS_DIGEST) if key in attributes]
+        marked = facts or fmt.ATTR_NUM_SAMPLES in attributes or _find(self._file, fmt.GROUP) is not None
+        expected = {None: not marked, 1: not facts, 2: len(facts) == 2}
+        if not expected[schema]:
             raise DataError(
-                f"{self._path}: {num_samples} rows, but the file records {int(recorded)} samples. "
-                "It was changed after it was written: write it again."
+                f"{self._path}: written by hvd_train, but has lost its record of what. {_CHANGED}"
             )
+        if schema == 1:
+            recorded = _integer(attributes.get(fmt.ATTR_NUM_SAMPLES))
+            if recorded is not None and recorded != num_samples:
+                raise DataError(
+                    f"{self._path}: {num_samples} rows, but the file records {recorded} samples. {_CHANGED}"
+                )
+        if schema != fmt.SCHEMA_VERSION:
+            return None
+        self._facts = decode(*map(bytes, facts))
+        self._compare_with_facts(self._facts)
+        return bytes(facts[1]).decode()
+
+    def _compare_with_facts(self, facts: fmt.Facts) -> None:
+        for name, written in facts.datasets.items():
+            dataset = self._datasets.get(name)
+            if dataset is None:
+                dataset = _open_dataset(self._file, name, self._path)
+            field = self._field(name, dataset)
+            if (dataset.shape, field.dtype) != (written.shape, written.dtype):
+                raise DataError(
+                    f"{self._path}: dataset `{name}` is {field.dtype} {list(dataset.shape)}, but "
+                    f"{written.dtype} {list(written.shape)} was written. {_CHANGED}"
+                )
+
+    def _checksum_rows(self) -> int | None:
+        if self._facts is not None:
+            return self._facts.checksum_rows
+        blocks = _find(self._file, fmt.CHECKSUMS)
+        rows = None if blocks is None else _integer(blocks.attrs[fmt.ATTR_CHECKSUM_ROWS])
+        if rows is not None and rows < 1:
+            raise ValueError(f"checksums of blocks of {rows} rows")
+        return rows
+
+    def _scale(self, name: str) -> float | None:
+        if self._facts is not None:
+            return self._facts.datasets[name].scale if name in self._facts.datasets else None
+        scale = self._datasets[name].attrs.get(fmt.ATTR_SCALE)
+        if scale is not None and not math.isfinite(scale):
+            raise ValueError(f"scale {scale}, expected a finite number")
+        return None if scale is None else float(scale)
+
+    def _class_counts(self, name: str) -> tuple[int, ...] | None:
+        dataset = _find(self._file, f"{fmt.CLASS_COUNTS}/{name}")
+        written = self._facts.datasets.get(name) if self._facts else None
+        expected = written.class_counts if written else None
+        if expected is None and (dataset is None or self._facts):
+            return None
+        counts = self._read_array(dataset, None, np.int64)
+        if expected is not None and digest_of(counts) != expected:
+            raise DataError(f"{self._path}: the class counts are not those that were written. {_CHANGED}")
+        return tuple(map(int, counts))
+
+
+_SCHEMAS = " or ".join(map(str, fmt.READABLE_SCHEMAS))
+
+
+def _integer(value: Any) -> int | None:
+    return None if value is None else operator.index(value)
 
 
 def _open(path: str | Path) -> h5py.File:
@@ -186,11 +280,6 @@ def _open_dataset(file: h5py.File, name: str, path: str) -> h5py.Dataset:
         )
     if not dataset.shape:
         raise DataError(f"{path}: dataset `{name}` is a single value. Expected samples along its first axis.")
-    if dataset.dtype.kind not in "biuf":
-        raise DataError(
-            f"{path}: dataset `{name}` holds {dataset.dtype}. "
-            "Expected integers, floating-point numbers or booleans."
-        )
     return dataset
 
 
@@ -230,7 +319,8 @@ def _found(file: h5py.File) -> str:
 
     def collect(name: str, node: Any) -> None:
         if isinstance(node, h5py.Dataset) and not name.startswith(fmt.GROUP + "/"):
-            found.append(f"`{name}` {list(node.shape or ())} {node.dtype}")
+            dtype = numpy_dtype(node.id.get_type())
+            found.append(f"`{name}` {list(node.shape or ())} {dtype}")
 
     file.visititems(collect)
     more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
@@ -246,24 +336,24 @@ def read_info(path: str | Path, names: Sequence[str]) -> fmt.ShardInfo:
 def write_file(
     path: Path,
     datasets: Mapping[str, Array],
+    facts: fmt.Facts,
     *,
     chunk_rows: int | None,
     compression: Literal["none", "gzip"],
-    scale: float | None,
-    class_counts: Sequence[int] | None,
+    class_counts: Mapping[str, npt.NDArray[np.int64]],
     checksums: Mapping[str, npt.NDArray[np.uint64]],
-    checksum_rows: int,
-) -> None:
-    """Writes one shard to `path`, which must not exist.
+) -> str:
+    """Writes one shard to `path`, which must not exist; returns the digest of its facts.
 
-    `datasets` are arrays [rows, ...] of equal length; `scale` belongs to the first, `class_counts` to the
-    last. `chunk_rows` None with no compression gives contiguous datasets. The bytes are a function of the
-    arguments alone. Raises OSError.
+    `datasets` are arrays [rows, ...] of equal length. `chunk_rows` None with no compression gives contiguous
+    datasets. The bytes are a function of the arguments alone. Raises OSError.
     """
-    # best-effort: a lock keeps two writers apart where the file system has locks, and is no condition.
-    with h5py.File(path, "x", locking="best-effort") as file:
-        file.attrs[fmt.ATTR_SCHEMA] = fmt.SCHEMA_VERSION
-        file.attrs[fmt.ATTR_NUM_SAMPLES] = len(next(iter(datasets.values())))
+    with _create(path) as file:
+        text = encode(facts)
+        file.attrs[fmt.ATTR_SCHEMA] = facts.schema
+        # Of fixed length: HDF5 has checksums for what is stored in a header, but not for its heap of strings.
+        file.attrs[fmt.ATTR_FACTS] = np.bytes_(text)
+        file.attrs[fmt.ATTR_FACTS_DIGEST] = np.bytes_(digest(text))
         for name, array in datasets.items():
             chunks = None if chunk_rows is None else (min(chunk_rows, len(array)), *array.shape[1:])
             file.create_dataset(
@@ -274,11 +364,23 @@ def write_file(
                 shuffle=compression != "none" and array.dtype.itemsize > 1,
                 track_times=False,
             )
-            file.create_dataset(f"{fmt.CHECKSUMS}/{name}", data=checksums[name], track_times=False)
-        file[fmt.CHECKSUMS].attrs[fmt.ATTR_CHECKSUM_ROWS] = checksum_rows
-        first, last = next(iter(datasets)), list(datasets)[-1]
-        if scale is not None:
-            file[first].attrs[fmt.ATTR_SCALE] = scale
-        if class_counts is not None:
-            counts = np.asarray(class_counts, np.int64)
-            file.create_dataset(f"{fmt.CLASS_COUNTS}/{last}", data=counts, track_times=False)
+        for group, arrays in ((fmt.CHECKSUMS, checksums), (fmt.CLASS_COUNTS, class_counts)):
+            for name, array in arrays.items():
+                file.create_dataset(f"{group}/{name}", data=array, track_times=False)
+    return digest(text)
+
+
+def _create(path: Path) -> h5py.File:
+    # The format of HDF5 1.8 (2008): the oldest in which headers, links and attributes have checksums.
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V18, h5py.h5f.LIBVER_V18)
+    # best-effort: a lock keeps two writers apart where the file system has locks, and is no condition.
+    access.set_file_locking(True, True)
+    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    creation.set_obj_track_times(False)
+    file = h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_EXCL, creation, access))
+    untimed = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+    untimed.set_obj_track_times(False)
+    for group in (fmt.GROUP, fmt.CHECKSUMS, fmt.CLASS_COUNTS):
+        h5py.h5g.create(file.id, group.encode(), gcpl=untimed)
+    return file

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvd_train.data.format import Manifest, ShardEntry
-from hvd_train.data.manifest import load_manifest
+from hvd_train.data.format import Manifest, ShardEntry, ShardInfo
+from hvd_train.data.manifest import differences, load_manifest
 from hvd_train.errors import DataError
 
 SUFFIXES = (".h5", ".hdf5")
@@ -23,6 +23,13 @@ class Found:
 
     entry: ShardEntry | None = None
     """Its line in the manifest, if there is one."""
+
+    manifest: Manifest | None = None
+    """The manifest that lists it."""
+
+    def differences(self, info: ShardInfo) -> Iterator[str]:
+        """One message for each thing in which the shard, whose header is `info`, is not what was listed."""
+        return differences(info, self.entry, self.manifest) if self.entry and self.manifest else iter(())
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,12 @@ def locate(path: str, key: str) -> Source:
         manifest = load_manifest(path)
         if manifest is None:
             return Source(_plain(_files_in(path, key)))
-        return Source(_listed(path, manifest.train), _listed(path, manifest.validation), manifest)
+        return Source(
+            _listed(path, manifest, manifest.train), _listed(path, manifest, manifest.validation), manifest
+        )
     if os.path.exists(path):
         return Source(_plain([path]))
-    files = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
+    files = sorted(name for name in glob.glob(path, recursive=True) if not os.path.isdir(name))
     if not files:
         raise DataError(
             f"{key} = {path!r}: no such file or folder, and no file fits it as a pattern. "
@@ -71,5 +80,5 @@ def _plain(files: Sequence[str]) -> tuple[Found, ...]:
     return tuple(Found(file) for file in files)
 
 
-def _listed(folder: str, entries: Sequence[ShardEntry]) -> tuple[Found, ...]:
-    return tuple(Found(os.path.join(folder, entry.file), entry) for entry in entries)
+def _listed(folder: str, manifest: Manifest, entries: Sequence[ShardEntry]) -> tuple[Found, ...]:
+    return tuple(Found(os.path.join(folder, entry.file), entry, manifest) for entry in entries)

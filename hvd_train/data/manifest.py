@@ -1,31 +1,42 @@
-"""Reading and writing manifest.json."""
+"""Reading and writing manifest.json, and comparing shards with it."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path, PurePath
+from typing import Any
 
 import msgspec
 
 from hvd_train.atomic import replacing
-from hvd_train.data.format import MANIFEST_NAME, SCHEMA_VERSION, Manifest
+from hvd_train.data.facts import digest
+from hvd_train.data.files import require_regular
+from hvd_train.data.format import MANIFEST_NAME, READABLE_SCHEMAS, Manifest, ShardEntry, ShardInfo
 from hvd_train.errors import DataError
 
-_REWRITE = "Write it anew with `hvd_train shard write`, or remove it to read the HDF5 files as they are."
+_REWRITE = (
+    "Remove it and write the shards anew with `hvd_train shard write`, or name the shards by a glob pattern."
+)
+_READABLE = " or ".join(map(str, READABLE_SCHEMAS))
 
 
 def load_manifest(folder: str | Path) -> Manifest | None:
     """The manifest of a folder, or None where there is none.
 
-    Raises `DataError` for one that cannot be read, is of a later schema, or names files outside the folder.
+    Raises `DataError` for one that cannot be read, is of a later schema, is not what was written, or names
+    files outside the folder.
     """
     path = Path(folder) / MANIFEST_NAME
     try:
+        require_regular(path, "the list of shards that `hvd_train shard write` writes")
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}. Check the permissions.") from None
-    _check_schema(path, text)
+    values = _parse(path, text)
     try:
         manifest = msgspec.json.decode(text, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -34,25 +45,59 @@ def load_manifest(folder: str | Path) -> Manifest | None:
         name = PurePath(entry.file)
         if name.is_absolute() or ".." in name.parts:
             raise DataError(f"{path}: file {entry.file!r} lies outside the manifest's folder. {_REWRITE}")
+    if manifest.digest != (None if manifest.schema == 1 else _digest(values)):
+        raise DataError(f"{path}: not what was written: it was damaged or changed. {_REWRITE}")
     return manifest
 
 
-def _check_schema(path: Path, text: bytes) -> None:
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
     # The version is read before the rest, whose meaning depends on it.
     try:
         values = msgspec.json.decode(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON: {error}. {_REWRITE}") from None
     schema = values.get("schema") if isinstance(values, dict) else None
-    if schema != SCHEMA_VERSION:
+    if schema not in READABLE_SCHEMAS:
         raise DataError(
-            f"{path}: schema {schema!r}: this program reads schema {SCHEMA_VERSION}. "
+            f"{path}: schema {schema!r}: this program reads schema {_READABLE}. "
             "Use the version of hvd_train that wrote it, or write the shards anew."
         )
+    return dict(values)
 
 
-def save_manifest(folder: str | Path, manifest: Manifest) -> None:
-    """Writes `manifest` into an existing folder, atomically. Raises OSError."""
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+def _digest(values: Mapping[str, Any]) -> str:
+    # Of all keys, also of those that a later version may have added.
+    rest = {key: value for key, value in values.items() if key != "digest"}
+    return digest(msgspec.json.encode(rest, order="deterministic"))
+
+
+def save_manifest(folder: str | Path, manifest: Manifest) -> Manifest:
+    """Writes `manifest` into an existing folder, atomically; returns it as it was written, with its digest.
+    Raises OSError."""
+    values = asdict(manifest)
+    values["digest"] = _digest(values)
     with replacing(Path(folder) / MANIFEST_NAME) as temporary:
-        temporary.write_bytes(text + b"\n")
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(values), indent=2) + b"\n")
+    return replace(manifest, digest=values["digest"])
+
+
+def differences(info: ShardInfo, entry: ShardEntry, manifest: Manifest) -> Iterator[str]:
+    """One message for each thing in which a shard is not what its manifest says."""
+    beside = os.path.join(os.path.dirname(info.path), MANIFEST_NAME)
+    remedy = "Copy both again, or write the shards again."
+    sample = manifest.sample
+    if info.num_samples != entry.num_samples:
+        yield f"{info.path}: {info.num_samples} samples, but {entry.num_samples} in {beside}. {remedy}"
+    names = list(info.fields)
+    listed = entry.class_counts if names[-1] == sample.targets else None
+    if listed is not None and info.class_counts != listed:
+        yield f"{info.path}: class counts {info.class_counts}, but {listed} in {beside}. {remedy}"
+    for name, field in info.fields.items():
+        written = sample.fields.get(name)
+        if written is not None and written != field:
+            yield f"{info.path}: `{name}` is {field}, but {written} in {beside}. {remedy}"
+    scale = 1.0 if info.scale is None else info.scale
+    if names[0] == sample.inputs and scale != sample.scale:
+        yield f"{info.path}: scale {scale}, but {sample.scale} in {beside}. {remedy}"
+    if info.facts_digest != entry.facts_digest:
+        yield f"{info.path}: not the shard that {beside} lists: their digests differ. {remedy}"

@@ -289,13 +289,16 @@ def _gather(batch: Batch, index: npt.NDArray[np.intp]) -> Batch:
 
 
 def _cut_blocks(rows: Rows, block_bytes: int) -> Blocks:
-    """Row ranges of about `block_bytes`, cut where chunks end in the file."""
+    """Row ranges of about `block_bytes`, cut where chunks end in the file, and if they are small enough where
+    checksummed blocks end."""
     blocks = [np.empty((0, 2), np.int64)]
     wanted = max(1, block_bytes // max(1, rows.row_bytes))
     offset = 0
     for span in rows.spans:
-        chunk = rows.info(span).chunk_rows or 1
-        step = max(1, wanted // chunk) * chunk
+        info = rows.info(span)
+        unit = info.chunk_rows or info.checksum_rows or 1
+        unit = unit if info.chunk_rows or unit <= wanted else 1
+        step = max(1, wanted // unit) * unit
         inner = np.arange((span.start // step + 1) * step, span.stop, step)
         bounds = np.concatenate([[span.start], inner, [span.stop]]) + (offset - span.start)
         blocks.append(np.stack([bounds[:-1], bounds[1:]], axis=1))

@@ -14,6 +14,8 @@ from hvd_train.data.blocks import row_bytes
 from hvd_train.data.deal import Span
 from hvd_train.data.format import FieldSpec, ShardInfo
 from hvd_train.data.h5 import Array, ShardFile
+from hvd_train.data.verify import Verifier
+from hvd_train.errors import DataError
 
 # A rank may hold more shards than the system lets one process open.
 _MAX_OPEN = 32
@@ -24,14 +26,21 @@ class Rows:
     """The concatenation of `spans`, rows 0 to n - 1; every batch is {name: array [rows, *shape]}.
 
     Arrays have the dtypes of `fields`. Files are opened when they are first read. One thread at a time.
-    Every method raises `DataError` where a shard cannot be read.
+    Every method raises `DataError` where a shard cannot be read, or is not what was written.
     """
 
-    def __init__(self, spans: Sequence[Span], fields: Mapping[str, FieldSpec]) -> None:
+    def __init__(
+        self, spans: Sequence[Span], fields: Mapping[str, FieldSpec], *, verify: bool = True
+    ) -> None:
         self.spans = tuple(span for span in spans if span.num_rows > 0)
         self.fields = fields
+        self.verify = verify
+        """Whether rows are compared with the checksums of their file when they are first read. Off only
+        to measure what that costs; may be changed between two reads."""
         self._stops = list(accumulate(span.num_rows for span in self.spans))
         self._open: OrderedDict[str, ShardFile] = OrderedDict()
+        self._infos: dict[str, ShardInfo] = {}
+        self._verifiers: dict[tuple[str, str], Verifier] = {}
 
     def __len__(self) -> int:
         return self._stops[-1] if self._stops else 0
@@ -61,9 +70,18 @@ class Rows:
             first = span.stop - (self._stops[index] - start)
             shard = self._shard(span.shard)
             for name, array in batch.items():
-                shard.read_into(name, first, first + end - start, array[at : at + end - start])
+                self._read(shard, name, first, first + end - start, array[at : at + end - start])
             at += end - start
             start = end
+
+    def _read(self, shard: ShardFile, name: str, start: int, stop: int, out: Array) -> None:
+        if not self.verify:
+            shard.read_into(name, start, stop, out)
+            return
+        key = (shard.info.path, name)
+        if key not in self._verifiers:
+            self._verifiers[key] = Verifier(shard, name)
+        self._verifiers[key].read_into(shard, start, stop, out)
 
     def info(self, span: Span) -> ShardInfo:
         """The header of the shard that `span` lies in."""
@@ -79,6 +97,16 @@ class Rows:
         if shard is None:
             if len(self._open) >= _MAX_OPEN:
                 self._open.popitem(last=False)[1].close()
-            shard = ShardFile(path, tuple(self.fields))
+            shard = self._open_shard(path)
         self._open[path] = shard
+        return shard
+
+    def _open_shard(self, path: str) -> ShardFile:
+        shard = ShardFile(path, tuple(self.fields))
+        if shard.info.fields != self.fields or self._infos.setdefault(path, shard.info) != shard.info:
+            shard.close()
+            raise DataError(
+                f"{path}: another file has taken its place since the run began. Put back the one that "
+                "the run began with, or start anew."
+            )
         return shard

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hvd_train.data.files import require_regular
 from hvd_train.errors import DataError
 
 Array = npt.NDArray[Any]
@@ -85,6 +86,7 @@ def load_digits() -> Arrays:
 def load_npz(path: str | Path, inputs: str = "inputs", targets: str = "targets") -> Arrays:
     """The arrays `inputs` and `targets` of a .npz file. Raises `DataError`; pickled objects are refused."""
     try:
+        require_regular(path, "a .npz file")
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in (inputs, targets) if name not in file.files]
             if missing:
@@ -140,6 +142,7 @@ def read_idx(path: str | Path) -> Array:
 
 def _read_bytes(path: str | Path) -> bytes:
     try:
+        require_regular(path, "an idx file, plain or .gz")
         raw = Path(path).read_bytes()
         # By content, not by name: browsers unpack .gz files and keep the name.
         return gzip.decompress(raw) if raw.startswith(_GZIP_MAGIC) else raw

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -12,8 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from hvd_train.atomic import replacing
-from hvd_train.data.blocks import checksums, class_counts, rows_per_block
-from hvd_train.data.format import MANIFEST_NAME, FieldSpec, Manifest, SampleSpec, ShardEntry, is_class_dtype
+from hvd_train.data.blocks import checksums, class_counts, row_bytes, rows_per_block
+from hvd_train.data.facts import digest_of
+from hvd_train.data.format import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    DatasetFacts,
+    Facts,
+    FieldSpec,
+    Manifest,
+    SampleSpec,
+    ShardEntry,
+    is_class_dtype,
+)
 from hvd_train.data.h5 import Array, write_file
 from hvd_train.data.manifest import load_manifest, save_manifest
 from hvd_train.data.sources import Arrays
@@ -24,7 +36,7 @@ Compression = Literal["none", "gzip"]
 
 INPUTS, TARGETS = "inputs", "targets"
 
-_CHECKSUM_BYTES = 1 << 20
+_CHECKSUM_BYTES = 64 << 10
 _GZIP_CHUNK_BYTES = 256 << 10
 # A vocabulary beyond this would make the counts larger than many a shard.
 _MAX_COUNTED_CLASSES = 65_536
@@ -52,6 +64,7 @@ def write_part(
     Raises `DataError` where the part exists already and `force` is not set, the data cannot be cut so, or
     the other part has other samples; OSError where the folder cannot be written.
     """
+    arrays = _readable(arrays)
     if chunk_rows is not None and chunk_rows < 1:
         raise DataError(f"--chunk-rows {chunk_rows}: expected at least 1 row.")
     folder = Path(folder)
@@ -68,15 +81,32 @@ def write_part(
         piece = arrays.take(rows)
         counts = _class_counts(piece.targets)
         with replacing(folder / name) as temporary:
-            _write_shard(temporary, piece, counts, compression, chunk_rows)
-        listed = counts if counts is not None and len(counts) <= _MAX_LISTED_CLASSES else None
-        entries.append(ShardEntry(file=name, num_samples=len(rows), class_counts=listed))
+            digest = _write_shard(temporary, piece, counts, compression, chunk_rows)
+        listed = tuple(counts.tolist()) if counts is not None and len(counts) <= _MAX_LISTED_CLASSES else None
+        entries.append(ShardEntry(file=name, num_samples=len(rows), class_counts=listed, facts_digest=digest))
     manifest = _with_part(manifest, part, tuple(entries))
-    save_manifest(folder, manifest)
+    manifest = save_manifest(folder, manifest)
     # Only now, when nothing refers to them any more.
     for stale in set(existing) - {folder / name for name in names}:
         stale.unlink(missing_ok=True)
     return manifest
+
+
+def _readable(arrays: Arrays) -> Arrays:
+    """`arrays` in types that a shard can hold."""
+    if arrays.scale is not None and not math.isfinite(arrays.scale):
+        raise DataError(f"--scale {arrays.scale}: expected a finite number.")
+    for name, array in ((INPUTS, arrays.inputs), (TARGETS, arrays.targets)):
+        if array.dtype.kind not in "biuf":
+            raise DataError(
+                f"{name} are {array.dtype}. Expected integers, floating-point numbers or booleans."
+            )
+    return replace(arrays, inputs=_narrow(arrays.inputs), targets=_narrow(arrays.targets))
+
+
+def _narrow(array: Array) -> Array:
+    # Long double has another layout on every machine, and torch has none.
+    return array.astype(np.float64) if array.dtype.kind == "f" and array.dtype.itemsize > 8 else array
 
 
 def _existing(folder: Path, manifest: Manifest | None, part: Part, names: Sequence[str]) -> list[Path]:
@@ -95,10 +125,7 @@ def _with_part(manifest: Manifest, part: Part, entries: tuple[ShardEntry, ...]) 
 
 
 def _sample_of(arrays: Arrays) -> SampleSpec:
-    fields = {
-        name: FieldSpec(shape=array.shape[1:], dtype=array.dtype.newbyteorder("=").name)
-        for name, array in ((INPUTS, arrays.inputs), (TARGETS, arrays.targets))
-    }
+    fields = {INPUTS: _field(arrays.inputs), TARGETS: _field(arrays.targets)}
     classes = int(arrays.targets.max(initial=0)) + 1 if is_class_dtype(fields[TARGETS].dtype) else None
     scale = 1.0 if arrays.scale is None else arrays.scale
     return SampleSpec(inputs=INPUTS, targets=TARGETS, fields=fields, num_classes=classes, scale=scale)
@@ -117,7 +144,7 @@ def _join(folder: Path, manifest: Manifest | None, part: Part, sample: SampleSpe
                 "Expected the same in both parts: write them into another folder."
             )
     classes = max(sample.num_classes or 0, manifest.sample.num_classes or 0) or None
-    return replace(manifest, sample=replace(sample, num_classes=classes))
+    return replace(manifest, schema=SCHEMA_VERSION, sample=replace(sample, num_classes=classes))
 
 
 def _cut(arrays: Arrays, shards: int, by_class: bool, shuffle_seed: int | None) -> list[npt.NDArray[np.intp]]:
@@ -146,29 +173,54 @@ def _cut(arrays: Arrays, shards: int, by_class: bool, shuffle_seed: int | None) 
     return [order[shard_of_row[order] == shard] for shard in range(shards)]
 
 
-def _class_counts(targets: Array) -> tuple[int, ...] | None:
+def _class_counts(targets: Array) -> npt.NDArray[np.int64] | None:
     if not is_class_dtype(targets.dtype.name):
         return None
     num_classes = int(targets.max(initial=0)) + 1
-    return tuple(class_counts(targets, num_classes).tolist()) if num_classes <= _MAX_COUNTED_CLASSES else None
+    return class_counts(targets, num_classes) if num_classes <= _MAX_COUNTED_CLASSES else None
 
 
 def _write_shard(
-    path: Path, arrays: Arrays, counts: Sequence[int] | None, compression: Compression, chunk_rows: int | None
-) -> None:
+    path: Path,
+    arrays: Arrays,
+    counts: npt.NDArray[np.int64] | None,
+    compression: Compression,
+    chunk_rows: int | None,
+) -> str:
+    """Writes one shard; returns the digest of its facts."""
     datasets = {INPUTS: arrays.inputs, TARGETS: arrays.targets}
-    row = FieldSpec(shape=arrays.inputs.shape[1:], dtype=arrays.inputs.dtype.name)
     if compression != "none" and chunk_rows is None:
-        chunk_rows = rows_per_block(row, _GZIP_CHUNK_BYTES)
+        chunk_rows = rows_per_block(_field(arrays.inputs), _GZIP_CHUNK_BYTES)
     # Blocks end where chunks end, so that a damaged chunk is a damaged block.
-    block = min(chunk_rows or rows_per_block(row, _CHECKSUM_BYTES), len(arrays.inputs))
-    write_file(
+    row = sum(row_bytes(_field(array)) for array in datasets.values())
+    block = chunk_rows or max(1, _CHECKSUM_BYTES // max(1, row))
+    sums = {name: checksums(array, block) for name, array in datasets.items()}
+    all_counts = {} if counts is None else {TARGETS: counts}
+    scales = {INPUTS: arrays.scale}
+    facts = Facts(
+        schema=SCHEMA_VERSION,
+        checksum_rows=block,
+        datasets={
+            name: DatasetFacts(
+                shape=array.shape,
+                dtype=_field(array).dtype,
+                scale=scales.get(name),
+                class_counts=digest_of(all_counts[name]) if name in all_counts else None,
+                checksums=digest_of(sums[name]),
+            )
+            for name, array in datasets.items()
+        },
+    )
+    return write_file(
         path,
         datasets,
+        facts,
         chunk_rows=chunk_rows,
         compression=compression,
-        scale=arrays.scale,
-        class_counts=counts,
-        checksums={name: checksums(array, block) for name, array in datasets.items()},
-        checksum_rows=block,
+        class_counts=all_counts,
+        checksums=sums,
     )
+
+
+def _field(array: Array) -> FieldSpec:
+    return FieldSpec(shape=array.shape[1:], dtype=array.dtype.newbyteorder("=").name)

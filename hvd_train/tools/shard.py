@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -20,7 +21,7 @@ from hvd_train.values import require, require_usable
 
 if TYPE_CHECKING:
     from hvd_train.data.format import ShardInfo
-    from hvd_train.data.locate import Found, Source
+    from hvd_train.data.locate import Found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +93,8 @@ class InfoArgs:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckArgs:
-    """Read every row and compare it with the recorded checksums, counts and manifest. Exit code 1 if
-    anything is wrong."""
+    """Read every row and compare it with the recorded checksums, counts and manifest; count values that are
+    not finite. Exit code 1 if anything is not as it was written."""
 
     paths: Annotated[Positional[tuple[str, ...]], arg(metavar="PATH...")]
     """Files, folders or glob patterns."""
@@ -159,12 +160,13 @@ def write(args: WriteArgs) -> int:
 
 def info(args: InfoArgs) -> int:
     """`shard info`. Raises `DataError` for the first shard that cannot be read."""
+    from hvd_train.data.crash import in_child
     from hvd_train.data.h5 import read_info
 
     names = tuple(dict.fromkeys((args.inputs, args.targets)))
     shards = [
-        (part, read_info(shard.path, names))
-        for _, parts in _sources(args.paths)
+        (part, in_child(shard.path, partial(read_info, shard.path, names)))
+        for parts in _sources(args.paths)
         for part, found in parts.items()
         for shard in found
     ]
@@ -191,17 +193,17 @@ def check(args: CheckArgs) -> int:
 
     names = tuple(dict.fromkeys((args.inputs, args.targets)))
     num_wrong = 0
-    for source, parts in _sources(args.paths):
+    for parts in _sources(args.paths):
         for shard in (shard for found in parts.values() for shard in found):
-            problems = list(check_shard(shard, names, source.manifest))
-            for problem in problems:
+            report = check_shard(shard, names)
+            for problem in report.problems:
                 print(problem, file=sys.stderr)
-            num_wrong += bool(problems)
-            print(f"{shard.path}: {'damaged' if problems else 'good'}")
+            num_wrong += bool(report.problems)
+            print("; ".join((f"{shard.path}: {'damaged' if report.problems else 'good'}", *report.remarks)))
     return 1 if num_wrong else 0
 
 
-def _sources(paths: Sequence[str]) -> list[tuple[Source, dict[str, tuple[Found, ...]]]]:
+def _sources(paths: Sequence[str]) -> list[dict[str, tuple[Found, ...]]]:
     """Each path's shards by part; the part of shards without a manifest is not known, hence empty."""
     from hvd_train.data.locate import locate
 
@@ -209,7 +211,7 @@ def _sources(paths: Sequence[str]) -> list[tuple[Source, dict[str, tuple[Found, 
         raise DataError("no PATH was given. Expected files, folders or glob patterns.")
     sources = [locate(path, "PATH") for path in paths]
     return [
-        (s, {"": s.train} if s.manifest is None else {"train": s.train, "validation": s.validation})
+        {"": s.train} if s.manifest is None else {"train": s.train, "validation": s.validation}
         for s in sources
     ]
 

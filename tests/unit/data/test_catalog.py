@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import h5py
@@ -195,7 +196,7 @@ def test_a_shard_that_differs_from_its_manifest(tmp_path: Path) -> None:
     write_own(tmp_path / "b", 41)
     shard = "train-00000-of-00001.h5"
     (tmp_path / "a" / shard).write_bytes((tmp_path / "b" / shard).read_bytes())
-    with pytest.raises(DataError, match=r"41 samples, but the manifest beside it says 40"):
+    with pytest.raises(DataError, match=r"41 samples, but 40 in .*manifest\.json"):
         open_at(tmp_path / "a")
     (tmp_path / "a" / shard).unlink()
     with pytest.raises(DataError, match=r"train-00000-of-00001\.h5: no such file"):
@@ -208,3 +209,19 @@ def test_a_missing_dataset_names_those_that_are_there(tmp_path: Path) -> None:
         DataError, match=r"no dataset `images`; the file has `inputs` \[4, 3\] float32, `targets`"
     ):
         open_at(tmp_path, inputs="images")
+
+
+def test_shards_without_samples_are_skipped_with_one_warning(tmp_path: Path) -> None:
+    for i, rows in enumerate((20, 0, 30, 0)):
+        write_foreign(tmp_path / f"s{i}.h5", rows)
+    catalog = open_at(tmp_path)
+    assert [span.num_rows for span in catalog.train] == [20, 30]
+    assert [shard.num_samples for shard in catalog.shards] == [20, 30]
+    (warning,) = catalog.warnings
+    assert re.fullmatch(r".*s1\.h5, .*s3\.h5: no samples: skipped \(2 of 4 shards\)\.", warning)
+    assert open_at(tmp_path, validation=0.2).train
+    for part in ({"path": str(tmp_path / "s1.h5")}, {"validation": str(tmp_path / "s[13].h5")}):
+        with pytest.raises(
+            DataError, match=r"s1\.h5.*: no samples\. Expected at least 1 in one of the shards"
+        ):
+            open_catalog(DataConfig(**{"path": str(tmp_path / "s[02].h5"), **part}))

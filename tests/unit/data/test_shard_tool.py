@@ -11,12 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 from hvd_train.config import DataConfig
 from hvd_train.data.catalog import open_catalog
 from hvd_train.tools.shard import main
+from tests.unit.data.shards import write_foreign
 
 
 @pytest.fixture
@@ -82,13 +84,15 @@ def test_check_says_what_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixtur
     main(["write", "digits", "--out", str(out), "--shards", "2"])
     first, second = sorted(out.glob("*.h5"))
     raw = bytearray(second.read_bytes())
-    raw[raw.find(bytes([16, 16])) + 1] = 3
+    with h5py.File(second) as file:
+        raw[file["inputs"].id.get_offset() + 3] ^= 1
     second.write_bytes(raw)
     capsys.readouterr()
     assert main(["check", str(out)]) == 1
     output = capsys.readouterr()
     assert output.out.splitlines() == [f"{first}: good", f"{second}: damaged"]
-    assert output.err == f"{second}: dataset `inputs`, rows 0 to 898: not what was written.\n"
+    (message,) = output.err.splitlines()
+    assert message.startswith(f"{second}: dataset `inputs`, rows 0 to 898: not what was written.")
     assert main(["check", str(first)]) == 0
     second.write_bytes(raw[:-20])
     assert main(["check", str(out)]) == 1
@@ -160,3 +164,47 @@ def test_mnist(tmp_path: Path) -> None:
     # The published counts of the labels of the training part.
     counts = np.sum([info.class_counts for info in catalog.shards[:2]], axis=0)
     assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+
+
+def test_check_counts_values_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = np.ones((40, 2, 3), "f4")
+    inputs[5, 1, 2] = np.nan
+    inputs[33] = np.inf
+    targets = np.arange(40.0)
+    targets[39] = -np.inf
+    np.savez(tmp_path / "a.npz", inputs=inputs, targets=targets)
+    out = tmp_path / "d"
+    assert main(["write", str(tmp_path / "a.npz"), "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["check", str(out)]) == 0
+    assert capsys.readouterr().out.rstrip().split("; ") == [
+        f"{out}/train-00000-of-00001.h5: good",
+        "7 values of `inputs` not finite (NaN or infinite), the first in row 5",
+        "1 value of `targets` not finite (NaN or infinite), the first in row 39",
+    ]
+
+
+def test_a_shard_without_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_foreign(tmp_path / "a.h5", 10)
+    write_foreign(tmp_path / "b.h5", 0)
+    assert main(["info", str(tmp_path)]) == 0
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == ["samples", "10", "0"]
+    assert main(["check", str(tmp_path)]) == 0
+    good, empty = capsys.readouterr().out.splitlines()
+    assert good.endswith("a.h5: good")
+    assert empty.endswith("b.h5: good; no samples: a training skips it")
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf"])
+def test_a_scale_that_is_not_finite_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scale: str
+) -> None:
+    assert main(["write", "digits", "--out", str(tmp_path / "d"), "--scale", scale]) == 2
+    assert capsys.readouterr().err == f"hvd_train: --scale {scale}: expected a finite number.\n"
+
+
+def test_long_double_becomes_float64(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", inputs=np.ones((8, 2), np.longdouble) / 3, targets=np.zeros(8))
+    assert main(["write", str(tmp_path / "a.npz"), "--out", str(tmp_path / "d")]) == 0
+    assert open_catalog(DataConfig(path=str(tmp_path / "d"))).sample.fields["inputs"].dtype == "float64"
+    assert main(["check", str(tmp_path / "d")]) == 0

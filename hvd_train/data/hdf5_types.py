@@ -1,0 +1,61 @@
+"""Which HDF5 types a sample may have. They are looked at here, before any value is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+# H5T_class_t, which is part of the file format.
+_INTEGER, _FLOAT, _BITFIELD, _ENUM = 0, 1, 4, 8
+_OTHERS = {
+    2: "times (H5T_TIME)",
+    3: "strings",
+    5: "opaque values",
+    6: "compound values, as complex numbers are stored",
+    7: "references",
+    9: "rows of variable length",
+    10: "arrays as values",
+    11: "complex numbers",
+}
+_STANDARD_FLOATS = {
+    # bytes, precision, (sign, exponent at, exponent bits, mantissa at, mantissa bits), bias
+    (2, 16, (15, 10, 5, 0, 10), 15): "float16",
+    (4, 32, (31, 23, 8, 0, 23), 127): "float32",
+    (8, 64, (63, 52, 11, 0, 52), 1023): "float64",
+    (2, 16, (15, 7, 8, 0, 7), 127): "float32",  # bfloat16: every value of it is a float32
+    (16, 80, (79, 64, 15, 0, 64), 16383): "float64",  # long double of x86: converted by HDF5
+}
+
+
+def numpy_dtype(type_id: Any) -> np.dtype[Any] | str:
+    """The dtype in which values of an HDF5 type (h5py's TypeID) are read, in native byte order; or what
+    they are, in words, for a type that no batch can hold."""
+    kind, num_bytes = type_id.get_class(), type_id.get_size()
+    if kind == _INTEGER:
+        return _whole_number(type_id, num_bytes)
+    if kind == _FLOAT:
+        return _floating_point(type_id, num_bytes)
+    if kind == _BITFIELD:
+        return np.dtype("uint8") if num_bytes == 1 else f"bit fields of {8 * num_bytes} bits"
+    if kind == _ENUM:
+        values = numpy_dtype(type_id.get_super())
+        # h5py has booleans as an enumeration of FALSE and TRUE.
+        return np.dtype(bool) if not isinstance(values, str) and type_id.dtype == bool else values
+    return _OTHERS.get(kind, f"values of an unknown type (class {kind})")
+
+
+def _whole_number(type_id: Any, num_bytes: int) -> np.dtype[Any] | str:
+    if num_bytes not in (1, 2, 4, 8):
+        return f"integers of {8 * num_bytes} bits"
+    return np.dtype(f"{'i' if type_id.get_sign() else 'u'}{num_bytes}")
+
+
+def _floating_point(type_id: Any, num_bytes: int) -> np.dtype[Any] | str:
+    fields = tuple(map(int, type_id.get_fields()))
+    layout = (num_bytes, type_id.get_precision(), fields, type_id.get_ebias())
+    if layout in _STANDARD_FLOATS:
+        return np.dtype(_STANDARD_FLOATS[layout])
+    return (
+        f"floating-point numbers of {layout[1]} bits with {fields[2]} of exponent and {fields[4]} of mantissa"
+    )
