@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from hvd_train.config import DataConfig
 from hvd_train.data.blocks import rows_per_block
+from hvd_train.data.check import unlike
 from hvd_train.data.deal import Span, split_validation
 from hvd_train.data.demo import ensure_digits
-from hvd_train.data.format import FieldSpec, SampleSpec, ShardInfo, is_class_dtype
+from hvd_train.data.format import SampleSpec, ShardInfo, is_class_dtype
 from hvd_train.data.h5 import ShardFile, read_info
 from hvd_train.data.locate import Found, locate
 from hvd_train.errors import DataError
@@ -114,18 +115,8 @@ def _spans(infos: Sequence[ShardInfo]) -> tuple[Span, ...]:
 def _agree(infos: Sequence[ShardInfo], data: DataConfig) -> SampleSpec:
     first = infos[0]
     for info in infos:
-        for name, field in info.fields.items():
-            if field != first.fields[name]:
-                raise DataError(
-                    f"{info.path}: a sample of `{name}` is {_describe(field)}, but "
-                    f"{_describe(first.fields[name])} in {first.path}. Expected the same in every shard: "
-                    "leave one of the two out, or write it again."
-                )
-        if data.scale is None and info.scale != first.scale:
-            raise DataError(
-                f"{info.path}: scale {info.scale}, but {first.scale} in {first.path}. "
-                "Expected the same in every shard: set data.scale, or write the shard again."
-            )
+        for difference in unlike(info, first, with_scale=data.scale is None):
+            raise DataError(difference)
     recorded = 1.0 if first.scale is None else first.scale
     return SampleSpec(
         inputs=data.inputs,
@@ -134,10 +125,6 @@ def _agree(infos: Sequence[ShardInfo], data: DataConfig) -> SampleSpec:
         num_classes=_num_classes(infos, data.targets),
         scale=recorded if data.scale is None else data.scale,
     )
-
-
-def _describe(field: FieldSpec) -> str:
-    return f"{field.dtype} {list(field.shape)}"
 
 
 def _num_classes(infos: Sequence[ShardInfo], targets: str) -> int | None:

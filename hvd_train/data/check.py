@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hvd_train.data.blocks import class_counts, rows_per_block
 from hvd_train.data.crash import in_child
+from hvd_train.data.format import FieldSpec, ShardInfo
 from hvd_train.data.h5 import Array, ShardFile
 from hvd_train.data.locate import Found
 from hvd_train.data.verify import Verifier, describe
@@ -26,6 +27,44 @@ class Report:
 
     remarks: tuple[str, ...] = ()
     """What a training takes, and a user should know."""
+
+    info: ShardInfo | None = None
+    """The header, if it could be read."""
+
+    unlike: tuple[str, ...] = ()
+    """One message for each thing for which a training would refuse this shard together with the others."""
+
+
+def check_shards(shards: Sequence[Found], names: Sequence[str]) -> Iterator[tuple[Found, Report]]:
+    """Each of the shards of one path with its `check_shard`, and compared with those before it."""
+    first: ShardInfo | None = None
+    for shard in shards:
+        report = check_shard(shard, names)
+        info = report.info
+        if info is not None and info.num_samples and not report.problems:
+            first = first or info
+            report = replace(report, unlike=tuple(unlike(info, first)))
+        yield shard, report
+
+
+def unlike(info: ShardInfo, first: ShardInfo, *, with_scale: bool = True) -> Iterator[str]:
+    """One message for each thing in which samples of a shard are not what they are in `first`."""
+    for name, field in info.fields.items():
+        if field != first.fields[name]:
+            yield (
+                f"{info.path}: a sample of `{name}` is {_describe(field)}, but "
+                f"{_describe(first.fields[name])} in {first.path}. Expected the same in every shard: "
+                "leave one of the two out, or write it again."
+            )
+    if with_scale and info.scale != first.scale:
+        yield (
+            f"{info.path}: scale {info.scale}, but {first.scale} in {first.path}. "
+            "Expected the same in every shard: set data.scale, or write the shard again."
+        )
+
+
+def _describe(field: FieldSpec) -> str:
+    return f"{field.dtype} {list(field.shape)}"
 
 
 def check_shard(shard: Found, names: Sequence[str]) -> Report:
@@ -51,7 +90,7 @@ def _report(shard: Found, names: Sequence[str]) -> Report:
             dataset = _DatasetCheck(file, name)
             problems += dataset.problems()
             remarks += dataset.not_finite()
-    return Report(tuple(problems), tuple(remarks))
+    return Report(tuple(problems), tuple(remarks), file.info)
 
 
 class _DatasetCheck:

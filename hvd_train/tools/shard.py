@@ -189,17 +189,19 @@ def info(args: InfoArgs) -> int:
 def check(args: CheckArgs) -> int:
     """`shard check`: 0 if every shard is what was written, 1 if not. Raises `DataError` where a path
     names no shards."""
-    from hvd_train.data.check import check_shard
+    from hvd_train.data.check import check_shards
 
     names = tuple(dict.fromkeys((args.inputs, args.targets)))
     num_wrong = 0
     for parts in _sources(args.paths):
-        for shard in (shard for found in parts.values() for shard in found):
-            report = check_shard(shard, names)
-            for problem in report.problems:
+        shards = [shard for found in parts.values() for shard in found]
+        for shard, report in check_shards(shards, names):
+            wrong = (*report.problems, *report.unlike)
+            for problem in wrong:
                 print(problem, file=sys.stderr)
-            num_wrong += bool(report.problems)
-            print("; ".join((f"{shard.path}: {'damaged' if report.problems else 'good'}", *report.remarks)))
+            num_wrong += bool(wrong)
+            state = "damaged" if report.problems else "unlike the others" if wrong else "good"
+            print("; ".join((f"{shard.path}: {state}", *report.remarks)))
     return 1 if num_wrong else 0
 
 

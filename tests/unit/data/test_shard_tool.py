@@ -17,6 +17,7 @@ import pytest
 
 from hvd_train.config import DataConfig
 from hvd_train.data.catalog import open_catalog
+from hvd_train.errors import DataError
 from hvd_train.tools.shard import main
 from tests.unit.data.shards import write_foreign
 
@@ -208,3 +209,17 @@ def test_long_double_becomes_float64(tmp_path: Path) -> None:
     assert main(["write", str(tmp_path / "a.npz"), "--out", str(tmp_path / "d")]) == 0
     assert open_catalog(DataConfig(path=str(tmp_path / "d"))).sample.fields["inputs"].dtype == "float64"
     assert main(["check", str(tmp_path / "d")]) == 0
+
+
+def test_shards_that_no_training_takes_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_foreign(tmp_path / "a.h5", 10)
+    write_foreign(tmp_path / "b.h5", 0)
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["inputs"] = np.zeros((4, 5), "f4")
+        file["targets"] = np.arange(4)
+    assert main(["check", str(tmp_path)]) == 1
+    output = capsys.readouterr()
+    assert output.out.splitlines()[0::2] == [f"{tmp_path}/a.h5: good", f"{tmp_path}/c.h5: unlike the others"]
+    (message,) = output.err.splitlines()
+    with pytest.raises(DataError, match=re.escape(message)):
+        open_catalog(DataConfig(path=str(tmp_path)))
