@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,36 +26,108 @@ def cpu_limit(root: Path = Path("/")) -> float | None:
         root: where /proc and /sys lie.
     """
     limits = []
-    for folder in _cgroups(root):
+    for folder in _cgroups(root, ""):
         quota, _, period = _text(folder / "cpu.max").partition(" ")
         if quota not in ("", "max"):
             limits.append(int(quota) / int(period))
     return min(limits, default=None)
 
 
-def available_memory(root: Path = Path("/")) -> int:
-    """Bytes that processes of this host can still take: what the kernel says, and no more than what each
-    cgroup that they are in leaves.
+def available_memory(root: Path = Path("/"), ranks: int = 1, environ: Mapping[str, str] = os.environ) -> int:
+    """Bytes that processes of this host can still take together: the least of what the kernel, each memory
+    cgroup that they are in and Slurm's allocation leave.
 
     Args:
         root: where /proc and /sys lie.
+        ranks: processes like this one, which use as much memory already.
+        environ: may hold what Slurm allocated.
     """
     lines = (root / "proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    for folder in _cgroups(root):
-        limit, used = _text(folder / "memory.max"), _text(folder / "memory.current")
-        if limit not in ("", "max"):
-            free = min(free, max(0, int(limit) - int(used or 0)))
-    return free
+    folders = (*_cgroups(root, ""), *_cgroups(root, "memory"))
+    left = [left for folder in folders for left in _left_by_cgroup(folder)]
+    left += [allocated - ranks * _in_use(root, "VmRSS:") for allocated in _allocated_by_slurm(environ)]
+    return max(0, min([free, *left]))
 
 
-def _cgroups(root: Path) -> Iterator[Path]:
-    """The folders of this process's cgroup and of those above it."""
-    top = root / "sys/fs/cgroup"
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        if line.startswith("0::"):
-            folder = top / line.removeprefix("0::").strip("/")
-            yield from (path for path in (folder, *folder.parents) if path.is_relative_to(top))
+def share_of_memory(ranks: int, root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> int:
+    """Bytes that each of the `ranks` processes of this host can still take: its part of `available_memory`,
+    and no more than its own limits (`ulimit -v`, `-d`) leave."""
+    return max(0, min([available_memory(root, ranks, environ) // ranks, *_left_by_limits(root)]))
+
+
+_CGROUP_LIMITS = (
+    ("memory.max", "memory.current"),
+    ("memory.high", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes"),
+)
+"""Files of a cgroup with a limit and with what counts against it: two of version 2, two of version 1."""
+
+
+def _left_by_cgroup(folder: Path) -> Iterator[int]:
+    """What each limit of a cgroup leaves. Cached pages of files that have not been used lately count as used
+    there, but the kernel gives them up before it refuses memory."""
+    stat = dict(line.split(" ", 1) for line in _text(folder / "memory.stat").splitlines() if " " in line)
+    reclaimable = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+    for limit, used in _CGROUP_LIMITS:
+        most = _text(folder / limit)
+        if most not in ("", "max"):
+            yield int(most) - int(_text(folder / used) or 0) + reclaimable
+    if "hierarchical_memory_limit" in stat:  # of a cgroup above, perhaps one that a container does not see
+        used_here = int(_text(folder / "memory.usage_in_bytes") or 0)
+        yield int(stat["hierarchical_memory_limit"]) - used_here + reclaimable
+
+
+def _left_by_limits(root: Path) -> Iterator[int]:
+    """What the limits of this process on its address space and on its data leave."""
+    for line in _text(root / "proc/self/limits").splitlines():
+        for name, used in (("Max address space", "VmSize:"), ("Max data size", "VmData:")):
+            if line.startswith(name):
+                soft = line.removeprefix(name).split()[0]
+                if soft != "unlimited":
+                    yield int(soft) - _in_use(root, used)
+
+
+def _in_use(root: Path, field: str) -> int:
+    """Bytes of this process, by the name of a line in /proc/self/status."""
+    lines = _text(root / "proc/self/status").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)
+
+
+def _allocated_by_slurm(environ: Mapping[str, str]) -> Iterator[int]:
+    """Bytes of this host that the job asked for. Slurm counts in MiB; 0 stands for all."""
+    per_node = environ.get("SLURM_MEM_PER_NODE", "")
+    per_cpu, cpus = environ.get("SLURM_MEM_PER_CPU", ""), environ.get("SLURM_CPUS_ON_NODE", "")
+    if per_node.isdecimal() and int(per_node):
+        yield int(per_node) << 20
+    if per_cpu.isdecimal() and cpus.isdecimal() and int(per_cpu):
+        yield int(per_cpu) * int(cpus) << 20
+
+
+def _cgroups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process's cgroup and of those above it, as far as they are mounted here: of the
+    hierarchy of version 2, or with a `controller` of its hierarchy of version 1."""
+    lines = [line.split(":", 2) for line in _text(root / "proc/self/cgroup").splitlines()]
+    own = next((path for _, names, path in lines if controller in names.split(",")), None)
+    top = _mounted_cgroup(root, controller)
+    if own is None or top is None:
+        return
+    mount, above = top
+    inside = own if above == "/" else own.removeprefix(above) if f"{own}/".startswith(f"{above}/") else ""
+    # A container may see a path of the host, or one that leads out of what it sees: then only the top.
+    folder = mount if ".." in inside.split("/") else mount / inside.strip("/")
+    yield from (path for path in (folder, *folder.parents) if path.is_relative_to(mount))
+
+
+def _mounted_cgroup(root: Path, controller: str) -> tuple[Path, str] | None:
+    """Where a hierarchy of cgroups is mounted, and which of its cgroups is at the top there."""
+    for line in _text(root / "proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
+        fields, kind, options = left.split(), right.split(" ")[0], right.split(" ")[-1].split(",")
+        if (kind == "cgroup2") if not controller else (kind == "cgroup" and controller in options):
+            return root / fields[4].strip("/"), fields[3]
+    return None
 
 
 def _text(path: Path) -> str:

@@ -165,7 +165,7 @@ class Wiring:
         return average if self.config.sync.mode == "average" else NoAverage(average)
 
     def _make_reader(self) -> Reader:
-        budget = machine.available_memory() // 2 // self.comm.local_size
+        budget = machine.share_of_memory(self.comm.local_size) // 2
         mine = self.parts[self.comm.rank]
         return make_reader(mine, self.config.data, self.config.seed, self.catalog.sample.fields, budget)
 

@@ -27,6 +27,8 @@ Mode = Literal["memory", "stream"]
 
 BLOCK_BYTES = 256 << 10
 WINDOW_BLOCKS = 128
+_ORDER_BYTES = 16
+"""Of a row's place in the order of an epoch; when an epoch begins, the order before is still there."""
 
 
 class Reader(ABC):
@@ -89,7 +91,7 @@ def make_reader(
     """The reader of one rank's part; `data.reading` chooses, `auto` takes memory where the part fits
     into `memory_budget_bytes`. `reader.mode` says which it became."""
     rows = Rows(spans, fields)
-    fits = len(rows) * rows.row_bytes <= memory_budget_bytes
+    fits = len(rows) * (rows.row_bytes + _ORDER_BYTES) <= memory_budget_bytes
     if data.reading == "memory" or (data.reading == "auto" and fits):
         return MemoryReader(rows, seed)
     return StreamReader(rows, seed)
