@@ -73,6 +73,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                 module.train(mode)
 
 
+def scales_integers(model: nn.Module) -> bool:
+    """Whether the model multiplies integer inputs by the scale of its sample."""
+    return isinstance(model, (Mlp, Cnn))
+
+
 def _dense(widths: Sequence[int], dropout: float) -> nn.Sequential:
     """Fully connected layers from widths[0] to widths[-1] with ReLU (and dropout) between them."""
     layers: list[nn.Module] = []

@@ -19,8 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hvd_train import machine
 from hvd_train.config import Config, ModelConfig
-from hvd_train.data.format import SampleSpec
+from hvd_train.data.format import SampleSpec, is_class_dtype
+from hvd_train.data.labels import IGNORED, misfit
 from hvd_train.errors import TaskError
 from hvd_train.models import build_model, build_sequence_model
 from hvd_train.values import refuse_utf16
@@ -82,7 +84,8 @@ class Task(ABC):
 
 @final
 class Classification(Task):
-    """Integer targets, one class a sample; the model gives one logit a class.
+    """Integer or boolean targets, one class a sample; the model gives one logit a class. Samples with the
+    target -100 have no class: they count neither in the loss nor as samples.
 
     Loss: cross entropy. With class weights w the loss of sample i is w[c_i] times its cross entropy, and the
     mean divides by the number of samples n, not by the sum of their weights: the divisor does not depend on
@@ -97,13 +100,10 @@ class Classification(Task):
 
     def build_model(self, spec: SampleSpec) -> nn.Module:
         """Raises `TaskError` for targets that are not one integer a sample, or a wrong number of weights."""
-        num_classes = _num_classes(spec, "classification")
-        shape = spec.fields[spec.targets].shape
-        if shape not in ((), (1,)):
-            raise TaskError(
-                f"task classification: `{spec.targets}` has the shape {list(shape)} a sample; expected one "
-                "integer a sample. Name another dataset in data.targets, or take `regression`."
-            )
+        unfit = misfit(spec.targets, spec.fields[spec.targets])
+        if unfit:
+            raise TaskError(f"task classification: {unfit}")
+        num_classes = _num_classes(spec, "classification", self._model)
         if self._weights is not None and len(self._weights) != num_classes:
             raise TaskError(
                 f"class_weights has {len(self._weights)} values; expected {num_classes}, one for each class. "
@@ -114,9 +114,11 @@ class Classification(Task):
 
     def _forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = _at_least_float32(model(batch[self._spec.inputs]))
-        return logits, batch[self._spec.targets].reshape(-1).long()
+        return _that_count(logits, batch[self._spec.targets].reshape(-1).long())
 
     def _mean(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if not len(targets):
+            return logits.sum()  # 0, with a gradient
         if self._weights is None:
             return F.cross_entropy(logits, targets)
         self._weights = self._weights.to(logits)
@@ -186,8 +188,10 @@ class NextToken(Task):
     predicts at each position the one that follows: T - 1 predictions a sample. Where it names another dataset
     of the same shape, that holds the following tokens already, and there are T predictions.
 
-    Loss: cross entropy in nats, averaged over positions and samples; exp(loss) is the perplexity.
-    Metric: `error`, the share of positions whose most probable token is not the right one.
+    Loss: cross entropy in nats, averaged over positions and samples; exp(loss) is the perplexity. In a
+    dataset of targets, -100 marks positions that do not count: the loss of a sample is the mean over its
+    others, and a sample without any other is none.
+    Metric: `error`, the share of positions that count whose most probable token is not the right one.
     """
 
     def __init__(self, model: ModelConfig) -> None:
@@ -195,7 +199,7 @@ class NextToken(Task):
 
     def build_model(self, spec: SampleSpec) -> nn.Module:
         """Raises `TaskError` for samples that are not sequences of integers with something to predict."""
-        vocabulary = _num_classes(spec, "next-token")
+        vocabulary = _num_classes(spec, "next-token", self._model)
         inputs, targets = spec.fields[spec.inputs], spec.fields[spec.targets]
         self._shift = spec.inputs == spec.targets
         shortest = 2 if self._shift else 1
@@ -205,59 +209,68 @@ class NextToken(Task):
                 f"`{spec.targets}` of shape {list(targets.shape)}; expected sequences [T] of one length T >= "
                 f"{shortest}. Cut the text into sequences of equal length."
             )
-        if not _is_integer(inputs.dtype):
+        if not is_class_dtype(inputs.dtype):
             raise TaskError(
                 f"task next-token: `{spec.inputs}` is of type {inputs.dtype}; expected integer tokens. "
                 "Write the tokens as integers, or name another dataset in data.inputs."
             )
-        self._spec, self._vocabulary = spec, vocabulary
+        self._spec = spec
         return build_sequence_model(self._model, vocabulary)
 
-    def transform(self, batch: Batch) -> Batch:
-        """Raises `TaskError` for an input token outside the vocabulary, which the targets define."""
-        tokens = batch[self._spec.inputs]
-        if not self._shift and tokens.numel():
-            largest = int(tokens.long().max())
-            if largest >= self._vocabulary:
-                raise TaskError(
-                    f"`{self._spec.inputs}` holds the token {largest}; expected tokens below "
-                    f"{self._vocabulary}, the largest of `{self._spec.targets}` plus one. Give such tokens "
-                    "smaller numbers."
-                )
-        return batch
-
-    def _forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, int]:
+    def _forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         seen, following = batch[self._spec.inputs], batch[self._spec.targets]
         if self._shift:
             seen, following = seen[:, :-1], following[:, 1:]
-        logits = _at_least_float32(model(seen))
-        return logits.flatten(0, 1), following.reshape(-1).long(), len(seen)
+        return _at_least_float32(model(seen)), following.long()
+
+    def _mean(self, logits: Tensor, following: Tensor) -> tuple[Tensor, int]:
+        counts = following != IGNORED
+        if counts.all():
+            return F.cross_entropy(logits.flatten(0, 1), following.reshape(-1)), len(following)
+        losses = F.cross_entropy(
+            logits.transpose(1, 2), following, ignore_index=IGNORED, reduction="none"
+        )  # [B, T], 0 where ignored
+        n = int(counts.any(dim=1).sum())
+        return (losses.sum(dim=1) / counts.sum(dim=1).clamp(min=1)).sum() / max(1, n), n
+
+    def _wrong(self, logits: Tensor, following: Tensor) -> Sums:
+        return _wrong(*_that_count(logits.flatten(0, 1), following.flatten()))
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        logits, following, n = self._forward(model, batch)
-        return F.cross_entropy(logits, following), n
+        return self._mean(*self._forward(model, batch))
 
     def metrics(self, model: nn.Module, batch: Batch) -> Sums:
-        logits, following, _ = self._forward(model, batch)
-        return _wrong(logits, following)
+        return self._wrong(*self._forward(model, batch))
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
-        logits, following, n = self._forward(model, batch)
-        return _loss(F.cross_entropy(logits, following), n) | _wrong(logits, following)
+        logits, following = self._forward(model, batch)
+        return _loss(*self._mean(logits, following)) | self._wrong(logits, following)
 
 
-def _is_integer(dtype: str) -> bool:
-    return dtype.startswith(("int", "uint"))
-
-
-def _num_classes(spec: SampleSpec, task: str) -> int:
-    dtype = spec.fields[spec.targets].dtype
-    if spec.num_classes is None or not _is_integer(dtype):
+def _num_classes(spec: SampleSpec, task: str, model: ModelConfig) -> int:
+    """Raises `DataError` for values that cannot be class numbers, `TaskError` for another type or so many
+    classes that their layer does not fit into the memory."""
+    dtype, num_classes = spec.fields[spec.targets].dtype, spec.num_classes
+    if num_classes is None or not is_class_dtype(dtype):
         raise TaskError(
             f"task {task}: `{spec.targets}` is of type {dtype}; expected integers from 0 on. "
             "Name another dataset in data.targets, or take `regression`."
         )
-    return spec.num_classes
+    width = model.hidden[-1] if model.hidden else 1
+    needed, free = 4 * width * num_classes, machine.available_memory()
+    if needed > free:
+        raise TaskError(
+            f"task {task}: `{spec.targets}` has {num_classes:,} classes, and the last layer for them takes "
+            f"{needed >> 20:,} MiB, but {free >> 20:,} MiB are free. Expected a model that fits: number the "
+            "classes without gaps, or lower the last of model.hidden."
+        )
+    return num_classes
+
+
+def _that_count(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of `logits` [n, classes] and `targets` [n] that are not ignored."""
+    counts = targets != IGNORED
+    return (logits, targets) if counts.all() else (logits[counts], targets[counts])
 
 
 def _at_least_float32(outputs: Tensor) -> Tensor:
@@ -299,6 +312,11 @@ def make_task(config: Config) -> Task:
         raise TaskError(_unknown(name))
     module = _load_file(Path(source)) if source.endswith(".py") else _load_module(source)
     return _construct(module, source, class_name)
+
+
+def takes_tokens(task: Task) -> bool:
+    """Whether the inputs of `task` are numbered as its targets are."""
+    return isinstance(task, NextToken)
 
 
 def _unknown(name: str) -> str:

@@ -22,16 +22,16 @@ from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import versions
 from hvd_train.comm.launcher import detect, forgotten_tasks
 from hvd_train.config import Config, flatten
-from hvd_train.data.catalog import Catalog, open_catalog
+from hvd_train.data.catalog import Catalog, find_shards, look_at_labels, make_catalog, scale_warning
 from hvd_train.data.deal import Span, deal
 from hvd_train.data.reader import Reader, make_reader
 from hvd_train.data.rows import Rows
-from hvd_train.errors import ConfigError, RunDirectoryError
+from hvd_train.errors import ConfigError, RunDirectoryError, TaskError
 from hvd_train.evaluate import Evaluator, TrainingLossEvaluator, ValidationEvaluator
 from hvd_train.liveness import phase
 from hvd_train.local_sgd import LocalSGD
 from hvd_train.model_state import load_state, saved_state
-from hvd_train.models import describe
+from hvd_train.models import describe, scales_integers
 from hvd_train.optim import LocalStep, make_optimizer
 from hvd_train.optimizer_state import OptimizerState
 from hvd_train.output import warn
@@ -45,7 +45,7 @@ from hvd_train.signals import StopRequest
 from hvd_train.state import FlatState
 from hvd_train.stateful import Stateful
 from hvd_train.stopping import Watch
-from hvd_train.task import Task, make_task
+from hvd_train.task import Task, make_task, takes_tokens
 from hvd_train.worker import Worker, steps_per_epoch
 
 
@@ -60,12 +60,13 @@ class Wiring:
         require_equal(comm, "configurations", flatten(config), "Give every rank the same file and flags.")
         self.versions = versions(comm)
         self.threads = self._share_cores()
-        self.catalog = together(comm, lambda: open_catalog(config.data))
+        self.task = together(comm, lambda: make_task(config) if task is None else task)
+        self.catalog = self._open_catalog()
         require_equal(comm, "data", _facts(self.catalog), "Every rank must see the same shards, whole.")
         for line in self.catalog.warnings if comm.rank == 0 else ():
             warn(line)
         self.parts = deal(self.catalog.train, comm.size)
-        self.task, self.model, self.optimizer = together(comm, lambda: self._build(task))
+        self.model, self.optimizer = together(comm, self._build)
         shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in saved_state(self.model)[0].items()}
         require_equal(comm, "models", shapes, "The task must build the same model on every rank.")
         seed_rank(config.seed, comm.rank)
@@ -86,18 +87,34 @@ class Wiring:
                 warn(line)
         return [seat.threads for seat in seats]
 
-    def _build(self, given: Task | None) -> tuple[Task, nn.Module, torch.optim.Optimizer]:
-        task = make_task(self.config) if given is None else given
+    def _open_catalog(self) -> Catalog:
+        """Finds the shards; each rank looks at the labels of its part. Collective."""
+        data, comm = self.config.data, self.comm
+        shards = together(comm, lambda: find_shards(data))
+        tokens = takes_tokens(self.task)
+        mine = together(comm, lambda: look_at_labels(shards, comm.rank, comm.size, tokens=tokens))
+        labels = comm.allgather(mine)
+        return together(comm, lambda: make_catalog(shards, data, labels))
+
+    def _build(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(self.config.seed)
-        model = build(task, self.catalog)
+        try:
+            model = build(self.task, self.catalog)
+        except TaskError as error:
+            # Of what the samples are, by their first file.
+            raise TaskError(f"{self.catalog.shards[0].path}: {error}") from None
         mine = self.parts[self.comm.rank]
         if self.config.data.batch_size == 1:
             why = "data.batch_size is 1. Give batches of 2 rows or more"
-            refuse_single_rows(model, task, self.catalog, mine, why)
+            refuse_single_rows(model, self.task, self.catalog, mine, why)
         elif _num_rows(mine) == 1:
             why = f"rank {self.comm.rank} has no other row. Use fewer ranks"
-            refuse_single_rows(model, task, self.catalog, mine, why)
-        return task, model, make_optimizer(model, self.config.optim)
+            refuse_single_rows(model, self.task, self.catalog, mine, why)
+        if self.comm.rank == 0 and scales_integers(model):
+            warning = scale_warning(self.catalog, self.config.data)
+            if warning:
+                warn(warning)
+        return model, make_optimizer(model, self.config.optim)
 
     def assemble(self, run: RunDirectory, recorder: Recorder, stop_request: StopRequest) -> LocalSGD:
         """The training, restored from the run's checkpoint where it goes on. Collective."""

@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 from hvd_train.config import DataConfig
 from hvd_train.data.blocks import rows_per_block
 from hvd_train.data.check import unlike
-from hvd_train.data.deal import Span, split_validation
+from hvd_train.data.deal import Span, deal, split_validation
 from hvd_train.data.demo import ensure_digits
 from hvd_train.data.format import SampleSpec, ShardInfo, is_class_dtype
-from hvd_train.data.h5 import ShardFile, read_info
+from hvd_train.data.h5 import ShardFile
+from hvd_train.data.labels import Labels, Unclassed, join, labels_of, labels_of_counts, objection, unscaled
 from hvd_train.data.locate import Found, locate
+from hvd_train.data.repeats import Origin, origin_of, refuse_repeats
 from hvd_train.errors import DataError
 
 _SCAN_BYTES = 8 << 20
 _MAX_LISTED = 12
+_GLANCE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shards:
+    """The shards of a data set by their headers; none of their values has been read."""
+
+    train: tuple[ShardInfo, ...]
+
+    validation: tuple[ShardInfo, ...]
+
+    sample: SampleSpec
+    """One sample; its `num_classes` is not known yet."""
+
+    warnings: tuple[str, ...] = ()
+    """What a user should know of the shards, one line each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,27 +59,110 @@ class Catalog:
     """What a user should know of the data, one line each."""
 
 
-def open_catalog(data: DataConfig) -> Catalog:
+def open_catalog(data: DataConfig, *, tokens: bool = False) -> Catalog:
+    """All of it in one process: finds the shards, looks at their labels and makes the catalog.
+
+    Args:
+        tokens: the inputs hold tokens, which are numbered as the targets are.
+
+    Not collective. Raises `DataError`.
+    """
+    shards = find_shards(data)
+    return make_catalog(shards, data, [look_at_labels(shards, tokens=tokens)])
+
+
+def find_shards(data: DataConfig) -> Shards:
     """Reads the manifest and every shard's header, and settles what a sample is.
 
-    Shards that do not record their classes have their integer targets read once. Not collective: every
-    rank does the same and gets the same. Raises `DataError`.
+    Not collective: every rank does the same and gets the same. Raises `DataError`, also where two names lead
+    to the same rows.
     """
     train, validation = _find_parts(data)
     names = tuple(dict.fromkeys((data.inputs, data.targets)))
     warnings: list[str] = []
-    train_infos, validation_infos = (_read_shards(part, names, warnings) for part in (train, validation))
-    infos = (*train_infos, *validation_infos)
-    train_spans, validation_spans = _spans(train_infos), _spans(validation_infos)
+    read = [_read_shards(part, names, warnings) for part in (train, validation)]
+    refuse_repeats(*([origin for _, origin in part] for part in read))
+    train_infos, validation_infos = (tuple(info for info, _ in part) for part in read)
+    sample = _agree((*train_infos, *validation_infos), data)
+    return Shards(train=train_infos, validation=validation_infos, sample=sample, warnings=tuple(warnings))
+
+
+def look_at_labels(shards: Shards, rank: int = 0, world_size: int = 1, *, tokens: bool = False) -> Labels:
+    """What this rank's part of the integer targets looks like; together the parts are all of them.
+
+    Shards that record their classes are not read, unless they hold values that are no class. The rows of the
+    others are dealt to the ranks as for training, and each is read once. Not collective. Raises `DataError`.
+    """
+    spec, infos = shards.sample, (*shards.train, *shards.validation)
+    if not is_class_dtype(spec.fields[spec.targets].dtype):
+        return Labels()
+    known = [_recorded(info, spec.targets) for info in infos]
+    unread = [info for info, labels in zip(infos, known, strict=True) if labels is None]
+    found = [labels for labels in known if labels is not None and rank == 0]
+    # What is a target and an input token at once is no place for a mark to be ignored.
+    ignore = not (tokens and spec.inputs == spec.targets)
+    found.append(_read_labels(deal(_whole(unread), world_size)[rank], spec.targets, ignore))
+    if tokens and spec.inputs != spec.targets and is_class_dtype(spec.fields[spec.inputs].dtype):
+        found.append(_read_labels(deal(_whole(infos), world_size)[rank], spec.inputs, ignore=False))
+    return join(found)
+
+
+def _recorded(info: ShardInfo, targets: str) -> Labels | None:
+    """What the shard's class counts say, if it has some and holds nothing else."""
+    counts, num_values = info.class_counts, info.num_samples * prod(info.fields[targets].shape)
+    if counts is None or sum(counts) != num_values:
+        return None
+    return labels_of_counts(counts, targets, info.path)
+
+
+def _read_labels(spans: Sequence[Span], name: str, ignore: bool) -> Labels:
+    found = []
+    for span in spans:
+        with ShardFile(span.shard, (name,)) as shard:
+            rows = rows_per_block(shard.info.fields[name], _SCAN_BYTES)
+            for start in range(span.start, span.stop, rows):
+                block = shard.read(name, start, min(start + rows, span.stop))
+                found.append(labels_of(block, name, span.shard, start, ignore=ignore))
+    return join(found)
+
+
+def make_catalog(shards: Shards, data: DataConfig, labels: Sequence[Labels]) -> Catalog:
+    """The catalog, from what each rank found of the labels. Raises `DataError` where the fraction of rows for
+    validation leaves one of the parts empty."""
+    train, validation = _whole(shards.train), _whole(shards.validation)
     if isinstance(data.validation, float):
-        train_spans, validation_spans = split_validation(train_spans, data.validation)
+        train, validation = split_validation(train, data.validation)
     return Catalog(
-        sample=_agree(infos, data),
-        shards=infos,
-        train=train_spans,
-        validation=validation_spans,
-        warnings=tuple(warnings),
+        sample=_with_classes(shards.sample, join(labels), shards.train[0].path),
+        shards=(*shards.train, *shards.validation),
+        train=train,
+        validation=validation,
+        warnings=shards.warnings,
     )
+
+
+def _with_classes(sample: SampleSpec, labels: Labels, path: str) -> SampleSpec:
+    if not is_class_dtype(sample.fields[sample.targets].dtype):
+        return sample
+    reason = objection(labels, sample.targets, path)
+    counted = replace(sample, num_classes=labels.num_classes)
+    return Unclassed(counted, reason) if reason else counted
+
+
+def _whole(infos: Sequence[ShardInfo]) -> tuple[Span, ...]:
+    return tuple(Span(info.path, 0, info.num_samples) for info in infos)
+
+
+def scale_warning(catalog: Catalog, data: DataConfig) -> str:
+    """A warning of integer inputs without a known scale, for models that multiply by it; empty if there is
+    nothing to warn of. Reads the first rows of the first shard. Raises `DataError`."""
+    first, field = catalog.shards[0], catalog.sample.fields[data.inputs]
+    known = data.scale is not None or first.scale is not None
+    if known or not is_class_dtype(field.dtype) or field.dtype == "bool":
+        return ""
+    rows = min(first.num_samples, rows_per_block(field, _GLANCE_BYTES))
+    seen = _read_labels([Span(first.path, 0, rows)], data.inputs, ignore=False)
+    return unscaled(seen, field, rows)
 
 
 def _find_parts(data: DataConfig) -> tuple[tuple[Found, ...], tuple[Found, ...]]:
@@ -88,28 +190,28 @@ def _find_parts(data: DataConfig) -> tuple[tuple[Found, ...], tuple[Found, ...]]
     return train, validation
 
 
-def _read_shards(part: Sequence[Found], names: tuple[str, ...], warnings: list[str]) -> tuple[ShardInfo, ...]:
+def _read_shards(
+    part: Sequence[Found], names: tuple[str, ...], warnings: list[str]
+) -> list[tuple[ShardInfo, Origin]]:
     """The headers of a part's shards, without those that have no samples."""
-    infos = tuple(_read_shard(shard, names) for shard in part)
-    empty = [info.path for info in infos if info.num_samples == 0]
+    read = [_read_shard(shard, names) for shard in part]
+    empty = [info.path for info, _ in read if info.num_samples == 0]
     more = f" and {len(empty) - _MAX_LISTED} more" if len(empty) > _MAX_LISTED else ""
     named = ", ".join(empty[:_MAX_LISTED]) + more
-    if infos and len(empty) == len(infos):
+    if read and len(empty) == len(read):
         raise DataError(f"{named}: no samples. Expected at least 1 in one of the shards.")
     if empty:
-        warnings.append(f"{named}: no samples: skipped ({len(empty)} of {len(infos)} shards).")
-    return tuple(info for info in infos if info.num_samples > 0)
+        warnings.append(f"{named}: no samples: skipped ({len(empty)} of {len(read)} shards).")
+    return [(info, origin) for info, origin in read if info.num_samples > 0]
 
 
-def _read_shard(shard: Found, names: tuple[str, ...]) -> ShardInfo:
-    info = read_info(shard.path, names)
+def _read_shard(shard: Found, names: tuple[str, ...]) -> tuple[ShardInfo, Origin]:
+    with ShardFile(shard.path, names) as file:
+        manifest = os.path.realpath(shard.path.removesuffix(shard.entry.file)) if shard.entry else ""
+        info, origin = file.info, origin_of(file, manifest)
     for difference in shard.differences(info):
         raise DataError(difference)
-    return info
-
-
-def _spans(infos: Sequence[ShardInfo]) -> tuple[Span, ...]:
-    return tuple(Span(info.path, 0, info.num_samples) for info in infos)
+    return info, origin
 
 
 def _agree(infos: Sequence[ShardInfo], data: DataConfig) -> SampleSpec:
@@ -122,24 +224,5 @@ def _agree(infos: Sequence[ShardInfo], data: DataConfig) -> SampleSpec:
         inputs=data.inputs,
         targets=data.targets,
         fields=first.fields,
-        num_classes=_num_classes(infos, data.targets),
         scale=recorded if data.scale is None else data.scale,
     )
-
-
-def _num_classes(infos: Sequence[ShardInfo], targets: str) -> int | None:
-    if not is_class_dtype(infos[0].fields[targets].dtype):
-        return None
-    return max(_classes_of(info, targets) for info in infos)
-
-
-def _classes_of(info: ShardInfo, targets: str) -> int:
-    if info.class_counts is not None:
-        return len(info.class_counts)
-    rows = rows_per_block(info.fields[targets], _SCAN_BYTES)
-    largest = -1
-    with ShardFile(info.path, (targets,)) as shard:
-        for start in range(0, info.num_samples, rows):
-            block = shard.read(targets, start, min(start + rows, info.num_samples))
-            largest = max(largest, int(block.max(initial=0)))
-    return largest + 1

@@ -29,15 +29,17 @@ class SampleSpec:
     """Every dataset of a sample."""
 
     num_classes: int | None = None
-    """Classes of integer targets (tokens of the vocabulary for next-token): largest target of all shards
-    plus one; None for targets that are not integers."""
+    """Classes of integer or boolean targets (tokens of the vocabulary for next-token, those of the inputs
+    included): largest value of all shards plus one; None for targets of another type. Reading it raises
+    `DataError` where the values cannot be class numbers."""
 
     scale: float = 1.0
     """What integer inputs are multiplied by before the model."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` takes back."""
-        return asdict(self)
+        fields = {name: asdict(field) for name, field in self.fields.items()}
+        return {**{key: value for key, value in vars(self).items() if key[0] != "_"}, "fields": fields}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SampleSpec:

@@ -56,7 +56,8 @@ def locate(path: str, key: str) -> Source:
         )
     if os.path.exists(path):
         return Source(_plain([path]))
-    files = sorted(name for name in glob.glob(path, recursive=True) if not os.path.isdir(name))
+    # A pattern may fit one file in several ways.
+    files = sorted({name for name in glob.glob(path, recursive=True) if not os.path.isdir(name)})
     if not files:
         raise DataError(
             f"{key} = {path!r}: no such file or folder, and no file fits it as a pattern. "

@@ -174,14 +174,76 @@ def test_next_token_takes_following_tokens_from_a_dataset_of_their_own() -> None
     assert apart.evaluate(model, batch) == expected
 
 
-def test_next_token_names_an_input_token_outside_the_vocabulary() -> None:
+def test_samples_without_a_class_count_neither_in_the_loss_nor_as_samples() -> None:
+    rng = np.random.default_rng(4)
+    logits, targets = rng.normal(size=(5, 3)), np.array([0, -100, 2, -100, 1])
+    kept = targets != -100
+    weights = (0.5, 2.0, 1.25)
+    for task, w in ((Classification(MLP), np.ones(3)), (Classification(MLP, weights), np.array(weights))):
+        task.build_model(sample(VECTOR, LABEL, 3))
+        model = Fixed(torch.tensor(logits))
+        batch = {"inputs": torch.zeros(5, 5), "targets": torch.tensor(targets)}
+        by_hand = (w[targets[kept]] * cross_entropies(logits[kept], targets[kept])).sum()
+        loss, n = task.loss(model, batch)
+        assert (n, loss.item()) == (3, pytest.approx(by_hand / 3, rel=1e-12))
+        sums = task.evaluate(model, batch)
+        wrong = (logits[kept].argmax(axis=1) != targets[kept]).sum()
+        assert sums == {"loss": (pytest.approx(by_hand), 3.0), "error": (wrong, 3.0)}
+        nothing = {**batch, "targets": torch.full((5,), -100)}
+        loss, n = task.loss(model, nothing)
+        assert (n, loss.item(), loss.requires_grad) == (0, 0.0, True)
+        assert task.evaluate(model, nothing) == {"loss": (0.0, 0.0), "error": (0.0, 0.0)}
+
+
+def test_positions_that_are_ignored_do_not_count_in_their_sample() -> None:
+    """The mean is over samples, each the mean of its own positions: parts of a batch add up to the whole."""
+    rng = np.random.default_rng(5)
+    logits = rng.normal(size=(4, 3, 5))
+    targets = np.array([[0, -100, 2], [-100, -100, -100], [4, 1, 3], [-100, 2, -100]])
+    losses = cross_entropies(logits, np.maximum(targets, 0))
+    by_hand = [losses[0, [0, 2]].mean(), losses[2].mean(), losses[3, 1]]
     task = NextToken(MLP)
     task.build_model(tokens(3, separate=True))
-    batch = {"inputs": torch.tensor([[0, 7, 1]]), "targets": torch.tensor([[1, 1, 1]])}
-    with pytest.raises(
-        TaskError, match="`inputs` holds the token 7; expected tokens below 5, the largest of"
-    ):
-        task.transform(batch)
+
+    def batch(rows: slice) -> dict[str, Tensor]:
+        return {"inputs": torch.zeros(4, 3)[rows], "targets": torch.tensor(targets[rows])}
+
+    def loss(rows: slice) -> tuple[float, int]:
+        mean, n = task.loss(Fixed(torch.tensor(logits[rows])), batch(rows))
+        return mean.item() * n, n
+
+    assert loss(slice(None)) == (pytest.approx(sum(by_hand), rel=1e-12), 3)
+    assert loss(slice(0, 1)) == (pytest.approx(by_hand[0], rel=1e-12), 1)
+    assert loss(slice(1, 2)) == (0.0, 0)
+    assert loss(slice(1, 4)) == (pytest.approx(by_hand[1] + by_hand[2], rel=1e-12), 2)
+    kept = targets != -100
+    wrong = (logits.argmax(axis=-1)[kept] != targets[kept]).sum()
+    sums = task.evaluate(Fixed(torch.tensor(logits)), batch(slice(None)))
+    assert sums == {"loss": (pytest.approx(sum(by_hand)), 3.0), "error": (wrong, 6.0)}
+
+
+def test_truth_values_are_the_classes_0_and_1() -> None:
+    task = Classification(MLP)
+    model = task.build_model(sample(VECTOR, FieldSpec(shape=(), dtype="bool"), 2))
+    batch = {"inputs": torch.ones(3, 5), "targets": torch.tensor([True, False, True])}
+    as_numbers = {**batch, "targets": torch.tensor([1, 0, 1])}
+    assert task.evaluate(model, batch) == task.evaluate(model, as_numbers)
+
+
+def test_one_hot_rows_are_refused_with_what_to_store() -> None:
+    for dtype in ("float32", "uint8", "bool"):
+        spec = sample(VECTOR, FieldSpec(shape=(4,), dtype=dtype), None if dtype == "float32" else 2)
+        with pytest.raises(TaskError, match=r"shape \[4\] a sample; .*one-hot rows .*\.argmax\(axis=1\)"):
+            Classification(MLP).build_model(spec)
+
+
+def test_so_many_classes_that_their_layer_does_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hvd_train.machine.available_memory", lambda: 4 * 6 * 3)
+    assert Classification(MLP).build_model(sample(VECTOR, LABEL, 3)) is not None
+    with pytest.raises(TaskError, match="`targets` has 4 classes, and the last layer for them takes"):
+        Classification(MLP).build_model(sample(VECTOR, LABEL, 4))
+    with pytest.raises(TaskError, match=r"task next-token: .*number the classes without gaps"):
+        NextToken(MLP).build_model(tokens(4))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hvd_train.config import Config
 from hvd_train.data.catalog import open_catalog
 from hvd_train.optim import make_optimizer
 from hvd_train.state import FlatState
-from hvd_train.task import make_task
+from hvd_train.task import make_task, takes_tokens
 
 _SIDE = 64
 """Of the square matrix that stands for the parameters of a model which is not there."""
@@ -38,7 +38,8 @@ def of(config: Config, parameters: int | None) -> Need:
     Raises `UserError` if that cannot be built.
     """
     if parameters is None:
-        model = make_task(config).build_model(open_catalog(config.data).sample)
+        task = make_task(config)
+        model = task.build_model(open_catalog(config.data, tokens=takes_tokens(task)).sample)
         found = _measure(model, config)
         return replace(found, words=f"{sum(p.numel() for p in model.parameters()):,} parameters")
     one = _measure(nn.Linear(_SIDE, _SIDE, bias=False), config)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -10,9 +12,18 @@ import numpy as np
 import pytest
 
 from hvd_train.config import DataConfig
-from hvd_train.data.catalog import Catalog, open_catalog
+from hvd_train.data.catalog import (
+    Catalog,
+    find_shards,
+    look_at_labels,
+    make_catalog,
+    open_catalog,
+    scale_warning,
+)
 from hvd_train.data.deal import Span, deal
 from hvd_train.data.format import FieldSpec
+from hvd_train.data.h5 import ShardFile
+from hvd_train.data.manifest import load_manifest, save_manifest
 from hvd_train.data.rows import Rows
 from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part
@@ -84,6 +95,86 @@ def test_classes_are_scanned_where_nothing_records_them(
     assert open_at(path, targets="real").sample.num_classes is None
 
 
+def foreign(path: Path, targets: object, inputs: object = None) -> Path:
+    targets = np.asarray(targets)
+    with h5py.File(path, "w") as file:
+        file["inputs"] = np.zeros((len(targets), 2), "f4") if inputs is None else np.asarray(inputs)
+        file["targets"] = targets
+    return path
+
+
+def test_targets_that_are_no_classes_trouble_only_a_task_that_asks(tmp_path: Path) -> None:
+    foreign(tmp_path / "a.h5", [0, 1, 2])
+    foreign(tmp_path / "b.h5", [0, 1, -1, 2])
+    sample = open_at(tmp_path).sample
+    assert sample.fields["targets"].dtype == "int64"
+    with pytest.raises(DataError, match=r"b\.h5: `targets` holds -1 in row 2; expected class numbers"):
+        _ = sample.num_classes
+    assert sample.to_json()["num_classes"] == 3
+
+
+def test_values_that_recorded_counts_leave_out_are_looked_at(tmp_path: Path) -> None:
+    write_part(tmp_path / "minus", Arrays(inputs_of(0, 6), np.array([0, 1, -1, 1, 0, 1])))
+    write_part(tmp_path / "ignored", Arrays(inputs_of(0, 6), np.array([0, 1, -100, 1, 0, 1])))
+    assert open_at(tmp_path / "ignored").sample.num_classes == 2
+    with pytest.raises(DataError, match=r"`targets` holds -1 in row 2"):
+        _ = open_at(tmp_path / "minus").sample.num_classes
+
+
+def test_the_ranks_share_the_reading_of_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Together they read every row that has no recorded class once, and find what one process finds."""
+    foreign(tmp_path / "a.h5", np.arange(100) % 9)
+    foreign(tmp_path / "b.h5", np.arange(41) % 12)
+    write_part(tmp_path / "own", Arrays(inputs_of(0, 30, 2), np.arange(30) % 20))
+    read: list[tuple[str, int]] = []
+    whole = ShardFile.read
+
+    def spy(shard: ShardFile, name: str, start: int, stop: int) -> object:
+        read.extend((Path(shard.info.path).name, row) for row in range(start, stop))
+        return whole(shard, name, start, stop)
+
+    monkeypatch.setattr(ShardFile, "read", spy)
+    data = DataConfig(path=str(tmp_path / "**" / "*.h5"))
+    shards = find_shards(data)
+    for world_size in (1, 2, 5, 200):
+        read.clear()
+        found = [look_at_labels(shards, rank, world_size) for rank in range(world_size)]
+        assert sorted(read) == [("a.h5", row) for row in range(100)] + [("b.h5", row) for row in range(41)]
+        assert make_catalog(shards, data, found).sample.num_classes == 20
+        assert sum(labels.count for labels in found) == 171
+
+
+def test_tokens_of_the_inputs_are_part_of_the_vocabulary(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "a.h5", [[1, 2], [3, -100]], inputs=[[9, 1], [2, 3]])
+    data = DataConfig(path=str(path))
+    assert open_catalog(data).sample.num_classes == 4
+    assert open_catalog(data, tokens=True).sample.num_classes == 10
+    foreign(path, [[1, 2], [3, 4]], inputs=[[9, 1], [2, -100]])
+    with pytest.raises(DataError, match=r"a\.h5: `inputs` holds -100 in row 1; expected class numbers"):
+        _ = open_catalog(data, tokens=True).sample.num_classes
+    assert open_catalog(data).sample.num_classes == 5
+    both = DataConfig(path=str(path), targets="inputs")
+    with pytest.raises(DataError, match=r"a\.h5: `inputs` holds -100 in row 1"):
+        _ = open_catalog(both, tokens=True).sample.num_classes
+
+
+def test_integer_inputs_without_a_scale_are_warned_of(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "a.h5", [0, 1], inputs=np.array([[3, 200], [0, 1]], "u1"))
+
+    def warning(**options: object) -> str:
+        data = DataConfig(path=str(path), **options)  # type: ignore[arg-type]
+        return scale_warning(open_catalog(data), data)
+
+    assert "a.h5: `inputs` is uint8 with values up to 200 in its first 2 rows" in warning()
+    assert warning(scale=1.0) == ""
+    for inputs in (np.eye(2, dtype="u1"), np.eye(2, dtype=bool), np.ones((2, 2), "f2")):
+        foreign(path, [0, 1], inputs)
+        assert warning() == "", inputs.dtype
+    write_part(tmp_path / "own", Arrays(np.array([[3, 200], [0, 1]], "u1"), np.array([0, 1]), 1 / 255))
+    path = tmp_path / "own"
+    assert warning() == "", "the shard records it"
+
+
 def test_classes_cover_the_validation_part(tmp_path: Path) -> None:
     write_own(tmp_path / "own", shards=2, by_class=True)
     assert open_at(tmp_path / "own").sample.num_classes == 5
@@ -137,6 +228,80 @@ def test_a_validation_file_in_the_same_folder_is_not_trained_on(tmp_path: Path) 
         open_at(tmp_path / "val.h5", validation=str(tmp_path / "val.h5"))
 
 
+def test_the_same_file_under_two_names_is_refused(tmp_path: Path) -> None:
+    first = write_foreign(tmp_path / "a.h5", 5)
+    second = tmp_path / "b.h5"
+    for link in (second.symlink_to, second.hardlink_to):
+        link(first)
+        with pytest.raises(
+            DataError, match=r"b\.h5: the same file as .*a\.h5, under another name\. .*counts twice"
+        ):
+            open_at(tmp_path)
+        with pytest.raises(DataError, match=r"b\.h5: the same file as .*a\.h5"):
+            open_at(tmp_path, validation=0.2)
+        second.unlink()
+
+
+def test_a_folder_under_two_names_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "v3").mkdir()
+    write_foreign(tmp_path / "v3" / "a.h5", 5)
+    (tmp_path / "current").symlink_to("v3", target_is_directory=True)
+    assert len(open_at(tmp_path / "current").train) == 1
+    with pytest.raises(DataError, match=r"v3/a\.h5: the same file as .*current/a\.h5"):
+        open_at(tmp_path / "*" / "*.h5")
+
+
+def test_a_pattern_that_fits_a_file_in_several_ways_takes_it_once(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write_foreign(tmp_path / "sub" / "a.h5", 5)
+    assert [span.num_rows for span in open_at(tmp_path / "**" / "**" / "*.h5").train] == [5]
+
+
+def test_a_file_of_both_parts_under_two_names_is_refused(tmp_path: Path) -> None:
+    for folder in ("train", "val"):
+        (tmp_path / folder).mkdir()
+    write_foreign(tmp_path / "train" / "a.h5", 5)
+    part = write_foreign(tmp_path / "train" / "b.h5", 6, first=5)
+    (tmp_path / "val" / "x.h5").hardlink_to(part)
+    with pytest.raises(DataError, match=r"val/x\.h5: the same file as .*b\.h5.*trained on and evaluated on"):
+        open_at(tmp_path / "train", validation=str(tmp_path / "val"))
+    (tmp_path / "val" / "x.h5").unlink()
+    (tmp_path / "val" / "x.h5").symlink_to(part)
+    catalog = open_at(tmp_path / "train", validation=str(tmp_path / "val"))
+    assert [span.num_rows for span in catalog.train] == [5], "the file itself is held out, by whatever path"
+
+
+def test_the_same_rows_in_two_files_are_known_by_their_checksums(tmp_path: Path) -> None:
+    write_own(tmp_path / "a", 40)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(DataError, match=r"b/train.*: the same rows as in .*a/train.*, by their checksums"):
+        open_at(tmp_path / "*" / "*.h5")
+    with pytest.raises(DataError, match=r"b/train.*: the same rows as in .*both trained on and evaluated on"):
+        open_at(tmp_path / "a", validation=str(tmp_path / "b"))
+    write_own(tmp_path / "a", 40, part="validation")
+    with pytest.raises(DataError, match=r"validation-0.*: the same rows as in .*train-0"):
+        open_at(tmp_path / "a")
+
+
+def test_equal_rows_that_were_written_as_one_part_are_trained_on(tmp_path: Path) -> None:
+    write_part(tmp_path / "zeros", Arrays(np.zeros((40, 3), "f4"), np.zeros(40, np.int64)), shards=4)
+    assert [span.num_rows for span in open_at(tmp_path / "zeros").train] == [10] * 4
+
+
+def test_a_manifest_that_names_a_file_twice_is_refused(tmp_path: Path) -> None:
+    write_own(tmp_path, 40, shards=2)
+    manifest = load_manifest(tmp_path)
+    assert manifest is not None
+    save_manifest(tmp_path, replace(manifest, train=(*manifest.train, manifest.train[0])))
+    with pytest.raises(DataError, match=r"train-00000-of-00002\.h5: named twice\. Expected every row once"):
+        open_at(tmp_path)
+    save_manifest(tmp_path, replace(manifest, validation=manifest.train[:1]))
+    with pytest.raises(
+        DataError, match=r"train-00000-of-00002\.h5: named twice\. .*leave it out of one part"
+    ):
+        open_at(tmp_path)
+
+
 def test_validation_of_another_manifest(tmp_path: Path) -> None:
     write_own(tmp_path / "a", 40)
     write_own(tmp_path / "b", 9)
@@ -161,7 +326,7 @@ def test_a_shard_of_another_shape_is_named_with_both_shapes(tmp_path: Path) -> N
 def test_shards_of_different_scales_are_refused_unless_one_is_given(tmp_path: Path) -> None:
     arrays = Arrays(inputs_of(0, 4), np.arange(4), 0.5)
     write_part(tmp_path / "a", arrays)
-    write_part(tmp_path / "b", Arrays(arrays.inputs, arrays.targets, 0.25))
+    write_part(tmp_path / "b", Arrays(arrays.inputs + 1, arrays.targets, 0.25))
     pattern = tmp_path / "*" / "*.h5"
     with pytest.raises(DataError, match=r"b/train.*scale 0\.25, but 0\.5 in .*set data\.scale"):
         open_at(pattern)

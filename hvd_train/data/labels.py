@@ -1,0 +1,229 @@
+"""What the integers of a dataset look like, and whether they can be class numbers (or tokens).
+
+Plain values and pure functions of arrays; nothing is read or printed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hvd_train.data.format import FieldSpec, SampleSpec, is_class_dtype
+from hvd_train.errors import DataError
+
+Array = npt.NDArray[Any]
+
+IGNORED = -100
+"""Marks a target without a class: torch's `ignore_index`."""
+
+MAX_CLASSES = 1 << 20
+"""Up to here, beyond the usual vocabularies, every number of classes is accepted; above it, there must be at
+least as many values as classes."""
+
+_MAX_DISTINCT = 1000
+
+
+@dataclass(frozen=True)
+class Extreme:
+    """A smallest or largest value, and where it is."""
+
+    value: int
+    name: str
+    """The dataset."""
+    file: str
+    row: int | None = None
+    """Of the dataset; None if only the file is known."""
+
+    def __str__(self) -> str:
+        where = "" if self.row is None else f" in row {self.row}"
+        return f"{self.file}: `{self.name}` holds {self.value}{where}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What is known of some integers. Those that are ignored are left out."""
+
+    count: int = 0
+    """Values."""
+
+    lowest: Extreme | None = None
+    highest: Extreme | None = None
+    """None if there is no value."""
+
+    odd: frozenset[int] | None = frozenset()
+    """The different values of those blocks that hold one below 0 or above `MAX_CLASSES`; None if too many."""
+
+    @property
+    def num_classes(self) -> int:
+        """The largest value plus one: the classes are 0, 1, 2, ..."""
+        return max(0, self.highest.value + 1) if self.highest else 0
+
+
+def labels_of(values: Array, name: str, file: str, first_row: int = 0, *, ignore: bool = True) -> Labels:
+    """Of a block of integers or booleans, [rows, ...].
+
+    Args:
+        name: of the dataset.
+        first_row: number of the block's first row in the file.
+        ignore: leave out those that are `IGNORED`.
+    """
+    flat = values.reshape(-1)
+    width = max(1, flat.size // max(1, len(values)))
+    rows = None
+    if ignore and flat.size and flat.min() < 0:
+        rows = np.flatnonzero(flat != IGNORED)
+        flat = flat[rows]
+    if not flat.size:
+        return Labels()
+
+    def extreme(at: int) -> Extreme:
+        place = at if rows is None else int(rows[at])
+        return Extreme(int(flat[at]), name, file, first_row + place // width)
+
+    low, high = extreme(int(flat.argmin())), extreme(int(flat.argmax()))
+    odd: frozenset[int] | None = frozenset()
+    if low.value < 0 or high.value >= MAX_CLASSES:
+        odd = _at_most(frozenset(np.unique(flat)[: _MAX_DISTINCT + 1].tolist()))
+    return Labels(count=flat.size, lowest=low, highest=high, odd=odd)
+
+
+def labels_of_counts(counts: tuple[int, ...], name: str, file: str) -> Labels:
+    """Of values whose number in each class is recorded."""
+    present = np.flatnonzero(counts)
+    if not present.size:
+        return Labels()
+    return Labels(
+        count=sum(counts),
+        lowest=Extreme(int(present[0]), name, file),
+        highest=Extreme(len(counts) - 1, name, file),
+    )
+
+
+def join(labels: Iterable[Labels]) -> Labels:
+    """Of all of them together; of equal extremes the first stays."""
+    return reduce(_join_two, labels, Labels())
+
+
+def _join_two(a: Labels, b: Labels) -> Labels:
+    lows = [x for x in (a.lowest, b.lowest) if x]
+    highs = [x for x in (a.highest, b.highest) if x]
+    return Labels(
+        count=a.count + b.count,
+        lowest=min(lows, key=lambda x: x.value, default=None),
+        highest=max(highs, key=lambda x: x.value, default=None),
+        odd=None if a.odd is None or b.odd is None else _at_most(a.odd | b.odd),
+    )
+
+
+def _at_most(values: frozenset[int]) -> frozenset[int] | None:
+    return values if len(values) <= _MAX_DISTINCT else None
+
+
+def objection(labels: Labels, name: str, path: str) -> str:
+    """Why these values cannot be class numbers, and what to do; empty if they can.
+
+    Args:
+        name, path: the dataset, and where it is, for the case that it has no value that counts.
+    """
+    low, high, classes = labels.lowest, labels.highest, labels.num_classes
+    if low is None or high is None:
+        return (
+            f"{path}: every value of `{name}` is {IGNORED}, which marks rows without a class. Expected class "
+            "numbers 0, 1, 2, ... in some rows."
+        )
+    if low.value < 0:
+        two = (low.value, high.value) == (-1, 1) and labels.odd == frozenset((-1, 1))
+        write = "Write the classes -1 and 1 as 0 and 1" if two else "Number the classes from 0"
+        return (
+            f"{low}; expected class numbers 0, 1, 2, ... {write}, mark rows without a class by {IGNORED}, or "
+            "take task = 'regression' for a quantity."
+        )
+    if classes > max(MAX_CLASSES, labels.count):
+        different = f"more than {_MAX_DISTINCT:,}" if labels.odd is None else f"{len(labels.odd):,}"
+        return (
+            f"{high}: that would be {classes:,} classes for {labels.count:,} values, {different} of them "
+            "different. Expected class numbers 0, 1, 2, ... Number the classes from 0, for example by "
+            f"numpy.unique({name}, return_inverse=True)[1], or take task = 'regression' for a quantity."
+        )
+    return ""
+
+
+def misfit(name: str, field: FieldSpec) -> str:
+    """Why a dataset of this type and shape is not one class number a sample, and what to do; empty if it
+    is."""
+    if field.shape not in ((), (1,)):
+        return (
+            f"`{name}` has the shape {list(field.shape)} a sample; expected one integer a sample. Store "
+            "one-hot rows as the numbers of their classes, `.argmax(axis=1)`, name another dataset in "
+            "data.targets, or take `regression`."
+        )
+    if not is_class_dtype(field.dtype):
+        return (
+            f"`{name}` is of type {field.dtype}; expected integers from 0 on. Store class numbers as "
+            "integers, `.astype('int64')`, name another dataset in data.targets, or take `regression`."
+        )
+    return ""
+
+
+def remark(targets: Array, name: str, path: str) -> str:
+    """What a classification would say of `targets` that look meant as classes; empty if nothing. For whoever
+    writes them and does not know the task: other tasks take such targets as they are."""
+    field = FieldSpec(shape=targets.shape[1:], dtype=targets.dtype.name)
+    if is_class_dtype(field.dtype) and not _one_hot(targets):
+        return objection(labels_of(targets, name, path), name, path)
+    looks_meant = _one_hot(targets) if targets.ndim > 1 and targets[0].size > 1 else _whole(targets)
+    text = misfit(name, field)
+    return f"{path}: {text}" if looks_meant and text else ""
+
+
+def _one_hot(targets: Array) -> bool:
+    """Whether each row is one 1 among zeros, [rows, classes] with at least two classes."""
+    if targets.ndim != 2 or targets.shape[1] < 2:
+        return False
+    ones = targets == 1
+    return bool((ones.sum(axis=1) == 1).all() and (ones | (targets == 0)).all())
+
+
+def _whole(targets: Array) -> bool:
+    """Whether floating-point values are whole numbers from 0 on, few enough to be classes."""
+    if not np.isfinite(targets).all() or (targets < 0).any():
+        return False
+    return bool((targets == np.floor(targets)).all() and targets.max() < min(MAX_CLASSES, len(targets)))
+
+
+class Unclassed(SampleSpec):
+    """A sample whose integer targets cannot be class numbers. Reading `num_classes` raises `DataError` with
+    the reason: a task that asks for it cannot be trained, one that does not can."""
+
+    def __init__(self, spec: SampleSpec, reason: str) -> None:
+        self.__dict__.update(vars(spec))
+        self.__dict__["_reason"] = reason
+
+    def __getattribute__(self, attribute: str) -> Any:
+        if attribute == "num_classes":
+            raise DataError(object.__getattribute__(self, "_reason"))
+        return object.__getattribute__(self, attribute)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.to_json()})"
+
+
+def unscaled(labels: Labels, field: FieldSpec, num_rows: int) -> str:
+    """A warning of integer inputs that come with no scale, by their first rows; empty for zeros and ones."""
+    low, high = labels.lowest, labels.highest
+    if low is None or high is None or max(-low.value, high.value) <= 1:
+        return ""
+    most = max(-low.value, high.value)
+    full = np.iinfo(np.dtype(field.dtype)).max
+    # Where the values reach into the upper half of their type, the type's range is the natural scale.
+    by = full if most > full // 2 else most
+    return (
+        f"{high.file}: `{high.name}` is {field.dtype} with values up to {most} in its first {num_rows} rows, "
+        "and no scale is known: the model takes them as they are. Give "
+        f"--data.scale {1 / by:.3g} (1/{by}) to bring them to about 1, or --data.scale 1 if this is meant."
+    )
