@@ -10,8 +10,9 @@ from torch import nn
 
 from hvd_train.batches import batch_bounds
 from hvd_train.comm.base import Communicator, Op
+from hvd_train.data.finite import first_not_finite
 from hvd_train.data.rows import Rows
-from hvd_train.errors import TaskError
+from hvd_train.errors import DataError, TaskError
 from hvd_train.header import Header
 from hvd_train.liveness import mark
 from hvd_train.models import evaluating
@@ -29,6 +30,10 @@ class Evaluator(Protocol):
 
     def evaluate(self) -> dict[str, float]:
         """The metrics by name. Collective."""
+
+    def not_finite(self) -> str:
+        """Where the first value that is not finite is in this rank's part of the validation data; empty if
+        all are finite. Reads the part again; what cannot be read is the answer."""
 
 
 class ValidationEvaluator:
@@ -63,6 +68,14 @@ class ValidationEvaluator:
                 for name, pair in self._sums(start, stop).items():
                     totals[name] = totals.get(name, np.zeros(2)) + pair
         return self._reduce(totals)
+
+    def not_finite(self) -> str:
+        """See `Evaluator`."""
+        part = [np.arange(start, stop) for start, stop in self._batches]
+        try:
+            return first_not_finite(self._rows, np.concatenate(part)) if part else ""
+        except DataError as error:
+            return str(error)
 
     def _sums(self, start: int, stop: int) -> Sums:
         arrays = self._rows.read(start, stop)
@@ -106,3 +119,7 @@ class TrainingLossEvaluator:
         loss = self._loss_sum / self._samples if self._samples else float("nan")
         self._loss_sum = self._samples = 0.0
         return {"loss": loss, "error": loss}
+
+    def not_finite(self) -> str:
+        """The rounds have named what was not finite."""
+        return ""

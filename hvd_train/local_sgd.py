@@ -7,6 +7,7 @@ AISTATS 2017), each rank weighted by the samples that it used.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -24,6 +25,11 @@ from hvd_train.schedule import FixedPeriod, LearningRate
 from hvd_train.signals import StopRequest
 from hvd_train.stopping import GO_ON, Verdict, Watch
 from hvd_train.worker import Work, Worker
+
+_NO_SUCH_ROW = (
+    ", though every row was. Lower optim.lr, set optim.clip_norm, or bring large inputs and targets to about "
+    "1."
+)
 
 
 @dataclass(kw_only=True)
@@ -60,6 +66,7 @@ class LocalSGD:
     check_every: int
     _before: Header | None = field(default=None, init=False)
     """The header of the previous round, if distances were measured in it."""
+    _figures_reported: bool = field(default=False, init=False)
 
     def run(self) -> StopReport:
         """Trains until the stop flag. Collective; every rank returns the same but for `seconds`."""
@@ -133,6 +140,8 @@ class LocalSGD:
 
     def _report_sick(self, header: Header) -> None:
         everywhere = len(header.sick) == header.size
+        found = self._places(self.worker.not_finite() if self.comm.rank in header.sick else "")
+        where = f": {found}." if found else _NO_SUCH_ROW
         outcome = (
             "All ranks keep the last good parameters; the run ends."
             if everywhere
@@ -143,9 +152,26 @@ class LocalSGD:
                 round=self.progress.rounds,
                 kind="not_finite",
                 ranks=tuple(header.sick),
-                message=f"parameters or loss of ranks {header.sick} were not finite. {outcome}",
+                message=f"parameters or loss of ranks {header.sick} were not finite{where} {outcome}",
             )
         )
+
+    def _report_figures(self, figures: dict[str, float]) -> None:
+        """Once: which rows make the figures of the validation data not finite. Collective."""
+        names = [name for name, value in figures.items() if not math.isfinite(value)]
+        if not names or self._figures_reported or not self.evaluator.num_samples:
+            return
+        self._figures_reported = True
+        found = self._places(self.evaluator.not_finite())
+        where = f". {found}." if found else _NO_SUCH_ROW
+        message = f"not finite on the validation data: {', '.join(names)}{where}"
+        self.recorder.report(
+            FaultReport(round=self.progress.rounds, kind="not_finite", ranks=(), message=message)
+        )
+
+    def _places(self, mine: str) -> str:
+        """The places that ranks found, each once. Collective."""
+        return "; ".join(dict.fromkeys(place for place in self.comm.allgather(mine) if place))
 
     def _decide(self, header: Header, clock: Clock) -> Verdict:
         verdict = self.watch.after_round(header, self.progress.rounds, self.worker.epochs, clock.elapsed_s())
@@ -164,6 +190,7 @@ class LocalSGD:
         phase("evaluation")
         figures = self.evaluator.evaluate()
         self.progress.looked(self.worker.epochs)
+        self._report_figures(figures)
         if self.evaluate.metric not in figures:
             raise _unknown_metric(self.evaluate.metric, figures)
         value = figures[self.evaluate.metric]

@@ -11,6 +11,7 @@ import torch
 
 from hvd_train.batches import next_batch, num_batches
 from hvd_train.data.reader import Reader
+from hvd_train.errors import DataError
 from hvd_train.liveness import phase
 from hvd_train.stateful import State
 from hvd_train.task import Batch
@@ -58,6 +59,8 @@ class Worker:
         self.epochs = 0
         """Full epochs done; the same on all ranks."""
         self._steps = 0
+        self._began = reader.state_dict()
+        """Where the reader stood before the last round."""
         reader.start_epoch(0)
 
     @property
@@ -67,6 +70,7 @@ class Worker:
 
     def run(self, period: int) -> Work:
         """`period` local steps. A rank whose rows are used up does nothing in the rest of an epoch."""
+        self._began = self._reader.state_dict()
         samples, loss_sum = 0, 0.0
         data_s = compute_s = 0.0
         mark = time.perf_counter()
@@ -85,6 +89,14 @@ class Worker:
             compute_s += done - drawn
             mark = done
         return Work(samples=samples, loss_sum=loss_sum, data_s=data_s, compute_s=compute_s)
+
+    def not_finite(self) -> str:
+        """Where the first value that is not finite is among the rows of the last round; empty if all are
+        finite. Reads them again; what cannot be read is the answer."""
+        try:
+            return self._reader.not_finite_since(self._began)
+        except DataError as error:
+            return str(error)
 
     def _draw(self) -> list[Batch]:
         batches = []

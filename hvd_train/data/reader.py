@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import PurePath
 from typing import Any, Literal, final
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from hvd_train.config import DataConfig
 from hvd_train.data.deal import Span
+from hvd_train.data.finite import first_not_finite
 from hvd_train.data.format import FieldSpec
 from hvd_train.data.h5 import Array
 from hvd_train.data.rows import Rows
@@ -22,6 +23,8 @@ from hvd_train.data.rows import Rows
 Batch = dict[str, Array]
 Blocks = npt.NDArray[np.int64]
 """Row ranges, [blocks, 2]: the first row of each and the one after its last."""
+
+RowNumbers = npt.NDArray[np.int64]
 
 Mode = Literal["memory", "stream"]
 
@@ -77,6 +80,11 @@ class Reader(ABC):
         """
 
     @abstractmethod
+    def not_finite_since(self, state: Mapping[str, Any]) -> str:
+        """Which of the rows drawn since `state` was taken is the first with a value that is not finite; empty
+        if none is. See `first_not_finite`; reads the rows again."""
+
+    @abstractmethod
     def close(self) -> None:
         """Ends the reader's thread and closes its files. May be called twice."""
 
@@ -107,6 +115,7 @@ class MemoryReader(Reader):
         self.restarted = False
         self._cursor = _Cursor(rows.spans, seed, self.mode, layout=b"")
         self._batch = rows.read(0, len(rows))
+        self._rows = rows
         rows.close()
         self._order: npt.NDArray[np.intp] = self._cursor.random().permutation(self.num_samples)
 
@@ -134,8 +143,16 @@ class MemoryReader(Reader):
         epoch, position, self.restarted = self._cursor.read(state)
         self._go_to(epoch, position)
 
+    def not_finite_since(self, state: Mapping[str, Any]) -> str:
+        return first_not_finite(self._rows, self._cursor.drawn_since(state, self.num_samples, self._rows_at))
+
     def close(self) -> None:
         self._batch = {}
+
+    def _rows_at(self, epoch: int, start: int, stop: int) -> RowNumbers:
+        if epoch == self._cursor.epoch:
+            return self._order[start:stop]
+        return self._cursor.random(epoch=epoch).permutation(self.num_samples)[start:stop]
 
     def _go_to(self, epoch: int, position: int) -> None:
         if epoch != self._cursor.epoch:
@@ -200,6 +217,9 @@ class StreamReader(Reader):
         epoch, position, self.restarted = self._cursor.read(state)
         self._go_to(epoch, position)
 
+    def not_finite_since(self, state: Mapping[str, Any]) -> str:
+        return first_not_finite(self._rows, self._cursor.drawn_since(state, self.num_samples, self._rows_at))
+
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._loading = None
@@ -220,6 +240,18 @@ class StreamReader(Reader):
         self._bounds: list[int] = np.cumsum([0, *sizes]).tolist()
         self._window = -1
         self._current = {}
+
+    def _rows_at(self, epoch: int, start: int, stop: int) -> RowNumbers:
+        """The rows at these positions of an epoch, in the order of the windows and of the rows in each."""
+        drawn, first = [np.empty(0, np.int64)], 0
+        for window, blocks in enumerate(self._windows_of(epoch)):
+            last = first + _num_rows(blocks)
+            if first < stop and start < last:
+                rows = np.concatenate([np.arange(*block) for block in sorted(blocks.tolist())])
+                order = self._cursor.random(window, epoch=epoch).permutation(len(rows))
+                drawn.append(rows[order[max(start - first, 0) : stop - first]])
+            first = last
+        return np.concatenate(drawn)
 
     def _windows_of(self, epoch: int) -> list[Blocks]:
         order = self._cursor.random(epoch=epoch).permutation(len(self._blocks))
@@ -276,6 +308,21 @@ class _Cursor:
         if size < 1:
             raise ValueError(f"a batch of {size} rows: expected at least 1")
         return self.position, min(self.position + size, num_samples)
+
+    def drawn_since(
+        self, state: Mapping[str, Any], num_samples: int, rows_at: Callable[[int, int, int], RowNumbers]
+    ) -> RowNumbers:
+        """The numbers of the rows drawn since `state` was taken, in the order in which they were drawn first.
+
+        Args:
+            rows_at: the rows of an epoch from one position up to another.
+        """
+        began = state["epoch"]
+        # What is left of its epoch and one epoch more are all rows.
+        epochs = range(began, min(self.epoch, began + 1) + 1)
+        starts = (state["position"] if epoch == began else 0 for epoch in epochs)
+        stops = (self.position if epoch == self.epoch else num_samples for epoch in epochs)
+        return np.concatenate([rows_at(*part) for part in zip(epochs, starts, stops, strict=True)])
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "position": self.position, "fingerprint": self.fingerprint}

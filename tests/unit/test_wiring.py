@@ -1,12 +1,16 @@
-"""Whole trainings of several ranks in one process: what must agree between ranks when a run goes on."""
+"""Whole trainings of several ranks in one process: what must agree when a run goes on, and data that are
+refused or warned of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from hvd_train.config import (
     CheckpointConfig,
@@ -14,13 +18,24 @@ from hvd_train.config import (
     DataConfig,
     EvaluateConfig,
     ModelConfig,
+    OptimConfig,
     StopConfig,
     SyncConfig,
 )
+from hvd_train.data.format import SampleSpec
 from hvd_train.errors import HvdTrainError
-from hvd_train.record.reports import EvaluationReport, Recorder, Report, RoundReport, RunHeader, StopReport
+from hvd_train.record.reports import (
+    EvaluationReport,
+    FaultReport,
+    Recorder,
+    Report,
+    RoundReport,
+    RunHeader,
+    StopReport,
+)
 from hvd_train.rundir import RunDirectory, open_run
 from hvd_train.signals import StopRequest
+from hvd_train.task import Batch, Task
 from hvd_train.wiring import Wiring
 from tests.threads import ThreadCommunicator, on_ranks
 from tests.unit.data.shards import write_foreign
@@ -138,3 +153,107 @@ def test_a_run_that_is_over_is_refused(limit: dict[str, int], config: Config) ->
         HvdTrainError, match=r"max_rounds = .: the run has done 3; expected a higher limit to go on"
     ):
         train(resumed(config, **limit), 2)
+
+
+def spoil(path: Path, row: int, value: float) -> None:
+    with h5py.File(path, "r+") as file:
+        file["inputs"][row, 1] = value
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_fault_names_the_file_and_the_row_that_is_not_finite(
+    ranks: int, config: Config, tmp_path: Path
+) -> None:
+    spoil(tmp_path / "b.h5", 150, float("nan"))
+    once = replace(config, sync=SyncConfig(period=60), stop=StopConfig(patience=0, max_rounds=1))
+    for recorder in train(once, ranks):
+        (fault,) = recorder.of(FaultReport)
+        message = fault.message  # type: ignore[union-attr]
+        assert f"were not finite: {tmp_path}/b.h5: `inputs` holds nan in row 150. " in message
+        assert fault.ranks == ((0,) if ranks == 1 else (2,)), "of three ranks the last has it"  # type: ignore[union-attr]
+
+
+def test_a_training_that_diverges_on_finite_rows_says_so(config: Config) -> None:
+    wild = replace(config, optim=OptimConfig(lr=1e30))
+    for recorder in train(wild, 2):
+        first = recorder.of(FaultReport)[0]
+        assert "were not finite, though every row was. Lower optim.lr" in first.message  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_validation_data_that_are_not_finite_are_named_once(
+    ranks: int, config: Config, tmp_path: Path
+) -> None:
+    write_foreign(tmp_path / "val.hdf5", 30, 240)
+    spoil(tmp_path / "val.hdf5", 17, float("inf"))
+    watched = replace(
+        config,
+        data=replace(config.data, validation=str(tmp_path / "val.hdf5")),
+        evaluate=EvaluateConfig(every_rounds=1, batch_size=4),
+    )
+    for recorder in train(watched, ranks):
+        assert len(recorder.of(EvaluationReport)) == 3, "the error of the other rows is still followed"
+        (fault,) = recorder.of(FaultReport)
+        assert fault.message == (  # type: ignore[union-attr]
+            f"not finite on the validation data: loss. {tmp_path}/val.hdf5: `inputs` holds inf in row 17."
+        )
+
+
+class Counts(Task):
+    """Takes integer targets as quantities; asks for the number of classes only if it is told to."""
+
+    def __init__(self, ask: bool) -> None:
+        self.ask = ask
+
+    def build_model(self, spec: SampleSpec) -> nn.Module:
+        return nn.Linear(3, spec.num_classes or 1 if self.ask else 1)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        difference = model(batch["inputs"] / 240)[:, 0] - batch["targets"]
+        return difference.square().mean(), len(difference)
+
+
+def relabel(path: Path, row: int, value: int) -> None:
+    with h5py.File(path, "r+") as file:
+        file["targets"][row] = value
+
+
+@pytest.mark.parametrize("value", [-7, 1 << 50])
+def test_targets_that_are_no_classes_are_refused_only_where_classes_are_asked_for(
+    value: int, config: Config, tmp_path: Path
+) -> None:
+    """Whichever rank has the row: with three, the second reads it, and all say the same."""
+    relabel(tmp_path / "b.h5", 30, value)
+    refusal = rf"^{tmp_path}/b\.h5: `targets` holds {value} in row 30[;:] .*class numbers"
+    for task in (None, Counts(ask=True)):
+        with pytest.raises(HvdTrainError, match=refusal):
+            on_ranks(3, lambda comm, task=task: Wiring(config, task, comm).config)  # type: ignore[misc]
+    on_ranks(3, lambda comm: Wiring(config, Counts(ask=False), comm).config)
+    regression = replace(config, task="regression")
+    on_ranks(3, lambda comm: Wiring(regression, None, comm).config)
+
+
+def test_a_built_in_task_names_a_file_with_what_does_not_fit(config: Config, tmp_path: Path) -> None:
+    for name in ("a.h5", "b.h5"):
+        with h5py.File(tmp_path / name, "r+") as file:
+            one_hot = np.eye(7, dtype="f4")[file["targets"][()]]
+            del file["targets"]
+            file["targets"] = one_hot
+    with pytest.raises(HvdTrainError, match=r"a\.h5: task classification: `targets` has the shape \[7\]"):
+        on_ranks(2, lambda comm: Wiring(config, None, comm).config)
+
+
+def test_integers_without_a_scale_are_warned_of_once_a_job(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.h5", "b.h5"):
+        with h5py.File(tmp_path / name, "r+") as file:
+            integers = file["inputs"][()].astype("u1")
+            del file["inputs"]
+            file["inputs"] = integers
+    on_ranks(2, lambda comm: Wiring(config, None, comm).config)
+    assert capsys.readouterr().err.count("no scale is known") == 1
+    for task, data in ((Counts(ask=False), config.data), (None, replace(config.data, scale=0.01))):
+        quiet = replace(config, data=data)
+        on_ranks(2, lambda comm, task=task, quiet=quiet: Wiring(quiet, task, comm).config)  # type: ignore[misc]
+    assert "scale" not in capsys.readouterr().err

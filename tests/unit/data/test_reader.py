@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 
 from hvd_train.config import DataConfig
 from hvd_train.data.deal import Span
+from hvd_train.data.finite import first_not_finite
 from hvd_train.data.format import FieldSpec
 from hvd_train.data.h5 import Array, ShardFile
 from hvd_train.data.reader import MemoryReader, Reader, StreamReader, make_reader
@@ -328,6 +330,50 @@ def test_each_window_is_mixed_in_an_order_of_its_own(tmp_path: Path) -> None:
     reader.close()
     orders = {tuple(row % 8 for row in numbers[i : i + 8]) for i in range(0, 96, 8)}
     assert len(orders) > 8
+
+
+@pytest.mark.parametrize("size", [5, 24, 53])
+def test_the_first_row_that_is_not_finite_is_found_since_any_state(
+    make: Make, spans: list[Span], size: int
+) -> None:
+    """In the order in which rows were drawn, over the ends of epochs, and by its number in the file."""
+    bad = {3: ("one.h5", 3), 108: ("two.h5", 18), 204: ("three.h5", 4), 29: ("one.h5", 29)}
+    for number, (name, row) in bad.items():
+        with h5py.File(Path(spans[0].shard).with_name(name), "r+") as file:
+            file["inputs"][row, 1] = [np.nan, np.inf, -np.inf][number % 3]
+    reader = make(Rows(spans, FIELDS), 0)
+    # Each state, and what was drawn since.
+    taken: list[tuple[dict[str, Any], list[int]]] = [(reader.state_dict(), [])]
+    for epoch in range(3):
+        reader.start_epoch(epoch)
+        while (batch := reader.next_batch(size)) is not None:
+            for _, drawn in taken:
+                drawn += batch["inputs"][:, 0].astype(int).tolist()
+            for state, drawn in taken[-9::2]:
+                found = reader.not_finite_since(state)
+                first = next((number for number in drawn if number in bad), None)
+                if first is None:
+                    assert found == ""
+                    continue
+                (name, row), value = bad[first], ["nan", "inf", "-inf"][first % 3]
+                assert found.endswith(f"{name}: `inputs` holds {value} in row {row}"), (found, drawn)
+            taken.append((reader.state_dict(), []))
+    reader.close()
+
+
+def test_a_value_too_large_for_float32_is_not_finite_either(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["inputs"] = np.array([[1.0, 2.0], [3.0, 3.5e38], [4.0, np.nan]])
+        file["targets"] = np.arange(3)
+    fields = {"inputs": FieldSpec(shape=(2,), dtype="float64"), "targets": FieldSpec(shape=(), dtype="int64")}
+    rows = Rows([Span(str(tmp_path / "a.h5"), 1, 3)], fields)
+    drawn = np.array([1, 0])
+    assert first_not_finite(rows, drawn).endswith("a.h5: `inputs` holds nan in row 2")
+    assert first_not_finite(rows, drawn[1:]).endswith(
+        "`inputs` holds 3.5e+38, too large for float32 in row 1"
+    )
+    assert first_not_finite(rows, drawn[:0]) == ""
+    assert first_not_finite(Rows(rows.spans, {"targets": fields["targets"]}), drawn) == ""
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,79 @@
+"""Data that are not what they seem, on several ranks: what is said, once, whichever rank has the row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tests.launching import command, run
+from tests.mpi.jobs import events
+from tests.mpi.test_refusals import messages
+
+pytestmark = pytest.mark.mpi
+
+PROGRAM = """
+import sys
+from hvd_train import Config, connect, train
+from hvd_train.config import DataConfig, StopConfig
+from hvd_train.errors import UserError
+
+with connect("auto") as comm:
+    for name, more in {cases!r}.items():
+        data = DataConfig(path=name, **more)
+        config = Config(name=name, data=data, stop=StopConfig(patience=0, max_rounds=2))
+        try:
+            train(config, comm=comm)
+        except UserError as error:
+            print(f"hvd_train: {{comm.rank}} refused {{name}}: {{error}}", file=sys.stderr, flush=True)
+"""
+
+
+def shards(folder: Path, inputs: npt.NDArray[np.generic], targets: npt.NDArray[np.generic]) -> None:
+    """Two files; with two ranks each rank has one."""
+    folder.mkdir()
+    for i, rows in enumerate(np.array_split(np.arange(len(inputs)), 2)):
+        with h5py.File(folder / f"{i}.h5", "w") as file:
+            file["inputs"] = inputs[rows]
+            file["targets"] = targets[rows]
+
+
+def test_what_is_said_of_labels_scales_copies_and_values_that_are_not_finite(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(100, 6)).astype("f4")
+    labels = np.arange(100) % 3
+    minus, truth, ill = labels.copy(), labels == 1, inputs.copy()
+    minus[93] = -2
+    ill[70, 3] = np.nan
+    shards(tmp_path / "minus", inputs, minus)
+    shards(tmp_path / "truth", inputs, truth)
+    shards(tmp_path / "ill", ill, labels)
+    shards(tmp_path / "bytes", rng.integers(0, 200, (100, 6)).astype("u1"), labels)
+    shards(tmp_path / "twice", inputs, labels)
+    (tmp_path / "twice" / "2.h5").hardlink_to(tmp_path / "twice" / "1.h5")
+    cases: dict[str, dict[str, object]] = {name: {} for name in ("minus", "truth", "ill", "bytes", "twice")}
+    program = PROGRAM.format(cases=cases)
+    job = run(command("mpirun", 2, ["-c", program]), deadline_s=240, cwd=tmp_path)
+    assert job.returncode == 0, job.output
+    said = messages(job.stderr)
+    refused = [line for line in said if " refused " in line]
+    assert len(refused) == 4, said
+    for rank in (0, 1):
+        assert (
+            f"hvd_train: {rank} refused minus: minus/1.h5: `targets` holds -2 in row 43; expected"
+            in job.stderr
+        )
+        assert f"hvd_train: {rank} refused twice: twice/2.h5: the same file as twice/1.h5" in job.stderr
+    (warning,) = [line for line in said if line not in refused]
+    assert "bytes/0.h5: `inputs` is uint8 with values up to" in warning
+    assert "Give --data.scale" in warning
+    assert len(events(tmp_path / "runs" / "truth", "round")) == 2
+    fault = events(tmp_path / "runs" / "ill", "fault")[0]
+    assert fault["ranks"] == [1]
+    assert (
+        "were not finite: ill/1.h5: `inputs` holds nan in row 20. They took the others' mean."
+        in fault["message"]
+    )
