@@ -66,6 +66,8 @@ class LocalSGD:
     check_every: int
     _before: Header | None = field(default=None, init=False)
     """The header of the previous round, if distances were measured in it."""
+    _sick: frozenset[int] = field(default=frozenset(), init=False)
+    """Ranks that were not finite in the previous round."""
     _figures_reported: bool = field(default=False, init=False)
 
     def run(self) -> StopReport:
@@ -137,11 +139,16 @@ class LocalSGD:
         self._before = header if header.measured else None
         if header.sick:
             self._report_sick(header)
+        self._sick = frozenset(header.sick)
 
     def _report_sick(self, header: Header) -> None:
         everywhere = len(header.sick) == header.size
-        found = self._places(self.worker.not_finite() if self.comm.rank in header.sick else "")
-        where = f": {found}." if found else _NO_SUCH_ROW
+        # A rank that keeps its values stays not finite: its rows are read again in the first of these rounds.
+        fresh = frozenset(header.sick) - self._sick
+        where = ", as in the round before."
+        if fresh:
+            found = self._places(self.worker.not_finite() if self.comm.rank in fresh else "")
+            where = f": {found}." if found else _NO_SUCH_ROW
         outcome = (
             "All ranks keep the last good parameters; the run ends."
             if everywhere

@@ -17,6 +17,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from hvd_train.errors import DataError, UserError
+from hvd_train.output import warn
 from hvd_train.values import require, require_usable
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def main(argv: Sequence[str]) -> int:
 
 def write(args: WriteArgs) -> int:
     """`shard write`. Raises `DataError` where a source cannot be read or a shard not be written."""
+    from hvd_train.data.labels import remark
     from hvd_train.data.sources import load_source
     from hvd_train.data.writer import write_part
 
@@ -153,6 +155,9 @@ def write(args: WriteArgs) -> int:
         )
     except OSError as error:
         raise DataError(f"{args.out}: cannot be written: {error}. Give --out a folder that can be.") from None
+    said = remark(arrays.targets, args.targets, args.sources[-1])
+    if said:
+        warn(f"written, but a classification would refuse it: {said}")
     for entry in manifest.train if args.part == "train" else manifest.validation:
         print(f"{os.path.join(args.out, entry.file)}: {entry.num_samples} samples")
     return 0

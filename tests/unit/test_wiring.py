@@ -173,6 +173,18 @@ def test_a_fault_names_the_file_and_the_row_that_is_not_finite(
         assert fault.ranks == ((0,) if ranks == 1 else (2,)), "of three ranks the last has it"  # type: ignore[union-attr]
 
 
+def test_a_rank_that_stays_not_finite_reads_its_rows_again_once(config: Config, tmp_path: Path) -> None:
+    for row in (3, 150):
+        spoil(tmp_path / "b.h5", row, float("nan"))
+    alone = replace(config, sync=SyncConfig(mode="none", period=60))
+    for recorder in train(alone, 3):
+        first, *others = (fault.message for fault in recorder.of(FaultReport))  # type: ignore[union-attr]
+        assert "b.h5: `inputs` holds nan in row 3; " in first, "of rank 1"
+        assert "b.h5: `inputs` holds nan in row 150. " in first, "of rank 2"
+        assert len(others) == 2
+        assert all("were not finite, as in the round before. " in message for message in others)
+
+
 def test_a_training_that_diverges_on_finite_rows_says_so(config: Config) -> None:
     wild = replace(config, optim=OptimConfig(lr=1e30))
     for recorder in train(wild, 2):

@@ -301,6 +301,24 @@ def test_memory_is_bounded_by_two_windows(tmp_path: Path) -> None:
     assert peak < rows * ROW_BYTES / 5, "far below the part itself"
 
 
+def test_memory_holds_no_more_than_auto_counted(tmp_path: Path) -> None:
+    rows = 40_000
+    path = write_foreign(tmp_path / "large.h5", rows)
+    budget = rows * (ROW_BYTES + ORDER_BYTES)
+    tracemalloc.start()
+    try:
+        reader = make_reader([Span(str(path), 0, rows)], DataConfig(), 0, FIELDS, budget)
+        assert reader.mode == "memory"
+        for epoch in (0, 1, 2):
+            reader.start_epoch(epoch)
+            assert sum(len(batch["inputs"]) for batch in iter(lambda: reader.next_batch(32), None)) == rows
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    reader.close()
+    assert peak < budget + 128 * 1024
+
+
 def test_stream_mixes_blocks_and_reads_whole_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_foreign(tmp_path / "chunked.h5", 95, chunks=(10, 3))
     ranges: list[tuple[int, int]] = []

@@ -15,9 +15,10 @@ import h5py
 import numpy as np
 import pytest
 
-from hvd_train.config import DataConfig
+from hvd_train.config import DataConfig, ModelConfig
 from hvd_train.data.catalog import open_catalog
-from hvd_train.errors import DataError
+from hvd_train.errors import DataError, UserError
+from hvd_train.task import Classification
 from hvd_train.tools.shard import main
 from tests.unit.data.shards import write_foreign
 
@@ -53,6 +54,47 @@ def test_npz_with_names_and_scale(tmp_path: Path) -> None:
     assert main(["write", source, "--out", out, "--inputs", "x", "--targets", "y", "--scale", "0.125"]) == 0
     sample = open_catalog(DataConfig(path=out)).sample
     assert (sample.scale, sample.num_classes) == (0.125, None)
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        (np.array([-1, 1, 1, -1]), "a.npz: `targets` holds -1 in row 0; expected class numbers 0, 1, 2"),
+        (np.array([0.0, 1.0, 1.0, 0.0]), "a.npz: `targets` is of type float64; expected integers from 0 on"),
+        (np.eye(4), "a.npz: `targets` has the shape [4] a sample; expected one integer a sample"),
+        (np.array([True, False, True, True]), ""),
+        (np.array([0, 1, -100, 1]), ""),
+        (np.array([0.5, 1.0, 1.0, 0.0]), ""),
+    ],
+)
+def test_targets_that_no_classification_would_take_are_written_and_named(
+    targets: np.ndarray, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They may be meant for another task; what is said is what the training says."""
+    np.savez(tmp_path / "a.npz", inputs=np.ones((4, 2)), targets=targets)
+    out = str(tmp_path / "out")
+    assert main(["write", str(tmp_path / "a.npz"), "--out", out]) == 0
+    said = capsys.readouterr().err
+    assert words in said
+    assert bool(said) == bool(words)
+    assert main(["check", out]) == 0
+    sample = open_catalog(DataConfig(path=out)).sample
+    try:
+        Classification(ModelConfig()).build_model(sample)
+    except UserError as error:
+        training = str(error)
+        assert words.partition(": ")[2] in training
+        assert words or targets.dtype.kind == "f"
+    else:
+        assert not words
+
+
+def test_idx_labels_below_zero_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs, labels = tmp_path / "i", tmp_path / "l"
+    inputs.write_bytes(b"\0\0\x08\x02" + struct.pack(">2I", 3, 2) + bytes(6))
+    labels.write_bytes(b"\0\0\x09\x01" + struct.pack(">I3b", 3, 0, 1, -2))
+    assert main(["write", str(inputs), str(labels), "--out", str(tmp_path / "out")]) == 0
+    assert f"{labels}: `targets` holds -2 in row 2" in capsys.readouterr().err
 
 
 def test_digits_shuffled(tmp_path: Path) -> None:
