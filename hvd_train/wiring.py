@@ -94,7 +94,7 @@ class Wiring:
         tokens = takes_tokens(self.task)
         mine = together(comm, lambda: look_at_labels(shards, comm.rank, comm.size, tokens=tokens))
         labels = comm.allgather(mine)
-        return together(comm, lambda: make_catalog(shards, data, labels))
+        return together(comm, lambda: make_catalog(shards, data, labels, tokens=tokens))
 
     def _build(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(self.config.seed)

@@ -60,8 +60,8 @@ class Labels:
 
     @property
     def num_classes(self) -> int:
-        """The largest value plus one: the classes are 0, 1, 2, ..."""
-        return max(0, self.highest.value + 1) if self.highest else 0
+        """The largest value plus one, as the classes are 0, 1, 2, ...; at least 1."""
+        return max(1, self.highest.value + 1) if self.highest else 1
 
 
 def labels_of(values: Array, name: str, file: str, first_row: int = 0, *, ignore: bool = True) -> Labels:
@@ -124,33 +124,39 @@ def _at_most(values: frozenset[int]) -> frozenset[int] | None:
     return values if len(values) <= _MAX_DISTINCT else None
 
 
-def objection(labels: Labels, name: str, path: str) -> str:
+def objection(labels: Labels, name: str, path: str, *, tokens: bool = False) -> str:
     """Why these values cannot be class numbers, and what to do; empty if they can.
 
     Args:
         name, path: the dataset, and where it is, for the case that it has no value that counts.
+        tokens: they are meant as tokens.
     """
     low, high, classes = labels.lowest, labels.highest, labels.num_classes
+    expected = f"expected {'tokens' if tokens else 'class numbers'} 0, 1, 2, ..."
     if low is None or high is None:
-        return (
-            f"{path}: every value of `{name}` is {IGNORED}, which marks rows without a class. Expected class "
-            "numbers 0, 1, 2, ... in some rows."
-        )
+        return f"{path}: every value of `{name}` is {IGNORED}, which marks what does not count; {expected}"
     if low.value < 0:
-        two = (low.value, high.value) == (-1, 1) and labels.odd == frozenset((-1, 1))
-        write = "Write the classes -1 and 1 as 0 and 1" if two else "Number the classes from 0"
-        return (
-            f"{low}; expected class numbers 0, 1, 2, ... {write}, mark rows without a class by {IGNORED}, or "
-            "take task = 'regression' for a quantity."
-        )
-    if classes > max(MAX_CLASSES, labels.count):
+        seen = str(low)
+    elif classes > max(MAX_CLASSES, labels.count):
         different = f"more than {_MAX_DISTINCT:,}" if labels.odd is None else f"{len(labels.odd):,}"
-        return (
-            f"{high}: that would be {classes:,} classes for {labels.count:,} values, {different} of them "
-            "different. Expected class numbers 0, 1, 2, ... Number the classes from 0, for example by "
-            f"numpy.unique({name}, return_inverse=True)[1], or take task = 'regression' for a quantity."
+        seen = f"{high}: {classes:,} classes for {labels.count:,} values, {different} of them different"
+    else:
+        return ""
+    if tokens:
+        remedy = (
+            f"Number the tokens from 0. Only targets of their own may hold {IGNORED}, where nothing counts."
         )
-    return ""
+    else:
+        remedy = f"{_numbering(low, high, labels.odd)}, or take task = 'regression' for a quantity."
+    return f"{seen}; {expected} {remedy}"
+
+
+def _numbering(low: Extreme, high: Extreme, odd: frozenset[int] | None) -> str:
+    """How to make class numbers of other values."""
+    mark = f", mark rows without a class by {IGNORED}" if low.value < 0 else ""
+    if (low.value, high.value) == (-1, 1) and odd == frozenset((-1, 1)):
+        return f"Write the classes -1 and 1 as 0 and 1{mark}"
+    return f"Number the classes from 0, as numpy.unique({low.name}, return_inverse=True)[1] does{mark}"
 
 
 def misfit(name: str, field: FieldSpec) -> str:

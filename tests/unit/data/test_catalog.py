@@ -113,6 +113,16 @@ def test_targets_that_are_no_classes_trouble_only_a_task_that_asks(tmp_path: Pat
     assert sample.to_json()["num_classes"] == 3
 
 
+def test_a_part_without_any_class_is_named(tmp_path: Path) -> None:
+    """Nothing of it would count: an evaluation would have no figures."""
+    foreign(tmp_path / "train.h5", [0, 1, -100])
+    foreign(tmp_path / "val.hdf5", [-100, -100])
+    assert open_at(tmp_path / "train.h5").sample.num_classes == 2
+    sample = open_at(tmp_path / "train.h5", validation=str(tmp_path / "val.hdf5")).sample
+    with pytest.raises(DataError, match=r"val\.hdf5: every value of `targets` is -100, which marks what"):
+        _ = sample.num_classes
+
+
 def test_values_that_recorded_counts_leave_out_are_looked_at(tmp_path: Path) -> None:
     write_part(tmp_path / "minus", Arrays(inputs_of(0, 6), np.array([0, 1, -1, 1, 0, 1])))
     write_part(tmp_path / "ignored", Arrays(inputs_of(0, 6), np.array([0, 1, -100, 1, 0, 1])))
@@ -141,7 +151,7 @@ def test_the_ranks_share_the_reading_of_labels(tmp_path: Path, monkeypatch: pyte
         found = [look_at_labels(shards, rank, world_size) for rank in range(world_size)]
         assert sorted(read) == [("a.h5", row) for row in range(100)] + [("b.h5", row) for row in range(41)]
         assert make_catalog(shards, data, found).sample.num_classes == 20
-        assert sum(labels.count for labels in found) == 171
+        assert sum(train.count + validation.count for train, validation in found) == 171
 
 
 def test_tokens_of_the_inputs_are_part_of_the_vocabulary(tmp_path: Path) -> None:
@@ -150,7 +160,7 @@ def test_tokens_of_the_inputs_are_part_of_the_vocabulary(tmp_path: Path) -> None
     assert open_catalog(data).sample.num_classes == 4
     assert open_catalog(data, tokens=True).sample.num_classes == 10
     foreign(path, [[1, 2], [3, 4]], inputs=[[9, 1], [2, -100]])
-    with pytest.raises(DataError, match=r"a\.h5: `inputs` holds -100 in row 1; expected class numbers"):
+    with pytest.raises(DataError, match=r"a\.h5: `inputs` holds -100 in row 1; expected tokens"):
         _ = open_catalog(data, tokens=True).sample.num_classes
     assert open_catalog(data).sample.num_classes == 5
     both = DataConfig(path=str(path), targets="inputs")

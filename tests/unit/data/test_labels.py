@@ -50,6 +50,7 @@ def test_ignored_values_are_left_out_unless_they_are_tokens() -> None:
     )
     assert look(values, ignore=False).lowest == Extreme(-100, "y", "a.h5", 0)
     assert look([-100, -100]) == Labels()
+    assert (look([-7, -3]).num_classes, Labels().num_classes) == (1, 1)
     assert look([]) == Labels()
 
 
@@ -104,7 +105,7 @@ def test_values_that_are_classes(values: npt.ArrayLike) -> None:
         ([1, -1, 0], ["holds -1 in row 1", "Number the classes from 0"]),
         ([0, MAX_CLASSES], ["1,048,577 classes for 2 values, 2 of them different", "numpy.unique(y, return"]),
         (17 * 10**17 + np.arange(2000), ["in row 1999", "more than 1,000 of them different", "'regression'"]),
-        ([-100, -100], ["a.h5: every value of `y` is -100, which marks rows without a class"]),
+        ([-100, -100], ["a.h5: every value of `y` is -100, which marks what does not count"]),
     ],
 )
 def test_values_that_are_no_classes_are_refused_with_what_to_do(
@@ -114,6 +115,14 @@ def test_values_that_are_no_classes_are_refused_with_what_to_do(
     for expected in words:
         assert expected in text
     assert "\n" not in text
+
+
+def test_tokens_are_refused_as_tokens() -> None:
+    text = objection(look([3, -100], ignore=False), "y", "a.h5", tokens=True)
+    assert text.startswith(
+        "a.h5: `y` holds -100 in row 1; expected tokens 0, 1, 2, ... Number the tokens from 0."
+    )
+    assert "regression" not in text
 
 
 def test_types_and_shapes_that_are_no_class_number() -> None:
