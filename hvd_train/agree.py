@@ -78,3 +78,20 @@ def _ranks(ranks: Sequence[int], hosts: Sequence[str]) -> str:
     named = f"rank {', '.join(map(str, ranks))}"
     theirs = dict.fromkeys(hosts[rank] for rank in ranks)
     return f"{named} ({', '.join(theirs)})" if len(set(hosts)) > 1 else named
+
+
+def decided(comm: Communicator, value: T, check: Callable[[], None]) -> T:
+    """The `value` of rank 0, on every rank, if `check` finds nothing wrong there. Collective.
+
+    Raises on every rank the `HvdTrainError` that `check` raised on rank 0.
+    """
+    error: HvdTrainError | None = None
+    if comm.rank == 0:
+        try:
+            check()
+        except HvdTrainError as found:
+            error = found
+    agreed, error = comm.broadcast((value, error))
+    if error is not None:
+        raise error
+    return agreed

@@ -11,6 +11,7 @@ from torch import nn
 
 from hvd_train.agree import together
 from hvd_train.checkpoint import find_checkpoint
+from hvd_train.claim import NoClaim, Ownership
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import connect
 from hvd_train.config import Config
@@ -22,7 +23,7 @@ from hvd_train.record.events import EventLog
 from hvd_train.record.notice import make_notice
 from hvd_train.record.reports import NullRecorder, Recorder, Recorders
 from hvd_train.run_files import EVENTS_FILE, saved_config
-from hvd_train.rundir import RunDirectory, open_run
+from hvd_train.rundir import RunDirectory, open_run, write_config
 from hvd_train.signals import StopRequest
 from hvd_train.task import Task, make_task
 from hvd_train.wiring import Wiring
@@ -70,16 +71,26 @@ def train(config: Config, task: Task | None = None, comm: Communicator | None = 
 
 def _train(config: Config, task: Task | None, comm: Communicator) -> Result:
     wiring = Wiring(config, task, comm)
-    run = comm.broadcast(together(comm, lambda: open_run(config) if comm.rank == 0 else None))
-    assert run is not None  # rank 0 opened it
     with ExitStack() as stack:
+        run, claim = _open(config, comm)
+        stack.enter_context(claim)
         recorder = stack.enter_context(_recording(comm, run))
         stop_request = stack.enter_context(StopRequest())
-        training = wiring.assemble(run, recorder, stop_request)
+        training = wiring.assemble(run, recorder, stop_request, claim)
         stack.callback(wiring.reader.close)
+        if run.checkpoint is not None:
+            together(comm, lambda: write_config(config, run.folder, claim) if comm.rank == 0 else None)
         recorder.header(wiring.header(run, training))
         stop = training.run()
     return Result(best=stop.best, final=stop.final, reason=stop.reason, run=run.folder)
+
+
+def _open(config: Config, comm: Communicator) -> tuple[RunDirectory, Ownership]:
+    opened = together(comm, lambda: open_run(config) if comm.rank == 0 else None)
+    run, claim = opened or (None, NoClaim())
+    run = comm.broadcast(run)
+    assert run is not None  # rank 0 opened it
+    return run, claim
 
 
 @contextmanager

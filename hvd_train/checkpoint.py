@@ -28,9 +28,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from hvd_train.atomic import replacing, sync
+from hvd_train.claim import NoClaim, Ownership
 from hvd_train.comm.base import Communicator
 from hvd_train.config import CheckpointConfig
-from hvd_train.errors import RunDirectoryError
+from hvd_train.errors import RunDirectoryError, RunTakenOver
 from hvd_train.liveness import phase
 from hvd_train.model_state import saved_state
 from hvd_train.record.reports import CheckpointReport, FaultReport, Recorder
@@ -64,6 +65,8 @@ class Checkpoints:
     sample: Mapping[str, Any]
     """The sample specification as JSON: what the model was built for."""
     recorder: Recorder
+    claim: Ownership = field(default_factory=NoClaim)
+    """Of this job to the run's folder; rank 0 looks at it before anything there changes."""
     failure: str = field(default="", init=False)
     """Why the last attempt to save failed; empty if it did not."""
 
@@ -87,7 +90,10 @@ class Checkpoints:
             raise error
 
     def save(self, rounds: int, reason: str, best: bool) -> None:
-        """Writes the state after `rounds` rounds. Collective."""
+        """Writes the state after `rounds` rounds. Collective.
+
+        Raises `RunTakenOver`, on every rank, if another job has taken the run over.
+        """
         began = time.perf_counter()
         phase("checkpoint")
         name = f"round-{rounds}"
@@ -118,14 +124,20 @@ class Checkpoints:
         """Runs a part of a save on each rank and gathers what they return. Where it failed on any, every
         rank has the reason in `failure`."""
         try:
-            mine = (action(), "")
+            mine: tuple[Any, str] = (action(), "")
         except OSError as error:
             mine = (None, f"rank {self.comm.rank} ({self.comm.host}): {error}")
+        except RunTakenOver as error:
+            mine = (error, "")
         results = self.comm.allgather(mine)
+        for value, _ in results:
+            if isinstance(value, RunTakenOver):
+                raise value
         self.failure = next((failure for _, failure in results if failure), "")
         return [value for value, _ in results]
 
     def _begin(self, temporary: Path) -> None:
+        self.claim.check()
         for torn in self.folder.glob(".round-*.tmp"):
             shutil.rmtree(torn, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -168,12 +180,16 @@ class Checkpoints:
         with replacing(temporary / MANIFEST_FILE) as path:
             path.write_text(json.dumps(manifest, indent=2) + "\n")
         final = self.folder / name
+        # What a job that was taken over has prepared is removed by the next one, after this look: it can be
+        # published before, or not at all.
+        self.claim.check()
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
         sync(self.folder)
         for pointer in ("latest", "best") if best else ("latest",):
             with replacing(self.folder / pointer) as path:
                 path.write_text(name + "\n")
+                self.claim.check()
         self._prune(final)
 
     def _prune(self, newest: Path) -> None:
@@ -192,14 +208,17 @@ class Checkpoints:
         return {pointer: str(folder) for pointer, folder in found.items() if folder is not None}
 
     def _report_failure(self, rounds: int, temporary: Path) -> None:
-        if self.comm.rank == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-        message = (
-            f"the checkpoint was not saved: {self.failure}. The last good one stays; make room for the next."
-        )
+        failure = self.failure
+        self._everywhere(lambda: self._remove(temporary) if self.comm.rank == 0 else None)
+        self.failure = failure
+        message = f"the checkpoint was not saved: {failure}. The last good one stays; make room for the next."
         self.recorder.report(
             FaultReport(round=rounds, kind="checkpoint_not_saved", ranks=(), message=message)
         )
+
+    def _remove(self, temporary: Path) -> None:
+        self.claim.check()  # another job's has the same name
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

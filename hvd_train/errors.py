@@ -16,6 +16,7 @@
     |   |-- SizeMismatch         the ranks called one collective with different arguments
     |   |-- WireOverflow         a value does not fit into the type that carries it between hosts
     |   `-- BitsDiffer           the ranks do not hold the same bits after an average
+    |-- RunTakenOver             another job has taken over the run's folder; exit code 1
     `-- ViewReplaced             a tensor that lies in the flat state was replaced from outside
 
 Each message says what was seen, what was expected and what to do.
@@ -111,6 +112,12 @@ class WireOverflow(CommunicationError):
 
 class BitsDiffer(CommunicationError):
     """The ranks do not hold the same bits after an average."""
+
+    agreed = True
+
+
+class RunTakenOver(HvdTrainError):
+    """Another job trains in the run's folder, as this one gave no sign of life for too long."""
 
     agreed = True
 

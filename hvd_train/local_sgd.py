@@ -11,8 +11,10 @@ import math
 import time
 from dataclasses import dataclass, field
 
+from hvd_train.agree import decided
 from hvd_train.averaging import Average, check_bits, drift, report
 from hvd_train.checkpoint import Checkpoints
+from hvd_train.claim import Ownership
 from hvd_train.comm.base import Communicator
 from hvd_train.config import EvaluateConfig
 from hvd_train.errors import ConfigError
@@ -59,6 +61,7 @@ class LocalSGD:
     evaluator: Evaluator
     watch: Watch
     checkpoints: Checkpoints
+    claim: Ownership
     recorder: Recorder
     stop_request: StopRequest
     progress: Progress
@@ -184,9 +187,9 @@ class LocalSGD:
         verdict = self.watch.after_round(header, self.progress.rounds, self.worker.epochs, clock.elapsed_s())
         began = time.perf_counter()
         phase("stop flag")
-        decided = self.comm.broadcast(verdict)
+        verdict = decided(self.comm, verdict, self.claim.look)
         clock.communication_s += time.perf_counter() - began
-        return decided
+        return verdict
 
     def _look_is_due(self) -> bool:
         return self.progress.look_is_due(self.evaluate, self.worker.epochs)
@@ -201,7 +204,8 @@ class LocalSGD:
         if self.evaluate.metric not in figures:
             raise _unknown_metric(self.evaluate.metric, figures)
         value = figures[self.evaluate.metric]
-        seen = self.comm.broadcast(self.watch.after_evaluation(self.progress.rounds, value))
+        seen = self.watch.after_evaluation(self.progress.rounds, value)
+        seen = decided(self.comm, seen, self.claim.check)
         self.recorder.report(
             EvaluationReport(
                 round=self.progress.rounds,

@@ -3,6 +3,7 @@ from login nodes too."""
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import time
@@ -75,6 +76,31 @@ def saved_config(path: Path) -> Config:
     if not os.path.isfile(file):  # Path.is_file() fails for a name that is too long
         raise RunDirectoryError(f"{path} is no run: there is no {file}. Give --resume the folder of a run.")
     return replace(load_config(file), name=folder.name)
+
+
+def anchored(config: Config) -> Config:
+    """The same with absolute paths: of the runs, the data and the task's file. So a run's own configuration
+    can be used from any folder."""
+    data, source, colon, name = config.data, *config.task.rpartition(":")
+    return replace(
+        config,
+        runs=os.path.abspath(config.runs),
+        task=f"{os.path.abspath(source)}:{name}" if colon and source.endswith(".py") else config.task,
+        data=replace(
+            data,
+            path=data.path if data.path == "digits" else _absolute(data.path),
+            validation=_absolute(data.validation)
+            if isinstance(data.validation, str) and data.validation
+            else data.validation,
+        ),
+    )
+
+
+def _absolute(pattern: str) -> str:
+    """An absolute path. Where it is a pattern the folder that it starts from must not become a part of it."""
+    if os.path.isabs(pattern) or os.path.exists(pattern):
+        return os.path.abspath(pattern)
+    return os.path.join(glob.escape(os.getcwd()), pattern)
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

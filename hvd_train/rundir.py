@@ -1,31 +1,75 @@
-"""The folder of a run: its making, and what a resume goes on from."""
+"""The folder of a run: its making, its claim, and what a resume goes on from."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hvd_train.atomic import replacing
 from hvd_train.checkpoint import find_checkpoint
+from hvd_train.claim import Claim, Ownership, take
 from hvd_train.config import Config, to_toml
-from hvd_train.errors import RunDirectoryError
-from hvd_train.run_files import CHECKPOINTS, CONFIG_FILE, exists_already, folder_of
+from hvd_train.errors import RunDirectoryError, UserError
+from hvd_train.run_files import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    EVENTS_FILE,
+    anchored,
+    exists_already,
+    folder_of,
+    follow,
+    round_of,
+    saved_config,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunDirectory:
-    """Where a run lies, and the checkpoint that it goes on from, if any."""
+    """Where a run lies, and the checkpoint that it goes on from, if any. Both paths are absolute: a task may
+    change the working directory."""
 
     folder: Path
     checkpoint: Path | None
+    before: Config | None = None
+    """The configuration that the run of `checkpoint` had so far, where it can be read."""
+    best_round: int | None = None
+    """Rounds after which the model was written that `best` names in `folder`; None where there is none."""
 
 
-def open_run(config: Config) -> RunDirectory:
-    """Makes the folder of a new run, or finds that of one to resume; writes the configuration into it.
+def open_run(config: Config) -> tuple[RunDirectory, Claim]:
+    """Makes the folder of a new run, or finds that of one to resume; claims it for this job.
 
-    Not collective: for rank 0. Raises `RunDirectoryError`, or `ConfigError` for a resume without a name.
+    Not collective: for rank 0, which releases the claim when the training has ended. A new run gets its
+    configuration at once; one that goes on by `write_config`, when it is known to fit. Raises
+    `RunDirectoryError`, or `ConfigError` for a resume without a name.
     """
     folder, is_new = folder_of(config)
+    folder = folder.absolute()
+    if config.resume not in ("", "auto"):
+        find_checkpoint(Path(config.resume), "latest")  # nothing is written into what is no run
+    if is_new and not _make(folder):
+        if config.resume != "auto":
+            raise exists_already(folder)
+        is_new = False  # another job has made it since
+    with _writing_to(folder):
+        claim = take(folder)
+    try:
+        if claim.took_over:
+            with _writing_to(folder):
+                _shut_out(folder)
+        return _find(config, folder, is_new, claim), claim
+    except BaseException:
+        claim.release()
+        raise
+
+
+def _find(config: Config, folder: Path, is_new: bool, claim: Claim) -> RunDirectory:
     found = None
     if config.resume not in ("", "auto"):
         found = find_checkpoint(Path(config.resume), "latest")
@@ -36,26 +80,64 @@ def open_run(config: Config) -> RunDirectory:
     elif (folder / CHECKPOINTS).is_dir() and not is_new:
         # A run that was killed early may have no checkpoint yet, nor the folder for them.
         found = find_checkpoint(folder, "latest")
-    if is_new:
-        _make(folder)
-    run = RunDirectory(folder=folder, checkpoint=None if found is None else found.folder)
-    saved = replace(config, name=run.folder.name, resume="")
-    try:
-        with replacing(run.folder / CONFIG_FILE) as path:
-            path.write_text(to_toml(saved))
-    except OSError as error:
-        raise RunDirectoryError(
-            f"{run.folder}: cannot be written: {error.strerror}. Choose another --runs."
-        ) from None
-    return run
+    if is_new or found is None:
+        write_config(config, folder, claim)
+    if found is None:
+        return RunDirectory(folder=folder, checkpoint=None)
+    before = None
+    with contextlib.suppress(UserError):
+        before = saved_config(found.folder)
+    best = follow(folder / CHECKPOINTS, "best")
+    return RunDirectory(
+        folder=folder,
+        checkpoint=found.folder.absolute(),
+        before=before,
+        best_round=None if best is None else round_of(best),
+    )
 
 
-def _make(folder: Path) -> None:
+def write_config(config: Config, folder: Path, claim: Ownership) -> None:
+    """Writes the configuration into the run's folder. Not collective: for rank 0."""
+    saved = replace(anchored(config), name=folder.name, resume="")
+    with _writing_to(folder), replacing(folder / CONFIG_FILE) as path:
+        path.write_text(to_toml(saved), encoding="utf-8")
+        claim.check()
+
+
+def _make(folder: Path) -> bool:
+    """Makes it; False if it is there."""
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
-        raise exists_already(folder) from None
+        return False
     except OSError as error:
         raise RunDirectoryError(
             f"{folder}: cannot be made: {error.strerror}. Choose another --runs."
         ) from None
+    return True
+
+
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunDirectoryError(
+            f"{folder}: cannot be written: {error.strerror}. Choose another --runs."
+        ) from None
+
+
+def _shut_out(folder: Path) -> None:
+    """Keeps the holder of the claim before from doing anything more to the run, should it wake between its
+    last look at the claim and what it was about to do: what it has prepared has gone before it can rename it,
+    and what it appends to the log goes to a file that has no name any more."""
+    for prepared in (*folder.glob(".*.tmp"), *(folder / CHECKPOINTS).glob(".*.tmp")):
+        # Renamed first: a folder that is removed file by file could be published half empty meanwhile.
+        rubbish = prepared.with_name(f".{secrets.token_hex(4)}.rubbish")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(prepared, rubbish)
+            shutil.rmtree(rubbish) if rubbish.is_dir() else rubbish.unlink()
+    log = folder / EVENTS_FILE
+    if log.exists():
+        with replacing(log) as copy:
+            shutil.copyfile(log, copy)

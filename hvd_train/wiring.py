@@ -18,6 +18,7 @@ from hvd_train.averaging import Average, NoAverage, StateAverage
 from hvd_train.binding import complaints, take_seat
 from hvd_train.building import build, refuse_single_rows
 from hvd_train.checkpoint import Checkpoints, SavedCheckpoint
+from hvd_train.claim import Ownership
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import versions
 from hvd_train.comm.launcher import detect, forgotten_tasks
@@ -116,14 +117,22 @@ class Wiring:
                 warn(warning)
         return model, make_optimizer(model, self.config.optim)
 
-    def assemble(self, run: RunDirectory, recorder: Recorder, stop_request: StopRequest) -> LocalSGD:
-        """The training, restored from the run's checkpoint where it goes on. Collective."""
-        training = together(self.comm, lambda: self._assemble(run, recorder, stop_request))
+    def assemble(
+        self, run: RunDirectory, recorder: Recorder, stop_request: StopRequest, claim: Ownership
+    ) -> LocalSGD:
+        """The training, restored from the run's checkpoint where it goes on. Collective.
+
+        Args:
+            claim: this rank's part in the job's claim to the run's folder.
+        """
+        training = together(self.comm, lambda: self._assemble(run, recorder, stop_request, claim))
         if any(self.comm.allgather(training.worker.restarted)):
             training.worker.restart_epoch()
         return training
 
-    def _assemble(self, run: RunDirectory, recorder: Recorder, stop_request: StopRequest) -> LocalSGD:
+    def _assemble(
+        self, run: RunDirectory, recorder: Recorder, stop_request: StopRequest, claim: Ownership
+    ) -> LocalSGD:
         config, comm = self.config, self.comm
         flat = FlatState(
             self.model,
@@ -160,6 +169,7 @@ class Wiring:
             shared=frozenset(("progress", "watch", "period", "moments")),
             sample=self.catalog.sample.to_json(),
             recorder=recorder,
+            claim=claim,
         )
         return LocalSGD(
             comm=comm,
@@ -170,6 +180,7 @@ class Wiring:
             evaluator=self._make_evaluator(),
             watch=watch,
             checkpoints=checkpoints,
+            claim=claim,
             recorder=recorder,
             stop_request=stop_request,
             progress=progress,

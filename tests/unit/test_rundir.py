@@ -16,13 +16,25 @@ from hvd_train.config import CheckpointConfig, Config, SyncConfig, load_config
 from hvd_train.errors import ConfigError, RunDirectoryError
 from hvd_train.record.reports import NullRecorder
 from hvd_train.run_files import run_name, run_of, saved_config
-from hvd_train.rundir import open_run
+from hvd_train.rundir import RunDirectory, open_run, write_config
 
 
 @pytest.fixture(autouse=True)
 def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
         monkeypatch.delenv(name, raising=False)
+
+
+def opened(config: Config) -> RunDirectory:
+    """What a job finds that starts with this configuration, and ends at once."""
+    run, claim = open_run(config)
+    claim.release()
+    return run
+
+
+def files(folder: Path) -> list[str]:
+    """Names of all but the claims."""
+    return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".claim-"))
 
 
 def save(folder: Path, rounds: int) -> None:
@@ -42,7 +54,7 @@ def save(folder: Path, rounds: int) -> None:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run named `first` with checkpoints after 10 (the best) and 20 rounds."""
-    folder = open_run(Config(name="first", runs=str(tmp_path), seed=7)).folder
+    folder = opened(Config(name="first", runs=str(tmp_path), seed=7)).folder
     save(folder, 10)
     save(folder, 20)
     return folder
@@ -76,7 +88,7 @@ def test_names(config: Config, environ: dict[str, str], name: str) -> None:
 def test_a_run_without_a_name_is_called_after_its_task(task: str, name: str, tmp_path: Path) -> None:
     config = Config(task=task, runs=str(tmp_path))
     days = {time.strftime("%Y%m%d")}
-    first, second = open_run(config).folder.name, open_run(config).folder.name
+    first, second = opened(config).folder.name, opened(config).folder.name
     days.add(time.strftime("%Y%m%d"))
     assert first != second
     for found in (first, second):
@@ -88,9 +100,9 @@ def test_a_run_without_a_name_is_called_after_its_task(task: str, name: str, tmp
 
 def test_a_new_run_has_its_whole_configuration_in_its_folder(tmp_path: Path) -> None:
     config = Config(name="r", runs=str(tmp_path / "deep" / "down"), sync=SyncConfig(period=3), seed=5)
-    made = open_run(config)
+    made = opened(config)
     assert (made.folder, made.checkpoint) == (tmp_path / "deep" / "down" / "r", None)
-    assert [p.name for p in made.folder.iterdir()] == ["config.toml"]
+    assert files(made.folder) == ["config.toml"]
     assert load_config(made.folder / "config.toml") == config
     assert saved_config(made.folder) == config
 
@@ -98,7 +110,7 @@ def test_a_new_run_has_its_whole_configuration_in_its_folder(tmp_path: Path) -> 
 def test_a_name_that_exists_is_refused_and_left_as_it_is(run: Path) -> None:
     before = (run / "config.toml").read_text()
     with pytest.raises(RunDirectoryError, match=r"first exists already; expected a new name.*--resume auto"):
-        open_run(Config(name="first", runs=str(run.parent), seed=8))
+        opened(Config(name="first", runs=str(run.parent), seed=8))
     assert (run / "config.toml").read_text() == before
 
 
@@ -107,34 +119,38 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(
         RunDirectoryError, match=r"file/r: cannot be made: Not a directory\. Choose another --runs"
     ):
-        open_run(Config(name="r", runs=str(tmp_path / "file")))
+        opened(Config(name="r", runs=str(tmp_path / "file")))
 
 
 def test_resume_auto_goes_on_from_the_newest(run: Path) -> None:
     config = Config(name="first", runs=str(run.parent), resume="auto", seed=9)
-    found = open_run(config)
+    found = opened(config)
     assert (found.folder, found.checkpoint) == (run, run / "checkpoints" / "round-20")
+    assert saved_config(run).seed == 7, "it may yet be refused"
+    again, claim = open_run(config)
+    write_config(config, again.folder, claim)
+    claim.release()
     saved = load_config(run / "config.toml")
     assert (saved.seed, saved.resume, saved.name) == (9, "", "first"), "what is done from now on"
 
 
 def test_resume_auto_starts_what_is_not_there(tmp_path: Path) -> None:
-    found = open_run(Config(name="new", runs=str(tmp_path), resume="auto"))
+    found = opened(Config(name="new", runs=str(tmp_path), resume="auto"))
     assert (found.folder, found.checkpoint) == (tmp_path / "new", None)
-    again = open_run(Config(name="new", runs=str(tmp_path), resume="auto"))
+    again = opened(Config(name="new", runs=str(tmp_path), resume="auto"))
     assert again == found, "killed before its first checkpoint"
     (tmp_path / "new" / "checkpoints" / ".round-4.tmp").mkdir(parents=True)
-    assert open_run(Config(name="new", runs=str(tmp_path), resume="auto")) == found, "or in the middle of it"
+    assert opened(Config(name="new", runs=str(tmp_path), resume="auto")) == found, "or in the middle of it"
 
 
 def test_resume_auto_needs_a_name_that_comes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(runs=str(tmp_path), resume="auto")
     with pytest.raises(ConfigError, match="expected --name NAME, or a Slurm job"):
-        open_run(config)
+        opened(config)
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert open_run(config).folder == tmp_path / "17"
+    assert opened(config).folder == tmp_path / "17"
     save(tmp_path / "17", 4)
-    assert open_run(config).checkpoint == tmp_path / "17" / "checkpoints" / "round-4", "the job was requeued"
+    assert opened(config).checkpoint == tmp_path / "17" / "checkpoints" / "round-4", "the job was requeued"
 
 
 @pytest.mark.parametrize(
@@ -144,14 +160,14 @@ def test_resume_from_a_path(path: str, rounds: int, run: Path) -> None:
     where = run / path
     assert run_of(where) == run
     assert saved_config(where).seed == 7
-    found = open_run(Config(name="first", runs="elsewhere", resume=str(where)))
+    found = opened(Config(name="first", runs="elsewhere", resume=str(where)))
     assert (found.folder, found.checkpoint) == (run, run / "checkpoints" / f"round-{rounds}")
 
 
 def test_resume_under_a_new_name_leaves_the_old_run_as_it_is(run: Path, tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
     config = Config(name="second", runs=str(tmp_path / "others"), resume=str(run))
-    found = open_run(config)
+    found = opened(config)
     assert (found.folder, found.checkpoint) == (
         tmp_path / "others" / "second",
         run / "checkpoints" / "round-20",
@@ -159,26 +175,26 @@ def test_resume_under_a_new_name_leaves_the_old_run_as_it_is(run: Path, tmp_path
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
     assert saved_config(found.folder).name == "second"
     with pytest.raises(RunDirectoryError, match="second exists already"):
-        open_run(config)
+        opened(config)
 
 
 def test_resume_from_within_and_of_a_copy(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run)
     config = saved_config(Path())
     assert config.name == "first"
-    assert open_run(Config(name="first", resume=".")).folder == run
+    assert opened(Config(name="first", resume=".")).folder == run
     copy = run.with_name("copy")
     shutil.copytree(run, copy)
     assert saved_config(copy).name == "copy"
-    assert open_run(Config(name="copy", resume=str(copy))).checkpoint == copy / "checkpoints" / "round-20"
+    assert opened(Config(name="copy", resume=str(copy))).checkpoint == copy / "checkpoints" / "round-20"
 
 
 def test_what_cannot_be_resumed(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="neither a run's folder nor a checkpoint"):
-        open_run(Config(resume=str(tmp_path / "nowhere")))
+        opened(Config(resume=str(tmp_path / "nowhere")))
     with pytest.raises(RunDirectoryError, match="nowhere is no run"):
         saved_config(tmp_path / "nowhere")
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").mkdir()
     with pytest.raises(RunDirectoryError, match="first has no checkpoint to go on from"):
-        open_run(Config(name="first", resume=str(run)))
+        opened(Config(name="first", resume=str(run)))

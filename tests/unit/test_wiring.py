@@ -3,108 +3,37 @@ refused or warned of."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-import torch
 from torch import Tensor, nn
 
-from hvd_train.config import (
-    CheckpointConfig,
-    Config,
-    DataConfig,
-    EvaluateConfig,
-    ModelConfig,
-    OptimConfig,
-    StopConfig,
-    SyncConfig,
-)
+from hvd_train.config import Config, DataConfig, EvaluateConfig, ModelConfig, OptimConfig, StopConfig, SyncConfig
 from hvd_train.data.format import SampleSpec
 from hvd_train.errors import HvdTrainError
-from hvd_train.record.reports import (
-    EvaluationReport,
-    FaultReport,
-    Recorder,
-    Report,
-    RoundReport,
-    RunHeader,
-    StopReport,
-)
-from hvd_train.rundir import RunDirectory, open_run
-from hvd_train.signals import StopRequest
-from hvd_train.task import Batch, Task
+from hvd_train.record.reports import EvaluationReport, FaultReport, RoundReport, StopReport
+from hvd_train.task import Batch, Classification, Task
 from hvd_train.wiring import Wiring
-from tests.threads import ThreadCommunicator, on_ranks
+from tests.threads import on_ranks
 from tests.unit.data.shards import write_foreign
-
-
-@dataclass
-class Remembered(Recorder):
-    """What one rank was told."""
-
-    reports: list[Report]
-
-    def header(self, header: RunHeader) -> None: ...
-
-    def report(self, report: Report) -> None:
-        self.reports.append(report)
-
-    def close(self) -> None: ...
-
-    def of(self, kind: type[Report]) -> list[Report]:
-        return [r for r in self.reports if isinstance(r, kind)]
+from tests.unit.trainings import resumed, small, train
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    """A small shard and a large one: with three ranks the large one is cut, and rank 0 keeps what it had."""
-    write_foreign(tmp_path / "a.h5", 40)
-    write_foreign(tmp_path / "b.h5", 200, 40)
-    return Config(
-        name="r",
-        runs=str(tmp_path / "runs"),
-        threads=torch.get_num_threads(),
-        data=DataConfig(path=str(tmp_path / "*.h5"), batch_size=4),
-        model=ModelConfig(hidden=(4,)),
-        sync=SyncConfig(period=5),
-        stop=StopConfig(patience=0, max_rounds=3),
-        evaluate=EvaluateConfig(every_epochs=1, every_rounds=0),
-        checkpoint=CheckpointConfig(keep=5),
-    )
-
-
-def train(config: Config, ranks: int) -> list[Remembered]:
-    """What the ranks report of a training, each for itself."""
-    run = open_run(config)
-
-    def rank(comm: ThreadCommunicator) -> Remembered:
-        recorder = Remembered([])
-        wiring = Wiring(config, None, comm)
-        training = wiring.assemble(
-            RunDirectory(folder=run.folder, checkpoint=run.checkpoint), recorder, StopRequest()
-        )
-        recorder.header(wiring.header(run, training))
-        training.run()
-        wiring.reader.close()
-        return recorder
-
-    return on_ranks(ranks, rank)
-
-
-def resumed(config: Config, **stop: int) -> Config:
-    return replace(config, resume="auto", stop=StopConfig(patience=0, **stop))
+    return small(tmp_path)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 6])
 def test_a_run_goes_on_with_another_number_of_ranks(ranks: int, config: Config) -> None:
     """Stopped within an epoch. All ranks then pass from one epoch to the next in the same round: if one did
     not, it would not take part in the evaluation that the others begin."""
-    before = sum(r.samples for r in train(config, 2)[0].of(RoundReport))  # type: ignore[union-attr]
+    before = sum(r.samples for r in train(config, 2)[0].of(RoundReport))
     recorders = train(resumed(config, max_epochs=3), ranks)
-    rounds = [[(r.round, r.epoch) for r in rec.of(RoundReport)] for rec in recorders]  # type: ignore[union-attr]
+    rounds = [[(r.round, r.epoch) for r in rec.of(RoundReport)] for rec in recorders]
     assert all(other == rounds[0] for other in rounds)
     assert rounds[0][0][0] == 4
     assert rounds[0][-1][1] >= 3
@@ -112,20 +41,20 @@ def test_a_run_goes_on_with_another_number_of_ranks(ranks: int, config: Config) 
         assert rounds[0][0][1] == pytest.approx(20 / 50), "it goes on in the middle of the epoch"
     else:
         assert rounds[0][0][1] < 1, "the epoch begins anew"
-    used = sum(r.samples for r in recorders[0].of(RoundReport))  # type: ignore[union-attr]
+    used = sum(r.samples for r in recorders[0].of(RoundReport))
     assert used == 3 * 240 - (before if ranks == 2 else 0)
     for rec in recorders:
         assert len(rec.of(EvaluationReport)) == 3
         (stop,) = rec.of(StopReport)
-        assert (stop.reason, stop.best) == ("max_epochs", recorders[0].of(StopReport)[0].best)  # type: ignore[union-attr]
+        assert (stop.reason, stop.best) == ("max_epochs", recorders[0].of(StopReport)[0].best)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_every_row_is_used_once_an_epoch(ranks: int, config: Config) -> None:
     recorder = train(replace(config, stop=StopConfig(patience=0, max_epochs=2)), ranks)[0]
-    used = [r.samples for r in recorder.of(RoundReport)]  # type: ignore[union-attr]
+    used = [r.samples for r in recorder.of(RoundReport)]
     assert sum(used) == 2 * 240
-    assert recorder.of(RoundReport)[-1].epoch == 2  # type: ignore[union-attr]
+    assert recorder.of(RoundReport)[-1].epoch == 2
 
 
 def test_another_data_set_is_refused_on_every_rank(config: Config, tmp_path: Path) -> None:
@@ -139,11 +68,18 @@ def test_another_data_set_is_refused_on_every_rank(config: Config, tmp_path: Pat
         train(again, 2)
 
 
+class Wider(Classification):
+    """Builds another model than its configuration says."""
+
+    def build_model(self, spec: SampleSpec) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(3, 9), nn.Linear(9, 3))
+
+
 def test_another_model_is_refused_on_every_rank(config: Config) -> None:
     train(config, 2)
-    again = replace(resumed(config, max_rounds=9), model=ModelConfig(hidden=(5,)))
-    with pytest.raises(HvdTrainError, match=r"size mismatch .* Resume with the model that"):
-        train(again, 2)
+    again = resumed(config, max_rounds=9)
+    with pytest.raises(HvdTrainError, match=r"Resume with the model that the run began with"):
+        train(again, 2, Wider(ModelConfig()))
 
 
 @pytest.mark.parametrize("limit", [{"max_rounds": 3}, {"max_rounds": 2}])

@@ -1,0 +1,379 @@
+"""One job at a time in a run's folder, on any file system that the hosts share, whatever ends the job before.
+
+    RUN/.claim-3.json               the job that is training; the highest number counts
+    RUN/.claim-3.json.released      what it becomes when that job ends
+
+A claim is a file with the next number, made under its full name by a hard link, which one of several jobs can
+do. It holds who made it, and its holder renews its time of change. A job that finds a claim takes over if its
+holder has ended: known at once by /proc on the same host and for an earlier start of the same Slurm job, else
+after watching for `STALE_S` that the claim is not renewed. Clocks of hosts are never compared, nothing is
+locked, and numbers are never used twice.
+
+Imports no torch. Nothing here is collective: rank 0 holds the claim of its job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import socket
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import final
+
+import msgspec
+from typing_extensions import Self
+
+from hvd_train.errors import RunDirectoryError, RunTakenOver
+from hvd_train.output import warn
+
+BEAT_S = 5.0
+"""Seconds between two renewals of a claim."""
+
+STALE_S = 60.0
+"""A claim from elsewhere that is not renewed for so long counts as that of a job that has ended. Many times
+`BEAT_S`: a thread renews it, which waits while another one holds Python's lock."""
+
+LOOK_S = 5.0
+"""`look` looks at the file at most once in so many seconds."""
+
+_POLL_S = 0.5
+_NAME = re.compile(r"\.claim-(\d+)\.json(\.released)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """The process that made a claim."""
+
+    host: str
+    pid: int
+    boot: str
+    """Of the kernel's start that the process lives in."""
+    pids: str
+    """Its name space of process numbers: containers on one host have several."""
+    start: int
+    """When the process began, in clock ticks since `boot`: numbers are used again."""
+    job: str
+    """Slurm's job with its cluster, empty outside of one."""
+    restart: int
+    """How often Slurm has put the job into the queue again."""
+    since: str
+    token: str
+
+    @classmethod
+    def this_process(cls, environ: Mapping[str, str]) -> Holder:
+        """For a new claim of this process."""
+        job, restart = environ.get("SLURM_JOB_ID", ""), environ.get("SLURM_RESTART_COUNT", "")
+        return cls(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            boot=_read("/proc/sys/kernel/random/boot_id"),
+            pids=_link("/proc/self/ns/pid"),
+            start=int(_stat(os.getpid())[19]),
+            job=job and f"{job}@{environ.get('SLURM_CLUSTER_NAME', '')}",
+            restart=int(restart) if restart.isdecimal() else 0,
+            since=time.strftime("%Y-%m-%d %H:%M:%S"),
+            token=secrets.token_hex(8),
+        )
+
+    def __str__(self) -> str:
+        job = f", Slurm job {self.job.partition('@')[0]}" if self.job else ""
+        return f"process {self.pid} on {self.host} (since {self.since}{job})"
+
+    def is_earlier_start_than(self, other: Holder) -> bool:
+        """Whether `other` is a later start of the same Slurm job, which begins when the earlier has ended."""
+        return bool(self.job) and self.job == other.job and self.restart < other.restart
+
+    def lives(self, here: Holder) -> bool | None:
+        """Whether the process is there, stopped or not; None if `here`, this process, cannot see that: on
+        another host, in another container, or where only its owner may see it."""
+        place = (self.host, self.boot, self.pids)
+        if not all(place) or place != (here.host, here.boot, here.pids):
+            return None
+        stat = _stat(self.pid)
+        if not stat:
+            return None if _exists(self.pid) else False
+        return stat[0] not in "ZX" and int(stat[19]) == self.start
+
+
+class Ownership(ABC):
+    """A rank's part in its job's claim to the run's folder. Rank 0 has a `Claim`, every other `NoClaim`."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Looks at the claim. Comes right before something is given its final name in the run's folder.
+
+        Raises `RunTakenOver` if another job has taken the run over.
+        """
+
+    @abstractmethod
+    def look(self) -> None:
+        """`check`, if the last one is some seconds ago."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Ends the claim. May be called twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+@final
+class NoClaim(Ownership):
+    """Of the ranks that publish nothing by themselves."""
+
+    def check(self) -> None: ...
+
+    def look(self) -> None: ...
+
+    def release(self) -> None: ...
+
+
+@final
+@dataclass(kw_only=True)
+class Claim(Ownership):
+    """A claim of this process; made by `take`."""
+
+    folder: Path
+    number: int
+    took_over: bool
+    """Whether the claim before it was not released: what its holder has left may be half done."""
+    beat_s: float
+    _content: bytes
+    _looked: float = field(default_factory=time.monotonic, init=False)
+    _released: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def __post_init__(self) -> None:
+        self._path = _path(self.folder, self.number)
+        self._beats = threading.Thread(target=self._renew, name="hvd_train-claim", daemon=True)
+        self._beats.start()
+
+    def check(self) -> None:
+        self._looked = time.monotonic()
+        try:
+            # Opening it has a network file system ask its server; a list of names may be an old one.
+            content, newest = self._path.read_bytes(), _newest(self.folder)[0]
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):
+                return  # not known; where the folder cannot be read, what is written next fails by itself
+            content, newest = b"", 0
+        if content != self._content or newest != self.number:
+            raise self._taken_over()
+
+    def look(self) -> None:
+        if time.monotonic() - self._looked >= LOOK_S:
+            self.check()
+
+    def release(self) -> None:
+        if self._released.is_set():
+            return
+        self._released.set()
+        self._beats.join(timeout=1)  # it may hang where the file system does
+        with contextlib.suppress(OSError):
+            os.rename(self._path, f"{self._path}.released")
+
+    def _renew(self) -> None:
+        while not self._released.wait(self.beat_s):
+            with contextlib.suppress(OSError):
+                os.utime(self._path)
+
+    def _taken_over(self) -> RunTakenOver:
+        seen = None
+        with contextlib.suppress(OSError):
+            seen = _look_at(_path(self.folder, _newest(self.folder)[0]))
+        by = None if seen is None else seen.holder
+        return RunTakenOver(
+            f"{self.folder} was taken over by {by or 'another job, or it was removed'}. This job gave no "
+            "sign of life for too long; it ends and writes nothing more. The other one goes on from the last "
+            "checkpoint."
+        )
+
+
+def take(
+    folder: Path,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    stale_s: float | None = None,
+    beat_s: float | None = None,
+) -> Claim:
+    """Claims the run's folder for this process, and says on standard error if it takes it over.
+
+    Args:
+        folder: which exists.
+        environ: tells of a Slurm job.
+        stale_s, beat_s: instead of `STALE_S` and `BEAT_S`.
+
+    Raises `RunDirectoryError` if a job that lives holds it, and `OSError` if the folder cannot be written.
+    """
+    stale_s = STALE_S if stale_s is None else stale_s
+    beat_s = BEAT_S if beat_s is None else beat_s
+    mine = Holder.this_process(environ)
+    content = msgspec.json.encode(mine) + b"\n"
+    while True:
+        before, open_ = _newest(folder)
+        ended = _ended(folder, before, mine, stale_s) if open_ else ""
+        if ended is None or not _create(folder, before + 1, content, mine.token):
+            continue  # another job was faster
+        if _newest(folder)[0] != before + 1:
+            # It slept meanwhile, and others have come and gone.
+            _path(folder, before + 1).unlink(missing_ok=True)
+            continue
+        if ended:
+            warn(f"{folder} is taken over from {ended}.")
+        _remove_older(folder, before + 1)
+        return Claim(folder=folder, number=before + 1, took_over=bool(ended), beat_s=beat_s, _content=content)
+
+
+def _ended(folder: Path, number: int, mine: Holder, stale_s: float) -> str | None:
+    """Who has held this claim, and why it no longer does; None if the claim has gone meanwhile. Raises
+    `RunDirectoryError` if its holder lives."""
+    path = _path(folder, number)
+    seen = _look_at(path)
+    if seen is None:
+        return None
+    holder = seen.holder
+    if holder is not None and holder.is_earlier_start_than(mine):
+        return f"{holder}, an earlier start of this job"
+    lives = None if holder is None else holder.lives(mine)
+    if lives:
+        raise _in_use(folder, holder)
+    if lives is False:
+        return f"{holder}, which has ended"
+    who = holder or "a job that cannot be made out"
+    warn(f"{folder} is claimed by {who}. Waiting {stale_s:g} s for a sign of life from there.")
+    deadline = time.monotonic() + stale_s
+    while time.monotonic() < deadline:
+        time.sleep(min(_POLL_S, stale_s))
+        now = _look_at(path)
+        if now is None:
+            return None
+        if now != seen:
+            raise _in_use(folder, now.holder)
+    return f"{who}, which gave no sign of life for {stale_s:g} s"
+
+
+def _in_use(folder: Path, holder: Holder | None) -> RunDirectoryError:
+    return RunDirectoryError(
+        f"{folder} is in use by {holder or 'another job'}; expected one job at a time. Wait for its end, or "
+        "choose another --name."
+    )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    holder: Holder | None
+    """None for a file that is not, or not yet, a claim."""
+    changed_ns: int
+
+
+def _look_at(path: Path) -> _Seen | None:
+    """What the file says now; None if it is not there."""
+    try:
+        with open(path, "rb") as file:  # a network file system asks its server when it opens a file
+            content, changed_ns = file.read(), os.fstat(file.fileno()).st_mtime_ns
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESTALE):
+            return None
+        raise
+    try:
+        return _Seen(msgspec.json.decode(content, type=Holder), changed_ns)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _Seen(None, changed_ns)
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f".claim-{number}.json"
+
+
+def _numbers(folder: Path) -> dict[int, bool]:
+    """The numbers that are in use, and whether each claim is one that was not released."""
+    found: dict[int, bool] = {}
+    for name in os.listdir(folder):
+        if match := _NAME.fullmatch(name):
+            found[int(match[1])] = match[2] is None
+    return found
+
+
+def _newest(folder: Path) -> tuple[int, bool]:
+    """The highest number, 0 if there is none yet, and whether its claim is one that was not released."""
+    return max(_numbers(folder).items(), default=(0, False))
+
+
+def _create(folder: Path, number: int, content: bytes, token: str) -> bool:
+    """Makes a claim with its whole content at once; False if another job has made one of this number."""
+    path = _path(folder, number)
+    temporary = folder / f".claim-{token}.tmp"
+    try:
+        temporary.write_bytes(content)
+        os.link(temporary, path)
+    except FileExistsError:
+        seen = _look_at(path)  # a network file system may repeat a request whose answer was lost
+        return seen is not None and seen.holder is not None and seen.holder.token == token
+    except OSError:
+        return _create_without_links(path, content)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return True
+
+
+def _create_without_links(path: Path, content: bytes) -> bool:
+    """The same where there are no hard links: others may see the file before its content."""
+    try:
+        file = open(path, "xb")  # noqa: SIM115, closed below
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(content)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _remove_older(folder: Path, number: int) -> None:
+    for older in _numbers(folder):
+        if older < number:
+            for path in (_path(folder, older), Path(f"{_path(folder, older)}.released")):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of a process from its state on, as proc(5) has them; empty if it cannot be seen."""
+    return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it is another user's
+    return True
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""

@@ -1,0 +1,88 @@
+"""Whole trainings of several ranks in one process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from hvd_train.claim import NoClaim
+from hvd_train.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    StopConfig,
+    SyncConfig,
+)
+from hvd_train.local_sgd import LocalSGD
+from hvd_train.record.reports import Recorder, Report, RunHeader
+from hvd_train.rundir import open_run
+from hvd_train.signals import StopRequest
+from hvd_train.task import Task
+from hvd_train.wiring import Wiring
+from tests.threads import ThreadCommunicator, on_ranks
+from tests.unit.data.shards import write_foreign
+
+AnyReport = TypeVar("AnyReport", bound=Report)
+
+
+@dataclass
+class Remembered(Recorder):
+    """What one rank reported, and its training at the end."""
+
+    reports: list[Report]
+    training: LocalSGD | None = None
+
+    def header(self, header: RunHeader) -> None: ...
+
+    def report(self, report: Report) -> None:
+        self.reports.append(report)
+
+    def close(self) -> None: ...
+
+    def of(self, kind: type[AnyReport]) -> list[AnyReport]:
+        return [r for r in self.reports if isinstance(r, kind)]
+
+
+def small(tmp_path: Path) -> Config:
+    """A small shard and a large one: with three ranks the large one is cut, and rank 0 keeps what it had."""
+    write_foreign(tmp_path / "a.h5", 40)
+    write_foreign(tmp_path / "b.h5", 200, 40)
+    return Config(
+        name="r",
+        runs=str(tmp_path / "runs"),
+        threads=torch.get_num_threads(),
+        data=DataConfig(path=str(tmp_path / "*.h5"), batch_size=4),
+        model=ModelConfig(hidden=(4,)),
+        sync=SyncConfig(period=5),
+        stop=StopConfig(patience=0, max_rounds=3),
+        evaluate=EvaluateConfig(every_epochs=1, every_rounds=0),
+        checkpoint=CheckpointConfig(keep=5),
+    )
+
+
+def train(config: Config, ranks: int, task: Task | None = None) -> list[Remembered]:
+    """What the ranks report of a training, each for itself."""
+    run, claim = open_run(config)
+
+    def rank(comm: ThreadCommunicator) -> Remembered:
+        recorder = Remembered([])
+        wiring = Wiring(config, task, comm)
+        mine = claim if comm.rank == 0 else NoClaim()
+        recorder.training = wiring.assemble(run, recorder, StopRequest(), mine)
+        recorder.header(wiring.header(run, recorder.training))
+        recorder.training.run()
+        wiring.reader.close()
+        return recorder
+
+    with claim:
+        return on_ranks(ranks, rank)
+
+
+def resumed(config: Config, **stop: Any) -> Config:
+    """The same going on, with these limits."""
+    return replace(config, resume="auto", stop=StopConfig(**{"patience": 0, **stop}))
