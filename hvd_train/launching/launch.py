@@ -72,9 +72,9 @@ def _launch(options: Options, before: list[str], training: list[str], check: Che
             have_met=record.ranks_have_met if record is not None else None,
         )
     )
-    if record is None:
+    if config is None or record is None:
         return 128 + ended.signal if ended.signal else ended.status
-    return judge(ended, record, launcher, before)
+    return judge(ended, record, launcher, before, resumable=config.sync.mode != "none")
 
 
 def _check_hosts(options: Options, config: Config | None) -> int:
@@ -87,12 +87,13 @@ def _check_hosts(options: Options, config: Config | None) -> int:
     return check_hosts.run(options.named_hosts, runs, mpirun)
 
 
-def judge(ended: Ended, record: Record, launcher: str, before: list[str]) -> int:
+def judge(ended: Ended, record: Record, launcher: str, before: list[str], resumable: bool = True) -> int:
     """The exit code, by the run's own record; and what is to be said of it."""
-    go_on = shlex.join(["python", "-m", "hvd_train", "launch", *before, "--", "--resume", str(record.folder)])
+    line = shlex.join(["python", "-m", "hvd_train", "launch", *before, "--", "--resume", str(record.folder)])
+    go_on = f"Go on: {line}" if resumable else "With sync.mode = 'none' it cannot go on."
     reason = record.stop_reason()
     if reason == "interrupted":
-        warn(f"interrupted, with a checkpoint. Go on: {go_on}")
+        warn(f"interrupted, with a checkpoint. {go_on}")
         return INTERRUPTED
     if reason:
         if ended.status:
@@ -105,9 +106,10 @@ def judge(ended: Ended, record: Record, launcher: str, before: list[str]) -> int
         f"the run did not come to its end: {launcher} ended with {ended.status}, and "
         f"{record.folder / EVENTS_FILE} "
         + (
-            f"has no `stop`. Its newest checkpoint is {checkpoint.name}. Go on: {go_on}"
+            f"has no `stop`. Its newest checkpoint is {checkpoint.name}. {go_on}"
             if checkpoint is not None
-            else "has no `stop`. There is no checkpoint: start it anew, under another name."
+            else "has no `stop`. There is no checkpoint"
+            + (": start it anew, under another name." if record.has_begun() else ", and no training began.")
         )
     )
     return 128 + ended.signal if ended.signal else FAILED

@@ -46,12 +46,17 @@ class Record:
         return reasons[-1] if reasons else ""
 
     def _new(self) -> Iterator[dict[str, Any]]:
+        """Those of this start, which begins with a header. What comes before it is of another job, which has
+        the folder; the ranks of this one were refused."""
+        begun = False
         for number, line in enumerate(self._lines()):
             if number >= self._before:
                 with contextlib.suppress(ValueError):
                     event = json.loads(line)
                     if isinstance(event, dict):
-                        yield event
+                        begun = begun or event.get("event") == "header"
+                        if begun:
+                            yield event
 
     def _lines(self) -> Iterator[bytes]:
         """Those that are complete: a run that goes on cuts a torn one off."""

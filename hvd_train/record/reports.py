@@ -92,6 +92,9 @@ class RunHeader:
     """The stop rules that are on, by the names of `StopConfig`."""
 
     config_hash: str
+    task_is_given: bool = False
+    """Whether the program gave its task as an object, which no option can name."""
+
     versions: Mapping[str, str]
     """Versions of `hvd_train`, `python`, `torch`, `mpi`, ..."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable, Sequence
 
 from hvd_train.record.reports import RunHeader, StopReport
@@ -42,13 +44,26 @@ def closing_lines(header: RunHeader, stop: StopReport) -> list[str]:
         speed += f": {stop.samples / stop.seconds:,.0f} samples/s"
     lines += [_labelled("speed", speed), _labelled("run", header.run)]
     if "best" in stop.checkpoints:
-        lines += [
-            _labelled("best", stop.checkpoints["best"]),
-            _labelled("load it", f'hvd_train.load_model("{header.run}")'),
-        ]
-    if "latest" in stop.checkpoints:
-        lines.append(_labelled("go on", f"--resume {header.run}"))
+        lines += [_labelled("best", stop.checkpoints["best"]), _labelled("load it", _load_it(header))]
+    if "latest" in stop.checkpoints and header.period is not None:  # what is never averaged cannot be resumed
+        lines.append(_labelled("go on", _go_on(header)))
     return lines
+
+
+def _load_it(header: RunHeader) -> str:
+    task = ", task=..." if header.task_is_given else ""
+    return f"hvd_train.load_model({_quoted(header.run)}{task})"
+
+
+def _go_on(header: RunHeader) -> str:
+    if header.task_is_given:
+        return f"the same program, with resume = {_quoted(header.run)} in its configuration"
+    return f"--resume {shlex.quote(header.run)}"
+
+
+def _quoted(text: str) -> str:
+    """As Python and TOML take it."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def number(value: float | None) -> str:

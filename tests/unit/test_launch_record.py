@@ -80,6 +80,29 @@ def test_what_was_ended_at_once_has_the_signals_code(run: Path) -> None:
     assert code(Record(run), 1, number=signal.SIGINT) == 130
 
 
+def test_the_end_of_the_job_that_has_the_folder_is_not_that_of_one_it_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """horovodrun over Gloo turns the 2 of the ranks into 1."""
+    record = Record(run)
+    append(run, {"event": "round"}, stop("patience"))
+    assert record.stop_reason() == ""
+    assert code(record, 1) == 1
+    assert "no training began" in capsys.readouterr().err
+    assert code(record, 2) == 2
+
+
+def test_what_was_never_averaged_is_not_said_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = Record(tmp_path)
+    append(tmp_path, HEADER, stop("interrupted"))
+    judge(Ended(status=0, signal=0), record, "mpirun", [], resumable=False)
+    said = capsys.readouterr().err
+    assert "Go on" not in said
+    assert "With sync.mode = 'none' it cannot go on." in said
+
+
 def test_a_run_that_does_not_exist_yet(tmp_path: Path) -> None:
     record = Record(tmp_path / "runs" / "a")
     assert not record.has_begun()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import errno
 import fcntl
@@ -9,6 +10,7 @@ import io
 import os
 import pty
 import re
+import shlex
 import struct
 import termios
 import threading
@@ -73,6 +75,31 @@ def test_the_plain_text_of_a_small_run() -> None:
     console.report(STOP)
     console.close()
     assert stream.getvalue() == TEXT
+
+
+def last_words(**changes: object) -> list[str]:
+    return closing_lines(dataclasses.replace(HEADER, **changes), STOP)[-2:]  # type: ignore[arg-type]
+
+
+def test_how_to_go_on_can_be_pasted() -> None:
+    run = 'my "runs"/früh $1'
+    assert last_words(run=run) == [
+        'load it   hvd_train.load_model("my \\"runs\\"/früh $1")',
+        "go on     --resume 'my \"runs\"/früh $1'",
+    ]
+    assert shlex.split(last_words(run=run)[1])[-1] == run
+    assert ast.literal_eval(last_words(run=run)[0].partition("(")[2].rpartition(")")[0]) == run
+
+
+def test_a_run_that_was_never_averaged_cannot_go_on() -> None:
+    assert last_words(period=None)[1] == 'load it   hvd_train.load_model("runs/first")'
+
+
+def test_a_task_that_was_given_must_be_given_again() -> None:
+    assert last_words(task_is_given=True) == [
+        'load it   hvd_train.load_model("runs/first", task=...)',
+        'go on     the same program, with resume = "runs/first" in its configuration',
+    ]
 
 
 def test_before_the_first_evaluation_there_are_dashes() -> None:
