@@ -102,6 +102,10 @@ class Watch:
         """Whether the best value so far is the one measured after `rounds` rounds."""
         return self.best is not None and self.best_round == rounds
 
+    def forget_best(self) -> None:
+        """Counts best and patience from the next evaluation on."""
+        self.best, self.best_round, self._since_best = None, 0, 0
+
     def state_dict(self) -> dict[str, Any]:
         """The curve and where its best lies."""
         return {

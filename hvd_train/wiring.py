@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,16 @@ from hvd_train.output import warn
 from hvd_train.progress import Progress
 from hvd_train.random_state import RandomState, seed_rank
 from hvd_train.record.reports import Recorder, RunHeader
-from hvd_train.run_files import CHECKPOINTS
+from hvd_train.resuming import Settings, settings_before
+from hvd_train.run_files import CHECKPOINTS, anchored
 from hvd_train.rundir import RunDirectory
 from hvd_train.schedule import FixedPeriod, LearningRate
 from hvd_train.signals import StopRequest
 from hvd_train.state import FlatState
-from hvd_train.stateful import Stateful
+from hvd_train.stateful import State, Stateful
 from hvd_train.stopping import Watch
 from hvd_train.task import Task, make_task, takes_tokens
-from hvd_train.worker import Worker, steps_per_epoch
+from hvd_train.worker import Worker
 
 
 class Wiring:
@@ -57,6 +58,7 @@ class Wiring:
     def __init__(self, config: Config, task: Task | None, comm: Communicator) -> None:
         self.config = config
         self.comm = comm
+        self.task_is_given = task is not None
         phase("set-up")
         require_equal(comm, "configurations", flatten(config), "Give every rank the same file and flags.")
         self.versions = versions(comm)
@@ -126,8 +128,15 @@ class Wiring:
             claim: this rank's part in the job's claim to the run's folder.
         """
         training = together(self.comm, lambda: self._assemble(run, recorder, stop_request, claim))
+        remarks = list(self.settings.remarks)
         if any(self.comm.allgather(training.worker.restarted)):
             training.worker.restart_epoch()
+            remarks.append(
+                "the rows of the ranks, or their order, are not those of the checkpoint (other data, number "
+                f"of ranks, seed or reading): epoch {training.worker.epochs + 1} begins anew."
+            )
+        for remark in remarks if self.comm.rank == 0 else ():
+            warn(remark)
         return training
 
     def _assemble(
@@ -147,7 +156,10 @@ class Wiring:
         watch = Watch(config.stop, config.evaluate.mode)
         period = FixedPeriod(config.sync.period)
         worker = self._make_worker(self.reader)
+        validation = [(span.shard, span.start, span.stop) for span in self.catalog.validation]
+        self.settings = Settings(anchored(config), validation)
         parts: dict[str, Stateful] = {
+            "settings": self.settings,
             "progress": progress,
             "watch": watch,
             "period": period,
@@ -158,15 +170,16 @@ class Wiring:
         }
         learning_rate = LearningRate(config.learning_rate, self.optimizer)
         if run.checkpoint is not None:
-            self._restore(SavedCheckpoint.open(run.checkpoint), parts)
+            self._restore(SavedCheckpoint.open(run.checkpoint), parts, run.before)
             self._refuse_if_over(progress, worker)
+            self._keep_best(watch, run)
         checkpoints = Checkpoints(
             folder=run.folder / CHECKPOINTS,
             comm=comm,
             config=config.checkpoint,
             model=self.model,
             parts=parts,
-            shared=frozenset(("progress", "watch", "period", "moments")),
+            shared=frozenset(("settings", "progress", "watch", "period", "moments")),
             sample=self.catalog.sample.to_json(),
             recorder=recorder,
             claim=claim,
@@ -198,13 +211,12 @@ class Wiring:
         return make_reader(mine, self.config.data, self.config.seed, self.catalog.sample.fields, budget)
 
     def _make_worker(self, reader: Reader) -> Worker:
-        batch_size, accumulate = self.config.data.batch_size, self.config.optim.accumulate
         return Worker(
             reader,
             LocalStep(self.model, self.optimizer, self.task, self.config.optim),
-            batch_size=batch_size,
-            accumulate=accumulate,
-            steps_per_epoch=steps_per_epoch([_num_rows(p) for p in self.parts], batch_size, accumulate),
+            batch_size=self.config.data.batch_size,
+            accumulate=self.config.optim.accumulate,
+            samples_per_rank=[_num_rows(part) for part in self.parts],
         )
 
     def _make_evaluator(self) -> Evaluator:
@@ -216,24 +228,54 @@ class Wiring:
             self.comm, self.task, self.model, rows, self.config.evaluate.batch_size, every_model=alone
         )
 
-    def _restore(self, saved: SavedCheckpoint, parts: Mapping[str, Stateful]) -> None:
+    def _restore(self, saved: SavedCheckpoint, parts: Mapping[str, Stateful], before: Config | None) -> None:
         if self.config.sync.mode == "none":
             raise ConfigError(
                 "sync.mode = 'none' cannot be resumed: a checkpoint holds one model, not one a rank."
             )
-        if dict(saved.sample) != json.loads(json.dumps(self.catalog.sample.to_json())):
-            raise RunDirectoryError(
-                f"{saved.folder} was trained on samples {saved.sample}; expected those of data.path, "
-                f"{self.catalog.sample.to_json()}. Give the data that the run began with."
-            )
+        states: dict[str, State] = {**saved.parts(self.comm.rank)}
+        self.settings.load_state_dict(states.pop("settings", settings_before(before)))
+        self._compare_samples(saved)
         try:
             load_state(self.model, saved.model())
         except RuntimeError as error:
             raise RunDirectoryError(
                 f"{saved.folder}: {error}. Resume with the model that the run began with."
             ) from None
-        for name, state in saved.parts(self.comm.rank).items():
+        if not self.settings.best_holds:
+            states.pop("watch")
+        for name in ("moments", "optimizer"):
+            states[name] = self._fitting(states[name], parts)
+        for name, state in states.items():
             parts[name].load_state_dict(state)
+
+    def _compare_samples(self, saved: SavedCheckpoint) -> None:
+        before, now = dict(saved.sample), json.loads(json.dumps(self.catalog.sample.to_json()))
+        unlike = [key for key in now if before.get(key) != now[key]]
+        if unlike:
+            raise RunDirectoryError(
+                f"{saved.folder} was trained on samples with {_named(before, unlike)}; those of data.path "
+                f"have {_named(now, unlike)}. Give the data that the run began with, and its data.inputs, "
+                "data.targets and data.scale."
+            )
+
+    def _fitting(self, state: State, parts: Mapping[str, Stateful]) -> State:
+        """What the optimizer has a use for of its saved state."""
+        if not self.settings.optimizer_holds:
+            return {}
+        if self.settings.arguments_hold or self.config.sync.optimizer_state != "average":
+            return state
+        known = parts["moments"].state_dict().keys() | parts["optimizer"].state_dict().keys()
+        return {key: value for key, value in state.items() if key in known}
+
+    def _keep_best(self, watch: Watch, run: RunDirectory) -> None:
+        """A best value counts while there is its model."""
+        if watch.best is not None and watch.best_round != run.best_round:
+            self.settings.remarks.append(
+                f"the best so far, {watch.best:.4g} at round {watch.best_round}, has no model in "
+                f"{run.folder}: best and patience begin anew."
+            )
+            watch.forget_best()
 
     def _refuse_if_over(self, progress: Progress, worker: Worker) -> None:
         stop = self.config.stop
@@ -255,7 +297,7 @@ class Wiring:
         return RunHeader(
             run=str(run.folder),
             round=training.progress.rounds,
-            task=config.task,
+            task=type(self.task).__name__ if self.task_is_given else config.task,
             model=describe(self.model),
             num_parameters=sum(p.numel() for p in self.model.parameters()),
             world_size=self.comm.size,
@@ -274,6 +316,7 @@ class Wiring:
             metric=config.evaluate.metric,
             stop_rules={name: rule for name, rule in rules.items() if rule},
             config_hash=hashlib.sha256(repr(sorted(flatten(config).items())).encode()).hexdigest()[:16],
+            task_is_given=self.task_is_given,
             versions=self.versions,
         )
 
@@ -287,6 +330,10 @@ class Wiring:
 
 def _num_rows(spans: tuple[Span, ...]) -> int:
     return sum(span.num_rows for span in spans)
+
+
+def _named(values: Mapping[str, Any], keys: Sequence[str]) -> str:
+    return ", ".join(f"{key} {values.get(key)!r}" for key in keys)
 
 
 def _facts(catalog: Catalog) -> dict[str, Any]:

@@ -45,20 +45,26 @@ class Worker:
         step: takes the local step.
         batch_size: samples of a batch.
         accumulate: batches of a local step.
-        steps_per_epoch: the same on all ranks, see `steps_per_epoch`.
+        samples_per_rank: rows of every rank's part; the one with most rows counts the epochs.
     """
 
     def __init__(
-        self, reader: Reader, step: Step, *, batch_size: int, accumulate: int, steps_per_epoch: int
+        self, reader: Reader, step: Step, *, batch_size: int, accumulate: int, samples_per_rank: Sequence[int]
     ) -> None:
         self._reader = reader
         self._step = step
         self._batch_size = batch_size
         self._accumulate = accumulate
-        self._steps_per_epoch = steps_per_epoch
+        self._most_rows = max(samples_per_rank)
+        self._steps_per_epoch = steps_per_epoch(samples_per_rank, batch_size, accumulate)
         self.epochs = 0
         """Full epochs done; the same on all ranks."""
-        self._steps = 0
+        self._rows = 0
+        """Rows of this epoch that its steps so far have taken from a rank that has as many."""
+        self.restarted = False
+        """Whether the state that was loaded does not fit the rows that this rank has now, so that its epoch
+        must begin anew; then so must that of every rank, or they would not pass to the next at the same
+        step."""
         self._began = reader.state_dict()
         """Where the reader stood before the last round."""
         reader.start_epoch(0)
@@ -66,7 +72,7 @@ class Worker:
     @property
     def progress(self) -> float:
         """Epochs done, with the part of the current one."""
-        return self.epochs + self._steps / self._steps_per_epoch
+        return self.epochs + (self._steps_per_epoch - self._steps_left()) / self._steps_per_epoch
 
     def run(self, period: int) -> Work:
         """`period` local steps. A rank whose rows are used up does nothing in the rest of an epoch."""
@@ -108,31 +114,44 @@ class Worker:
             batches.append({name: torch.from_numpy(array) for name, array in arrays.items()})
         return batches
 
+    def _steps_left(self) -> int:
+        """Steps until the epoch ends. Counted from its rows, as a resumed run may have other batches."""
+        return -(-num_batches(self._most_rows - self._rows, self._batch_size) // self._accumulate)
+
+    def _rows_of_step(self) -> int:
+        """Rows that the next step takes from a rank that has as many as any."""
+        left = self._most_rows - self._rows
+        taken = 0
+        for _ in range(self._accumulate):
+            taken += next_batch(left - taken, self._batch_size)
+        return taken
+
     def _count_step(self) -> None:
-        self._steps += 1
-        if self._steps >= self._steps_per_epoch:  # an epoch of an older checkpoint may have been longer
-            self._steps = 0
+        self._rows += self._rows_of_step()
+        if self._rows >= self._most_rows:
+            self._rows = 0
             self.epochs += 1
             self._reader.start_epoch(self.epochs)
 
     def state_dict(self) -> dict[str, Any]:
         """Where this rank stands in its data."""
-        return {"epochs": self.epochs, "steps": self._steps, "reader": self._reader.state_dict()}
+        return {"epochs": self.epochs, "rows": self._rows, "reader": self._reader.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
-        """Goes on from there; see `restarted`."""
-        self.epochs, self._steps = state["epochs"], state["steps"]
+        """Goes on from there, with the rows that the epoch has left; see `restarted`."""
+        self.epochs = state["epochs"]
+        # Older checkpoints count steps; whether those were of such batches, the reader's position tells.
+        of_step = self._batch_size * self._accumulate
+        self._rows = state["rows"] if "rows" in state else state["steps"] * of_step
         self._reader.load_state_dict(state["reader"])
-
-    @property
-    def restarted(self) -> bool:
-        """Whether the saved state was of other rows than this rank has now, so that its epoch must begin
-        anew; then so must that of every rank, or they would not pass to the next at the same step."""
-        return self._reader.restarted
+        # A single row that was left over has joined the batch before it.
+        position, mine = state["reader"]["position"], self._reader.num_samples
+        fits = position == min(self._rows, mine) or position == mine == self._rows + 1
+        self.restarted = self._reader.restarted or not fits or self._rows >= self._most_rows
 
     def restart_epoch(self) -> None:
         """Goes to the beginning of the current epoch."""
-        self._steps = 0
+        self._rows = 0
         self._reader.start_epoch(self.epochs)
 
     def close(self) -> None:

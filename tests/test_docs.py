@@ -167,14 +167,13 @@ def test_the_example_of_an_epoch_is_right(tmp_path: Path) -> None:
         data = DataConfig(path=str(tmp_path / str(rows)))
         catalog = open_catalog(data)
         reader = make_reader(catalog.train, data, 0, catalog.sample.fields, 1 << 20)
-        steps = steps_per_epoch([100, 70], 32, 1)
-        assert steps == 4
+        assert steps_per_epoch([100, 70], 32, 1) == 4
         worker = Worker(
             reader,
             lambda batches: (0.0, sum(len(b["targets"]) for b in batches)),
             batch_size=32,
             accumulate=1,
-            steps_per_epoch=steps,
+            samples_per_rank=[100, 70],
         )
         used.append(worker.run(10).samples)
         assert worker.progress == 2.5

@@ -204,7 +204,7 @@ def test_the_configuration_that_is_shown_is_valid() -> None:
 
 def form(line: str) -> str:
     """A printed line without what differs between runs: figures, the host, the run's name."""
-    line = re.sub(r"runs/[-\w]+", "RUN", line)
+    line = re.sub(r"/[-/.\w]*runs/[-\w]+", "RUN", line)
     line = re.sub(r"\(([\w.-]+)\), backend", "(HOST), backend", line)
     return re.sub(r" +", " ", re.sub(r"\d[\d,.]*", "#", line)).strip()
 

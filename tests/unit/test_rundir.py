@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from torch import nn
 
 from hvd_train.checkpoint import Checkpoints
+from hvd_train.claim import Holder
 from hvd_train.comm.solo import SoloCommunicator
-from hvd_train.config import CheckpointConfig, Config, SyncConfig, load_config
+from hvd_train.config import CheckpointConfig, Config, DataConfig, SyncConfig, load_config
 from hvd_train.errors import ConfigError, RunDirectoryError
 from hvd_train.record.reports import NullRecorder
-from hvd_train.run_files import run_name, run_of, saved_config
+from hvd_train.run_files import anchored, run_name, run_of, saved_config
 from hvd_train.rundir import RunDirectory, open_run, write_config
 
 
@@ -198,3 +203,66 @@ def test_what_cannot_be_resumed(run: Path, tmp_path: Path) -> None:
     (run / "checkpoints").mkdir()
     with pytest.raises(RunDirectoryError, match="first has no checkpoint to go on from"):
         opened(Config(name="first", resume=str(run)))
+
+
+def test_what_an_earlier_holder_has_prepared_is_out_of_its_reach(run: Path) -> None:
+    """It was stopped between its last look at the claim and what it was about to do."""
+    dead = dataclasses.replace(Holder.this_process({}), start=1)
+    (run / ".claim-1.json.released").unlink()
+    (run / ".claim-1.json").write_text(json.dumps(dataclasses.asdict(dead)))
+    log = run / "events.jsonl"
+    log.write_text("before\n")
+    checkpoints = run / "checkpoints"
+    names = (run / ".config.toml.1.tmp", checkpoints / ".round-30.tmp", checkpoints / ".latest.2.tmp")
+    for path in names:
+        path.mkdir() if path.name == ".round-30.tmp" else path.write_text("late")
+    (checkpoints / ".round-30.tmp" / "manifest.json").write_text("{}")
+    with open(log, "a") as late:
+        opened(Config(name="first", runs=str(run.parent), resume="auto"))
+        late.write("late\n")
+    for path in names:
+        with pytest.raises(FileNotFoundError):
+            os.replace(path, path.with_name("late"))
+    assert log.read_text() == "before\n"
+    assert files(run) == ["checkpoints", "config.toml", "events.jsonl"]
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["best", "latest", "round-10", "round-20"]
+
+
+def test_what_is_no_run_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("")
+    with pytest.raises(RunDirectoryError, match="neither a run's folder nor a checkpoint"):
+        open_run(Config(resume=str(tmp_path)))
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_of_two_new_runs_of_one_name_one_begins(tmp_path: Path) -> None:
+    config = Config(name="r", runs=str(tmp_path))
+    _, claim = open_run(config)
+    with claim:
+        with pytest.raises(RunDirectoryError, match="r exists already; expected a new name"):
+            open_run(config)
+        with pytest.raises(RunDirectoryError, match="r is in use by process"):
+            open_run(replace(config, resume="auto"))
+    assert opened(replace(config, resume="auto")).checkpoint is None
+
+
+def test_a_runs_own_configuration_can_be_used_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = tmp_path / "pröject [1]"
+    start.mkdir()
+    monkeypatch.chdir(start)
+    (start / "a.h5").write_text("")
+    paths = DataConfig(path="a.h5", validation="held out/*.h5")
+    made = opened(Config(name="r", task="my tasks/mine.py:Mine", data=paths))
+    assert made.folder == start / "runs" / "r"
+    monkeypatch.chdir(tmp_path)
+    saved = saved_config(made.folder)
+    assert saved.runs == str(start / "runs")
+    assert saved.task == f"{start}/my tasks/mine.py:Mine"
+    assert saved.data.path == f"{start}/a.h5"
+    assert saved.data.validation == f"{tmp_path}/pröject [[]1]/held out/*.h5", (
+        "a pattern from its last part on"
+    )
+    plain = Config(name="s", task="package.module:Mine", data=DataConfig(validation=0.1))
+    assert anchored(plain) == replace(plain, runs=str(tmp_path / "runs"))

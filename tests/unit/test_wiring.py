@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from torch import Tensor, nn
 
-from hvd_train.config import Config, DataConfig, EvaluateConfig, ModelConfig, OptimConfig, StopConfig, SyncConfig
+from hvd_train.config import (
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    OptimConfig,
+    StopConfig,
+    SyncConfig,
+)
 from hvd_train.data.format import SampleSpec
 from hvd_train.errors import HvdTrainError
 from hvd_train.record.reports import EvaluationReport, FaultReport, RoundReport, StopReport

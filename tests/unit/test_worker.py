@@ -55,8 +55,7 @@ def readers(shard: Path, request: pytest.FixtureRequest) -> Iterator[list[Reader
 
 def worker(reader: Reader, *, batch_size: int = 4, accumulate: int = 1) -> tuple[Worker, Steps]:
     steps = Steps()
-    count = steps_per_epoch(ROWS, batch_size, accumulate)
-    made = Worker(reader, steps, batch_size=batch_size, accumulate=accumulate, steps_per_epoch=count)
+    made = Worker(reader, steps, batch_size=batch_size, accumulate=accumulate, samples_per_rank=ROWS)
     return made, steps
 
 

@@ -22,7 +22,7 @@ from hvd_train.local_sgd import LocalSGD
 from hvd_train.record.reports import Recorder, Report, RunHeader
 from hvd_train.rundir import open_run
 from hvd_train.signals import StopRequest
-from hvd_train.task import Task
+from hvd_train.task import Classification, Task
 from hvd_train.wiring import Wiring
 from tests.threads import ThreadCommunicator, on_ranks
 from tests.unit.data.shards import write_foreign
@@ -86,3 +86,10 @@ def train(config: Config, ranks: int, task: Task | None = None) -> list[Remember
 def resumed(config: Config, **stop: Any) -> Config:
     """The same going on, with these limits."""
     return replace(config, resume="auto", stop=StopConfig(**{"patience": 0, **stop}))
+
+
+class Same(Classification):
+    """The built-in task of `small`, under another name."""
+
+    def __init__(self) -> None:
+        super().__init__(ModelConfig(hidden=(4,)))

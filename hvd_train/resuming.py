@@ -1,0 +1,184 @@
+"""What becomes of a run that goes on with another configuration: one rule for each key.
+
+A checkpoint holds the configuration that it was written with as the part `settings`: config.toml in the run's
+folder may have been edited since, or be that of a start that brought no checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+
+from hvd_train.config import Config, flatten
+from hvd_train.errors import ConfigError
+from hvd_train.stateful import State
+
+
+class Rule(Enum):
+    """What happens where a key has another value than before, in words."""
+
+    REFUSED = "refused"
+    NEXT = "counts from the next round on"
+    DROPOUT = "counts from the next round on; refused where it was 0 or becomes 0"
+    PLACE = "the run goes on in that place"
+    WHOLE = "counts from the start of the run, as if it had always been so"
+    LIMIT = "counts from the start of the run; refused where the run has done as much"
+    SAMPLE = "refused where a sample becomes another one"
+    DATA = "the epoch begins anew if files or rows differ, and so does the best if validation rows do"
+    ORDER = "the epoch begins anew, in another order"
+    BATCH = "the epoch goes on with the rows that it has left"
+    BEST = "best, curve and patience begin anew"
+    LOSS = "counts from the next round on; best, curve and patience begin anew where the loss is watched"
+    OPTIMIZER = "the optimizer's state begins anew"
+    ARGUMENTS = "counts from the next round on; state that the optimizer keeps no longer is dropped"
+
+
+RULES: Mapping[str, Rule] = {
+    "name": Rule.PLACE,
+    "runs": Rule.PLACE,
+    "task": Rule.BEST,
+    "class_weights": Rule.LOSS,
+    "backend": Rule.NEXT,
+    "threads": Rule.NEXT,
+    "seed": Rule.ORDER,
+    "resume": Rule.PLACE,
+    "data.path": Rule.DATA,
+    "data.validation": Rule.DATA,
+    "data.inputs": Rule.SAMPLE,
+    "data.targets": Rule.SAMPLE,
+    "data.batch_size": Rule.BATCH,
+    "data.reading": Rule.ORDER,
+    "data.scale": Rule.SAMPLE,
+    "model.name": Rule.REFUSED,
+    "model.hidden": Rule.REFUSED,
+    "model.channels": Rule.REFUSED,
+    "model.embedding": Rule.REFUSED,
+    "model.context": Rule.REFUSED,
+    "model.dropout": Rule.DROPOUT,
+    "optim.name": Rule.OPTIMIZER,
+    "optim.lr": Rule.NEXT,
+    "optim.args": Rule.ARGUMENTS,
+    "optim.clip_norm": Rule.NEXT,
+    "optim.accumulate": Rule.BATCH,
+    "optim.precision": Rule.NEXT,
+    "learning_rate.schedule": Rule.WHOLE,
+    "learning_rate.unit": Rule.WHOLE,
+    "learning_rate.warmup": Rule.WHOLE,
+    "learning_rate.every": Rule.WHOLE,
+    "learning_rate.factor": Rule.WHOLE,
+    "learning_rate.total": Rule.WHOLE,
+    "learning_rate.floor": Rule.WHOLE,
+    "sync.mode": Rule.REFUSED,
+    "sync.period": Rule.NEXT,
+    "sync.optimizer_state": Rule.NEXT,
+    "sync.batch_norm": Rule.NEXT,
+    "sync.wire": Rule.NEXT,
+    "sync.check_every": Rule.NEXT,
+    "stop.patience": Rule.NEXT,
+    "stop.min_delta": Rule.NEXT,
+    "stop.target_error": Rule.NEXT,
+    "stop.max_epochs": Rule.LIMIT,
+    "stop.max_rounds": Rule.LIMIT,
+    "stop.max_seconds": Rule.NEXT,
+    "stop.divergence": Rule.NEXT,
+    "evaluate.metric": Rule.BEST,
+    "evaluate.mode": Rule.BEST,
+    "evaluate.every_epochs": Rule.NEXT,
+    "evaluate.every_rounds": Rule.NEXT,
+    "evaluate.batch_size": Rule.NEXT,
+    "checkpoint.every_rounds": Rule.NEXT,
+    "checkpoint.keep": Rule.NEXT,
+}
+"""For every key of the configuration."""
+
+
+class Settings:
+    """The configuration as a part of a checkpoint. Stateful; taken back first, since it says what of the
+    other parts still holds.
+
+    Args:
+        config: of this start.
+        validation: the rows that are evaluated: (file, first row, row after the last).
+    """
+
+    def __init__(self, config: Config, validation: Sequence[tuple[str, int, int]]) -> None:
+        self._now = flatten(config)
+        # Names without folders: data that moved to another place is still the same data.
+        rows = [[PurePath(file).name, start, stop] for file, start, stop in validation]
+        self._validation = (
+            hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest() if rows else ""
+        )
+        self.best_holds = True
+        """Whether values of the watched metric so far can be compared with those to come."""
+        self.optimizer_holds = True
+        """Whether the optimizer is of the same class."""
+        self.arguments_hold = True
+        """Whether it has the same arguments."""
+        self.remarks: list[str] = []
+        """What begins anew and why, for the user."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every key, and which rows are evaluated."""
+        return {"config": self._now, "validation": self._validation}
+
+    def load_state_dict(self, state: State) -> None:
+        """Compares. Raises `ConfigError` for a key that must stay as it is."""
+        now, before = _plain(self._now), _plain(state["config"])
+        changed = [key for key in RULES if key in before and before[key] != now[key]]
+        for key in changed:
+            # A model without dropout has fewer layers, and other names of those behind it.
+            other_layers = RULES[key] is Rule.DROPOUT and 0 in (before[key], now[key])
+            if RULES[key] is Rule.REFUSED or other_layers:
+                raise ConfigError(
+                    f"{key} = {now[key]!r}: the run was trained with {before[key]!r}, and its checkpoint "
+                    "fits nothing else. Give that value, or begin a new run."
+                )
+        if "optim.name" in changed:
+            self.optimizer_holds = False
+            self.remarks.append(
+                f"optim.name was {before['optim.name']!r} and is {now['optim.name']!r}: the optimizer's "
+                "state begins anew."
+            )
+        self.arguments_hold = "optim.args" not in changed
+        reasons = self._why_best_ends(before, now, changed, state.get("validation"))
+        if reasons:
+            self.best_holds = False
+            self.remarks.append(f"{' and '.join(reasons)}: best, curve and patience begin anew.")
+
+    def _why_best_ends(
+        self, before: Mapping[str, Any], now: Mapping[str, Any], changed: list[str], validation: str | None
+    ) -> list[str]:
+        if _task_class(before.get("task", now["task"])) == _task_class(now["task"]):
+            changed = [key for key in changed if key != "task"]  # its file was moved
+        reasons = [
+            f"{key} was {before[key]!r} and is {now[key]!r}"
+            for key in changed
+            if (
+                RULES[key] is Rule.BEST
+                or (RULES[key] is Rule.LOSS and (now["evaluate.metric"] == "loss" or not self._validation))
+            )
+        ]
+        other_rows = "data.validation" in changed if validation is None else validation != self._validation
+        return [*reasons, "the validation rows are others"] if other_rows else reasons
+
+
+def settings_before(config: Config | None) -> State:
+    """The part `settings` for a checkpoint without one, from its run's configuration; empty if that is not
+    known either."""
+    return {"config": {} if config is None else flatten(config)}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As a checkpoint holds them."""
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
+
+
+def _task_class(task: str) -> tuple[str, str]:
+    """The task's file or module, without a folder, and its class."""
+    source, _, name = task.rpartition(":")
+    return PurePath(source).name, name
