@@ -1,13 +1,12 @@
 """One job at a time in a run's folder, on any file system that the hosts share, whatever ends the job before.
 
-    RUN/.claim-3.json               the job that is training; the highest number counts
-    RUN/.claim-3.json.released      what it becomes when that job ends
+    RUN/.claim-3.json      the job that is training; the highest number counts
 
 A claim is a file with the next number, made under its full name by a hard link, which one of several jobs can
-do. It holds who made it, and its holder renews its time of change. A job that finds a claim takes over if its
-holder has ended: known at once by /proc on the same host and for an earlier start of the same Slurm job, else
-after watching for `STALE_S` that the claim is not renewed. Clocks of hosts are never compared, nothing is
-locked, and numbers are never used twice.
+do. It holds who made it, and its holder renews its time of change. At its end the holder marks it as
+released; its name stays, so that no number is used twice. A job that finds a claim takes over if its holder has ended:
+known at once by /proc on the same host and for an earlier start of the same Slurm job, else after watching for
+`STALE_S` that the claim is not renewed. Clocks of hosts are never compared, and nothing is locked.
 
 Imports no torch. Nothing here is collective: rank 0 holds the claim of its job.
 """
@@ -15,6 +14,7 @@ Imports no torch. Nothing here is collective: rank 0 holds the claim of its job.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import re
@@ -23,7 +23,7 @@ import socket
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
@@ -45,7 +45,7 @@ LOOK_S = 5.0
 """`look` looks at the file at most once in so many seconds."""
 
 _POLL_S = 0.5
-_NAME = re.compile(r"\.claim-(\d+)\.json(\.released)?")
+_NAME = re.compile(r"\.claim-(\d+)\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,7 @@ class Holder:
     """How often Slurm has put the job into the queue again."""
     since: str
     token: str
+    released: bool = False
 
     @classmethod
     def this_process(cls, environ: Mapping[str, str]) -> Holder:
@@ -149,7 +150,7 @@ class Claim(Ownership):
     took_over: bool
     """Whether the claim before it was not released: what its holder has left may be half done."""
     beat_s: float
-    _content: bytes
+    holder: Holder
     _looked: float = field(default_factory=time.monotonic, init=False)
     _released: threading.Event = field(default_factory=threading.Event, init=False)
 
@@ -162,12 +163,12 @@ class Claim(Ownership):
         self._looked = time.monotonic()
         try:
             # Opening it has a network file system ask its server; a list of names may be an old one.
-            content, newest = self._path.read_bytes(), _newest(self.folder)[0]
+            seen, newest = _look_at(self._path), _newest(self.folder)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ESTALE):
                 return  # not known; where the folder cannot be read, what is written next fails by itself
-            content, newest = b"", 0
-        if content != self._content or newest != self.number:
+            seen, newest = None, 0
+        if seen is None or seen.holder != self.holder or newest != self.number:
             raise self._taken_over()
 
     def look(self) -> None:
@@ -179,8 +180,10 @@ class Claim(Ownership):
             return
         self._released.set()
         self._beats.join(timeout=1)  # it may hang where the file system does
-        with contextlib.suppress(OSError):
-            os.rename(self._path, f"{self._path}.released")
+        with contextlib.suppress(OSError, RunTakenOver):
+            self.check()
+            with _prepared(self.folder, dataclasses.replace(self.holder, released=True)) as temporary:
+                os.replace(temporary, self._path)
 
     def _renew(self) -> None:
         while not self._released.wait(self.beat_s):
@@ -190,7 +193,7 @@ class Claim(Ownership):
     def _taken_over(self) -> RunTakenOver:
         seen = None
         with contextlib.suppress(OSError):
-            seen = _look_at(_path(self.folder, _newest(self.folder)[0]))
+            seen = _look_at(_path(self.folder, _newest(self.folder)))
         by = None if seen is None else seen.holder
         return RunTakenOver(
             f"{self.folder} was taken over by {by or 'another job, or it was removed'}. This job gave no "
@@ -218,30 +221,31 @@ def take(
     stale_s = STALE_S if stale_s is None else stale_s
     beat_s = BEAT_S if beat_s is None else beat_s
     mine = Holder.this_process(environ)
-    content = msgspec.json.encode(mine) + b"\n"
     while True:
-        before, open_ = _newest(folder)
-        ended = _ended(folder, before, mine, stale_s) if open_ else ""
-        if ended is None or not _create(folder, before + 1, content, mine.token):
+        before = _newest(folder)
+        ended = _ended(folder, before, mine, stale_s) if before else ""
+        if ended is None or not _create(folder, before + 1, mine):
             continue  # another job was faster
-        if _newest(folder)[0] != before + 1:
-            # It slept meanwhile, and others have come and gone.
+        if _newest(folder) != before + 1:
+            # This process slept, while others came and went and removed the claims that they followed.
             _path(folder, before + 1).unlink(missing_ok=True)
             continue
         if ended:
             warn(f"{folder} is taken over from {ended}.")
         _remove_older(folder, before + 1)
-        return Claim(folder=folder, number=before + 1, took_over=bool(ended), beat_s=beat_s, _content=content)
+        return Claim(folder=folder, number=before + 1, took_over=bool(ended), beat_s=beat_s, holder=mine)
 
 
 def _ended(folder: Path, number: int, mine: Holder, stale_s: float) -> str | None:
-    """Who has held this claim, and why it no longer does; None if the claim has gone meanwhile. Raises
-    `RunDirectoryError` if its holder lives."""
+    """Who has held this claim, and why it no longer does; empty if it was released, None if it has gone
+    meanwhile. Raises `RunDirectoryError` if its holder lives."""
     path = _path(folder, number)
     seen = _look_at(path)
     if seen is None:
         return None
     holder = seen.holder
+    if holder is not None and holder.released:
+        return ""
     if holder is not None and holder.is_earlier_start_than(mine):
         return f"{holder}, an earlier start of this job"
     lives = None if holder is None else holder.lives(mine)
@@ -255,7 +259,7 @@ def _ended(folder: Path, number: int, mine: Holder, stale_s: float) -> str | Non
     while time.monotonic() < deadline:
         time.sleep(min(_POLL_S, stale_s))
         now = _look_at(path)
-        if now is None:
+        if now is None or (now.holder is not None and now.holder.released):
             return None
         if now != seen:
             raise _in_use(folder, now.holder)
@@ -295,35 +299,38 @@ def _path(folder: Path, number: int) -> Path:
     return folder / f".claim-{number}.json"
 
 
-def _numbers(folder: Path) -> dict[int, bool]:
-    """The numbers that are in use, and whether each claim is one that was not released."""
-    found: dict[int, bool] = {}
-    for name in os.listdir(folder):
-        if match := _NAME.fullmatch(name):
-            found[int(match[1])] = match[2] is None
-    return found
+def _numbers(folder: Path) -> list[int]:
+    return [int(match[1]) for name in os.listdir(folder) if (match := _NAME.fullmatch(name))]
 
 
-def _newest(folder: Path) -> tuple[int, bool]:
-    """The highest number, 0 if there is none yet, and whether its claim is one that was not released."""
-    return max(_numbers(folder).items(), default=(0, False))
+def _newest(folder: Path) -> int:
+    """The highest number; 0 if there is none yet."""
+    return max(_numbers(folder), default=0)
 
 
-def _create(folder: Path, number: int, content: bytes, token: str) -> bool:
-    """Makes a claim with its whole content at once; False if another job has made one of this number."""
-    path = _path(folder, number)
-    temporary = folder / f".claim-{token}.tmp"
+@contextlib.contextmanager
+def _prepared(folder: Path, holder: Holder) -> Iterator[Path]:
+    """A file with the whole content of a claim, under a name of its own."""
+    temporary = folder / f".claim-{holder.token}.tmp"
     try:
-        temporary.write_bytes(content)
-        os.link(temporary, path)
-    except FileExistsError:
-        seen = _look_at(path)  # a network file system may repeat a request whose answer was lost
-        return seen is not None and seen.holder is not None and seen.holder.token == token
-    except OSError:
-        return _create_without_links(path, content)
+        temporary.write_bytes(msgspec.json.encode(holder) + b"\n")
+        yield temporary
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _create(folder: Path, number: int, mine: Holder) -> bool:
+    """Makes a claim with its whole content at once; False if another job has made one of this number."""
+    path = _path(folder, number)
+    with _prepared(folder, mine) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            seen = _look_at(path)  # a network file system may repeat a request whose answer was lost
+            return seen is not None and seen.holder == mine
+        except OSError:
+            return _create_without_links(path, msgspec.json.encode(mine) + b"\n")
     return True
 
 
@@ -345,9 +352,8 @@ def _create_without_links(path: Path, content: bytes) -> bool:
 def _remove_older(folder: Path, number: int) -> None:
     for older in _numbers(folder):
         if older < number:
-            for path in (_path(folder, older), Path(f"{_path(folder, older)}.released")):
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                _path(folder, older).unlink(missing_ok=True)
 
 
 def _stat(pid: int) -> list[str]:

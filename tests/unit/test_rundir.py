@@ -208,7 +208,6 @@ def test_what_cannot_be_resumed(run: Path, tmp_path: Path) -> None:
 def test_what_an_earlier_holder_has_prepared_is_out_of_its_reach(run: Path) -> None:
     """It was stopped between its last look at the claim and what it was about to do."""
     dead = dataclasses.replace(Holder.this_process({}), start=1)
-    (run / ".claim-1.json.released").unlink()
     (run / ".claim-1.json").write_text(json.dumps(dataclasses.asdict(dead)))
     log = run / "events.jsonl"
     log.write_text("before\n")
