@@ -41,11 +41,10 @@ def training(launcher: str, ranks: int, runs: Path, *options: str) -> Iterator[P
         yield process
 
 
-def second(runs: Path, *words: str, ranks: int = 1, rounds: int = 100001) -> Job:
+def second(runs: Path, *words: str, rounds: int = 100001) -> Job:
     """Another job in the same folder, to its end."""
     options = ["--runs", str(runs), "--name", "r", *SLOW, "--resume", "auto", "--max-rounds", str(rounds)]
-    program = ["-m", "hvd_train", *words, *options]
-    return run(command("python" if ranks == 1 else "mpirun", ranks, program), deadline_s=90)
+    return run([sys.executable, "-m", "hvd_train", *words, *options], deadline_s=90)
 
 
 def ranks_of(process: Process) -> list[int]:
@@ -74,12 +73,9 @@ def test_a_second_job_is_refused_and_a_killed_one_taken_over(tmp_path: Path) -> 
         assert named, line
         assert int(named[1]) in pids
         assert named[2] == os.uname().nodename
-        several = second(tmp_path, ranks=2)
-        assert several.returncode == 2, several.output
-        assert len(said(several)) == 1
         launched = second(tmp_path, "launch", "-np", "2", "--")
         assert launched.returncode == 2, launched.output
-        assert "is in use by process" in launched.output
+        assert len([line for line in said(launched) if "is in use by process" in line]) == 1
         assert "anew" not in launched.output
         assert first.poll() is None
         for pid in pids:
