@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from hvd_train.output import warn
+
+_CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+"""What a file system answers that has no fsync for a folder, or for files: some of NFS, FUSE and SMB. Whether
+the bytes reached the disk it says in other words: EIO, ENOSPC, EDQUOT."""
+
+_warned = False
 
 
 @contextmanager
@@ -17,7 +26,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     and the temporary file is removed. Raises OSError where the folder cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    # Not longer than a name may be: 255 bytes on most file systems, of which a letter takes up to four.
+    temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         sync(temporary)
@@ -28,9 +38,36 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Forces a file, or the names in a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Forces a file, or the names in a folder, to disk.
+
+    On a file system that cannot do that it does nothing, with one warning for the process. Raises OSError
+    where the disk reports that it failed.
+    """
+    global _warned
+    error = refusal(path)
+    if error is not None and not _warned:
+        _warned = True
+        warn(
+            f"{path}: its file system cannot force it to disk: {error.strerror}. The files are complete "
+            "unless the host, or its file server, goes down within seconds; everything else works."
+        )
+
+
+def refusal(path: Path) -> OSError | None:
+    """Forces a file, or the names in a folder, to disk; returns the error of a file system that cannot do
+    that. Raises OSError where the disk reports that it failed."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError as error:
+        if not path.is_dir():
+            raise
+        return error  # a folder may be open for writing and closed for reading
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+        return error
     finally:
         os.close(descriptor)
+    return None

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hvd_train.atomic import refusal
 from hvd_train.tools.doctor.check import Check, ranks, size
 
 if TYPE_CHECKING:  # it loads torch
@@ -27,13 +28,13 @@ def existing(folder: Path) -> Path:
 
 
 def runs_folder(runs: Path, root: Path = Path("/")) -> Check:
-    """Whether a run can be written there."""
+    """Whether a run can be written there: files, the renaming of a folder, and both forced to disk."""
     name = "runs"
     folder = existing(runs)
     seen = f"{runs.absolute()} on {file_system(folder, root)}"
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            free = os.statvfs(folder)
+        refused = _write_as_a_checkpoint(folder)
+        free = os.statvfs(folder)
     except OSError as error:
         remedy = "Choose another folder by --runs."
         seen = f"{seen}, which cannot be written: {error.strerror}"
@@ -45,7 +46,22 @@ def runs_folder(runs: Path, root: Path = Path("/")) -> Check:
             "Make room, or choose another --runs.",
         )
         return Check(name=name, status="warning", seen=seen, remedy=remedy)
+    if refused is not None:
+        seen = f"{seen}, which cannot force a folder or its files to disk: {refused.strerror}"
+        remedy = "Training works. If the file server goes down, the newest checkpoint may be lost: keep more."
+        return Check(name=name, status="warning", seen=seen, remedy=remedy)
     return Check(name=name, seen=seen)
+
+
+def _write_as_a_checkpoint(folder: Path) -> OSError | None:
+    """Writes a file into a new folder, renames the folder and forces both to disk; returns the error of a
+    file system that cannot do the last. Raises OSError."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".hvd_train.doctor.") as made:
+        before, after = Path(made, "before"), Path(made, "after")
+        before.mkdir()
+        (before / "file").write_bytes(b"a checkpoint")
+        before.replace(after)
+        return refusal(after / "file") or refusal(after)
 
 
 def file_locking(runs: Path, environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Check:
