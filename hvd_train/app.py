@@ -10,20 +10,19 @@ from pathlib import Path
 from torch import nn
 
 from hvd_train.agree import together
-from hvd_train.checkpoint import find_checkpoint
 from hvd_train.claim import NoClaim, Ownership
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import connect
 from hvd_train.config import Config
-from hvd_train.data.format import SampleSpec
-from hvd_train.errors import RunDirectoryError
-from hvd_train.model_state import load_state
+from hvd_train.errors import CheckpointNotSaved, RunDirectoryError, UserError
 from hvd_train.record.console import make_console
 from hvd_train.record.events import EventLog
 from hvd_train.record.notice import make_notice
 from hvd_train.record.reports import NullRecorder, Recorder, Recorders
-from hvd_train.run_files import EVENTS_FILE, saved_config
+from hvd_train.restore import restore_model
+from hvd_train.run_files import EVENTS_FILE, MANIFEST_FILE, saved_config
 from hvd_train.rundir import RunDirectory, open_run, write_config
+from hvd_train.saved_checkpoint import find_checkpoint
 from hvd_train.signals import StopRequest
 from hvd_train.task import Task, make_task
 from hvd_train.wiring import Wiring
@@ -34,13 +33,14 @@ class Result:
     """How a run ended; the same on every rank."""
 
     best: float | None
-    """Best value of the watched metric; None if nothing was evaluated."""
+    """Best value of the watched metric, that of the checkpoint `best`; None if nothing was evaluated."""
 
     final: float | None
     """Its last value."""
 
     reason: str
-    """Why it stopped: the name of the rule in `StopConfig`, or `diverged` or `interrupted`."""
+    """Why it stopped: the name of the rule in `StopConfig`, or `interrupted`, or `diverged`: then the model
+    of the end is of no use, and the command line ends with exit code 3."""
 
     run: Path
     """The run's folder."""
@@ -54,8 +54,9 @@ def train(config: Config, task: Task | None = None, comm: Communicator | None = 
         task: what to train, instead of what `config.task` names.
         comm: where the program has one already; else one is connected, and closed at the end.
 
-    Raises `UserError` on every rank, with the same message, for what cannot be run. Any other exception
-    on one rank is reported and ends the job, where there are several ranks.
+    Raises on every rank, with the same message, `UserError` for what cannot be run, before the first step,
+    and `CheckpointNotSaved` if the run ended but the best model or that of the end could not be written. Any
+    other exception on one rank is reported and ends the job, where there are several ranks.
     """
     if comm is not None:
         return _train(config, task, comm)
@@ -81,7 +82,13 @@ def _train(config: Config, task: Task | None, comm: Communicator) -> Result:
         if run.checkpoint is not None:
             together(comm, lambda: write_config(config, run.folder, claim) if comm.rank == 0 else None)
         recorder.header(wiring.header(run, training))
+        for fault in wiring.faults:
+            recorder.report(fault)
         stop = training.run()
+    if stop.missing:
+        raise CheckpointNotSaved(
+            f"{run.folder}: {stop.missing} Make room, or whatever else it needs, and go on by --resume."
+        )
     return Result(best=stop.best, final=stop.final, reason=stop.reason, run=run.folder)
 
 
@@ -114,20 +121,30 @@ def load_model(path: str | Path, checkpoint: str = "best", task: Task | None = N
         checkpoint: `best` or `latest`, where `path` is a run.
         task: the task that was trained, where it was not named by the configuration.
 
-    Raises `RunDirectoryError` for a path without a checkpoint, with a damaged one, or with that of another
-    model.
+    Raises `RunDirectoryError` for a path without a checkpoint, or without a best one, for a damaged one, and
+    for that of another model.
     """
     saved = find_checkpoint(Path(path), checkpoint)
     if saved is None:
+        other = find_checkpoint(Path(path), "latest")
         raise RunDirectoryError(
-            f"{path} has no checkpoint; expected one in {path}/checkpoints. Let the run go on."
+            f"{path} has no checkpoint `{checkpoint}`"
+            + (
+                f": no model of it was evaluated. Its newest is of round {other.round}: "
+                f'load_model("{path}", "latest").'
+                if other is not None
+                else f"; expected one in {path}/checkpoints. Let the run go on."
+            )
         )
-    config = saved_config(saved.folder)
-    model = (task or make_task(config)).build_model(SampleSpec.from_json(saved.sample))
+    chosen = task or make_task(saved_config(saved.folder))
     try:
-        load_state(model, saved.model())
-    except RuntimeError as error:
-        raise RunDirectoryError(
-            f"{saved.folder}: {error}. Load it with the task that the run was trained with."
-        ) from None
+        model = chosen.build_model(saved.sample)
+    except UserError:
+        raise
+    except Exception as error:  # of the user's task, or of torch for shapes that make no sense
+        raise saved.refusal(
+            f"{MANIFEST_FILE}: the model cannot be built for the samples {saved.sample.to_json()}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    restore_model(saved, model)
     return model.eval()

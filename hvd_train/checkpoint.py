@@ -3,48 +3,50 @@
     checkpoints/round-120/model.safetensors            parameters and buffers of the model
                           rank-00000.safetensors ...   the state of each rank; rank 0's also holds what is
                                                        the same on all
-                          manifest.json                sizes and checksums; written last
+                          manifest.json                sizes and checksums, its own included; written last
     checkpoints/best, latest                           one line each: the folder's name
+                index.json                             the same two names, with a checksum
 
 All ranks write at the same time into a folder with a temporary name, which rank 0 renames when every
-file is on disk.
+file is on disk. `saved_checkpoint` reads them.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import nn
 
+from hvd_train.agree import together
 from hvd_train.atomic import replacing, sync
 from hvd_train.claim import NoClaim, Ownership
 from hvd_train.comm.base import Communicator
 from hvd_train.config import CheckpointConfig
-from hvd_train.errors import RunDirectoryError, RunTakenOver
+from hvd_train.data.format import SampleSpec
+from hvd_train.errors import HvdTrainError, RunDirectoryError, RunTakenOver
 from hvd_train.liveness import phase
 from hvd_train.model_state import saved_state
+from hvd_train.packing import pack, require_savable, split
 from hvd_train.record.reports import CheckpointReport, FaultReport, Recorder
-from hvd_train.run_files import CHECKPOINTS, MANIFEST_FILE, checkpoint_of, checkpoints_in, follow, round_of
+from hvd_train.run_files import INDEX_FILE, MANIFEST_FILE, checkpoints_in, follow, round_of
+from hvd_train.saved_checkpoint import MODEL_FILE, SCHEMA, rank_file
+from hvd_train.sealed import seal
 from hvd_train.stateful import Stateful
 
-SCHEMA = 1
-MODEL_FILE = "model.safetensors"
 
+@dataclass(frozen=True, kw_only=True)
+class _Packed:
+    """The state of this rank after some rounds, as the bytes of its files by name."""
 
-def rank_file(rank: int) -> str:
-    """The name of the file with the state of a rank."""
-    return f"rank-{rank:05d}.safetensors"
+    rounds: int
+    files: Mapping[str, bytes]
 
 
 @dataclass(kw_only=True)
@@ -62,79 +64,159 @@ class Checkpoints:
     model: nn.Module
     parts: Mapping[str, Stateful]
     shared: frozenset[str]
-    sample: Mapping[str, Any]
-    """The sample specification as JSON: what the model was built for."""
+    sample: SampleSpec
+    """What the model was built for."""
     recorder: Recorder
     claim: Ownership = field(default_factory=NoClaim)
     """Of this job to the run's folder; rank 0 looks at it before anything there changes."""
     failure: str = field(default="", init=False)
     """Why the last attempt to save failed; empty if it did not."""
+    _best: _Packed | None = field(default=None, init=False)
+    """The best model so far, if it could not be written: kept until there is room for it."""
+    _written: int = field(default=0, init=False)
+    """Rounds of the newest checkpoint that this process wrote."""
 
-    def after_round(self, rounds: int, stop_reason: str, improved: bool) -> None:
+    def prepare(self) -> None:
+        """Finds what would keep a checkpoint from being written. Collective, before the first step.
+
+        Raises `TaskError` for state that cannot be saved, `RunDirectoryError` for a folder that a rank cannot
+        write; on every rank.
+        """
+        phase("set-up")
+        together(self.comm, self._require_savable)
+        probe = self.folder / ".probe.tmp"
+        try:
+            self.together(lambda: self._begin(probe) if self.comm.rank == 0 else None)
+            self.together(lambda: _write(probe / rank_file(self.comm.rank), b"a checkpoint"))
+        finally:
+            if self.comm.rank == 0:
+                shutil.rmtree(probe, ignore_errors=True)
+
+    def _require_savable(self) -> None:
+        saved_state(self.model)
+        for name, part in self.parts.items():
+            require_savable(part.state_dict(), name)
+
+    def together(self, action: Callable[[], Any]) -> None:
+        """Writes into the folder before the first step, on every rank. Raises `RunDirectoryError` on all of
+        them where one cannot. Collective."""
+
+        def attempt() -> None:
+            try:
+                action()
+            except OSError as error:
+                raise RunDirectoryError(
+                    f"{self.folder}: a checkpoint cannot be written there: {error}. Make room, or choose "
+                    "another --runs, which every rank can write."
+                ) from None
+
+        together(self.comm, attempt)
+
+    def after_round(self, rounds: int, stop_reason: str, improved: bool, evaluated: bool = False) -> None:
         """Saves at the end, at the best error so far, and every so many rounds. Collective.
 
-        A checkpoint that cannot be written is reported and training goes on; raises `RunDirectoryError`, on
-        every rank, if the run ends and none could be written.
+        A checkpoint that cannot be written is reported and training goes on. The best one is then kept in
+        memory, and written after a later evaluation or checkpoint, as soon as there is room.
         """
         every = self.config.every_rounds
+        if improved:
+            self._best = None  # there is a better one now
         if stop_reason:
-            self.save(rounds, "interrupted" if stop_reason == "interrupted" else "end", improved)
+            reason = "interrupted" if stop_reason == "interrupted" else "end"
         elif improved:
-            self.save(rounds, "best", best=True)
-        elif every and rounds % every == 0:
-            self.save(rounds, "every", best=False)
-        # Rank 0's look at the folder counts: on a network file system the others may see an older one.
-        if stop_reason and self.failure and not self.comm.broadcast(self.kept()):
-            error = RunDirectoryError(f"no checkpoint could be saved: {self.failure}")
-            error.agreed = True
-            raise error
+            reason = "best"
+        else:
+            reason = "every" if every and rounds % every == 0 else ""
+        if reason:
+            self.save(rounds, reason, improved)
+        if self._best is not None and self._best.rounds != rounds and (reason or evaluated):
+            self._write_best()
 
     def save(self, rounds: int, reason: str, best: bool) -> None:
         """Writes the state after `rounds` rounds. Collective.
 
         Raises `RunTakenOver`, on every rank, if another job has taken the run over.
         """
-        began = time.perf_counter()
         phase("checkpoint")
-        name = f"round-{rounds}"
-        temporary = self.folder / f".{name}.tmp"
-        self._everywhere(lambda: self._begin(temporary) if self.comm.rank == 0 else None)
-        written = self._everywhere(lambda: self._write_files(temporary)) if not self.failure else []
-        if not self.failure:
-            files = {name: entry for entries in written for name, entry in entries.items()}
-            self._everywhere(
-                lambda: self._publish(temporary, name, files, best) if self.comm.rank == 0 else None
-            )
-        if self.failure:
-            self._report_failure(rounds, temporary)
+        self.failure = ""
+        packed = self._everywhere(lambda: self._pack(rounds))
+        if packed is not None and self._save(packed, reason, best, latest=True):
             return
-        num_bytes = sum(entry["num_bytes"] for entry in files.values())
-        seconds = time.perf_counter() - began
+        if best:
+            self._best = packed
+        kept = " The best model is kept in memory until then." if best and packed is not None else ""
+        message = (
+            f"the checkpoint was not saved: {self.failure}. The last good one stays; make room for the "
+            f"next.{kept}"
+        )
         self.recorder.report(
-            CheckpointReport(
-                round=rounds,
-                path=str(self.folder / name),
-                reason=reason,
-                num_bytes=num_bytes,
-                seconds=seconds,
-            )
+            FaultReport(round=rounds, kind="checkpoint_not_saved", ranks=(), message=message)
         )
 
-    def _everywhere(self, action: Any) -> list[Any]:
-        """Runs a part of a save on each rank and gathers what they return. Where it failed on any, every
-        rank has the reason in `failure`."""
+    def _write_best(self) -> None:
+        """Tries again to write the best model so far. It is the latest, too, if none was written since."""
+        failure, best = self.failure, self._best
+        assert best is not None
+        self.failure = ""
+        if self._save(best, "best", best=True, latest=best.rounds > self._written):
+            self._best = None
+        self.failure = failure
+
+    def _save(self, packed: _Packed, reason: str, best: bool, latest: bool) -> bool:
+        """Writes a packed state; whether that was possible, on every rank. Collective."""
+        began = time.perf_counter()
+        name = f"round-{packed.rounds}"
+        temporary = self.folder / f".{name}.tmp"
+        self._everywhere(lambda: self._begin(temporary) if self.comm.rank == 0 else None)
+        files: dict[str, dict[str, Any]] = {}
+        if not self.failure:
+            self._everywhere(lambda: _write_files(temporary, packed.files))
+        if not self.failure:
+            mine = {n: _entry(content) for n, content in packed.files.items()}
+            files = {n: entry for theirs in self.comm.allgather(mine) for n, entry in theirs.items()}
+            names = {"latest"} if latest else set()
+            names |= {"best"} if best else set()
+            self._everywhere(
+                lambda: self._publish(temporary, packed.rounds, files, names) if self.comm.rank == 0 else None
+            )
+        if self.failure:
+            failure = self.failure
+            self._everywhere(lambda: self._remove(temporary) if self.comm.rank == 0 else None)
+            self.failure = failure
+            return False
+        if latest:
+            self._written = packed.rounds
+        self.recorder.report(
+            CheckpointReport(
+                round=packed.rounds,
+                path=str(self.folder / name),
+                reason=reason,
+                num_bytes=sum(entry["num_bytes"] for entry in files.values()),
+                seconds=time.perf_counter() - began,
+            )
+        )
+        return True
+
+    def _everywhere(self, action: Callable[[], Any]) -> Any:
+        """Runs a part of a save on each rank. Where it failed on any, every rank has the reason in `failure`;
+        else this rank's result is returned."""
+        mine: str | RunTakenOver
         try:
-            mine: tuple[Any, str] = (action(), "")
-        except OSError as error:
-            mine = (None, f"rank {self.comm.rank} ({self.comm.host}): {error}")
+            value, mine = action(), ""
         except RunTakenOver as error:
-            mine = (error, "")
-        results = self.comm.allgather(mine)
-        for value, _ in results:
-            if isinstance(value, RunTakenOver):
-                raise value
-        self.failure = next((failure for _, failure in results if failure), "")
-        return [value for value, _ in results]
+            value, mine = None, error
+        except (OSError, MemoryError, RuntimeError, HvdTrainError) as error:
+            value, mine = None, f"rank {self.comm.rank} ({self.comm.host}): {error or 'no memory'}"
+        failures = self.comm.allgather(mine)
+        for failure in failures:
+            if isinstance(failure, RunTakenOver):
+                raise failure
+        self.failure = str(next(filter(None, failures), ""))
+        return None if self.failure else value
+
+    def _remove(self, temporary: Path) -> None:
+        self.claim.check()  # another job's has the same name
+        shutil.rmtree(temporary, ignore_errors=True)
 
     def _begin(self, temporary: Path) -> None:
         self.claim.check()
@@ -142,174 +224,113 @@ class Checkpoints:
             shutil.rmtree(torn, ignore_errors=True)
         temporary.mkdir(parents=True)
 
-    def _write_files(self, temporary: Path) -> dict[str, dict[str, Any]]:
-        files = {rank_file(self.comm.rank): self._pack_parts()}
-        if self.comm.rank == 0:
-            tensors, plain = saved_state(self.model)
-            metadata = {"state": json.dumps(plain)} if plain else None
-            files[MODEL_FILE] = save(_detached(tensors), metadata=metadata)
-        for name, content in files.items():
-            with replacing(temporary / name) as path:
-                path.write_bytes(content)
-        return {
-            name: {"num_bytes": len(c), "xxh3_64": xxhash.xxh3_64_hexdigest(c)} for name, c in files.items()
-        }
-
-    def _pack_parts(self) -> bytes:
-        tensors: dict[str, Tensor] = {}
+    def _pack(self, rounds: int) -> _Packed:
+        tensors: dict[str, Any] = {}
         plain: dict[str, dict[str, Any]] = {}
-        for part, stateful in self.parts.items():
-            if part in self.shared and self.comm.rank != 0:
+        for name, part in self.parts.items():
+            if name in self.shared and self.comm.rank != 0:
                 continue
-            plain[part] = {}
-            for key, value in stateful.state_dict().items():
-                if isinstance(value, Tensor):
-                    tensors[f"{part}/{key}"] = value
-                else:
-                    plain[part][key] = value
-        return save(_detached(tensors), metadata={"state": json.dumps(plain)})
+            state = part.state_dict()
+            require_savable(state, name)
+            own, plain[name] = split(state)
+            tensors |= {f"{name}/{key}": tensor for key, tensor in own.items()}
+        files = {rank_file(self.comm.rank): pack(tensors, plain)}
+        if self.comm.rank == 0:
+            files[MODEL_FILE] = pack(*saved_state(self.model))
+        return _Packed(rounds=rounds, files=files)
 
-    def _publish(self, temporary: Path, name: str, files: Mapping[str, Any], best: bool) -> None:
+    def _publish(self, temporary: Path, rounds: int, files: Mapping[str, Any], names: set[str]) -> None:
         manifest = {
             "schema": SCHEMA,
-            "round": int(name.removeprefix("round-")),
+            "round": rounds,
             "world_size": self.comm.size,
-            "sample": self.sample,
+            "sample": self.sample.to_json(),
             "files": dict(sorted(files.items())),
         }
-        with replacing(temporary / MANIFEST_FILE) as path:
-            path.write_text(json.dumps(manifest, indent=2) + "\n")
-        final = self.folder / name
+        _write(temporary / MANIFEST_FILE, seal(manifest).encode())
         # What a job that was taken over has prepared is removed by the next one, after this look: it can be
         # published before, or not at all.
         self.claim.check()
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
-        sync(self.folder)
-        for pointer in ("latest", "best") if best else ("latest",):
-            with replacing(self.folder / pointer) as path:
-                path.write_text(name + "\n")
-                self.claim.check()
-        self._prune(final)
+        put(temporary, self.folder / f"round-{rounds}")
+        self.name(rounds, names)
+        self._prune()
 
-    def _prune(self, newest: Path) -> None:
-        """Removes all but the last few and those that are named. Those of later rounds than `newest` were
+    def name(self, rounds: int, names: set[str]) -> None:
+        """Lets `best` or `latest`, or both, name the checkpoint of these rounds. Not collective. Raises
+        OSError."""
+        index = {p: f.name if (f := follow(self.folder, p)) else None for p in ("best", "latest")}
+        index |= dict.fromkeys(names, f"round-{rounds}")
+        self.claim.check()
+        _write(self.folder / INDEX_FILE, seal(index).encode())
+        for pointer in sorted(names):
+            _write(self.folder / pointer, f"round-{rounds}\n".encode())
+
+    def _prune(self) -> None:
+        """Removes all but the last few and those that are named. Those of later rounds than `latest` were
         undone by a resume from before them."""
-        named = set(self.kept().values())
+        named = self.kept()
         found = sorted(checkpoints_in(self.folder), key=round_of)
+        newest = Path(named["latest"])
         end = found.index(newest) + 1
         for folder in (*found[: max(0, end - self.config.keep)], *found[end:]):
-            if str(folder) not in named:
+            if str(folder) not in named.values():
                 shutil.rmtree(folder, ignore_errors=True)
 
     def kept(self) -> dict[str, str]:
         """The folders that `best` and `latest` name, where they exist. Not collective."""
         found = {pointer: follow(self.folder, pointer) for pointer in ("best", "latest")}
-        return {pointer: str(folder) for pointer, folder in found.items() if folder is not None}
+        return {p: str(f) for p, f in found.items() if f is not None and (f / MANIFEST_FILE).is_file()}
 
-    def _report_failure(self, rounds: int, temporary: Path) -> None:
-        failure = self.failure
-        self._everywhere(lambda: self._remove(temporary) if self.comm.rank == 0 else None)
-        self.failure = failure
-        message = f"the checkpoint was not saved: {failure}. The last good one stays; make room for the next."
-        self.recorder.report(
-            FaultReport(round=rounds, kind="checkpoint_not_saved", ranks=(), message=message)
-        )
+    def missing(self, rounds: int, stop_reason: str, best_round: int | None) -> str:
+        """What a run that ends after `rounds` rounds should have left on disk and has not; empty if all is
+        there. Collective.
 
-    def _remove(self, temporary: Path) -> None:
-        self.claim.check()  # another job's has the same name
-        shutil.rmtree(temporary, ignore_errors=True)
+        Args:
+            best_round: of the best model; None if nothing was evaluated. After an interruption it may be
+                missing: the run goes on.
+        """
+        # Rank 0's look at the folder counts: on a network file system the others may see an older one.
+        return self.comm.broadcast(self._missing(rounds, stop_reason, best_round))
 
-
-def _detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that share no memory, as the format demands: the live ones lie in one flat buffer."""
-    return {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SavedCheckpoint:
-    """A checkpoint on disk, its manifest read. Not collective."""
-
-    folder: Path
-    round: int
-    world_size: int
-    sample: Mapping[str, Any]
-    files: Mapping[str, Mapping[str, Any]]
-
-    @classmethod
-    def open(cls, folder: Path) -> SavedCheckpoint:
-        """Raises `RunDirectoryError` if it is not a checkpoint, or not one of this program's version."""
-        path = folder / MANIFEST_FILE
-        try:
-            manifest = json.loads(path.read_text())
-            version = manifest.get("schema")
-        except (OSError, ValueError, AttributeError) as error:
-            raise RunDirectoryError(
-                f"{path}: cannot be read: {error}. Expected a checkpoint's folder, such as "
-                "RUN/checkpoints/round-120."
-            ) from None
-        if version != SCHEMA:
-            raise RunDirectoryError(
-                f"{path}: schema {version!r}; this program reads {SCHEMA}. Use the version that wrote it."
-            )
-        try:
-            return cls(folder=folder, **{f.name: manifest[f.name] for f in fields(cls) if f.name != "folder"})
-        except KeyError as error:
-            raise RunDirectoryError(f"{path}: damaged: {error} is missing. Go on from another one.") from None
-
-    def model(self) -> dict[str, Any]:
-        """The model's state by name: tensors, and the plain values of `get_extra_state`."""
-        tensors, plain = self._read(MODEL_FILE)
-        return {**tensors, **plain}
-
-    def parts(self, rank: int) -> dict[str, dict[str, Any]]:
-        """The state of every part for a rank: what is shared from rank 0's file, the rest from the rank's
-        own; where there were fewer ranks, from that of rank modulo their number."""
-        parts = _unpack(*self._read(rank_file(0)))
-        own = rank % self.world_size
-        return parts if own == 0 else {**parts, **_unpack(*self._read(rank_file(own)))}
-
-    def _read(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        path = self.folder / name
-        expected = self.files.get(name, {})
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise RunDirectoryError(
-                f"{path}: cannot be read: {error}. Go on from another checkpoint."
-            ) from None
-        if xxhash.xxh3_64_hexdigest(content) != expected.get("xxh3_64"):
-            raise RunDirectoryError(
-                f"{path}: damaged: {len(content)} bytes whose checksum differs from the manifest's "
-                f"({expected.get('num_bytes')} bytes). Go on from another checkpoint."
-            )
-        try:
-            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-            return load(content), json.loads(header.get("__metadata__", {}).get("state", "{}"))
-        except (SafetensorError, ValueError) as error:
-            raise RunDirectoryError(f"{path}: not in the safetensors format: {error}.") from None
+    def _missing(self, rounds: int, stop_reason: str, best_round: int | None) -> str:
+        there = {pointer: round_of(Path(folder)) for pointer, folder in self.kept().items()}
+        lost = []
+        if there.get("latest") != rounds:
+            lost.append(f"the model of the end (round {rounds})")
+        if best_round not in (None, there.get("best")) and stop_reason != "interrupted":
+            lost.append(f"the best model (round {best_round})")
+        if not lost:
+            return ""
+        on_disk = ", ".join(f"{p} is of round {r}" for p, r in sorted(there.items())) or "no checkpoint"
+        reason = f": {self.failure}" if self.failure else ""
+        return f"{' and '.join(lost)} could not be saved{reason}. On disk: {on_disk}."
 
 
-def _unpack(
-    tensors: Mapping[str, Tensor], plain: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    parts = {part: dict(values) for part, values in plain.items()}
-    for name, tensor in tensors.items():
-        part, _, key = name.partition("/")
-        parts[part][key] = tensor
-    return parts
+def _write(path: Path, content: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
-def find_checkpoint(path: Path, pointer: str) -> SavedCheckpoint | None:
-    """The checkpoint at `path`: its own folder, or the one that `pointer` names in a run's folder.
+def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        _write(folder / name, content)
 
-    None if a run's folder has none yet. Raises `RunDirectoryError` if it is neither.
-    """
-    if (path / MANIFEST_FILE).is_file():
-        return SavedCheckpoint.open(path)
-    if not (path / CHECKPOINTS).is_dir():
-        raise RunDirectoryError(
-            f"{path}: neither a run's folder nor a checkpoint; expected RUN or RUN/checkpoints/round-N."
-        )
-    found = checkpoint_of(path, pointer)
-    return None if found is None else SavedCheckpoint.open(found)
+
+def _entry(content: bytes) -> dict[str, Any]:
+    return {"num_bytes": len(content), "xxh3_64": xxhash.xxh3_64_hexdigest(content)}
+
+
+def put(temporary: Path, final: Path) -> None:
+    """Gives a complete folder its name. One that has the name already, of rounds that are done again, stays
+    until then. Raises OSError."""
+    old = final.with_name(f".{final.name}.old.tmp")
+    if final.exists():
+        os.replace(final, old)
+    try:
+        os.replace(temporary, final)
+    except OSError:
+        if old.exists():
+            os.replace(old, final)
+        raise
+    sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)

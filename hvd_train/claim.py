@@ -5,8 +5,8 @@
 A claim is a file with the next number, made under its full name by a hard link, which one of several jobs can
 do. It holds who made it, and its holder renews its time of change. At its end it is marked as released;
 its name stays, so that no number is used twice. A job that finds a claim takes over if the holder has ended:
-known at once by /proc on the same host and for an earlier start of the same Slurm job, else after watching for
-`STALE_S` that the claim is not renewed. Clocks of hosts are never compared, and nothing is locked.
+known at once by /proc on the same host and for an earlier start of the same Slurm job, else after watching
+for `STALE_S` that the claim is not renewed. Clocks of hosts are never compared, and nothing is locked.
 
 Imports no torch. Nothing here is collective: rank 0 holds the claim of its job.
 """

@@ -1,6 +1,8 @@
 """The command line: which command, its configuration, and exit codes.
 
-Exit codes: 0 finished, or interrupted with a checkpoint; 1 failed; 2 what the user gave cannot be run.
+Exit codes: 0 finished, or interrupted with a checkpoint; 1 failed, or the best model or that of the end could
+not be written; 2 what the user gave cannot be run; 3 the training diverged. `launch` has 75 besides, for a
+run that was interrupted.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ Other commands, each with its own --help: `hvd_train launch` starts the ranks, `
 would run here, `hvd_train init DIR` writes the files of a project of your own, `hvd_train shard write | info
 | check`, `hvd_train bench allreduce`, and `hvd_train restarts` for job scripts."""
 
+DIVERGED = 3
+
 _PATIENCE_S = 3.0
 """How much later than rank 0 another rank may say what both of them found, each for itself."""
 
@@ -47,10 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(args: list[str]) -> int:
-    def work(config: Config) -> None:
+    def work(config: Config) -> int:
         from hvd_train.app import train
 
-        train(config)
+        if train(config).reason != "diverged":
+            return 0
+        _let_others_end(detect())
+        return DIVERGED
 
     return _in_job(args, parse, work)
 
@@ -190,8 +197,14 @@ def _report(error: HvdTrainError, launcher: Launcher) -> None:
         speaks = True
     if speaks:
         _say(error)
+    _let_others_end(launcher)
+
+
+def _let_others_end(launcher: Launcher) -> None:
+    """Most launchers end all ranks as soon as one has ended with a code: before that, a moment for ranks that
+    still remove what their MPI put into shared memory."""
     if launcher.size != 1:
-        time.sleep(1)  # for ranks that still remove what their MPI put into shared memory
+        time.sleep(1)
 
 
 def _say(error: HvdTrainError) -> None:

@@ -353,6 +353,9 @@ class Config:
         plain = self.sync.wire == "float32" or self.backend in ("auto", "ring")
         _require(plain, "sync.wire", self.sync.wire, f"float32 with backend = {self.backend!r}")
         factor, minimised = self.stop.divergence, self.evaluate.mode == "min"
+        contradicts = self.evaluate.metric == "loss" and not minimised
+        expected = "'min' with evaluate.metric = 'loss', which the training makes smaller"
+        _require(not contradicts, "evaluate.mode", self.evaluate.mode, expected)
         expected = "the rule to be off with evaluate.mode = 'max'"
         _require(factor is None or minimised, "stop.divergence", factor, expected)
 

@@ -78,6 +78,12 @@ class RanksDisagree(UserError):
     agreed = True
 
 
+class CheckpointNotSaved(HvdTrainError):
+    """The run came to its end, but the model of the end or the best one is not on disk; exit code 1."""
+
+    agreed = True
+
+
 class CommunicationError(HvdTrainError):
     """Something between ranks failed; exit code 1."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Protocol
 
 import numpy as np
@@ -12,10 +13,11 @@ from hvd_train.batches import batch_bounds
 from hvd_train.comm.base import Communicator, Op
 from hvd_train.data.finite import first_not_finite
 from hvd_train.data.rows import Rows
-from hvd_train.errors import DataError, TaskError
+from hvd_train.errors import DataError, TaskError, UserError
 from hvd_train.header import Header
 from hvd_train.liveness import mark
 from hvd_train.models import evaluating
+from hvd_train.random_state import generators_as_they_are
 from hvd_train.task import Sums, Task
 
 
@@ -27,6 +29,10 @@ class Evaluator(Protocol):
 
     def after_round(self, header: Header) -> None:
         """Sees every round."""
+
+    def try_out(self) -> list[str]:
+        """The names of the metrics, by way of one batch, before the first step. Changes nothing; not
+        collective. Empty on a rank that has no batch. Raises `TaskError`."""
 
     def evaluate(self) -> dict[str, float]:
         """The metrics by name. Collective."""
@@ -58,6 +64,30 @@ class ValidationEvaluator:
 
     def after_round(self, header: Header) -> None:
         """Training does not change the validation data."""
+
+    def try_out(self) -> list[str]:
+        """See `Evaluator`. Buffers of the model and the random generators are put back, so that a run which
+        goes on is the one that was not interrupted."""
+        if not self._batches:
+            return []
+        buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            with torch.no_grad(), generators_as_they_are():
+                return sorted(self._sums(*self._batches[0]))
+        except UserError:
+            raise
+        except Exception:
+            raise TaskError(
+                "the task cannot be evaluated on the first batch of the validation data:\n"
+                + traceback.format_exc()
+            ) from None
+        finally:
+            self._model.train(was_training)
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
 
     def evaluate(self) -> dict[str, float]:
         """Loss and metrics over all validation rows. Collective: every rank its part, the sums reduced."""
@@ -113,6 +143,10 @@ class TrainingLossEvaluator:
         counted = header.weights > 0
         self._loss_sum += float(header["loss_sum"][counted].sum())
         self._samples += float(header.weights[counted].sum())
+
+    def try_out(self) -> list[str]:
+        """See `Evaluator`."""
+        return ["error", "loss"]
 
     def evaluate(self) -> dict[str, float]:
         """The smoothed training loss as `loss`, and as the `error` that is watched; no message is sent."""

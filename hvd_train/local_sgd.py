@@ -84,11 +84,11 @@ class LocalSGD:
             header = self._average(work, clock)
             self._count(header, period)
             verdict = self._decide(header, clock)
-            if verdict.reason != "interrupted" and (verdict.stop or self._look_is_due()):
+            looked = self._is_worth_a_look(verdict)
+            if looked:
                 verdict = self._look(verdict)
-            self.checkpoints.after_round(
-                self.progress.rounds, verdict.reason, self.watch.improved_at(self.progress.rounds)
-            )
+            improved = self.watch.improved_at(self.progress.rounds)
+            self.checkpoints.after_round(self.progress.rounds, verdict.reason, improved, looked)
         return self._finish(verdict, self.progress.samples - began_with, clock)
 
     def _average(self, work: Work, clock: Clock) -> Header:
@@ -191,7 +191,12 @@ class LocalSGD:
         clock.communication_s += time.perf_counter() - began
         return verdict
 
-    def _look_is_due(self) -> bool:
+    def _is_worth_a_look(self, verdict: Verdict) -> bool:
+        """Whether to evaluate now: where it is due, and at the end; but not where the time is short, nor the
+        untrained model that is left where the first round diverged."""
+        if verdict.stop:
+            untrained = verdict.reason == "diverged" and self.progress.rounds == 1
+            return verdict.reason != "interrupted" and not untrained
         return self.progress.look_is_due(self.evaluate, self.worker.epochs)
 
     def _look(self, verdict: Verdict) -> Verdict:
@@ -202,7 +207,8 @@ class LocalSGD:
         self.progress.looked(self.worker.epochs)
         self._report_figures(figures)
         if self.evaluate.metric not in figures:
-            raise _unknown_metric(self.evaluate.metric, figures)
+            self.checkpoints.save(self.progress.rounds, "every", best=False)
+            raise _nothing_counted(self.evaluate.metric)
         value = figures[self.evaluate.metric]
         seen = self.watch.after_evaluation(self.progress.rounds, value)
         seen = decided(self.comm, seen, self.claim.check)
@@ -222,23 +228,27 @@ class LocalSGD:
 
     def _finish(self, verdict: Verdict, samples: int, clock: Clock) -> StopReport:
         phase("final report")
+        best_round = self.watch.best_round if self.watch.best is not None else None
+        missing = self.checkpoints.missing(self.progress.rounds, verdict.reason, best_round)
         stop = StopReport(
             round=self.progress.rounds,
             reason=verdict.reason,
             best=self.watch.best,
-            best_round=self.watch.best_round if self.watch.best is not None else None,
+            best_round=best_round,
             final=self.watch.last,
             samples=samples,
             seconds=clock.elapsed_s(),
             checkpoints=self.checkpoints.kept(),
+            missing=missing,
         )
         self.recorder.report(stop)
         return stop
 
 
-def _unknown_metric(metric: str, figures: dict[str, float]) -> ConfigError:
+def _nothing_counted(metric: str) -> ConfigError:
     error = ConfigError(
-        f"evaluate.metric = {metric!r}: the task gives {', '.join(sorted(figures))}; expected one of these."
+        f"evaluate.metric = {metric!r}: the task counted nothing for it in the validation data, so that it "
+        "has no value; expected a count of at least 1. A checkpoint of this round was written."
     )
     error.agreed = True
     return error

@@ -44,19 +44,25 @@ def saved_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, plain
 
 
-def load_state(model: nn.Module, saved: Mapping[str, Any]) -> None:
-    """Takes back what `saved_state` gave, of this model or of its compiled or plain form; also with the names
-    that a wrapper put in. Raises `RuntimeError` for names or shapes that do not fit."""
-    for buffer in model.buffers():
-        if not unusual(buffer) and 0 in buffer.stride():  # expanded: torch cannot copy into it
-            buffer.data = buffer.contiguous()
+def as_held(model: nn.Module, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What `saved_state` gave, of this model or of its compiled or plain form, by the names and in the types
+    of this model; also with the names that a wrapper put in."""
     held = model.state_dict(keep_vars=True)  # lazy ones cannot be detached
     by_plain = {plain: key for key, plain in _plain_names(model, held).items()}
     state = {}
     for name, value in saved.items():
         key = name if name in held else by_plain.get(_without_compiled(name), name)
         state[key] = _as_complex(value) if _was_split(held.get(key), value) else value
-    model.load_state_dict(state)
+    return state
+
+
+def load_state(model: nn.Module, saved: Mapping[str, Any]) -> None:
+    """Takes back what `saved_state` gave, see `as_held`. Raises `RuntimeError` for names or shapes that do
+    not fit."""
+    for buffer in model.buffers():
+        if not unusual(buffer) and 0 in buffer.stride():  # expanded: torch cannot copy into it
+            buffer.data = buffer.contiguous()
+    model.load_state_dict(as_held(model, saved))
 
 
 def _plain_names(model: nn.Module, keys: Iterable[str]) -> dict[str, str]:

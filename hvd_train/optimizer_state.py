@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvd_train.errors import TaskError
+from hvd_train.errors import RunDirectoryError, TaskError
 
 _INITIAL_COUNTERS = {"step": 0.0, "mu_product": 1.0, "mu": 1.0}
 """Counters after no step at all. One more, ASGD's `eta`, begins as the learning rate."""
@@ -151,7 +151,8 @@ class OptimizerState:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes the values back; keys of parameters that the model does not have are an error."""
+        """Takes the values back. Raises `TaskError` for a parameter that the model does not have, and
+        `RunDirectoryError` for a value that this optimizer does not keep, or keeps in another shape."""
         parameters = dict(self._named)
         for full, value in state.items():
             name, _, key = full.rpartition("/")
@@ -159,8 +160,34 @@ class OptimizerState:
                 raise TaskError(
                     f"the saved optimizer state is of parameter `{name}`, which the model does not have."
                 )
+            _require_like(full, self._optimizer.state.get(parameters[name], {}), key, value)
+        lacking = sorted(self.state_dict().keys() - state.keys())
+        if state and lacking:  # all are there, or none: a rank that never had a batch may have none
+            raise RunDirectoryError(f"it lacks `{lacking[0]}`, which this optimizer keeps")
+        for full, value in state.items():
+            name, _, key = full.rpartition("/")
             held = self._optimizer.state[parameters[name]]
             if torch.is_tensor(held.get(key)):
                 as_real(held[key]).copy_(value)
             else:
                 held[key] = value
+
+
+def _require_like(full: str, held: Mapping[str, Any], key: str, value: Any) -> None:
+    """Raises `RunDirectoryError` if a saved value does not fit what the optimizer holds of the parameter, if
+    it holds anything yet."""
+    if held and key not in held:
+        raise RunDirectoryError(
+            f"`{full}` is no state of this optimizer, which keeps {', '.join(sorted(held))}; expected the "
+            "optimizer that the run began with"
+        )
+    like = held.get(key)
+    if like is not None and _kind(like) != _kind(value):
+        raise RunDirectoryError(f"`{full}` is {_kind(value)}; expected {_kind(like)}")
+
+
+def _kind(value: Any) -> str:
+    """Type and shape, in words."""
+    if torch.is_tensor(value):
+        return f"{value.dtype} {list(value.shape)}"
+    return "a number" if type(value) in (int, float) else type(value).__name__

@@ -5,8 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import msgspec
+
 from hvd_train.config import EvaluateConfig
-from hvd_train.stateful import State
+from hvd_train.stateful import Count, State, checked
+
+
+class _Saved(msgspec.Struct, forbid_unknown_fields=True):
+    """The state as a checkpoint holds it."""
+
+    rounds: Count
+    samples: Count
+    looked_at_epoch: Count
 
 
 @dataclass(kw_only=True)
@@ -39,4 +49,6 @@ class Progress:
 
     def load_state_dict(self, state: State) -> None:
         """Takes them back."""
-        self.__dict__.update(state)
+        saved = checked(state, _Saved)
+        self.rounds, self.samples = saved.rounds, saved.samples
+        self.looked_at_epoch = saved.looked_at_epoch

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import msgspec
+import numpy as np
 import torch
+from torch import Tensor
 
-from hvd_train.stateful import State
+from hvd_train.errors import RunDirectoryError
+from hvd_train.stateful import Count, State, checked
+
+
+class _Saved(msgspec.Struct, forbid_unknown_fields=True):
+    """The state as a checkpoint holds it."""
+
+    torch: Tensor
+    place: tuple[Count, Count]
 
 
 def seed_rank(seed: int, rank: int) -> None:
     """Gives each rank numbers of its own, so that dropout differs between ranks."""
     torch.manual_seed((seed * 1_000_003 + rank + 1) % 2**64)
+
+
+@contextmanager
+def generators_as_they_are() -> Iterator[None]:
+    """After the body torch's, numpy's and Python's global generators go on as if it had drawn nothing."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
 
 
 class RandomState:
@@ -32,7 +58,11 @@ class RandomState:
 
     def load_state_dict(self, state: State) -> None:
         """Goes on from there."""
-        if state["place"] == self._place:
-            torch.set_rng_state(state["torch"])
+        saved = checked(state, _Saved)
+        if list(saved.place) == self._place:
+            try:
+                torch.set_rng_state(saved.torch)
+            except (RuntimeError, TypeError) as error:
+                raise RunDirectoryError(f"`torch` is no state of its generator: {error}") from None
         else:
             seed_rank(self._seed + 1, self._place[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -13,11 +14,14 @@ from pathlib import Path
 
 from hvd_train.config import Config, is_safe, load_config
 from hvd_train.errors import ConfigError, RunDirectoryError
+from hvd_train.sealed import parse, unseal
 
 CONFIG_FILE = "config.toml"
 EVENTS_FILE = "events.jsonl"
 CHECKPOINTS = "checkpoints"
 MANIFEST_FILE = "manifest.json"
+INDEX_FILE = "index.json"
+"""What `best` and `latest` name, with a checksum."""
 
 
 def run_name(config: Config, environ: Mapping[str, str] = os.environ) -> str:
@@ -103,9 +107,14 @@ def _absolute(pattern: str) -> str:
     return os.path.join(glob.escape(os.getcwd()), pattern)
 
 
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder of this name is a checkpoint: `round-120`."""
+    return re.fullmatch(r"round-(0|[1-9][0-9]{0,18})", name) is not None
+
+
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints in a run's folder of them, complete or not, in no order."""
-    return [f for f in folder.glob("round-*") if f.name.removeprefix("round-").isdigit()]
+    return [f for f in folder.glob("round-*") if is_checkpoint_name(f.name)]
 
 
 def round_of(checkpoint: Path) -> int:
@@ -114,21 +123,39 @@ def round_of(checkpoint: Path) -> int:
 
 
 def follow(folder: Path, pointer: str) -> Path | None:
-    """The checkpoint that `best` or `latest` in a checkpoints folder names, if it is there."""
+    """The checkpoint that `best` or `latest` in a checkpoints folder names, whether it is there or not; None
+    if nothing is named.
+
+    What index.json says counts: it has a checksum, and is written first. Runs of earlier versions have none.
+    """
     try:
-        name = (folder / pointer).read_text().strip()
-    except OSError:
-        return None
-    target = folder / name
-    return target if name.startswith("round-") and (target / MANIFEST_FILE).is_file() else None
+        name = unseal(parse(_text(folder / INDEX_FILE).encode()))[pointer]
+    except (ValueError, KeyError):
+        name = line_of(folder, pointer)
+    return folder / name if isinstance(name, str) and is_checkpoint_name(name) else None
+
+
+def line_of(folder: Path, pointer: str) -> str:
+    """What `best` or `latest` itself says; empty if it cannot be read."""
+    return _text(folder / pointer).strip()
+
+
+def _text(file: Path) -> str:
+    """What a small file says; nothing if it cannot be read, or is no regular file."""
+    try:
+        return file.read_text(encoding="utf-8") if file.is_file() else ""
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def checkpoint_of(run: Path, pointer: str) -> Path | None:
-    """The checkpoint that `best` or `latest` names in a run's folder; where there is no such name, the newest
-    complete one; None if there is none yet."""
+    """The checkpoint that `best` or `latest` names in a run's folder; for `latest`, where what it names is
+    not there, the newest complete one; None if there is none yet."""
     folder = run / CHECKPOINTS
     found = follow(folder, pointer)
-    if found is None:
-        complete = [f for f in checkpoints_in(folder) if (f / MANIFEST_FILE).is_file()]
-        found = max(complete, key=round_of, default=None)
-    return found
+    if found is not None and (pointer == "best" or found.is_dir()):
+        return found
+    if pointer == "best":
+        return None
+    complete = [f for f in checkpoints_in(folder) if (f / MANIFEST_FILE).is_file()]
+    return max(complete, key=round_of, default=None)

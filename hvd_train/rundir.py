@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hvd_train.atomic import replacing
-from hvd_train.checkpoint import find_checkpoint
 from hvd_train.claim import Claim, Ownership, take
 from hvd_train.config import Config, to_toml
 from hvd_train.errors import RunDirectoryError, UserError
@@ -23,10 +22,9 @@ from hvd_train.run_files import (
     anchored,
     exists_already,
     folder_of,
-    follow,
-    round_of,
     saved_config,
 )
+from hvd_train.saved_checkpoint import find_checkpoint, newest_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +36,8 @@ class RunDirectory:
     checkpoint: Path | None
     before: Config | None = None
     """The configuration that the run of `checkpoint` had so far, where it can be read."""
-    best_round: int | None = None
-    """Rounds after which the model was written that `best` names in `folder`; None where there is none."""
+    left_out: tuple[str, ...] = ()
+    """A line for each newer checkpoint that is not whole, where `resume = "auto"` went on from another."""
 
 
 def open_run(config: Config) -> tuple[RunDirectory, Claim]:
@@ -70,30 +68,27 @@ def open_run(config: Config) -> tuple[RunDirectory, Claim]:
 
 
 def _find(config: Config, folder: Path, is_new: bool, claim: Claim) -> RunDirectory:
-    found = None
+    found: Path | None = None
+    left_out: tuple[str, ...] = ()
     if config.resume not in ("", "auto"):
-        found = find_checkpoint(Path(config.resume), "latest")
-        if found is None:
+        saved = find_checkpoint(Path(config.resume), "latest")
+        if saved is None:
             raise RunDirectoryError(
                 f"{config.resume} has no checkpoint to go on from; start the run anew under another name."
             )
+        saved.require_whole()
+        found = saved.folder
     elif (folder / CHECKPOINTS).is_dir() and not is_new:
         # A run that was killed early may have no checkpoint yet, nor the folder for them.
-        found = find_checkpoint(folder, "latest")
+        found, left_out = newest_whole(folder)
     if is_new or found is None:
         write_config(config, folder, claim)
     if found is None:
-        return RunDirectory(folder=folder, checkpoint=None)
+        return RunDirectory(folder=folder, checkpoint=None, left_out=left_out)
     before = None
     with contextlib.suppress(UserError):
-        before = saved_config(found.folder)
-    best = follow(folder / CHECKPOINTS, "best")
-    return RunDirectory(
-        folder=folder,
-        checkpoint=found.folder.absolute(),
-        before=before,
-        best_round=None if best is None else round_of(best),
-    )
+        before = saved_config(found)
+    return RunDirectory(folder=folder, checkpoint=found.absolute(), before=before, left_out=left_out)
 
 
 def write_config(config: Config, folder: Path, claim: Ownership) -> None:

@@ -7,9 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, final
 
+import msgspec
 from torch.optim import Optimizer
 
 from hvd_train.config import LearningRateConfig
+from hvd_train.stateful import checked
+
+
+class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """The state of a period that does not change."""
 
 
 @final
@@ -84,4 +90,5 @@ class FixedPeriod(Period):
     def state_dict(self) -> dict[str, Any]:
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        checked(state, _Nothing)

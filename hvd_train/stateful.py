@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
+
+import msgspec
+
+from hvd_train.errors import RunDirectoryError
 
 State = Mapping[str, Any]
 """Keys are strings; a value is a tensor, or something that JSON can hold."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+"""A number of things in a saved state."""
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 @runtime_checkable
@@ -18,5 +27,15 @@ class Stateful(Protocol):
         ...
 
     def load_state_dict(self, state: State) -> object:
-        """Takes back what `state_dict` gave."""
+        """Takes back what `state_dict` gave. Raises `RunDirectoryError` for anything else, and has then
+        taken nothing."""
         ...
+
+
+def checked(state: State, schema: type[S]) -> S:
+    """A saved state as its schema. Raises `RunDirectoryError` for a key that is missing or unknown, or a
+    value of another type."""
+    try:
+        return msgspec.convert(dict(state), schema)
+    except msgspec.ValidationError as error:
+        raise RunDirectoryError(str(error).replace("`$.", "`")) from None

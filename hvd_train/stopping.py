@@ -7,12 +7,15 @@ that of rank 0, which is broadcast, as only one clock may decide.
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
+
 from hvd_train.config import StopConfig
 from hvd_train.header import Header
-from hvd_train.stateful import State
+from hvd_train.stateful import Count, State, checked
 
 REASONS = {
     "patience": "the error has not improved for {patience} evaluations",
@@ -39,6 +42,15 @@ class Verdict:
 
 
 GO_ON = Verdict()
+
+
+class _Saved(msgspec.Struct, forbid_unknown_fields=True):
+    """A watch's state as a checkpoint holds it."""
+
+    curve: list[tuple[Count, float]]
+    best: float | None
+    best_round: Count
+    since_best: Count
 
 
 class Watch:
@@ -102,10 +114,6 @@ class Watch:
         """Whether the best value so far is the one measured after `rounds` rounds."""
         return self.best is not None and self.best_round == rounds
 
-    def forget_best(self) -> None:
-        """Counts best and patience from the next evaluation on."""
-        self.best, self.best_round, self._since_best = None, 0, 0
-
     def state_dict(self) -> dict[str, Any]:
         """The curve and where its best lies."""
         return {
@@ -118,7 +126,20 @@ class Watch:
     def load_state_dict(self, state: State) -> None:
         """Takes back the curve. A run that had ended by patience is watched afresh from its end: it was
         resumed to go on."""
-        self.curve = [(int(r), float(v)) for r, v in state["curve"]]
-        self.best, self.best_round = state["best"], state["best_round"]
-        ended = bool(self._rules.patience) and state["since_best"] >= self._rules.patience
-        self._since_best = 0 if ended else state["since_best"]
+        saved = checked(state, _Saved)
+        self.curve = saved.curve
+        self.best, self.best_round = saved.best, saved.best_round
+        ended = bool(self._rules.patience) and saved.since_best >= self._rules.patience
+        self._since_best = 0 if ended else saved.since_best
+
+    def best_of(self, rounds: Container[int]) -> int | None:
+        """Which of some rounds had the best value; None if none of them was evaluated."""
+        points = [(r, v) for r, v in self.curve if r in rounds and math.isfinite(v)]
+        return min(points, key=lambda point: self._sign * point[1])[0] if points else None
+
+    def take_best(self, rounds: int | None) -> None:
+        """Takes the value after `rounds` rounds for the best, as the model of a better one is lost. With None
+        the next evaluation is the best."""
+        self.best, self.best_round = None, 0
+        if rounds is not None:
+            self.best, self.best_round = dict(self.curve)[rounds], rounds

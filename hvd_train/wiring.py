@@ -17,7 +17,8 @@ from hvd_train.agree import require_equal, together
 from hvd_train.averaging import Average, NoAverage, StateAverage
 from hvd_train.binding import complaints, take_seat
 from hvd_train.building import build, refuse_single_rows
-from hvd_train.checkpoint import Checkpoints, SavedCheckpoint
+from hvd_train.carry_over import carry_over
+from hvd_train.checkpoint import Checkpoints
 from hvd_train.claim import Ownership
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import versions
@@ -31,17 +32,19 @@ from hvd_train.errors import ConfigError, RunDirectoryError, TaskError
 from hvd_train.evaluate import Evaluator, TrainingLossEvaluator, ValidationEvaluator
 from hvd_train.liveness import phase
 from hvd_train.local_sgd import LocalSGD
-from hvd_train.model_state import load_state, saved_state
+from hvd_train.model_state import saved_state
 from hvd_train.models import describe, scales_integers
 from hvd_train.optim import LocalStep, make_optimizer
 from hvd_train.optimizer_state import OptimizerState
 from hvd_train.output import warn
 from hvd_train.progress import Progress
 from hvd_train.random_state import RandomState, seed_rank
-from hvd_train.record.reports import Recorder, RunHeader
+from hvd_train.record.reports import FaultReport, Recorder, RunHeader
+from hvd_train.restore import restore, saved_states
 from hvd_train.resuming import Settings, settings_before
 from hvd_train.run_files import CHECKPOINTS, anchored
 from hvd_train.rundir import RunDirectory
+from hvd_train.saved_checkpoint import SavedCheckpoint
 from hvd_train.schedule import FixedPeriod, LearningRate
 from hvd_train.signals import StopRequest
 from hvd_train.state import FlatState
@@ -62,6 +65,8 @@ class Wiring:
         phase("set-up")
         require_equal(comm, "configurations", flatten(config), "Give every rank the same file and flags.")
         self.versions = versions(comm)
+        self.faults: list[FaultReport] = []
+        """What a resume found, to be reported after the header."""
         self.threads = self._share_cores()
         self.task = together(comm, lambda: make_task(config) if task is None else task)
         self.catalog = self._open_catalog()
@@ -128,6 +133,14 @@ class Wiring:
             claim: this rank's part in the job's claim to the run's folder.
         """
         training = together(self.comm, lambda: self._assemble(run, recorder, stop_request, claim))
+        training.checkpoints.prepare()
+        self.faults = [_fault("checkpoint_left_out", line, training.progress.rounds) for line in run.left_out]
+        if run.checkpoint is not None:
+            # Rank 0's choice; that it is whole was found when it was made.
+            lost = carry_over(training.checkpoints, training.watch, SavedCheckpoint.open(run.checkpoint))
+            if lost:
+                self.faults.append(_fault("best_model_lost", lost, training.progress.rounds))
+        self._check_evaluation(training.evaluator)
         remarks = list(self.settings.remarks)
         if any(self.comm.allgather(training.worker.restarted)):
             training.worker.restart_epoch()
@@ -172,7 +185,6 @@ class Wiring:
         if run.checkpoint is not None:
             self._restore(SavedCheckpoint.open(run.checkpoint), parts, run.before)
             self._refuse_if_over(progress, worker)
-            self._keep_best(watch, run)
         checkpoints = Checkpoints(
             folder=run.folder / CHECKPOINTS,
             comm=comm,
@@ -180,7 +192,7 @@ class Wiring:
             model=self.model,
             parts=parts,
             shared=frozenset(("settings", "progress", "watch", "period", "moments")),
-            sample=self.catalog.sample.to_json(),
+            sample=self.catalog.sample,
             recorder=recorder,
             claim=claim,
         )
@@ -228,29 +240,35 @@ class Wiring:
             self.comm, self.task, self.model, rows, self.config.evaluate.batch_size, every_model=alone
         )
 
+    def _check_evaluation(self, evaluator: Evaluator) -> None:
+        """Refuses a metric that the task does not give, and a task that cannot be evaluated. Collective."""
+        names = sorted(
+            {n for theirs in self.comm.allgather(together(self.comm, evaluator.try_out)) for n in theirs}
+        )
+        metric = self.config.evaluate.metric
+        if metric not in names:
+            error = ConfigError(
+                f"evaluate.metric = {metric!r}: the task gives {', '.join(names)}; expected one of these."
+            )
+            error.agreed = True
+            raise error
+
     def _restore(self, saved: SavedCheckpoint, parts: Mapping[str, Stateful], before: Config | None) -> None:
         if self.config.sync.mode == "none":
             raise ConfigError(
                 "sync.mode = 'none' cannot be resumed: a checkpoint holds one model, not one a rank."
             )
-        states: dict[str, State] = {**saved.parts(self.comm.rank)}
+        states = saved_states(saved, self.comm.rank, parts.keys(), optional={"settings"})
         self.settings.load_state_dict(states.pop("settings", settings_before(before)))
         self._compare_samples(saved)
-        try:
-            load_state(self.model, saved.model())
-        except RuntimeError as error:
-            raise RunDirectoryError(
-                f"{saved.folder}: {error}. Resume with the model that the run began with."
-            ) from None
         if not self.settings.best_holds:
             states.pop("watch")
         for name in ("moments", "optimizer"):
-            states[name] = self._fitting(states[name], parts)
-        for name, state in states.items():
-            parts[name].load_state_dict(state)
+            states[name] = self._fitting(states[name], parts[name])
+        restore(saved, self.model, parts, states)
 
     def _compare_samples(self, saved: SavedCheckpoint) -> None:
-        before, now = dict(saved.sample), json.loads(json.dumps(self.catalog.sample.to_json()))
+        before, now = saved.sample.to_json(), self.catalog.sample.to_json()
         unlike = [key for key in now if before.get(key) != now[key]]
         if unlike:
             raise RunDirectoryError(
@@ -259,23 +277,13 @@ class Wiring:
                 "data.targets and data.scale."
             )
 
-    def _fitting(self, state: State, parts: Mapping[str, Stateful]) -> State:
-        """What the optimizer has a use for of its saved state."""
+    def _fitting(self, state: State, part: Stateful) -> State:
+        """What the optimizer has a use for of a part of its saved state; what it lacks is as it begins."""
         if not self.settings.optimizer_holds:
             return {}
         if self.settings.arguments_hold or self.config.sync.optimizer_state != "average":
             return state
-        known = parts["moments"].state_dict().keys() | parts["optimizer"].state_dict().keys()
-        return {key: value for key, value in state.items() if key in known}
-
-    def _keep_best(self, watch: Watch, run: RunDirectory) -> None:
-        """A best value counts while there is its model."""
-        if watch.best is not None and watch.best_round != run.best_round:
-            self.settings.remarks.append(
-                f"the best so far, {watch.best:.4g} at round {watch.best_round}, has no model in "
-                f"{run.folder}: best and patience begin anew."
-            )
-            watch.forget_best()
+        return {key: state.get(key, value) for key, value in part.state_dict().items()}
 
     def _refuse_if_over(self, progress: Progress, worker: Worker) -> None:
         stop = self.config.stop
@@ -326,6 +334,10 @@ class Wiring:
         if comm.num_hosts > 1 and not all(comm.allgather(run.folder.is_dir())):
             comm.liveness.stop_sharing()
         return comm.size == 1 or all(comm.allgather(comm.liveness.sees_signs))
+
+
+def _fault(kind: str, message: str, rounds: int) -> FaultReport:
+    return FaultReport(round=rounds, kind=kind, ranks=(), message=message)
 
 
 def _num_rows(spans: tuple[Span, ...]) -> int:

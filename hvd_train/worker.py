@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 
 from hvd_train.batches import next_batch, num_batches
 from hvd_train.data.reader import Reader
 from hvd_train.errors import DataError
 from hvd_train.liveness import phase
-from hvd_train.stateful import State
+from hvd_train.stateful import Count, State, checked
 from hvd_train.task import Batch
 
 Step = Callable[[Sequence[Batch]], tuple[float, int]]
@@ -28,6 +29,16 @@ class Work:
     loss_sum: float
     data_s: float
     compute_s: float
+
+
+class _Saved(msgspec.Struct, forbid_unknown_fields=True):
+    """The state of a `Worker` as a checkpoint holds it."""
+
+    epochs: Count
+    reader: dict[str, Any]
+    rows: Count | None = None
+    steps: Count = 0
+    """In place of `rows`, of version 0.1.0."""
 
 
 def steps_per_epoch(samples_per_rank: Sequence[int], batch_size: int, accumulate: int) -> int:
@@ -139,15 +150,15 @@ class Worker:
 
     def load_state_dict(self, state: State) -> None:
         """Goes on from there, with the rows that the epoch has left; see `restarted`."""
-        self.epochs = state["epochs"]
+        saved = checked(state, _Saved)
         # Older checkpoints count steps; whether those were of such batches, the reader's position tells.
-        of_step = self._batch_size * self._accumulate
-        self._rows = state["rows"] if "rows" in state else state["steps"] * of_step
-        self._reader.load_state_dict(state["reader"])
+        rows = saved.steps * self._batch_size * self._accumulate if saved.rows is None else saved.rows
+        self._reader.load_state_dict(saved.reader)
+        self.epochs, self._rows = saved.epochs, rows
         # A single row that was left over has joined the batch before it.
-        position, mine = state["reader"]["position"], self._reader.num_samples
-        fits = position == min(self._rows, mine) or position == mine == self._rows + 1
-        self.restarted = self._reader.restarted or not fits or self._rows >= self._most_rows
+        position, mine = saved.reader["position"], self._reader.num_samples
+        fits = position == min(rows, mine) or position == mine == rows + 1
+        self.restarted = self._reader.restarted or not fits or rows >= self._most_rows
 
     def restart_epoch(self) -> None:
         """Goes to the beginning of the current epoch."""

@@ -18,8 +18,9 @@
 # into the queue again, and goes on from there. So it does after a preemption and after the loss of a node, until
 # HVD_TRAIN_RESTARTS (3) starts in a row have brought no checkpoint; HVD_TRAIN_REQUEUE=0 leaves that to you. A start
 # that fails before its first step, in MPI for instance, is tried again at once, up to as many times.
-# The job's exit code is that of the training: 0 finished, 1 failed, 2 what you gave cannot be run, 75 interrupted
-# and not put into the queue again. A job that depends on this one (afterok) starts after the real end only.
+# The job's exit code is that of the training: 0 finished, 1 failed, 2 what you gave cannot be run, 3 it diverged,
+# 75 interrupted and not put into the queue again. A job that depends on this one (afterok) starts after the real
+# end only.
 set -uo pipefail
 
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
@@ -122,7 +123,7 @@ done
 
 # --- What becomes of the job.
 case $status in
-    0 | 2) exit "$status" ;;
+    0 | 2 | 3) exit "$status" ;;
     75)
         why='interrupted, with a checkpoint'
         if preempted; then why="preempted; $why"; fi

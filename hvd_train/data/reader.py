@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import PurePath
 from typing import Any, Literal, final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -19,6 +20,8 @@ from hvd_train.data.finite import first_not_finite
 from hvd_train.data.format import FieldSpec
 from hvd_train.data.h5 import Array
 from hvd_train.data.rows import Rows
+from hvd_train.errors import RunDirectoryError
+from hvd_train.stateful import Count, checked
 
 Batch = dict[str, Array]
 Blocks = npt.NDArray[np.int64]
@@ -140,7 +143,7 @@ class MemoryReader(Reader):
         return self._cursor.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        epoch, position, self.restarted = self._cursor.read(state)
+        epoch, position, self.restarted = self._cursor.read(state, self.num_samples)
         self._go_to(epoch, position)
 
     def not_finite_since(self, state: Mapping[str, Any]) -> str:
@@ -214,7 +217,7 @@ class StreamReader(Reader):
         return self._cursor.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        epoch, position, self.restarted = self._cursor.read(state)
+        epoch, position, self.restarted = self._cursor.read(state, self.num_samples)
         self._go_to(epoch, position)
 
     def not_finite_since(self, state: Mapping[str, Any]) -> str:
@@ -286,6 +289,14 @@ class StreamReader(Reader):
         return future
 
 
+class _Saved(msgspec.Struct, forbid_unknown_fields=True):
+    """The state of a reader as a checkpoint holds it."""
+
+    epoch: Count
+    position: Count
+    fingerprint: str
+
+
 class _Cursor:
     """Where a reader stands, and the random generators that belong to its part of the data."""
 
@@ -327,10 +338,14 @@ class _Cursor:
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "position": self.position, "fingerprint": self.fingerprint}
 
-    def read(self, state: Mapping[str, Any]) -> tuple[int, int, bool]:
-        """Epoch, position, and whether the epoch is to be restarted."""
-        restarted = state["fingerprint"] != self.fingerprint
-        return int(state["epoch"]), 0 if restarted else int(state["position"]), restarted
+    def read(self, state: Mapping[str, Any], num_samples: int) -> tuple[int, int, bool]:
+        """Epoch, position, and whether the epoch is to be restarted. Raises `RunDirectoryError`."""
+        saved = checked(state, _Saved)
+        if saved.fingerprint != self.fingerprint:
+            return saved.epoch, 0, True
+        if saved.position > num_samples:
+            raise RunDirectoryError(f"`position` is {saved.position}, of {num_samples} rows")
+        return saved.epoch, saved.position, False
 
 
 def _gather(batch: Batch, index: npt.NDArray[np.intp]) -> Batch:

@@ -21,7 +21,7 @@ from hvd_train.launching.supervise import Ended
 from hvd_train.output import warn
 from hvd_train.run_files import EVENTS_FILE, checkpoint_of, exists_already, folder_of
 
-FINISHED, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 75
+FINISHED, FAILED, USER_ERROR, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 75
 
 Check = Callable[[list[str]], Config | None]
 """Takes the options of hvd_train; gives the configuration of a training, None for a command that keeps no
@@ -91,25 +91,32 @@ def judge(ended: Ended, record: Record, launcher: str, before: list[str], resuma
     """The exit code, by the run's own record; and what is to be said of it."""
     line = shlex.join(["python", "-m", "hvd_train", "launch", *before, "--", "--resume", str(record.folder)])
     go_on = f"Go on: {line}" if resumable else "With sync.mode = 'none' it cannot go on."
-    reason = record.stop_reason()
+    stop = record.stop()
+    reason = stop.get("reason")
+    checkpoint = checkpoint_of(record.folder, "latest")
+    if checkpoint is not None:
+        there = f"Its newest checkpoint is {checkpoint.name}. {go_on}"
+    elif record.has_begun():
+        there = "There is no checkpoint: start it anew, under another name."
+    else:
+        there = "There is no checkpoint, and no training began."
+    if stop.get("missing"):
+        warn(f"the run ended ({reason}), but {stop['missing']} {there}")
+        return FAILED
     if reason == "interrupted":
         warn(f"interrupted, with a checkpoint. {go_on}")
         return INTERRUPTED
+    if reason == "diverged":
+        warn(f"the training diverged, see {record.folder / EVENTS_FILE}. Try a smaller --lr.")
+        return DIVERGED
     if reason:
         if ended.status:
             warn(f"{launcher} ended with {ended.status}, but the run had come to its end ({reason}).")
         return FINISHED
     if ended.status == USER_ERROR and not ended.signal:
         return USER_ERROR
-    checkpoint = checkpoint_of(record.folder, "latest")
     warn(
         f"the run did not come to its end: {launcher} ended with {ended.status}, and "
-        f"{record.folder / EVENTS_FILE} "
-        + (
-            f"has no `stop`. Its newest checkpoint is {checkpoint.name}. {go_on}"
-            if checkpoint is not None
-            else "has no `stop`. There is no checkpoint"
-            + (": start it anew, under another name." if record.has_begun() else ", and no training began.")
-        )
+        f"{record.folder / EVENTS_FILE} has no `stop`. {there}"
     )
     return 128 + ended.signal if ended.signal else FAILED

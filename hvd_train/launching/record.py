@@ -40,10 +40,9 @@ class Record:
             return found.st_ino, found.st_mtime_ns
         return 0, 0
 
-    def stop_reason(self) -> str:
-        """Why it stopped, as docs/events.md lists the reasons; empty if it did not come to its end."""
-        reasons = [str(event.get("reason")) for event in self._new() if event.get("event") == "stop"]
-        return reasons[-1] if reasons else ""
+    def stop(self) -> dict[str, Any]:
+        """The event of its end, as docs/events.md has it; empty if it did not come to its end."""
+        return next((event for event in reversed(list(self._new())) if event.get("event") == "stop"), {})
 
     def _new(self) -> Iterator[dict[str, Any]]:
         """Those of this start, which begins with a header. What comes before it is of another job, which has

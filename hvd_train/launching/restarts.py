@@ -60,20 +60,26 @@ class Progress:
     in_vain: int
     """The last starts that have not brought it further than this: with 1 it is not known yet."""
 
+    diverged: bool = False
+    """Whether the last start ended as the training diverged: the next one would go on from there."""
+
 
 def progress(events: Iterable[Mapping[str, Any]]) -> Progress:
     """How far the run with these events has come."""
     starts: list[int] = []
-    reached = 0
+    reached, diverged = 0, False
     for event in events:
         if event["event"] == "header":
             starts.append(event["round"])
-        if event["event"] in ("header", "checkpoint"):
-            reached = event["round"]
+            reached, diverged = event["round"], False
+        elif event["event"] == "checkpoint":
+            reached = max(reached, event["round"])  # that of the best may be written late
+        elif event["event"] == "stop":
+            diverged = event["reason"] == "diverged"
     in_vain = 0
     while in_vain < len(starts) and starts[-1 - in_vain] >= reached:
         in_vain += 1
-    return Progress(reached, len(starts), in_vain)
+    return Progress(reached, len(starts), in_vain, diverged)
 
 
 def main(options: Options, training: Config) -> int:
@@ -84,6 +90,13 @@ def main(options: Options, training: Config) -> int:
     if options.begun:
         print(found.starts, flush=True)
         return 0
+    if found.diverged:
+        print(
+            f"{folder}: the training diverged; expected a run that was interrupted. Start it anew with a "
+            "smaller --lr.",
+            flush=True,
+        )
+        return 1
     if found.in_vain < options.limit:
         print(f"{folder}: another start goes on from round {found.round}", flush=True)
         return 0

@@ -206,6 +206,10 @@ class StopReport:
     checkpoints: Mapping[str, str] = field(default_factory=dict)
     """Folder of the `best` and of the `latest` checkpoint, where there is one."""
 
+    missing: str = ""
+    """What should be on disk and could not be written, with the reason and what is there instead: the run has
+    failed. Empty if all is there."""
+
 
 Report = RoundReport | EvaluationReport | CheckpointReport | FaultReport | StopReport
 

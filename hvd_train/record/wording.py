@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from hvd_train.record.reports import RunHeader, StopReport
 from hvd_train.stopping import REASONS
@@ -43,9 +44,16 @@ def closing_lines(header: RunHeader, stop: StopReport) -> list[str]:
     if stop.seconds > 0:
         speed += f": {stop.samples / stop.seconds:,.0f} samples/s"
     lines += [_labelled("speed", speed), _labelled("run", header.run)]
-    if "best" in stop.checkpoints:
+    if stop.missing:
+        lines.append(_labelled("missing", stop.missing))
+    # No model is recommended that was never evaluated, or that is not the one of the line above.
+    if Path(stop.checkpoints.get("best", "")).name == f"round-{stop.best_round}":
         lines += [_labelled("best", stop.checkpoints["best"]), _labelled("load it", _load_it(header))]
-    if "latest" in stop.checkpoints and header.period is not None:  # what is never averaged cannot be resumed
+    if stop.reason == "diverged":
+        lines.append(_labelled("advice", "a smaller learning rate (--lr), or --optim.clip-norm 1"))
+    elif (
+        "latest" in stop.checkpoints and header.period is not None
+    ):  # what is never averaged cannot be resumed
         lines.append(_labelled("go on", _go_on(header)))
     return lines
 

@@ -15,15 +15,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hvd_train.checkpoint import Checkpoints, SavedCheckpoint, find_checkpoint, rank_file
+from hvd_train.agree import SetupFailed
+from hvd_train.checkpoint import Checkpoints
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import CheckpointConfig
+from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.errors import RunDirectoryError
 from hvd_train.record.reports import CheckpointReport, FaultReport, Recorder, Report, RunHeader
+from hvd_train.saved_checkpoint import SavedCheckpoint, find_checkpoint, rank_file
 from tests.threads import ThreadCommunicator, on_ranks
 
-SAMPLE = {"inputs": "x", "targets": "y", "fields": {"x": {"shape": [3], "dtype": "float32"}}}
+SAMPLE = SampleSpec(
+    inputs="x",
+    targets="y",
+    fields={"x": FieldSpec(shape=(3,), dtype="float32"), "y": FieldSpec(shape=(), dtype="int64")},
+)
 
 
 @final
@@ -96,7 +103,8 @@ def reports(of: Checkpoints) -> list[Report]:
 
 
 def names(folder: Path) -> set[str]:
-    return {p.name for p in (folder / "checkpoints").iterdir()}
+    """What is in the folder of the checkpoints, but for the index, which is always there."""
+    return {p.name for p in (folder / "checkpoints").iterdir()} - {"index.json"}
 
 
 def opened(folder: Path, pointer: str = "latest") -> SavedCheckpoint:
@@ -188,7 +196,7 @@ def test_a_truncated_file_is_found(left: int, tmp_path: Path) -> None:
     file = tmp_path / "checkpoints" / "round-3" / "model.safetensors"
     size = file.stat().st_size
     os.truncate(file, left % size)
-    expected = rf"model\.safetensors: damaged: {left % size} bytes .*\({size} bytes\)\. Go on from another"
+    expected = rf"model\.safetensors: damaged: {left % size} bytes .*\({size} bytes\)\. No other checkpoint"
     with pytest.raises(RunDirectoryError, match=expected):
         opened(tmp_path).model()
 
@@ -206,8 +214,9 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
         ("", "cannot be read"),
         ('{"schema": 1, "round": 3', "cannot be read"),
         ("[1]", "cannot be read"),
-        ('{"schema": 2}', "schema 2; this program reads 1. Use the version that wrote it"),
-        ('{"schema": 1, "round": 3, "world_size": 1, "sample": {}}', "damaged: 'files' is missing"),
+        ('{"schema": 3}', "schema 3; this program reads 1 to 2. Use the version that wrote it"),
+        ('{"schema": 2}', "damaged: its checksum is None"),
+        ('{"schema": 1, "round": 3, "world_size": 1}', "damaged: Object missing required field `sample`"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_is_named(content: str, message: str, tmp_path: Path) -> None:
@@ -327,21 +336,23 @@ def test_when_there_is_room_again_it_is_saved_again(tmp_path: Path) -> None:
     assert opened(tmp_path).round == 6
 
 
-def test_a_run_without_any_checkpoint_ends_with_an_error_on_every_rank(tmp_path: Path) -> None:
+def test_a_run_without_any_checkpoint_says_so_on_every_rank(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
 
     def run(comm: ThreadCommunicator) -> str:
         written = checkpoints(tmp_path, comm)
+        with pytest.raises(SetupFailed, match=r"a checkpoint cannot be written there: .* Make room"):
+            written.prepare()
         written.after_round(2, "", improved=True)
-        written.after_round(3, "", improved=False)
-        with pytest.raises(RunDirectoryError) as caught:
-            written.after_round(4, "patience", improved=False)
-        assert caught.value.agreed
-        return str(caught.value)
+        written.after_round(4, "patience", improved=False)
+        return written.missing(4, "patience", 2)
 
     (message,) = set(on_ranks(3, run))
-    assert message.startswith("no checkpoint could be saved: rank 0 (here): ")
-    assert "checkpoints" in message
+    assert message.startswith(
+        "the model of the end (round 4) and the best model (round 2) could not be saved: "
+    )
+    assert "rank 0 (here): " in message
+    assert message.endswith("On disk: no checkpoint.")
 
 
 def test_one_rank_that_does_not_see_the_folder_is_enough(tmp_path: Path) -> None:

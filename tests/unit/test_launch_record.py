@@ -21,8 +21,8 @@ def append(run: Path, *events: dict[str, object], torn: str = "") -> None:
 HEADER = {"event": "header"}
 
 
-def stop(reason: str) -> dict[str, object]:
-    return {"event": "stop", "reason": reason}
+def stop(reason: str, missing: str = "") -> dict[str, object]:
+    return {"event": "stop", "reason": reason, "missing": missing}
 
 
 @pytest.fixture
@@ -41,7 +41,8 @@ def code(record: Record, status: int, number: int = 0) -> int:
     [
         ("patience", 0, 0),
         ("max_rounds", 1, 0),
-        ("diverged", 0, 0),
+        ("diverged", 3, 3),
+        ("diverged", 0, 3),
         ("interrupted", 0, 75),
         ("interrupted", 143, 75),
         ("", 0, 1),
@@ -63,6 +64,22 @@ def test_the_record_decides(
     assert ("the run did not come to its end" in said) is (expected == 1)
     assert (f"Go on: python -m hvd_train launch -np 2 -- --resume {run}" in said) is (expected == 75)
     assert ("but the run had come to its end" in said) is (expected == 0 and status != 0)
+    assert ("the training diverged" in said) is (expected == 3)
+
+
+@pytest.mark.parametrize("reason", ["interrupted", "patience", "diverged"])
+def test_an_end_that_is_not_on_disk_is_a_failure(
+    reason: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = Record(run)
+    missing = "the model of the end (round 12) could not be saved: No space. On disk: latest is of round 8."
+    append(run, HEADER, stop(reason, missing))
+    (run / "checkpoints" / "round-8").mkdir(parents=True)
+    (run / "checkpoints" / "round-8" / "manifest.json").touch()
+    assert code(record, 1) == 1
+    said = capsys.readouterr().err
+    assert f"the run ended ({reason}), but {missing} Its newest checkpoint is round-8. Go on: " in said
+    assert "with a checkpoint" not in said
 
 
 def test_a_failure_names_the_checkpoint_to_go_on_from(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +103,7 @@ def test_the_end_of_the_job_that_has_the_folder_is_not_that_of_one_it_refused(
     """horovodrun over Gloo turns the 2 of the ranks into 1."""
     record = Record(run)
     append(run, {"event": "round"}, stop("patience"))
-    assert record.stop_reason() == ""
+    assert record.stop() == {}
     assert code(record, 1) == 1
     assert "no training began" in capsys.readouterr().err
     assert code(record, 2) == 2
@@ -108,4 +125,4 @@ def test_a_run_that_does_not_exist_yet(tmp_path: Path) -> None:
     assert not record.has_begun()
     (tmp_path / "runs" / "a").mkdir(parents=True)
     append(tmp_path / "runs" / "a", HEADER, stop("patience"))
-    assert record.stop_reason() == "patience"
+    assert record.stop()["reason"] == "patience"

@@ -43,6 +43,8 @@ def events_of(starts: Starts) -> list[dict[str, object]]:
         ([(0, [5, 10]), (10, []), (10, [])], (10, 2)),
         ([(0, []), (0, []), (0, [5])], (5, 0)),
         ([(0, [10]), (10, []), (10, []), (10, [15]), (15, [])], (15, 1)),
+        # The best of round 5 was written after round 10: there was no room for it before.
+        ([(0, [10, 5])], (10, 0)),
         # An older checkpoint, since the newest was damaged; or a run that its user put back.
         ([(0, [5, 10]), (10, []), (5, [])], (5, 2)),
     ],
@@ -50,6 +52,15 @@ def events_of(starts: Starts) -> list[dict[str, object]]:
 def test_starts_without_a_later_checkpoint_were_in_vain(starts: Starts, expected: tuple[int, int]) -> None:
     round_, in_vain = expected
     assert progress(events_of(starts)) == Progress(round_, len(starts), in_vain)
+
+
+def test_a_run_that_diverged_is_not_started_again() -> None:
+    events = events_of([(0, [5])])
+    stop = {"event": "stop", "round": 7, "reason": "diverged"}
+    assert progress([*events, stop]) == Progress(5, 1, 0, diverged=True)
+    again = [*events, stop, event("header", 5)]
+    assert progress(again) == Progress(5, 2, 1), "it was resumed, with another learning rate perhaps"
+    assert progress([*again, {**stop, "reason": "patience"}]) == Progress(5, 2, 1)
 
 
 def restarts(*args: str, cwd: Path, job: str = "") -> subprocess.CompletedProcess[str]:

@@ -18,6 +18,7 @@ from hvd_train.checkpoint import Checkpoints
 from hvd_train.claim import Holder
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import CheckpointConfig, Config, DataConfig, SyncConfig, load_config
+from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.errors import ConfigError, RunDirectoryError
 from hvd_train.record.reports import NullRecorder
 from hvd_train.run_files import anchored, run_name, run_of, saved_config
@@ -51,7 +52,7 @@ def save(folder: Path, rounds: int) -> None:
         model=nn.Linear(2, 1),
         parts={},
         shared=frozenset(),
-        sample={},
+        sample=SampleSpec(inputs="x", targets="x", fields={"x": FieldSpec(shape=(2,), dtype="float32")}),
         recorder=NullRecorder(),
     ).save(rounds, "every", best=rounds == 10)
 

@@ -1,0 +1,69 @@
+"""What a run that goes on takes over from the checkpoints on disk: `best`, `latest` and watch then agree."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from hvd_train.checkpoint import Checkpoints, put
+from hvd_train.saved_checkpoint import SavedCheckpoint, what_is_wrong
+from hvd_train.stopping import Watch
+
+
+def carry_over(checkpoints: Checkpoints, watch: Watch, saved: SavedCheckpoint) -> str:
+    """After `watch` was restored from `saved`: lets `best` name the best model that the watch knows of. A run
+    under a new name gets copies of that and of `saved`, as its `latest`. Collective.
+
+    Where the best model is lost (it could not be saved, or was damaged or removed) the watch takes the best
+    of those that are whole; returns a message then. Raises `RunDirectoryError`, on every rank, where rank 0
+    cannot write the folder.
+    """
+    found: list[int | None] = [None]
+
+    def act() -> None:
+        if checkpoints.comm.rank == 0:
+            found[0] = _act(checkpoints, watch, saved)
+
+    checkpoints.together(act)
+    rounds = checkpoints.comm.broadcast(found[0])
+    lost, lost_round = watch.best, watch.best_round
+    if lost is None or rounds == lost_round:
+        return ""
+    watch.take_best(rounds)
+    now = "none" if rounds is None else f"{watch.best:.6g} of round {rounds}"
+    return (
+        f"the best model, {lost:.6g} of round {lost_round}, is not on disk, or not whole. The best from now "
+        f"on is {now}."
+    )
+
+
+def _act(checkpoints: Checkpoints, watch: Watch, saved: SavedCheckpoint) -> int | None:
+    """Rank 0's part. Returns the round of the best model; None if there is none."""
+    beside = saved.folder.parent
+    if beside.resolve() != checkpoints.folder.resolve():
+        _copy(saved.folder, checkpoints.folder / f"round-{saved.round}")
+        checkpoints.name(saved.round, {"latest"})
+    if watch.best is None:
+        return None
+    evaluated = {rounds for rounds, _ in watch.curve}
+    whole = {r for r in evaluated if _is_whole(beside / f"round-{r}")}
+    whole |= {saved.round} & evaluated
+    best = watch.best_round if watch.best_round in whole else watch.best_of(whole)
+    if best is not None:
+        if best != saved.round:
+            _copy(beside / f"round-{best}", checkpoints.folder / f"round-{best}")
+        checkpoints.name(best, {"best"})
+    return best
+
+
+def _is_whole(folder: Path) -> bool:
+    return folder.is_dir() and not what_is_wrong(folder)
+
+
+def _copy(checkpoint: Path, to: Path) -> None:
+    if checkpoint.resolve() == to.resolve():
+        return
+    temporary = to.with_name(f".{to.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(checkpoint, temporary)
+    put(temporary, to)
