@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shlex
 import signal
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import Process, assert_nothing_is_left, members, run, start, tool, wait_for
+from tests.launching import Process, assert_nothing_is_left, command, members, run, start, tool, wait_for
 from tests.mpi.jobs import SHORT, events, has_recorded
 
 pytestmark = pytest.mark.mpi
@@ -42,11 +43,11 @@ def test_a_signal_interrupts_it_and_a_resume_finishes_it(tmp_path: Path) -> None
         out, said = process.communicate(timeout=60)
         assert process.returncode == 75, out + said
         assert_nothing_is_left(process, 5)
-    command = said.partition("Go on: python ")[2].strip()
-    assert command == f"-m hvd_train launch -np 2 -- --resume {tmp_path / 'a'}"
+    line = said.partition("Go on: python ")[2].strip()
+    assert line == f"-m hvd_train launch -np 2 -- --resume {tmp_path / 'a'}"
     (stop,) = events(tmp_path / "a", "stop")
     assert stop["reason"] == "interrupted"
-    done = run([sys.executable, *command.split(), "--max-rounds", str(stop["round"] + 2)], deadline_s=90)
+    done = run([sys.executable, *line.split(), "--max-rounds", str(stop["round"] + 2)], deadline_s=90)
     assert done.returncode == 0, done.output
     assert events(tmp_path / "a", "stop")[-1]["round"] == stop["round"] + 2
 
@@ -83,6 +84,46 @@ def test_a_killed_rank_is_a_failure(tmp_path: Path) -> None:
         assert "the run did not come to its end: mpirun ended with " in said
         assert "Its newest checkpoint is round-" in said
         assert_nothing_is_left(process, 5)
+
+
+def test_an_interruption_without_its_checkpoint_is_a_failure(tmp_path: Path) -> None:
+    """There is no room for it: the ranks cannot make a file as large as that."""
+    every = ("--checkpoint.every-rounds", "5", "--model.hidden", "500", "100")
+    with start([*LAUNCH, "--", "--runs", str(tmp_path), "--name", "a", *ENDLESS, *every]) as process:
+        wait_for_event(process, tmp_path / "a", "checkpoint")
+        for pid in members(process.mark):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (200_000, 200_000))
+        before = events(tmp_path / "a", "checkpoint")[-1]["round"]
+        wait_for(lambda: has_recorded(tmp_path / "a", "fault"), 120, process)
+        process.send_signal(signal.SIGTERM)
+        out, said = process.communicate(timeout=60)
+        assert process.returncode == 1, out + said
+        assert_nothing_is_left(process, 5)
+    (stop,) = events(tmp_path / "a", "stop")
+    newest = events(tmp_path / "a", "checkpoint")[-1]["round"]
+    assert before <= newest < stop["round"]
+    assert stop["missing"].startswith(
+        f"the model of the end (round {stop['round']}) could not be saved: rank 0 ("
+    )
+    assert (
+        f"the run ended (interrupted), but {stop['missing']} Its newest checkpoint is round-{newest}" in said
+    )
+    assert "interrupted, with a checkpoint" not in said
+    assert said.count("hvd_train: ") >= 2, "the ranks said it, too"
+
+
+def test_a_training_that_diverged_has_a_status_of_its_own(tmp_path: Path) -> None:
+    """By the ranks, as their launcher passes it on, and by `launch`."""
+    diverges = ["--runs", str(tmp_path), "--lr", "1e30", "--patience", "0", "--max-rounds", "9"]
+    ranks = run(command("mpirun", 2, ["-m", "hvd_train", *diverges, "--name", "a"]), deadline_s=90)
+    assert ranks.returncode == 3, ranks.output
+    launched = run([*LAUNCH, "--", *diverges, "--name", "b"], deadline_s=90)
+    assert launched.returncode == 3, launched.output
+    assert "the training diverged" in launched.stderr
+    for name in ("a", "b"):
+        (stop,) = events(tmp_path / name, "stop")
+        assert (stop["reason"], stop["missing"]) == ("diverged", "")
+    assert "load it" not in ranks.stdout
 
 
 def test_horovodrun_over_gloo_says_2_as_well(tmp_path: Path) -> None:

@@ -114,14 +114,24 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path: Path) -> No
     assert "stop.max_rounds = 23: the run has done 23; expected a higher limit" in over.output
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
-    train("python", 1, tmp_path, "--name", "r", "--max-rounds", "4")
-    folder = tmp_path / "r" / "checkpoints" / (tmp_path / "r" / "checkpoints" / "latest").read_text().strip()
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert set(manifest["files"]) == {"model.safetensors", "rank-00000.safetensors"}
-    content = bytearray((folder / "model.safetensors").read_bytes())
+def test_a_damaged_checkpoint_is_refused_or_left_out(tmp_path: Path) -> None:
+    """By the path of the run it is refused, once for all ranks; `auto` goes on from the one before."""
+    long = ("--patience", "0", "--evaluate.every-rounds", "4", "--checkpoint.every-rounds", "2")
+    train("mpirun", 2, tmp_path, "--name", "r", "--max-rounds", "8", *DIGITS, *long)
+    folder = tmp_path / "r" / "checkpoints"
+    assert (folder / "latest").read_text() == "round-8\n"
+    manifest = json.loads((folder / "round-8" / "manifest.json").read_text())
+    assert set(manifest["files"]) == {"model.safetensors", "rank-00000.safetensors", "rank-00001.safetensors"}
+    content = bytearray((folder / "round-8" / "rank-00001.safetensors").read_bytes())
     content[-9] ^= 1
-    (folder / "model.safetensors").write_bytes(content)
-    job = train("python", 1, tmp_path, "--resume", str(tmp_path / "r"), succeeds=False)
+    (folder / "round-8" / "rank-00001.safetensors").write_bytes(content)
+    job = train("mpirun", 2, tmp_path, "--resume", str(tmp_path / "r"), "--max-rounds", "9", succeeds=False)
     assert job.returncode == 2
-    assert "model.safetensors: damaged" in job.output
+    message = f"Go on from {folder / 'round-6'}, which is whole."
+    assert job.stderr.count(message) == 1
+    assert "rank-00001.safetensors: damaged" in job.stderr
+    train("mpirun", 2, tmp_path, "--name", "r", "--resume", "auto", "--max-rounds", "9", *DIGITS, *long)
+    (fault,) = [e for e in events(tmp_path / "r", "fault") if e["kind"] == "checkpoint_left_out"]
+    assert fault["round"] == 6
+    assert events(tmp_path / "r", "stop")[-1]["round"] == 9
+    assert not (folder / "round-8").exists(), "its rounds were done again"
