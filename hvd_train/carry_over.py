@@ -45,19 +45,22 @@ def _act(checkpoints: Checkpoints, watch: Watch, saved: SavedCheckpoint) -> int 
         checkpoints.name(saved.round, {"latest"})
     if watch.best is None:
         return None
-    evaluated = {rounds for rounds, _ in watch.curve}
-    whole = {r for r in evaluated if _is_whole(beside / f"round-{r}")}
-    whole |= {saved.round} & evaluated
-    best = watch.best_round if watch.best_round in whole else watch.best_of(whole)
+
+    def checkpoint(rounds: int) -> Path:
+        return saved.folder if rounds == saved.round else beside / f"round-{rounds}"
+
+    def is_whole(rounds: int) -> bool:
+        return rounds == saved.round or (
+            checkpoint(rounds).is_dir() and not what_is_wrong(checkpoint(rounds))
+        )
+
+    best: int | None = watch.best_round
+    if not is_whole(watch.best_round):
+        best = watch.best_of({rounds for rounds, _ in watch.curve if is_whole(rounds)})
     if best is not None:
-        if best != saved.round:
-            _copy(beside / f"round-{best}", checkpoints.folder / f"round-{best}")
+        _copy(checkpoint(best), checkpoints.folder / f"round-{best}")
         checkpoints.name(best, {"best"})
     return best
-
-
-def _is_whole(folder: Path) -> bool:
-    return folder.is_dir() and not what_is_wrong(folder)
 
 
 def _copy(checkpoint: Path, to: Path) -> None:

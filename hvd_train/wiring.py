@@ -65,6 +65,8 @@ class Wiring:
         phase("set-up")
         require_equal(comm, "configurations", flatten(config), "Give every rank the same file and flags.")
         self.versions = versions(comm)
+        self._saved: SavedCheckpoint | None = None
+        """The checkpoint that the run goes on from; rank 0's choice."""
         self.faults: list[FaultReport] = []
         """What a resume found, to be reported after the header."""
         self.threads = self._share_cores()
@@ -135,9 +137,8 @@ class Wiring:
         training = together(self.comm, lambda: self._assemble(run, recorder, stop_request, claim))
         training.checkpoints.prepare()
         self.faults = [_fault("checkpoint_left_out", line, training.progress.rounds) for line in run.left_out]
-        if run.checkpoint is not None:
-            # Rank 0's choice; that it is whole was found when it was made.
-            lost = carry_over(training.checkpoints, training.watch, SavedCheckpoint.open(run.checkpoint))
+        if self._saved is not None:
+            lost = carry_over(training.checkpoints, training.watch, self._saved)
             if lost:
                 self.faults.append(_fault("best_model_lost", lost, training.progress.rounds))
         self._check_evaluation(training.evaluator)
@@ -183,7 +184,8 @@ class Wiring:
         }
         learning_rate = LearningRate(config.learning_rate, self.optimizer)
         if run.checkpoint is not None:
-            self._restore(SavedCheckpoint.open(run.checkpoint), parts, run.before)
+            self._saved = SavedCheckpoint.open(run.checkpoint)
+            self._restore(self._saved, parts, run.before)
             self._refuse_if_over(progress, worker)
         checkpoints = Checkpoints(
             folder=run.folder / CHECKPOINTS,
