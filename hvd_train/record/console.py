@@ -50,8 +50,10 @@ class _Lasting:
         self.encoding = stream.encoding
 
     def write(self, text: str) -> int:
+        encoding = self.encoding or "utf-8"
+        printable = text.encode(encoding, "backslashreplace").decode(encoding)  # any name, in any locale
         with self._outliving():
-            self._stream.write(text)
+            self._stream.write(printable)
         return len(text)
 
     def flush(self) -> None:

@@ -95,7 +95,10 @@ class EventLog(Recorder):
     def _write(self, event: str, time_s: float, fields: dict[str, Any]) -> None:
         # msgspec writes a float that is not finite as null; JSON has no word for it.
         values = {"event": event, "schema": SCHEMA, "time_s": time_s, **fields}
-        line = msgspec.json.encode(values, enc_hook=_python_number) + b"\n"
+        try:
+            line = msgspec.json.encode(values, enc_hook=_python_number) + b"\n"
+        except UnicodeEncodeError:  # the name of a file or host that is not UTF-8
+            line = msgspec.json.encode(_in_utf8(values), enc_hook=_python_number) + b"\n"
         with self._missing_lines_are_no_error():
             _append(self._file.fileno(), line)
 
@@ -115,6 +118,15 @@ class EventLog(Recorder):
 def _python_number(value: Any) -> Any:
     """A scalar of numpy or torch, which a user's task may give, as Python's own."""
     return value.item()
+
+
+def _in_utf8(value: Any) -> Any:
+    """A value with escapes for what UTF-8 cannot encode, in texts wherever they are in it."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_in_utf8(key): _in_utf8(item) for key, item in value.items()}
+    return [_in_utf8(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _merge(before: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

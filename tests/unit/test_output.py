@@ -154,3 +154,23 @@ def test_a_whole_run_goes_on_without_its_reader(tmp_path: Path) -> None:
     assert said.count("\n") == 1
     last = json.loads((tmp_path / "r" / "events.jsonl").read_text().splitlines()[-1])
     assert (last["event"], last["round"]) == ("stop", 12)
+
+
+def test_a_name_that_is_not_utf_8_is_recorded_and_printed_with_escapes(tmp_path: Path) -> None:
+    """As of a shard that a pattern found, or of a host, in whatever locale."""
+    message = "shard gr\xf6\xdfe\udcff.h5 is not finite"
+    log = EventLog(tmp_path / "events.jsonl")
+    log.header(HEADER)
+    log.report(fault(1, message))
+    log.close()
+    for line in (tmp_path / "events.jsonl").read_bytes().splitlines():
+        json.loads(line.decode("utf-8"))
+    (recorded,) = [e for e in read_events(tmp_path / "events.jsonl") if e["event"] == "fault"]
+    assert recorded["message"] == "shard gr\xf6\xdfe\\udcff.h5 is not finite"
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        with open(tmp_path / encoding, "w", encoding=encoding) as stream:
+            console = PlainConsole(stream)
+            console.header(HEADER)
+            console.report(fault(1, message))
+            console.close()
+        assert "\\udcff.h5 is not finite" in (tmp_path / encoding).read_text(encoding=encoding)
