@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import Process, assert_nothing_is_left, command, members, run, start, tool, wait_for
+from tests.launching import Process, assert_nothing_is_left, command, environment, members, run, start, tool, wait_for
 from tests.mpi.jobs import SHORT, events, has_recorded
 
 pytestmark = pytest.mark.mpi
@@ -144,3 +144,31 @@ def test_the_bench_has_the_launchers_status() -> None:
     )
     assert job.returncode == 0, job.output
     assert "64 B" in job.stdout
+
+
+def test_a_start_that_hangs_is_ended(tmp_path: Path) -> None:
+    """An ssh that never comes back, to a host that is not this one."""
+    (tmp_path / "ssh").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "ssh").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{environment()['PATH']}"
+    launch = [sys.executable, "-m", "hvd_train", "launch", "--hosts", "elsewhere:2", "--start-timeout", "2"]
+    training = ["--", "--runs", str(tmp_path), "--name", "a", *SHORT]
+    job = run([*launch, *training], deadline_s=60, env={"PATH": path})
+    assert job.returncode == 1, job.output
+    assert "the ranks have not met within 2 s (--start-timeout); the job ends" in job.stderr
+    assert "Still running here: " in job.stderr
+
+
+def test_it_finds_mpirun_on_any_path(tmp_path: Path) -> None:
+    """With entries that are too long, empty, relative, a file, or closed to this user."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    (tmp_path / "file").touch()
+    odd = [f"/{'x' * 300}", str(closed / "bin"), "", "relative/bin", str(tmp_path / "file"), "/\udcff"]
+    line = [*LAUNCH, "--dry-run", "--", "--name", "a"]
+    usual = run(line, deadline_s=60, cwd=tmp_path)
+    with_odd = run(
+        line, deadline_s=60, cwd=tmp_path, env={"PATH": os.pathsep.join([*odd, environment()["PATH"]])}
+    )
+    assert usual.returncode == 0, usual.output
+    assert (with_odd.returncode, with_odd.stdout) == (0, usual.stdout), with_odd.output

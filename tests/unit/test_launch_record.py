@@ -126,3 +126,22 @@ def test_a_run_that_does_not_exist_yet(tmp_path: Path) -> None:
     (tmp_path / "runs" / "a").mkdir(parents=True)
     append(tmp_path / "runs" / "a", HEADER, stop("patience"))
     assert record.stop()["reason"] == "patience"
+
+
+def test_the_ranks_have_met_once_the_configuration_or_a_header_is_written(tmp_path: Path) -> None:
+    """What was there before does not count."""
+    run = tmp_path
+    append(run, HEADER)
+    (run / "config.toml").write_text("seed = 0\n")
+    record, other = Record(run), Record(run)
+    assert not record.ranks_have_met()
+    append(run, HEADER)
+    assert record.ranks_have_met()
+    (run / "new").write_text("seed = 0\n")
+    (run / "new").replace(run / "config.toml")
+    assert other.ranks_have_met()
+    fresh = Record(run / "fresh")
+    assert not fresh.ranks_have_met()
+    (run / "fresh").mkdir()
+    (run / "fresh" / "config.toml").touch()
+    assert fresh.ranks_have_met()

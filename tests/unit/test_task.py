@@ -415,5 +415,12 @@ def test_files_that_cannot_be_loaded(own: Path) -> None:
     assert "(own.py, line 1)" in refusal("own.py:Own")
     own.write_text("import json\njson.loads('{')\n", encoding="utf-8")
     assert "(own.py, line 2)" in refusal("own.py:Own")
+    own.write_text("import sys\nsys.exit(0)\n", encoding="utf-8")
+    for task in ("own.py:Own", "own:Own"):
+        assert "cannot be loaded: SystemExit: 0 (" in refusal(task)
+    own.write_text("x = 1\n", encoding="utf-16")
+    assert "own.py cannot be loaded: UnicodeError: it begins with the byte order mark of UTF-16" in refusal(
+        "own.py:Own"
+    )
     own.write_text("1 / 0\n", encoding="utf-8")
     assert "ZeroDivisionError: division by zero (" in refusal("own:Own")
