@@ -7,7 +7,7 @@ Files do not have it: what a compiled model learned loads into the plain one, an
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ def saved_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises `TaskError`, naming it, for what cannot be saved.
     """
     state = model.state_dict()
-    names = _plain_names(model, state)
+    names = plain_names(model, state)
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
     for key, value in state.items():
@@ -48,10 +48,10 @@ def as_held(model: nn.Module, saved: Mapping[str, Any]) -> dict[str, Any]:
     """What `saved_state` gave, of this model or of its compiled or plain form, by the names and in the types
     of this model; also with the names that a wrapper put in."""
     held = model.state_dict(keep_vars=True)  # lazy ones cannot be detached
-    by_plain = {plain: key for key, plain in _plain_names(model, held).items()}
+    find = finder(model, held)
     state = {}
     for name, value in saved.items():
-        key = name if name in held else by_plain.get(_without_compiled(name), name)
+        key = find(name) or name
         state[key] = _as_complex(value) if _was_split(held.get(key), value) else value
     return state
 
@@ -65,8 +65,15 @@ def load_state(model: nn.Module, saved: Mapping[str, Any]) -> None:
     model.load_state_dict(as_held(model, saved))
 
 
-def _plain_names(model: nn.Module, keys: Iterable[str]) -> dict[str, str]:
-    """For each key of the state its name without those of wrappers; all as they are if two became one."""
+def finder(model: nn.Module, keys: Collection[str]) -> Callable[[str], str | None]:
+    """Gives for a name in a file, with or without those of wrappers, the one of `keys` that is meant."""
+    by_plain = {plain: key for key, plain in plain_names(model, keys).items()}
+    return lambda name: name if name in keys else by_plain.get(_without_compiled(name))
+
+
+def plain_names(model: nn.Module, keys: Iterable[str]) -> dict[str, str]:
+    """For each of `keys`, names in the model's state, that without the names of wrappers; all as they are if
+    two would become one."""
     names = {key: _plain_name(model, key) for key in keys}
     return names if len(set(names.values())) == len(names) else {key: key for key in names}
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_train.errors import RunDirectoryError, TaskError
+from hvd_train.model_state import finder, plain_names
 
 _INITIAL_COUNTERS = {"step": 0.0, "mu_product": 1.0, "mu": 1.0}
 """Counters after no step at all. One more, ASGD's `eta`, begins as the learning rate."""
@@ -128,7 +129,8 @@ def _beginning(optimizer: torch.optim.Optimizer, counters: Mapping[str, float], 
 
 
 class OptimizerState:
-    """An optimizer's state as a checkpoint saves it, by `parameter/key`. Stateful.
+    """An optimizer's state as a checkpoint saves it, by `parameter/key`; the names are those of the model
+    without `torch.compile`. Stateful.
 
     Loading copies into tensors that exist, so that those laid out in a flat state stay there.
     """
@@ -136,7 +138,9 @@ class OptimizerState:
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, only: Callable[[str, Any], bool]
     ) -> None:
-        self._named = list(model.named_parameters())
+        self._parameters = dict(model.named_parameters())
+        self._plain = plain_names(model, self._parameters)
+        self._find = finder(model, self._parameters)
         self._optimizer = optimizer
         self._only = only
         """Whether a value, by its name, belongs to this part of the state."""
@@ -144,29 +148,33 @@ class OptimizerState:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and counters; what is None, as SGD's momentum may be, is left out."""
         state: dict[str, Any] = {}
-        for name, p in self._named:
+        for name, p in self._parameters.items():
             for key, value in self._optimizer.state.get(p, {}).items():
                 if value is not None and self._only(f"{name}/{key}", value):
-                    state[f"{name}/{key}"] = as_real(value) if torch.is_tensor(value) else value
+                    state[f"{self._plain[name]}/{key}"] = as_real(value) if torch.is_tensor(value) else value
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes the values back. Raises `TaskError` for a parameter that the model does not have, and
         `RunDirectoryError` for a value that this optimizer does not keep, or keeps in another shape."""
-        parameters = dict(self._named)
+        values: list[tuple[nn.Parameter, str, Any]] = []
+        known = set()
         for full, value in state.items():
             name, _, key = full.rpartition("/")
-            if name not in parameters:
+            found = self._find(name)
+            if found is None:
                 raise TaskError(
                     f"the saved optimizer state is of parameter `{name}`, which the model does not have."
                 )
-            _require_like(full, self._optimizer.state.get(parameters[name], {}), key, value)
-        lacking = sorted(self.state_dict().keys() - state.keys())
+            p = self._parameters[found]
+            _require_like(full, self._optimizer.state.get(p, {}), key, value)
+            values.append((p, key, value))
+            known.add(f"{self._plain[found]}/{key}")
+        lacking = sorted(self.state_dict().keys() - known)
         if state and lacking:  # all are there, or none: a rank that never had a batch may have none
             raise RunDirectoryError(f"it lacks `{lacking[0]}`, which this optimizer keeps")
-        for full, value in state.items():
-            name, _, key = full.rpartition("/")
-            held = self._optimizer.state[parameters[name]]
+        for p, key, value in values:
+            held = self._optimizer.state[p]
             if torch.is_tensor(held.get(key)):
                 as_real(held[key]).copy_(value)
             else:
@@ -182,6 +190,8 @@ def _require_like(full: str, held: Mapping[str, Any], key: str, value: Any) -> N
             "optimizer that the run began with"
         )
     like = held.get(key)
+    if torch.is_tensor(like):
+        like = as_real(like)  # as it is saved
     if like is not None and _kind(like) != _kind(value):
         raise RunDirectoryError(f"`{full}` is {_kind(value)}; expected {_kind(like)}")
 

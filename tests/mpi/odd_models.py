@@ -169,6 +169,11 @@ class Caching(Odd):
         return Cache()
 
 
+class Plain(Odd):
+    def make(self) -> nn.Module:
+        return mlp()
+
+
 class Compiled(Odd):
     def make(self) -> nn.Module:
         return torch.compile(mlp(), backend="eager")  # type: ignore[return-value]

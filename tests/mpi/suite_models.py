@@ -121,6 +121,16 @@ def test_it_trains_is_resumed_and_loads(
     assert before[0] == before[-1]
 
 
+def test_a_run_goes_on_with_a_compiled_model_or_without(comm: Communicator, config: Config) -> None:
+    config = dataclasses.replace(config, optim=ADAM)
+    first = dataclasses.replace(config.stop, max_rounds=2)
+    whole = saved(train(config, odd_models.Plain(), comm, name="plain"))
+    for one, other in ((odd_models.Plain, odd_models.Compiled), (odd_models.Compiled, odd_models.Plain)):
+        run = train(config, one(), comm, name=f"{one.__name__}-first", stop=first)
+        found = saved(train(config, other(), comm, resume=str(run)))
+        assert {k: bits(v) for k, v in found.items()} == {k: bits(v) for k, v in whole.items()}
+
+
 REFUSED: list[tuple[type[Odd], OptimConfig, str]] = [
     (odd_models.QuantisedBuffer, OptimConfig(), r"state `w` is quantized \(torch.qint8\)"),
     (odd_models.SparseBuffer, OptimConfig(), "state `w` is of layout torch.sparse_coo"),

@@ -195,6 +195,25 @@ def test_an_optimizer_that_takes_no_sparse_gradients_is_refused() -> None:
     assert sparse_parameters(tied) == set(), "its gradient is a sum of a sparse and a dense one"
 
 
+@pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager"), nn.DataParallel])
+def test_state_of_a_wrapped_model_has_the_names_of_the_plain_one(wrap: Any) -> None:
+    plain, within = model(), model()
+    for module in (plain, within):
+        module[2].bias.requires_grad_(False)
+    wrapped = wrap(within)
+    optimizers = [make(m, "Adam", {}) for m in (plain, wrapped)]
+    step(plain, optimizers[0], 0)
+    theirs, ours = (
+        OptimizerState(m, o, lambda *_: True) for m, o in zip((plain, wrapped), optimizers, strict=True)
+    )
+    list(materialise(optimizers[1], names(wrapped)))
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert all(torch.equal(ours.state_dict()[k], v) for k, v in theirs.state_dict().items())
+    prefix = next(iter(dict(wrapped.named_parameters()))).partition(".")[0]
+    ours.load_state_dict({f"{prefix}.{key}": value for key, value in theirs.state_dict().items()})
+
+
 def test_complex_state_is_saved_as_pairs() -> None:
     module = nn.Module()
     module.phase = nn.Parameter(torch.tensor([1 + 2j, 3 - 1j], dtype=torch.complex128))
