@@ -21,7 +21,7 @@ from hvd_train.record.notice import make_notice
 from hvd_train.record.reports import NullRecorder, Recorder, Recorders
 from hvd_train.restore import restore_model
 from hvd_train.run_files import EVENTS_FILE, MANIFEST_FILE, saved_config
-from hvd_train.rundir import RunDirectory, open_run, write_config
+from hvd_train.rundir import RunDirectory, discard, open_run, write_config
 from hvd_train.saved_checkpoint import find_checkpoint
 from hvd_train.signals import StopRequest
 from hvd_train.task import Task, make_task
@@ -77,7 +77,12 @@ def _train(config: Config, task: Task | None, comm: Communicator) -> Result:
         stack.enter_context(claim)
         recorder = stack.enter_context(_recording(comm, run))
         stop_request = stack.enter_context(StopRequest())
-        training = wiring.assemble(run, recorder, stop_request, claim)
+        try:
+            training = wiring.assemble(run, recorder, stop_request, claim)
+        except UserError:
+            if run.is_new and comm.rank == 0:
+                discard(run.folder)
+            raise
         stack.callback(wiring.reader.close)
         if run.checkpoint is not None:
             together(comm, lambda: write_config(config, run.folder, claim) if comm.rank == 0 else None)

@@ -5,8 +5,9 @@
 A claim is a file with the next number, made under its full name by a hard link, which one of several jobs can
 do. It holds who made it, and its holder renews its time of change. At its end it is marked as released;
 its name stays, so that no number is used twice. A job that finds a claim takes over if the holder has ended:
-known at once by /proc on the same host and for an earlier start of the same Slurm job, else after watching
-for `STALE_S` that the claim is not renewed. Clocks of hosts are never compared, and nothing is locked.
+that is known at once on the same host, by /proc, and for an earlier start of the same Slurm job; elsewhere it
+counts as ended when the claim has not been renewed for `STALE_S`. Clocks of hosts are never compared, and
+nothing is locked.
 
 Imports no torch. Nothing here is collective: rank 0 holds the claim of its job.
 """
@@ -301,6 +302,11 @@ def _path(folder: Path, number: int) -> Path:
 
 def _numbers(folder: Path) -> list[int]:
     return [int(match[1]) for name in os.listdir(folder) if (match := _NAME.fullmatch(name))]
+
+
+def forget(folder: Path) -> None:
+    """Removes all claims; for the holder, of a folder that is to be removed."""
+    _remove_older(folder, _newest(folder) + 1)
 
 
 def _newest(folder: Path) -> int:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hvd_train.atomic import replacing
-from hvd_train.claim import Claim, Ownership, take
+from hvd_train.checkpoint import find_checkpoint
+from hvd_train.claim import Claim, Ownership, forget, take
 from hvd_train.config import Config, to_toml
 from hvd_train.errors import RunDirectoryError, UserError
 from hvd_train.run_files import (
@@ -33,6 +34,8 @@ class RunDirectory:
     change the working directory."""
 
     folder: Path
+    is_new: bool
+    """Whether this start has made the folder."""
     checkpoint: Path | None
     before: Config | None = None
     """The configuration that the run of `checkpoint` had so far, where it can be read."""
@@ -84,11 +87,13 @@ def _find(config: Config, folder: Path, is_new: bool, claim: Claim) -> RunDirect
     if is_new or found is None:
         write_config(config, folder, claim)
     if found is None:
-        return RunDirectory(folder=folder, checkpoint=None, left_out=left_out)
+        return RunDirectory(folder=folder, is_new=is_new, checkpoint=None, left_out=left_out)
     before = None
     with contextlib.suppress(UserError):
         before = saved_config(found)
-    return RunDirectory(folder=folder, checkpoint=found.absolute(), before=before, left_out=left_out)
+    return RunDirectory(
+        folder=folder, is_new=is_new, checkpoint=found.absolute(), before=before, left_out=left_out
+    )
 
 
 def write_config(config: Config, folder: Path, claim: Ownership) -> None:
@@ -97,6 +102,17 @@ def write_config(config: Config, folder: Path, claim: Ownership) -> None:
     with _writing_to(folder), replacing(folder / CONFIG_FILE) as path:
         path.write_text(to_toml(saved), encoding="utf-8")
         claim.check()
+
+
+def discard(folder: Path) -> None:
+    """Removes the folder of a new run that was refused before its first step, so that its name is free; not
+    if there is more in it than that. Not collective: for rank 0, which holds the claim."""
+    with contextlib.suppress(OSError):
+        if (folder / EVENTS_FILE).stat().st_size == 0:
+            (folder / EVENTS_FILE).unlink()
+            (folder / CONFIG_FILE).unlink()
+            forget(folder)
+            folder.rmdir()
 
 
 def _make(folder: Path) -> bool:

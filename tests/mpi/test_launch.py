@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import Process, assert_nothing_is_left, command, environment, members, run, start, tool, wait_for
+from tests.launching import (
+    Process,
+    assert_nothing_is_left,
+    command,
+    environment,
+    members,
+    run,
+    start,
+    tool,
+    wait_for,
+)
 from tests.mpi.jobs import SHORT, events, has_recorded
 
 pytestmark = pytest.mark.mpi

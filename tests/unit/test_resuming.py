@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
+from safetensors.torch import load_file, save_file
 
+import hvd_train
 from hvd_train.checkpoint import SavedCheckpoint
+from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import (
     Config,
     DataConfig,
@@ -343,8 +347,6 @@ def test_what_counts_from_the_next_round_on_does(config: Config) -> None:
 
 def as_before(folder: Path, size: int) -> None:
     """Makes a checkpoint one of before it held its settings, and counted steps of so many rows."""
-    import xxhash
-    from safetensors.torch import load_file, save_file
 
     manifest = json.loads((folder / "manifest.json").read_text())
     for name in manifest["files"]:
@@ -397,3 +399,16 @@ def test_the_checkpoint_knows_its_configuration_better_than_the_file(config: Con
     assert samples(train(again, 1)[0]) == 240 - 60
     file.write_text("not TOML")
     train(resumed(config, max_rounds=30), 1)
+
+
+def test_a_new_name_whose_start_was_refused_is_free(config: Config, tmp_path: Path) -> None:
+    train(config, 1)
+    again = replace(resumed(config, max_rounds=5), name="other", resume=str(tmp_path / "runs" / "r"))
+    with pytest.raises(HvdTrainError, match=r"model\.hidden = "):
+        hvd_train.train(replace(again, model=ModelConfig(hidden=(5,))), comm=SoloCommunicator())
+    assert not (tmp_path / "runs" / "other").exists()
+    result = hvd_train.train(again, comm=SoloCommunicator())
+    assert (result.run, result.reason) == (tmp_path / "runs" / "other", "max_rounds")
+    with pytest.raises(HvdTrainError, match="the run has done 5"):
+        hvd_train.train(replace(again, name="other", resume="auto"), comm=SoloCommunicator())
+    assert (tmp_path / "runs" / "other" / "checkpoints" / "round-5").is_dir(), "a run that was there stays"
