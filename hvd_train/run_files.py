@@ -73,13 +73,21 @@ def run_of(path: Path) -> Path:
 
 
 def saved_config(path: Path) -> Config:
-    """The configuration of the run that `path`, a run or a checkpoint in it, belongs to; its name is that of
-    the folder, which may have been moved."""
+    """The configuration of the run that `path`, a run or a checkpoint in it, belongs to; see `named`."""
     folder = run_of(path)
     file = folder / CONFIG_FILE
     if not os.path.isfile(file):  # Path.is_file() fails for a name that is too long
         raise RunDirectoryError(f"{path} is no run: there is no {file}. Give --resume the folder of a run.")
-    return replace(load_config(file), name=folder.name)
+    return named(load_config(file), folder)
+
+
+def named(config: Config, folder: Path) -> Config:
+    """With the name of the run's folder, which may have been moved; without a name where the folder was given
+    one that a run's may not be."""
+    try:
+        return replace(config, name=folder.name)
+    except ConfigError:
+        return replace(config, name="")
 
 
 def anchored(config: Config) -> Config:

@@ -23,6 +23,7 @@ from hvd_train.run_files import (
     anchored,
     exists_already,
     folder_of,
+    named,
     saved_config,
 )
 from hvd_train.saved_checkpoint import find_checkpoint, newest_whole
@@ -98,7 +99,7 @@ def _find(config: Config, folder: Path, is_new: bool, claim: Claim) -> RunDirect
 
 def write_config(config: Config, folder: Path, claim: Ownership) -> None:
     """Writes the configuration into the run's folder. Not collective: for rank 0."""
-    saved = replace(anchored(config), name=folder.name, resume="")
+    saved = replace(named(anchored(config), folder), resume="")
     with _writing_to(folder), replacing(folder / CONFIG_FILE) as path:
         path.write_text(to_toml(saved), encoding="utf-8")
         claim.check()

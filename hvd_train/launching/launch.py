@@ -53,7 +53,7 @@ def _launch(options: Options, before: list[str], training: list[str], check: Che
         folder, is_new = folder_of(config)
         if is_new and os.path.exists(folder):
             raise exists_already(folder)
-        if not config.name:
+        if not config.name and config.resume in ("", "auto"):
             training = [*training, "--name", folder.name]
         record = Record(folder)
     launcher = plan.choose(options)

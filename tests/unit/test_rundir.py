@@ -196,6 +196,19 @@ def test_resume_from_within_and_of_a_copy(run: Path, monkeypatch: pytest.MonkeyP
     assert opened(Config(name="copy", resume=str(copy))).checkpoint == copy / "checkpoints" / "round-20"
 
 
+def test_a_folder_may_have_been_given_a_name_that_no_run_has(run: Path) -> None:
+    copy = run.with_name("first (2), .bäckup")
+    shutil.copytree(run, copy)
+    config = saved_config(copy)
+    assert (config.name, config.seed) == ("", 7)
+    again = replace(config, resume=str(copy))
+    found, claim = open_run(again)
+    write_config(again, found.folder, claim)
+    claim.release()
+    assert (found.folder, found.checkpoint) == (copy, copy / "checkpoints" / "round-20")
+    assert saved_config(copy) == config
+
+
 def test_what_cannot_be_resumed(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="neither a run's folder nor a checkpoint"):
         opened(Config(resume=str(tmp_path / "nowhere")))
