@@ -129,6 +129,10 @@ def load_model(path: str | Path, checkpoint: str = "best", task: Task | None = N
     Raises `RunDirectoryError` for a path without a checkpoint, or without a best one, for a damaged one, and
     for that of another model.
     """
+    if checkpoint not in ("best", "latest"):
+        raise RunDirectoryError(
+            f"checkpoint = {checkpoint!r}: expected best or latest. Give the path of a folder for another."
+        )
     saved = find_checkpoint(Path(path), checkpoint)
     if saved is None:
         other = find_checkpoint(Path(path), "latest")

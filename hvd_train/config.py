@@ -327,8 +327,8 @@ class Config:
     """Seeds the parameters, the order of the samples and dropout."""
 
     resume: str = ""
-    """`auto` goes on from the newest checkpoint of this run's name, or starts it where there is none; a
-    path goes on from that run or checkpoint."""
+    """`auto` goes on from the newest whole checkpoint of this run's name, or starts it where there is none;
+    a path goes on from that run or checkpoint."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -49,11 +49,13 @@ def closing_lines(header: RunHeader, stop: StopReport) -> list[str]:
     # No model is recommended that was never evaluated, or that is not the one of the line above.
     if Path(stop.checkpoints.get("best", "")).name == f"round-{stop.best_round}":
         lines += [_labelled("best", stop.checkpoints["best"]), _labelled("load it", _load_it(header))]
+    elif stop.best is not None and not stop.missing:
+        lines.append(
+            _labelled("best", f"the model of round {stop.best_round} could not be saved and is lost")
+        )
     if stop.reason == "diverged":
         lines.append(_labelled("advice", "a smaller learning rate (--lr), or --optim.clip-norm 1"))
-    elif (
-        "latest" in stop.checkpoints and header.period is not None
-    ):  # what is never averaged cannot be resumed
+    elif "latest" in stop.checkpoints and header.period is not None:  # without averages it cannot go on
         lines.append(_labelled("go on", _go_on(header)))
     return lines
 

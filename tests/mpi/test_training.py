@@ -119,7 +119,9 @@ def test_a_training_that_is_not_finite_anywhere_diverged(tmp_path: Path) -> None
         "--task",
         f"{TASKS}:Poisoned",
         env={"SICK_RANKS": "0,1"},
+        succeeds=False,
     )
+    assert job.returncode == 3, job.output
     (stop,) = events(tmp_path / "r", "stop")
     assert (stop["reason"], stop["round"]) == ("diverged", 3)
     assert "diverged" in job.stdout

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -141,6 +143,37 @@ def test_the_best_model_is_written_as_soon_as_there_is_room(
     assert (stop["missing"], round_of(result.run, "latest")) == ("", 12)
     assert round_of(result.run, "best") == stop["best_round"]
     assert validation_error(hvd_train.load_model(result.run), config) == pytest.approx(result.best, abs=1e-9)
+
+
+def test_an_interrupted_run_that_lost_its_best_model_says_so_and_goes_on(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted(Classification):
+        steps = 0
+
+        def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+            self.steps += model.training
+            if self.steps == 45:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return super().loss(model, batch)
+
+    config = replace(config, checkpoint=CheckpointConfig())
+    with monkeypatch.context() as patched:
+        disk_is_full(patched, lambda rounds, reason: reason == "best")
+        result = hvd_train.train(config, Interrupted(config.model))
+    assert (result.reason, round_of(result.run, "latest")) == ("interrupted", 5)
+    (stop,) = events(result.run, "stop")
+    assert (stop["missing"], set(stop["checkpoints"])) == ("", {"latest"})
+    said = capsys.readouterr().out
+    assert f"best      the model of round {stop['best_round']} could not be saved and is lost" in said
+    assert "load it" not in said
+    with pytest.raises(RunDirectoryError, match="no checkpoint `best`"):
+        hvd_train.load_model(result.run)
+    with pytest.raises(RunDirectoryError, match="checkpoint = 'newest': expected best or latest"):
+        hvd_train.load_model(result.run, "newest")
+    again = hvd_train.train(replace(config, resume="auto"))
+    assert [e["kind"] for e in events(again.run, "fault")][-1] == "best_model_lost"
+    assert validation_error(hvd_train.load_model(again.run), config) == pytest.approx(again.best, abs=1e-9)
 
 
 def test_the_checkpoints_were_removed_while_it_ran(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
