@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hvd_train.atomic import replacing
-from hvd_train.checkpoint import find_checkpoint
 from hvd_train.claim import Claim, Ownership, forget, take
 from hvd_train.config import Config, to_toml
 from hvd_train.errors import RunDirectoryError, UserError

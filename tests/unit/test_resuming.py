@@ -14,7 +14,6 @@ import xxhash
 from safetensors.torch import load_file, save_file
 
 import hvd_train
-from hvd_train.checkpoint import SavedCheckpoint
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import (
     Config,
@@ -32,6 +31,7 @@ from hvd_train.errors import HvdTrainError
 from hvd_train.record.reports import EvaluationReport, RoundReport, StopReport
 from hvd_train.resuming import RULES, Rule
 from hvd_train.run_files import saved_config
+from hvd_train.saved_checkpoint import SavedCheckpoint
 from tests.launching import ROOT
 from tests.markdown import tables
 from tests.unit.data.shards import write_foreign
