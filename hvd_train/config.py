@@ -56,7 +56,8 @@ class DataConfig:
 
     reading: Literal["auto", "memory", "stream"] = "auto"
     """`memory` holds the rank's rows in memory, `stream` reads blocks of rows in random order as they
-    are needed; `auto` takes memory while the rows of all ranks of a host fit into half of it."""
+    are needed; `auto` takes memory while the rows of all ranks of a host fit into half of what is left
+    there: by the kernel, the job's cgroups, Slurm's allocation, and `ulimit -v` and `-d`."""
 
     scale: float | None = None
     """Integer inputs are multiplied by this before the model. Default: what the shard says, else 1."""
