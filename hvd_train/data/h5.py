@@ -30,6 +30,9 @@ Array = npt.NDArray[Any]
 
 _MAX_LISTED = 12
 _MAX_SOFT_LINKS = 16
+# HDF5 reads rows that were never written as zeros, without an end where the number of rows is damaged.
+_MOST_BYTES = 1 << 30
+_MOST_COMPRESSED = 100_000
 
 
 @contextmanager
@@ -171,6 +174,12 @@ class ShardFile:
             raise DataError(
                 f"{self._path}: dataset `{name}` holds {dtype}. Expected integers of 8 to 64 bits, "
                 "floating-point numbers of 16 to 64 bits, or booleans: convert it."
+            )
+        file_bytes = os.path.getsize(self._path)
+        if dtype.itemsize * math.prod(dataset.shape) > _MOST_BYTES + _MOST_COMPRESSED * file_bytes:
+            raise DataError(
+                f"{self._path}: dataset `{name}` is {dtype} {list(dataset.shape)} in a file of {file_bytes} "
+                "bytes. The number of rows is damaged, or most were never written: write it again."
             )
         return fmt.FieldSpec(shape=tuple(map(int, dataset.shape[1:])), dtype=dtype.name)
 

@@ -52,7 +52,14 @@ class Rows:
 
     def empty(self, num_rows: int) -> dict[str, Array]:
         """Uninitialised arrays of `num_rows` rows."""
-        return {name: np.empty((num_rows, *f.shape), np.dtype(f.dtype)) for name, f in self.fields.items()}
+        try:
+            return {n: np.empty((num_rows, *f.shape), np.dtype(f.dtype)) for n, f in self.fields.items()}
+        except MemoryError:
+            num_bytes = num_rows * self.row_bytes
+            raise DataError(
+                f"{self.spans[0].shard}: {num_rows} rows need {num_bytes} bytes of memory, which this "
+                "process cannot have. Read them with data.reading = 'stream', or in smaller batches."
+            ) from None
 
     def read(self, start: int, stop: int) -> dict[str, Array]:
         """Rows `start` up to `stop`. Raises IndexError outside 0..n."""

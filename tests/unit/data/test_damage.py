@@ -251,6 +251,18 @@ def test_a_shard_that_is_replaced_while_it_is_read(folder: Path, tmp_path: Path)
         rows.read(0, ROWS)
 
 
+def test_rows_that_no_memory_holds(tmp_path: Path) -> None:
+    path = tmp_path / "wide.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("inputs", (4, 2**46), "f4", chunks=(1, 1024))
+        file["targets"] = np.arange(4)
+        file["inputs"][0, :1024] = 1
+    with path.open("r+b") as raw:
+        raw.truncate(1 << 34)  # sparse: large enough that so many values are believed
+    with pytest.raises(DataError, match=r"wide\.h5: 4 rows need 1125899906842656 bytes of memory.*'stream'"):
+        read_all(path)
+
+
 def test_facts_are_read_as_they_were_written(folder: Path) -> None:
     with h5py.File(shard_of(folder)) as file:
         text, written = (bytes(file.attrs[f"hvd_train_{name}"]) for name in ("facts", "facts_digest"))

@@ -76,6 +76,11 @@ def one_value(file: h5py.File) -> None:
     add_targets(file)
 
 
+def rows_without_end(file: h5py.File) -> None:
+    file.create_dataset("inputs", (10**13, 3), "f4", chunks=(10, 3))
+    file.create_dataset("targets", (10**13,), "i8", chunks=(10,))
+
+
 def strings(file: h5py.File) -> None:
     file["inputs"] = ["a", "b", "c", "d"]
     add_targets(file)
@@ -114,6 +119,10 @@ def wrong_count(file: h5py.File) -> None:
         (circle_of_links, r"`inputs` is a circle of soft links"),
         (lengths_differ, r"`inputs` has 5 rows, `targets` has 4 rows\. Expected one row per sample"),
         (one_value, r"`inputs` is a single value\. Expected samples along its first axis"),
+        (
+            rows_without_end,
+            r"`inputs` is float32 \[10000000000000, 3\] in a file of \d+ bytes\. .*never written",
+        ),
         (strings, r"`inputs` holds strings\. Expected integers"),
         (later_schema, r"shard schema 99: this program reads schema 1 or 2\. "),
         (wrong_count, r"4 rows, but the file records 7 samples"),
