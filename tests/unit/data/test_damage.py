@@ -18,9 +18,10 @@ from hvd_train.data.catalog import Catalog, open_catalog
 from hvd_train.data.check import check_shard
 from hvd_train.data.deal import Span, deal
 from hvd_train.data.facts import decode, digest, digest_of, encode
+from hvd_train.data.h5 import ShardFile
 from hvd_train.data.locate import locate
 from hvd_train.data.manifest import load_manifest, save_manifest
-from hvd_train.data.reader import make_reader
+from hvd_train.data.reader import StreamReader, make_reader
 from hvd_train.data.rows import Rows
 from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part
@@ -341,3 +342,27 @@ def test_a_part_is_added_beside_shards_of_schema_1(tmp_path: Path) -> None:
     ]
     assert problems(tmp_path / "d") == []
     assert sum(span.num_rows for span in open_catalog(DataConfig(path=str(tmp_path / "d"))).train) == 30
+
+
+def test_the_stream_reader_reads_whole_checksummed_blocks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edges = []
+    read = ShardFile.read
+
+    def recording(shard: ShardFile, name: str, start: int, stop: int) -> np.ndarray:
+        edges.append((start, stop))
+        return read(shard, name, start, stop)
+
+    monkeypatch.setattr(ShardFile, "read", recording)
+    fields = open_catalog(DataConfig(path=str(folder))).sample.fields
+    for span, expected in (((0, ROWS), set()), ((6, 30), {(4, 8), (28, 32)})):
+        rows = Rows([Span(str(shard_of(folder)), *span)], fields)
+        reader = StreamReader(rows, 0, block_bytes=10 * (WIDTH + 8), window_blocks=2)
+        for epoch in (0, 1):
+            reader.start_epoch(epoch)
+            while reader.next_batch(7) is not None:
+                pass
+        reader.close()
+        assert set(edges) == expected, "what is read to verify it, beside the rows that are asked for"
+        edges.clear()
