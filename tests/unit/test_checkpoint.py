@@ -449,6 +449,10 @@ def test_one_rank_that_does_not_see_the_folder_is_enough(tmp_path: Path) -> None
 
     def run(comm: ThreadCommunicator) -> str:
         written = checkpoints(tmp_path / "not-mounted-here" if comm.rank == 1 else tmp_path, comm)
+        with pytest.raises(
+            SetupFailed, match=r"rank 1 of 2: .*not-mounted-here/checkpoints: a checkpoint cannot"
+        ):
+            written.prepare()
         written.after_round(2, "", improved=True)
         return written.failure
 
