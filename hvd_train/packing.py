@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,8 +46,9 @@ def require_savable(state: Mapping[str, Any], where: str) -> None:
     for key, value in state.items():
         reason = _refusal(key, value)
         if reason:
+            name = key.encode(errors="backslashreplace").decode()
             raise TaskError(
-                f"`{key}` in the state of {where} cannot be saved in a checkpoint: {reason}. Expected dense "
+                f"`{name}` in the state of {where} cannot be saved in a checkpoint: {reason}. Expected dense "
                 "tensors of a type that safetensors knows, and beside them numbers, text, lists and "
                 "dictionaries with text as keys. For a buffer that can be computed again: "
                 "register_buffer(..., persistent=False)."
@@ -63,9 +65,17 @@ def _refusal(key: str, value: Any) -> str:
         return "" if same else f"{value!r} is not what JSON gives back"
     if value.layout is not torch.strided:
         return f"it is a tensor with the layout {value.layout}"
+    unusual = key == "__metadata__" or not key.isascii()
+    if unusual and (reason := _refused_by_library(key, torch.uint8)):
+        return f"its name: {reason}"
+    return _refused_by_library("x", value.dtype)
+
+
+@cache
+def _refused_by_library(key: str, dtype: torch.dtype) -> str:
+    """Why safetensors does not take such a tensor; empty if it does."""
     try:
-        if key not in load(save({key: torch.empty(0, dtype=value.dtype)})):
-            return "its name is taken"
+        load(save({key: torch.empty(0, dtype=dtype)}))
     except Exception as error:  # KeyError for a type, SafetensorError or UnicodeEncodeError for a name
-        return f"{value.dtype}: {type(error).__name__}: {error}"
+        return f"{dtype}, {type(error).__name__}: {error}"
     return ""
