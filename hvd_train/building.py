@@ -79,7 +79,7 @@ def _lazy(model: nn.Module) -> list[str]:
 
 def _initialise(model: nn.Module, task: Task, catalog: Catalog) -> None:
     with evaluating(model):
-        task.loss(model, task.transform(_first_rows(catalog.train, catalog, _ROWS)))
+        task.loss(model, task.transform(first_rows(catalog.train, catalog, _ROWS)))
     if left := _lazy(model):
         raise TaskError(
             f"`{left[0]}` has no shape: its module is lazy, and a forward pass in evaluation mode did not "
@@ -87,7 +87,8 @@ def _initialise(model: nn.Module, task: Task, catalog: Catalog) -> None:
         )
 
 
-def _first_rows(spans: Sequence[Span], catalog: Catalog, count: int) -> Batch:
+def first_rows(spans: Sequence[Span], catalog: Catalog, count: int) -> Batch:
+    """The first `count` rows of `spans`, or as many as there are, as a reader gives them."""
     rows = Rows(spans, catalog.sample.fields)
     try:
         arrays = rows.read(0, min(count, len(rows)))
@@ -111,7 +112,7 @@ def refuse_single_rows(
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         with torch.no_grad():
-            task.loss(model, task.transform(_first_rows(part, catalog, 1)))
+            task.loss(model, task.transform(first_rows(part, catalog, 1)))
     except ValueError as error:
         if "more than 1" not in str(error) or not entered:
             raise

@@ -129,8 +129,8 @@ def _beginning(optimizer: torch.optim.Optimizer, counters: Mapping[str, float], 
 
 
 class OptimizerState:
-    """An optimizer's state as a checkpoint saves it, by `parameter/key`; the names are those of the model
-    without `torch.compile`. Stateful.
+    """An optimizer's state as a checkpoint saves it, by `parameter/key`, with the names of the model without
+    its wrappers. Stateful.
 
     Loading copies into tensors that exist, so that those laid out in a flat state stay there.
     """

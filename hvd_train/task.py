@@ -44,7 +44,8 @@ class Task(ABC):
 
     @abstractmethod
     def build_model(self, spec: SampleSpec) -> nn.Module:
-        """A new model for samples of this shape, on the CPU and in training mode.
+        """A new model for samples of this shape, on the CPU and in training mode; modules in it that are in
+        evaluation mode, such as a frozen batch norm, stay so.
 
         Draw random numbers from torch's global generator only: it is seeded before the call. Is called
         before every other method, also when a finished model is loaded.

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,3 +81,14 @@ def test_ranks_that_find_themselves_alone() -> None:
     assert job.returncode == 1
     assert (other.returncode, stdout) == (1, "")
     assert "hvd_train doctor:" not in stderr, "rank 0 says it"
+
+
+def test_memory_is_about_that_of_a_real_training(tmp_path: Path) -> None:
+    """The bounds are wide: what an allocator returns to the system differs between machines."""
+    result = tmp_path / "result.json"
+    argv = [sys.executable, "benchmarks/doctor_memory.py", "--models", "mlp", "--ranks", "1"]
+    job = run([*argv, "--json", str(result)], deadline_s=200)
+    assert job.returncode == 0, job.output
+    (row,) = json.loads(result.read_text())["rows"]
+    assert (row["model"], row["ranks"]) == ("mlp", 1)
+    assert 0.5 < row["ratio"] < 2, row

@@ -7,7 +7,8 @@ host       cores, what MPI may use within a host, shared memory, limits
 network    interfaces, and what an MPI over TCP should be told
 storage    the folder of the runs, and locks in it
 slurm      the allocation, and whether srun fits the MPI
-need       bytes of state of a model
+need       what a model and its data take
+memory     what the ranks of a host hold at the peak of a training
 parts      torch, the ring's extensions, MPI: what must be loaded to be known
 probe      the child that loads them, and brings the ranks together
 child      the other end: a child with a deadline, which may hang or crash

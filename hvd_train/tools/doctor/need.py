@@ -1,58 +1,163 @@
-"""What the state of a training takes in memory. Loads torch."""
+"""Measures what a training takes in memory, on its model and its data. Loads torch."""
 
 from __future__ import annotations
 
+import gc
 import math
-from dataclasses import dataclass, replace
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from hvd_train.building import build, first_rows
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import Config
-from hvd_train.data.catalog import open_catalog
-from hvd_train.optim import make_optimizer
+from hvd_train.data.catalog import Catalog, open_catalog
+from hvd_train.data.reader import BLOCK_BYTES, WINDOW_BLOCKS
+from hvd_train.data.rows import Rows
+from hvd_train.model_state import saved_state
+from hvd_train.models import evaluating
+from hvd_train.optim import LocalStep, make_optimizer
 from hvd_train.state import FlatState
-from hvd_train.task import make_task, takes_tokens
+from hvd_train.task import Batch, Task, make_task, takes_tokens
+from hvd_train.tools.doctor.memory import Need
 
 _SIDE = 64
 """Of the square matrix that stands for the parameters of a model which is not there."""
 
-
-@dataclass(frozen=True)
-class Need:
-    """Bytes that each rank's training needs."""
-
-    words: str
-    """Of which model."""
-
-    state_bytes: int
-    """S: what is averaged. Several copies of it are kept."""
-
-    private_bytes: int
-    """Gradients, and optimizer state that is not averaged."""
+_ROWS = 8
+"""Rows that a forward pass is tried on: with half of them it is a line through two points."""
 
 
 def of(config: Config, parameters: int | None) -> Need:
-    """Of a model of so many float32 parameters under the optimizer of `config`, or of its own model.
+    """Of a model of so many float32 parameters under the optimizer of `config`, or of its own model; with the
+    data of `config` in both cases.
 
-    Raises `UserError` if that cannot be built.
+    Raises `UserError` if model or data cannot be used.
     """
+    task = make_task(config)
+    catalog = open_catalog(config.data, tokens=takes_tokens(task))
     if parameters is None:
-        task = make_task(config)
-        model = task.build_model(open_catalog(config.data, tokens=takes_tokens(task)).sample)
-        found = _measure(model, config)
-        return replace(found, words=f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    one = _measure(nn.Linear(_SIDE, _SIDE, bias=False), config)
-    times = parameters / _SIDE**2
-    state, private = math.ceil(one.state_bytes * times), math.ceil(one.private_bytes * times)
-    return Need(f"{parameters:,} parameters", state, private)
+        found = _of_model(build(task, catalog), config)
+        count = found.words
+        found = replace(found, activation_bytes=_activations(task, catalog, config))
+    else:
+        found = _times(_of_model(nn.Linear(_SIDE, _SIDE, bias=False), config), parameters / _SIDE**2)
+        count = f"{parameters:,} parameters"
+    rows = Rows(catalog.train, catalog.sample.fields)
+    return replace(
+        found,
+        words=count,
+        data_bytes=len(rows) * rows.row_bytes,
+        window_bytes=2 * WINDOW_BLOCKS * max(BLOCK_BYTES, rows.row_bytes),
+        reading=config.data.reading,
+    )
 
 
-def _measure(model: nn.Module, config: Config) -> Need:
+def of_process() -> tuple[int, int]:
+    """Bytes that this process has to itself, and bytes of files that it maps; after a step of training, which
+    loads more of torch."""
+    _try_step()
+    gc.collect()
+    text = Path("/proc/self/status").read_text()
+    found = {key: int(value) * 1024 for key, value in re.findall(r"^(\w+):\s+(\d+) kB$", text, re.M)}
+    return found["RssAnon"], found["RssFile"]
+
+
+def _of_model(model: nn.Module, config: Config) -> Need:
     optimizer, comm, sync = make_optimizer(model, config.optim), SoloCommunicator(), config.sync
-    whole = FlatState(model, optimizer, comm, batch_norm=sync.batch_norm).num_bytes
-    averaged = FlatState(
-        model, optimizer, comm, optimizer_state=sync.optimizer_state, batch_norm=sync.batch_norm
-    ).num_bytes
-    gradients = sum(p.numel() * p.itemsize for p in model.parameters() if p.requires_grad)
-    return Need("", averaged, gradients + whole - averaged)
+    whole = FlatState(model, optimizer, comm, batch_norm=sync.batch_norm)
+    flat = FlatState(model, optimizer, comm, optimizer_state=sync.optimizer_state, batch_norm=sync.batch_norm)
+    kept = whole.num_bytes - flat.num_bytes
+    return Need(
+        words=f"{sum(p.numel() for p in model.parameters()):,} parameters",
+        state_bytes=flat.num_bytes,
+        gradient_bytes=sum(p.numel() * p.itemsize for p in model.parameters() if p.requires_grad),
+        own_bytes=kept + sum(_num_bytes(t) for _, t in flat.frozen()),
+        model_bytes=sum(map(_num_bytes, saved_state(model)[0].values())),
+        averaged_moment_bytes=sum(map(_num_bytes, flat.moments().values())),
+        own_moment_bytes=kept if sync.optimizer_state == "keep" else 0,
+        wide_bytes=sum(4 * math.prod(e.size) for e in flat.entries if e.dtype.itemsize < 4),
+    )
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _times(need: Need, factor: float) -> Need:
+    numbers: dict[str, Any] = {
+        name: math.ceil(value * factor) for name, value in vars(need).items() if isinstance(value, int)
+    }
+    return replace(need, **numbers)
+
+
+def _activations(task: Task, catalog: Catalog, config: Config) -> int:
+    """Bytes of a batch and what a pass on it makes: of a few rows, and from there along a line to all."""
+    model = build(task, catalog)
+    few = first_rows(catalog.train, catalog, _ROWS)
+    rows = len(next(iter(few.values())))
+    half = {name: value[: max(1, rows // 2)] for name, value in few.items()}
+    # The gradients of what is kept are at most as large again.
+    trained = 2 * _at(config.data.batch_size, rows, _kept(task, model, half), _kept(task, model, few))
+    if not catalog.validation:
+        return trained
+    evaluated = _at(config.evaluate.batch_size, rows, _passed(task, model, half), _passed(task, model, few))
+    return max(trained, evaluated)
+
+
+def _at(batch_size: int, rows: int, half: int, whole: int) -> int:
+    """What a batch takes, of which `rows` take `whole`, and half of them `half`."""
+    each = max(0, whole - half) / max(1, rows - max(1, rows // 2))
+    return math.ceil(max(0, whole + each * (batch_size - rows)))
+
+
+def _kept(task: Task, model: nn.Module, batch: Batch) -> int:
+    """Bytes of a batch and of what autograd keeps of its forward pass, without the parameters."""
+    ours = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in ours:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = task.loss(model, task.transform(dict(batch)))
+    del loss
+    return sum(kept.values()) + sum(map(_num_bytes, batch.values()))
+
+
+def _passed(task: Task, model: nn.Module, batch: Batch) -> int:
+    """Bytes of a batch and of the largest input and output of a module in an evaluation of it."""
+    largest = 0
+
+    def measure(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal largest
+        tensors = [t for t in (*inputs, output) if isinstance(t, Tensor)]
+        largest = max(largest, sum(map(_num_bytes, tensors)))
+
+    hooks = [module.register_forward_hook(measure) for module in model.modules()]
+    with evaluating(model):
+        task.loss(model, task.transform(dict(batch)))
+    for hook in hooks:
+        hook.remove()
+    return largest + sum(map(_num_bytes, batch.values()))
+
+
+class _Tiny(Task):
+    def build_model(self, spec: object) -> nn.Module:
+        return nn.Linear(_SIDE, _SIDE)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        return model(batch["x"]).square().mean(), len(batch["x"])
+
+
+def _try_step() -> None:
+    task, config = _Tiny(), Config()
+    model = task.build_model(None)
+    LocalStep(model, make_optimizer(model, config.optim), task, config.optim)([{"x": torch.ones(2, _SIDE)}])

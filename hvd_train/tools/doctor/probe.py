@@ -111,6 +111,10 @@ def main() -> None:
     except HvdTrainError as error:
         voice.fail(str(error), "", error.agreed)
         return
+    if need is not None:
+        from hvd_train.tools.doctor.need import of_process
+
+        need["process_bytes"], need["library_bytes"] = of_process()
     with comm:
         _tell_world(voice, comm, options, library.mpi, need)
 

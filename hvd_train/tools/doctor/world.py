@@ -10,6 +10,7 @@ from hvd_train import machine
 from hvd_train.binding import Seat, complaints
 from hvd_train.comm.launcher import Launcher
 from hvd_train.tools.doctor.check import Check, count, numbers, size
+from hvd_train.tools.doctor.memory import Need, Place, loaded_bytes, state_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,19 +96,20 @@ def judge(
 
     Args:
         num_hosts: groups of ranks that share memory, as the backend found them.
-        need: of `need.Need`.
+        need: the values of a `Need`.
     """
     hosts = by_host(reports)
     found = [_of_all(reports, places(hosts, backend, num_hosts))] if len(reports) > 1 else []
     found += _each({host: threads(of_host, launcher) for host, of_host in hosts.items()}, hosts)
     if need is not None:
-        found += _memory(hosts, backend, need)
+        found += _memory(hosts, backend, Need(**need), num_hosts)
     return found
 
 
-def _memory(hosts: Mapping[str, list[Report]], backend: str, need: Mapping[str, Any]) -> list[Finding]:
+def _memory(hosts: Mapping[str, list[Report]], backend: str, need: Need, num_hosts: int) -> list[Finding]:
     """Of the hosts that have too little, else of the one with the least: what is free differs on all."""
-    checks = {host: memory(of_host, backend, **need) for host, of_host in hosts.items()}
+    world_size = sum(map(len, hosts.values()))
+    checks = {host: memory(of_host, backend, need, world_size, num_hosts) for host, of_host in hosts.items()}
     short = [host for host, check in checks.items() if check.status != "ok"]
     least = min(hosts, key=lambda host: hosts[host][0].free_bytes / len(hosts[host]))
     return [
@@ -165,20 +167,23 @@ def threads(of_host: Sequence[Report], launcher: Launcher) -> list[Check]:
     return [Check(name=name, seen=seen)]
 
 
-def memory(
-    of_host: Sequence[Report], backend: str, words: str, state_bytes: int, private_bytes: int
-) -> Check:
-    """The state of all ranks of a host against what it can give. Where ranks share memory there is one pair
-    of anchors for all, else one for each. What torch and the batches take comes on top."""
+def memory(of_host: Sequence[Report], backend: str, need: Need, world_size: int, num_hosts: int = 1) -> Check:
+    """What all ranks of a host need at the peak of a training, against what it can give."""
     free = of_host[0].free_bytes
-    alone = len(of_host) == 1 and backend == "solo"
+    alone = world_size == 1 and backend == "solo"
+
+    def at(ranks: int) -> Place:
+        if ranks == len(of_host):
+            return Place(ranks=ranks, world_size=world_size, num_hosts=num_hosts, backend=backend)
+        return Place(ranks=ranks, world_size=ranks, num_hosts=1, backend="ring")
 
     def needed(ranks: int) -> int:
-        copies = ranks + 2 if backend == "ring" or alone else 3 * ranks
-        return copies * state_bytes + ranks * private_bytes
+        return state_bytes(need, at(ranks)) + loaded_bytes(need, at(ranks), free)
 
     ranks = len(of_host)
-    seen = f"{words}, S = {size(state_bytes)}: {_reckon(ranks, needed(ranks), backend)} of {size(free)} free"
+    seen = (
+        f"{need.words}, S = {size(need.state_bytes)}: {_reckon(need, at(ranks), free)} of {size(free)} free"
+    )
     if needed(ranks) > free:
         remedy = (
             "Use fewer ranks a host, `sync.optimizer_state = 'keep'` or a smaller model, or raise the limit."
@@ -188,13 +193,17 @@ def memory(
     wanted = len(of_host[0].seat.cores)
     if alone and needed(wanted) > free:
         most = max(n for n in range(1, wanted + 1) if needed(n) <= free)
-        seen = f"{seen}; {_reckon(wanted, needed(wanted), 'ring')} would not fit"
+        seen = f"{seen}; {_reckon(need, at(wanted), free)} would not fit"
         remedy = f"Start no more than {count(most, 'rank')} on this host."
         return Check(name="memory", status="warning", seen=seen, remedy=remedy)
     return Check(name="memory", seen=seen)
 
 
-def _reckon(ranks: int, num_bytes: int, backend: str) -> str:
-    copies = f"{ranks + 2} S" if backend in ("ring", "solo") else f"{3 * ranks} S"
-    verb = "needs" if ranks == 1 else "need"
-    return f"{count(ranks, 'rank')} {verb} {copies} and gradients, {size(num_bytes)},"
+def _reckon(need: Need, at: Place, free: int) -> str:
+    """The sum, and what it is made of."""
+    state, loaded = state_bytes(need, at), loaded_bytes(need, at, free)
+    verb = "needs" if at.ranks == 1 else "need"
+    return (
+        f"{count(at.ranks, 'rank')} {verb} {at.copies} S and gradients, {size(state)} with slices and the "
+        f"copies of a checkpoint, and {size(loaded)} for torch and the data: {size(state + loaded)}"
+    )

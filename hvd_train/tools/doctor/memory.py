@@ -1,0 +1,97 @@
+"""What the ranks of a host hold at the peak of a training, in bytes. Loads nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What one rank's training holds; the same on every rank."""
+
+    words: str
+    """Of which model."""
+
+    state_bytes: int
+    """S: what is averaged. Several copies of it are kept."""
+
+    gradient_bytes: int
+
+    own_bytes: int = 0
+    """What the rank keeps beside S: frozen parameters, optimizer state that is not averaged."""
+
+    activation_bytes: int = 0
+    """A batch, and what the passes on it make."""
+
+    model_bytes: int = 0
+    """Of the model's file in a checkpoint."""
+
+    averaged_moment_bytes: int = 0
+    """Of the optimizer's averaged state, which rank 0 saves for all."""
+
+    own_moment_bytes: int = 0
+    """Of the optimizer's state that each rank saves."""
+
+    wide_bytes: int = 0
+    """Of half types in S as float32, in which they are summed."""
+
+    data_bytes: int = 0
+    """All training rows."""
+
+    window_bytes: int = 0
+    """What a rank holds of its rows at most if it reads them as a stream."""
+
+    reading: str = "auto"
+    """Of `data.reading`."""
+
+    process_bytes: int = 0
+    """Memory of its own that a process has once everything is loaded: Python, torch, MPI."""
+
+    library_bytes: int = 0
+    """Files that the processes of a host map together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The ranks of a host, which hold more than others if rank 0 is among them: it is assumed to be."""
+
+    ranks: int
+    world_size: int
+    num_hosts: int
+    backend: str
+
+    @property
+    def copies(self) -> int:
+        """Copies of S: live values and two slots; where ranks share memory one pair of slots for all."""
+        return self.ranks + 2 if self.backend == "ring" else 3 * self.ranks
+
+
+def state_bytes(need: Need, at: Place) -> int:
+    """State, slices and gradients at the peak: at the start, in a step, in an average or in a checkpoint."""
+    slices = at.ranks * (need.state_bytes + need.wide_bytes // 2) // at.world_size
+    steady = at.copies * need.state_bytes + slices + at.ranks * need.own_bytes
+    if at.backend == "ring" and at.num_hosts > 1:
+        steady += need.state_bytes // at.num_hosts  # inboxes
+    elif at.backend != "ring":
+        steady += at.ranks * need.wide_bytes
+    gradients = at.ranks * need.gradient_bytes
+    start = at.ranks * need.state_bytes  # the tensors as the model was built, beside the buffers
+    step = (
+        gradients + at.ranks * need.activation_bytes
+    )  # or an evaluation, while the gradients are still there
+    average = gradients + (at.ranks * need.state_bytes if at.backend == "horovod" else 0)
+    # A file is held three times: as copies of the tensors, as the format has it, and as bytes to write. While
+    # rank 0 packs the model it still has the bytes of the other file.
+    own = 3 * at.ranks * need.own_moment_bytes
+    moments = need.averaged_moment_bytes
+    save = gradients + own + max(3 * moments, moments + 3 * need.model_bytes)
+    return steady + max(start, step, average, save)
+
+
+def loaded_bytes(need: Need, at: Place, free_bytes: int) -> int:
+    """Programs and data."""
+    part = need.data_bytes // at.world_size
+    fits = part <= free_bytes // 2 // at.ranks
+    whole = need.reading == "memory" or (need.reading == "auto" and fits)
+    data = part if whole else min(part, need.window_bytes)
+    return need.library_bytes + at.ranks * (need.process_bytes + data)
