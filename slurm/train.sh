@@ -29,10 +29,10 @@ restart=${SLURM_RESTART_COUNT:-0}
 say() { printf 'slurm/train.sh: %(%F %T)T %s\n' -1 "$*"; }
 
 # --- What Slurm tells: USR1 to this shell before the time limit; TERM when it ends the job itself.
-training='' told=''
+training='' told='' stopped=''
 stop_training() {
     say "$1: the training stops after its round, with a checkpoint"
-    told=1
+    told=1 stopped=1
     # USR1 and not TERM, which Slurm sends to the training as well: a second TERM might end it at once.
     if [[ -n $training ]]; then kill -USR1 "$training" 2>/dev/null; fi
 }
@@ -98,7 +98,7 @@ launch() {
         ${HVD_TRAIN_INTERFACE:+--interface "$HVD_TRAIN_INTERFACE"} \
         ${HVD_TRAIN_START_TIMEOUT:+--start-timeout "$HVD_TRAIN_START_TIMEOUT"} -- "${options[@]}" &
     training=$!
-    while told=''; wait "$training"; status=$?; [[ -n $told ]]; do stopped=1; done
+    while told=''; wait "$training"; status=$?; [[ -n $told ]]; do :; done
     training=''
 }
 
@@ -106,13 +106,13 @@ launch() {
 begun() { "$python" -m hvd_train restarts --begun -- "${options[@]}" 2>/dev/null; }
 
 # Whether the start that has just ended never came to its first step, and another may: not after a stop, nor where
-# what was given cannot be run (2).
+# what was given cannot be run (2) or does not converge (3).
 worth_another_try() {
     [[ -z $stopped && $status != [023] && $status != 75 && $try -lt ${HVD_TRAIN_RESTARTS:-3} ]] &&
         ! preempted && [[ -z $can_ask || $(hosts_answer && echo yes) == yes ]] && [[ $(begun) == "$before" ]]
 }
 
-stopped='' try=1 before=$(begun)
+try=1 before=$(begun)
 launch
 while worth_another_try; do
     try=$((try + 1))

@@ -68,7 +68,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.ranks is not None and not 1 <= self.ranks <= MOST_SLOTS:
-            raise ConfigError(f"-np {self.ranks}: expected 1 to {MOST_SLOTS:,} ranks.")
+            raise ConfigError(f"-np {self.ranks}: expected at least 1 rank, and {MOST_SLOTS:,} at most.")
         require_usable(self, "--")
         if self.start_timeout < 0:
             raise ConfigError(f"--start-timeout {self.start_timeout:g}: expected 0 or a number of seconds.")
