@@ -71,10 +71,8 @@ class ValidationEvaluator:
         if not self._batches:
             return []
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
-        was_training = self._model.training
-        self._model.eval()
         try:
-            with torch.no_grad(), generators_as_they_are():
+            with evaluating(self._model), generators_as_they_are():
                 return sorted(self._sums(*self._batches[0]))
         except UserError:
             raise
@@ -84,7 +82,6 @@ class ValidationEvaluator:
                 + traceback.format_exc()
             ) from None
         finally:
-            self._model.train(was_training)
             with torch.no_grad():
                 for buffer, value in buffers:
                     buffer.copy_(value)

@@ -13,9 +13,11 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Any
 
+import msgspec
+
 from hvd_train.config import Config, flatten
 from hvd_train.errors import ConfigError
-from hvd_train.stateful import State
+from hvd_train.stateful import State, checked
 
 
 class Rule(Enum):
@@ -77,6 +79,8 @@ RULES: Mapping[str, Rule] = {
     "sync.optimizer_state": Rule.NEXT,
     "sync.batch_norm": Rule.NEXT,
     "sync.wire": Rule.NEXT,
+    "sync.stall_timeout_s": Rule.NEXT,
+    "sync.step_timeout_s": Rule.NEXT,
     "sync.check_every": Rule.NEXT,
     "stop.patience": Rule.NEXT,
     "stop.min_delta": Rule.NEXT,
@@ -94,6 +98,14 @@ RULES: Mapping[str, Rule] = {
     "checkpoint.keep": Rule.NEXT,
 }
 """For every key of the configuration."""
+
+
+class _Saved(msgspec.Struct, forbid_unknown_fields=True):
+    """`Settings` as a checkpoint holds them."""
+
+    config: dict[str, Any]
+    validation: str | None = None
+    """None: not known."""
 
 
 class Settings:
@@ -123,11 +135,13 @@ class Settings:
 
     def state_dict(self) -> dict[str, Any]:
         """Every key, and which rows are evaluated."""
-        return {"config": self._now, "validation": self._validation}
+        return {"config": _plain(self._now), "validation": self._validation}
 
     def load_state_dict(self, state: State) -> None:
-        """Compares. Raises `ConfigError` for a key that must stay as it is."""
-        now, before = _plain(self._now), _plain(state["config"])
+        """Compares. Raises `ConfigError` for a key that must stay as it is, and `RunDirectoryError` for a state
+        that `state_dict` does not give."""
+        saved = checked(state, _Saved)
+        now, before = _plain(self._now), _plain(saved.config)
         changed = [key for key in RULES if key in before and before[key] != now[key]]
         for key in changed:
             # A model without dropout has fewer layers, and other names of those behind it.
@@ -144,7 +158,7 @@ class Settings:
                 "state begins anew."
             )
         self.arguments_hold = "optim.args" not in changed
-        reasons = self._why_best_ends(before, now, changed, state.get("validation"))
+        reasons = self._why_best_ends(before, now, changed, saved.validation)
         if reasons:
             self.best_holds = False
             self.remarks.append(f"{' and '.join(reasons)}: best, curve and patience begin anew.")

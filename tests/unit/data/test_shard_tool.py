@@ -243,7 +243,7 @@ def test_a_scale_that_is_not_finite_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], scale: str
 ) -> None:
     assert main(["write", "digits", "--out", str(tmp_path / "d"), "--scale", scale]) == 2
-    assert capsys.readouterr().err == f"hvd_train: --scale {scale}: expected a finite number.\n"
+    assert capsys.readouterr().err == f"hvd_train: --scale = {scale}: expected a finite number.\n"
 
 
 def test_long_double_becomes_float64(tmp_path: Path) -> None:
