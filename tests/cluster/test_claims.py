@@ -75,7 +75,8 @@ def test_a_job_on_another_host_is_refused_until_the_first_has_gone(hosts: Hosts,
         assert over.returncode == 0, over.output
         assert " on h1 (since " in over.stderr
         assert "which gave no sign of life for 8 s." in over.stderr
-    assert events(tmp_path / "r", "header")[-1]["round"] == done
+    # It may have gone before it reported its last checkpoint.
+    assert events(tmp_path / "r", "header")[-1]["round"] in (done, done + 1)
     assert events(tmp_path / "r", "stop")[-1]["round"] == done + 2
 
 

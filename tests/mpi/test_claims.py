@@ -87,7 +87,7 @@ def test_a_second_job_is_refused_and_a_killed_one_taken_over(tmp_path: Path) -> 
     (line,) = [line for line in said(over) if "taken over" in line]
     assert f"process {named[1]} on" in line
     header, rounds = events(tmp_path / "r", "header")[-1], events(tmp_path / "r", "round")
-    assert header["round"] == reached
+    assert header["round"] in (reached, reached + 1), "it may be killed before it reports its last checkpoint"
     assert rounds[-1]["round"] == reached + 3
     assert len(events(tmp_path / "r", "header")) == 2, "those that were refused have left nothing"
 
