@@ -93,7 +93,8 @@ class Checkpoints:
                 shutil.rmtree(probe, ignore_errors=True)
 
     def _require_savable(self) -> None:
-        saved_state(self.model)
+        tensors, plain = saved_state(self.model)
+        require_savable({**tensors, **plain}, "the model")
         for name, part in self.parts.items():
             require_savable(part.state_dict(), name)
 

@@ -138,8 +138,8 @@ class Settings:
         return {"config": _plain(self._now), "validation": self._validation}
 
     def load_state_dict(self, state: State) -> None:
-        """Compares. Raises `ConfigError` for a key that must stay as it is, and `RunDirectoryError` for a state
-        that `state_dict` does not give."""
+        """Compares. Raises `ConfigError` for a key that must stay as it is, and `RunDirectoryError` for a
+        state that `state_dict` does not give."""
         saved = checked(state, _Saved)
         now, before = _plain(self._now), _plain(saved.config)
         changed = [key for key in RULES if key in before and before[key] != now[key]]

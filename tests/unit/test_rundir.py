@@ -239,7 +239,9 @@ def test_what_an_earlier_holder_has_prepared_is_out_of_its_reach(run: Path) -> N
             os.replace(path, path.with_name("late"))
     assert log.read_text() == "before\n"
     assert files(run) == ["checkpoints", "config.toml", "events.jsonl"]
-    assert sorted(p.name for p in checkpoints.iterdir()) == ["best", "latest", "round-10", "round-20"]
+    assert sorted(p.name for p in checkpoints.iterdir()) == [
+        *("best", "index.json", "latest", "round-10", "round-20")
+    ]
 
 
 def test_what_is_no_run_stays_as_it_is(tmp_path: Path) -> None:

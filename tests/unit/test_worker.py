@@ -186,8 +186,7 @@ def test_a_single_row_joins_the_batch_before_it(reading: str, tmp_path: Path) ->
     def make(rank: int) -> tuple[Worker, Steps]:
         steps = Steps()
         reader = make_reader(parts[rank], data, 1, FIELDS, 1 << 30)
-        count = steps_per_epoch(rows, 4, 2)
-        return Worker(reader, steps, batch_size=4, accumulate=2, steps_per_epoch=count), steps
+        return Worker(reader, steps, batch_size=4, accumulate=2, samples_per_rank=rows), steps
 
     for rank, sizes in enumerate(([[4, 4], [4, 4], [4, 5]], [[4, 4], [3]])):
         whole, steps = make(rank)
@@ -205,14 +204,3 @@ def test_a_single_row_joins_the_batch_before_it(reading: str, tmp_path: Path) ->
             first.close()
             second.close()
         whole.close()
-
-
-def test_an_epoch_that_was_longer_when_it_was_saved_ends(readers: list[Reader]) -> None:
-    made, steps = worker(readers[0])
-    made.run(6)
-    state = {**made.state_dict(), "steps": 6}
-    state["reader"] = {**state["reader"], "position": 22}
-    made.load_state_dict(state)
-    work = made.run(1)
-    assert (work.samples, made.epochs) == (1, 2)
-    assert len(steps.rows[-1][0]) == 1
