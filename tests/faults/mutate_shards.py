@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import shutil
+import signal
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -331,7 +332,8 @@ def _correct(path: Path) -> None:
 
 
 def _write_facts(path: Path) -> None:
-    # Whatever goes wrong, the mutant stays as far as it got.
+    # Whatever goes wrong, the mutant stays as far as it got. HDF5 may write into a file without an end.
+    signal.alarm(10)
     with contextlib.suppress(Exception), h5py.File(path, "r+", locking=False) as file:
         if fmt.ATTR_FACTS not in file.attrs:
             return
