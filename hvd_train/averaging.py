@@ -71,7 +71,7 @@ class StateAverage:
         for buffer in self._buffers:
             self._comm.average(buffer, 1.0 if self._comm.rank == 0 else 0.0)
         for _, tensor in self._state.frozen():
-            _take_from_rank_0(self._comm, tensor.detach())
+            _take_from_rank_0(self._comm, tensor)
         self._hash = self._hash_of_live()
 
     def _agree_on_layout(self) -> None:
@@ -140,13 +140,15 @@ class NoAverage:
         """Leaves every rank as it is."""
 
 
+@torch.no_grad()
 def _take_from_rank_0(comm: Communicator, tensor: Tensor) -> None:
     """tensor := that of rank 0, in place. Collective."""
     if unusual(tensor):
-        tensor.copy_(comm.broadcast(tensor))
+        # Not into an alias: copying gives a sparse tensor new indices and values.
+        tensor.copy_(comm.broadcast(tensor.detach().clone()))
         return
     # Dimensions that were expanded are one element in memory.
-    own = tensor[tuple(slice(1) if s == 0 else slice(None) for s in tensor.stride())]
+    own = tensor.detach()[tuple(slice(1) if s == 0 else slice(None) for s in tensor.stride())]
     flat = own.contiguous().view(-1)
     values = flat.view(torch.uint8).numpy()
     for start in range(0, len(values), _PIECE_BYTES):

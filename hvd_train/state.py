@@ -121,7 +121,7 @@ class FlatState:
         inside = {e.holder.data_ptr() for e in self.entries if e.holder.numel()}
         for name, p in self.model.named_parameters():
             if not p.requires_grad and (unusual(p) or p.data_ptr() not in inside):
-                yield name, p.data
+                yield name, p
         for name, b in self.model.named_buffers():
             if not _is_averaged(b):
                 yield name, b
