@@ -57,6 +57,12 @@ def library_version(mpi: Any) -> str:
     return first.partition(", package")[0].strip()
 
 
+def is_up() -> bool:
+    """Whether this process has initialised MPI by mpi4py. Loads nothing."""
+    module = sys.modules.get("mpi4py.MPI")
+    return module is not None and bool(module.Is_initialized()) and not module.Is_finalized()
+
+
 def start(mpi: Any) -> None:
     """Initialises MPI, which a process can do once; where this did it, `finish` finalises it, at the latest
     when the process ends. One thread at a time calls MPI.

@@ -6,6 +6,7 @@ to it, have an error. `mpi` is the module mpi4py.MPI, a `comm` one of its commun
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -92,20 +93,27 @@ _WELL, _ALL_MEET = 1, 2
 _SPINS = 50
 """Polls before the first pause: a message between ranks of one host takes a few microseconds."""
 
+_YIELDS_S, _NAP_S = 0.02, 1e-4
+"""How long a wait only yields, and how long it sleeps between two polls after that."""
+
 
 def _encode(value: int, *, calling: bool, well: bool) -> int:
     return value << 2 | (0 if calling else _ALL_MEET) | (_WELL if well else 0)
 
 
 def wait(done: Callable[[], bool], give_up: GiveUp) -> bool:
-    """Polls `done` until it holds or `give_up` does, backing off from spinning to 1 ms."""
+    """Polls `done` until it holds or `give_up` does. MPI makes progress in these polls alone: for the time of
+    a small message this offers its core to others in between, and only then sleeps."""
     for _ in range(_SPINS):
         if done():
             return True
-    began, pause = time.monotonic(), 1e-6
+    began = time.monotonic()
     while not done():
-        if give_up(time.monotonic() - began):
+        waited_s = time.monotonic() - began
+        if give_up(waited_s):
             return False
-        time.sleep(pause)
-        pause = min(pause * 2, 1e-3)
+        if waited_s < _YIELDS_S:
+            os.sched_yield()
+        else:
+            time.sleep(_NAP_S)
     return True

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvd_train.comm import _mpi
 from hvd_train.comm.base import Buffer, Communicator, OnSlice, Op, slice_bounds
 from hvd_train.comm.phases import average_in_phases
 from hvd_train.errors import BarrierTimeout, EnvironmentMismatch, RankLost
@@ -50,7 +51,10 @@ class HorovodCommunicator(Communicator):
     def __init__(self, liveness: Liveness | None = None) -> None:
         super().__init__(liveness)
         self._hvd = load()
+        mpi_is_up = _mpi.is_up()
         self._hvd.init()
+        self._owns_mpi = self._hvd.mpi_enabled() and not mpi_is_up
+        """Whether Horovod has initialised MPI, and finalises it when it is shut down."""
         self.name = "horovod"
         self.library = f"Horovod {_version()} over {self._transport()}"
         self.rank, self.size = self._hvd.rank(), self._hvd.size()
@@ -158,7 +162,7 @@ class HorovodCommunicator(Communicator):
             handle = self._hvd.allreduce_async(torch.zeros(1), op=self._hvd.Sum, name="hvd_train.close")
             self._wait("closing", handle)
         self.liveness.stop_sharing()
-        if not self._hvd.mpi_enabled():  # it would finalise MPI, which the end of the process does
+        if not self._owns_mpi:  # it would finalise MPI, which cannot be started again
             self._hvd.shutdown()
 
 

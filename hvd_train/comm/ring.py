@@ -318,11 +318,15 @@ class RingCommunicator(Communicator):
     def allreduce(self, values: np.ndarray, op: Op) -> np.ndarray:
         self._require_idle()
         sent = np.ascontiguousarray(values, dtype=np.float64)
-        with self._waiting():
-            if self._ring is not None or sent.size > _shm.Team.max_values:
-                return self._inner.allreduce(sent, op)
-            patience = self.liveness.allowed_s, self.liveness.hooks
-            return self._team.allreduce(sent.ravel(), _OPS[op], *patience).reshape(sent.shape)
+        # Not by `_waiting`, which takes longer than the call.
+        try:
+            with self.liveness as patience:
+                if self._ring is not None or sent.size > _shm.Team.max_values:
+                    return self._inner.allreduce(sent, op)
+                reduced = self._team.allreduce(sent.ravel(), _OPS[op], patience.allowed_s, patience.hooks)
+                return reduced.reshape(sent.shape)
+        except _FAILURES as error:
+            raise self._explain(error) from None
 
     def broadcast(self, value: T, root: int = 0) -> T:
         self._require_idle()

@@ -67,13 +67,17 @@ class Liveness:
     def __init__(self, stall_timeout_s: float = STALL_TIMEOUT_S, step_timeout_s: float = 0.0) -> None:
         self.stall_timeout_s = stall_timeout_s
         self.step_timeout_s = step_timeout_s
+        self.allowed_s = stall_timeout_s
+        """Seconds that the current call may take where no signs are seen."""
+        self.hooks = 0
+        """What the extensions ask while they wait: the address of Hooks; 0: they wait for `allowed_s`."""
         self._signs: _signs.Signs | None = None
         self._folder: Path | None = None
         self._hosts: Sequence[str] = ()
         self._depth = 0
         self._extra_s = 0.0
         self._left = self._entered = time.monotonic()
-        self._longest_work_s = self._longest_wait_s = 0.0
+        self._grown_s = stall_timeout_s
 
     def share(self, rank: int, hosts: Sequence[str], folder: Path | None, token: str) -> None:
         """From now on the ranks see each other's signs, where there is a place for them.
@@ -94,6 +98,7 @@ class Liveness:
         self._signs = _signs.Signs(
             str(self._folder), rank, len(hosts), self.stall_timeout_s, self.step_timeout_s
         )
+        self.hooks = self._signs.hooks
 
     def of_survivors(self) -> Liveness:
         """For a new communicator of the ranks that are left, which see no signs yet."""
@@ -101,11 +106,11 @@ class Liveness:
 
     def stop_sharing(self) -> None:
         """The ranks see no signs of each other any more. All ranks must do that in the same place."""
-        self._signs = None
+        self._signs, self.hooks = None, 0
 
     def discard(self) -> None:
         """Removes the signs of all ranks: the job ends, and they would stay."""
-        self._signs = None
+        self.stop_sharing()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -113,17 +118,6 @@ class Liveness:
     def sees_signs(self) -> bool:
         """Whether this rank sees the signs of the others; else the time that it waits grows."""
         return self._signs is not None
-
-    @property
-    def allowed_s(self) -> float:
-        """Seconds that a call may take where no signs are seen."""
-        grown = max(_BUSY_FACTOR * self._longest_work_s, _WAIT_FACTOR * self._longest_wait_s)
-        return max(self.stall_timeout_s, grown) + self._extra_s
-
-    @property
-    def hooks(self) -> int:
-        """What the extensions ask while they wait: the address of Hooks; 0: they wait for `allowed_s`."""
-        return 0 if self._signs is None else self._signs.hooks
 
     def call(self, num_bytes: int = 0) -> Liveness:
         """For a call that moves `num_bytes` between hosts: `with liveness.call(n):`."""
@@ -135,7 +129,10 @@ class Liveness:
         self._depth += 1
         if self._depth == 1:
             self._entered = time.monotonic()
-            self._longest_work_s = max(self._longest_work_s, self._entered - self._left)
+            grown_s = _BUSY_FACTOR * (self._entered - self._left)
+            if grown_s > self._grown_s:
+                self._grown_s = grown_s
+            self.allowed_s = self._grown_s + self._extra_s
             if self._signs is not None:
                 self._signs.enter(self._extra_s)
         return self
@@ -151,10 +148,13 @@ class Liveness:
         self._extra_s = 0.0
         if error is None:
             self._left = time.monotonic()
-            self._longest_wait_s = max(self._longest_wait_s, self._left - self._entered)
-            last = next(reversed(_trail))
-            _trail.clear()
-            _trail[last] = None
+            grown_s = _WAIT_FACTOR * (self._left - self._entered)
+            if grown_s > self._grown_s:
+                self._grown_s = grown_s
+            if len(_trail) > 1:
+                last = next(reversed(_trail))
+                _trail.clear()
+                _trail[last] = None
 
     def give_up(self, idle_s: float) -> bool:
         """Whether to wait no longer in the current call, after `idle_s` seconds in which nothing moved in it.
