@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hvd_train.liveness import mark
 from hvd_train.output import warn
 
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 """What a file system answers that has no fsync for a folder, or for files: some of NFS, FUSE and SMB. Whether
 the bytes reached the disk it says in other words: EIO, ENOSPC, EDQUOT."""
+
+_PIECE_BYTES = 64 << 20
 
 _warned = False
 
@@ -35,6 +38,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes a file in pieces, each of which is forced to disk and is progress of this rank: all of a large
+    file at once may take minutes on a slow disk. Raises OSError."""
+    with open(path, "wb", buffering=0) as file:
+        for start in range(0, len(content), _PIECE_BYTES):
+            piece = memoryview(content)[start : start + _PIECE_BYTES]
+            while piece:
+                piece = piece[file.write(piece) :]
+            if start + _PIECE_BYTES < len(content):
+                sync(path)  # the last is forced with the file
+            mark()
 
 
 def sync(path: Path) -> None:

@@ -25,7 +25,7 @@ import xxhash
 from torch import nn
 
 from hvd_train.agree import together
-from hvd_train.atomic import replacing, sync
+from hvd_train.atomic import replacing, sync, write
 from hvd_train.claim import NoClaim, Ownership
 from hvd_train.comm.base import Communicator
 from hvd_train.config import CheckpointConfig
@@ -309,7 +309,7 @@ class Checkpoints:
 
 def _write(path: Path, content: bytes) -> None:
     with replacing(path) as temporary:
-        temporary.write_bytes(content)
+        write(temporary, content)
 
 
 def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -25,10 +25,14 @@ from hvd_train.data.facts import decode, digest, digest_of, encode
 from hvd_train.data.files import require_regular
 from hvd_train.data.hdf5_types import numpy_dtype
 from hvd_train.errors import DataError
+from hvd_train.liveness import mark
 
 Array = npt.NDArray[Any]
 
 _MAX_LISTED = 12
+
+_PIECE_BYTES = 64 << 20
+"""Read at a time: a rank that reads for long shows after each piece that it works."""
 _MAX_SOFT_LINKS = 16
 # HDF5 reads rows that were never written as zeros, without an end where the number of rows is damaged.
 _MOST_BYTES = 1 << 30
@@ -102,7 +106,10 @@ class ShardFile:
                 "replaced by a shorter one: start the run again."
             )
         with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _DAMAGED):
-            self._in_hdf5(self._datasets[name].read_direct, out, np.s_[start:stop])
+            dataset = self._datasets[name]
+            for begin, end in _pieces(dataset, start, stop):
+                self._in_hdf5(dataset.read_direct, out[begin - start : end - start], np.s_[begin:end])
+                mark()
 
     def read(self, name: str, start: int, stop: int) -> Array:
         """Rows `start` up to `stop` of dataset `name`, as `read_into` gives them, in native byte order."""
@@ -119,6 +126,14 @@ class ShardFile:
             return None
         with _explained(f"{self._path}: checksums of `{name}`", _DAMAGED):
             return self._in_hdf5(self._read_checksums, name)  # type: ignore[no-any-return]
+
+    def checksums_digest(self, name: str) -> str:
+        """A digest of the checksums of dataset `name`, which two datasets of equal rows have in common; empty
+        without checksums. They are read only where the file does not record it. Raises `DataError`."""
+        if self._facts is not None:
+            return self._facts.datasets[name].checksums if name in self._facts.datasets else ""
+        sums = self.checksums(name)
+        return "" if sums is None else digest_of(sums)
 
     def _read_checksums(self, name: str) -> npt.NDArray[np.uint64] | None:
         dataset = _find(self._file, f"{fmt.CHECKSUMS}/{name}")
@@ -251,6 +266,17 @@ class ShardFile:
         if expected is not None and digest_of(counts) != expected:
             raise DataError(f"{self._path}: the class counts are not those that were written. {_CHANGED}")
         return tuple(map(int, counts))
+
+
+def _pieces(dataset: h5py.Dataset, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Row ranges of about `_PIECE_BYTES` that are together `start` to `stop`, cut where chunks end."""
+    row_bytes = max(1, math.prod(dataset.shape[1:]) * dataset.dtype.itemsize)
+    chunk = dataset.chunks[0] if dataset.chunks else 1
+    step = max(1, _PIECE_BYTES // row_bytes // chunk) * chunk
+    while start < stop:
+        end = min((start // step + 1) * step, stop)
+        yield start, end
+        start = end
 
 
 _SCHEMAS = " or ".join(map(str, fmt.READABLE_SCHEMAS))

@@ -29,17 +29,15 @@ class Origin:
 
 
 def origin_of(shard: ShardFile, manifest: str) -> Origin:
-    """Reads the checksums of an open shard. Raises `DataError` where they cannot be read."""
+    """Of an open shard. Raises `DataError` where its checksums cannot be read."""
     info = shard.info
     status = os.stat(info.path)
-    sums = [shard.checksums(name) for name in info.fields]
-    digest = xxhash.xxh3_128(repr((info.num_samples, info.checksum_rows, list(info.fields.items()))).encode())
-    for of_name in sums:
-        digest.update(b"" if of_name is None else of_name.tobytes())
+    digests = [shard.checksums_digest(name) for name in info.fields]
+    known = repr((info.num_samples, info.checksum_rows, list(info.fields.items()), digests))
     return Origin(
         path=info.path,
         file=(status.st_dev, status.st_ino),
-        contents="" if any(of_name is None for of_name in sums) else digest.hexdigest(),
+        contents=xxhash.xxh3_128_hexdigest(known.encode()) if all(digests) else "",
         manifest=manifest,
     )
 

@@ -113,3 +113,15 @@ def test_a_disk_that_fails_stays_an_error(code: str, tmp_path: Path) -> None:
 def test_doctor_leaves_nothing_behind(tmp_path: Path) -> None:
     assert storage.runs_folder(tmp_path / "runs").status == "ok"
     assert os.listdir(tmp_path) == []
+
+
+def test_a_file_is_written_in_pieces_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, "_PIECE_BYTES", 7)
+    marks: list[int] = []
+    monkeypatch.setattr(atomic, "mark", lambda: marks.append(1))
+    for size in (0, 1, 6, 7, 8, 22):
+        marks.clear()
+        content = bytes(range(size))
+        atomic.write(tmp_path / "a", content)
+        assert (tmp_path / "a").read_bytes() == content
+        assert len(marks) == -(-size // 7), "each piece is progress"

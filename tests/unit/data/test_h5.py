@@ -6,11 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
+from hvd_train.data import h5
 from hvd_train.data.h5 import ShardFile, read_info
 from hvd_train.errors import DataError
 from tests.unit.data.shards import write_foreign
@@ -225,3 +227,21 @@ def test_a_file_that_the_same_process_has_open_can_be_read(tmp_path: Path) -> No
     path = write_foreign(tmp_path / "a.h5", 5)
     with h5py.File(path):
         assert read_info(path, NAMES).num_samples == 5
+
+
+@pytest.mark.parametrize("layout", [{}, {"chunks": (10, 3)}, {"chunks": (40, 3), "compression": "gzip"}])
+def test_rows_are_read_in_pieces_that_end_where_chunks_end(
+    layout: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each piece is progress of the rank; a chunk in two pieces would be decompressed twice."""
+    path = write_foreign(tmp_path / "a.h5", 40, **layout)
+    with ShardFile(path, NAMES) as file:
+        whole = file.read("inputs", 0, 40)
+        monkeypatch.setattr(h5, "_PIECE_BYTES", 12 * whole[0].nbytes)
+        marks: list[int] = []
+        monkeypatch.setattr(h5, "mark", lambda: marks.append(1))
+        for start, stop in ((0, 40), (7, 33), (39, 40)):
+            marks.clear()
+            assert (file.read("inputs", start, stop) == whole[start:stop]).all()
+            step = {(): 12, (10, 3): 10, (40, 3): 40}[layout.get("chunks", ())]
+            assert len(marks) == (stop - 1) // step - start // step + 1
