@@ -1,4 +1,4 @@
-# make setup | train | test | test-cpp | test-matrix | lint | format | clean.
+# make setup | train | test | test-long | test-cpp | test-matrix | lint | format | clean.
 # The variables of set-up are in scripts/setup.sh.
 SHELL := /bin/bash
 VENV ?= .venv
@@ -6,12 +6,15 @@ NP ?= 2
 BIN := $(VENV)/bin
 
 export VENV
-.PHONY: help setup train test test-cpp test-matrix lint format clean
+# What takes minutes together; the rest of tests/ is `test-long`.
+SHORT_TESTS := tests/unit tests/contract tests/mpi tests/test_docs.py tests/test_readme.py
+.PHONY: help setup train test test-long test-cpp test-matrix lint format clean
 .NOTPARALLEL:
 
 help:
 	@echo 'make train   [ARGS="--period 20"] [NP=2]   set up what is missing, then train on the embedded digits'
-	@echo 'make test    [PYTEST_ARGS="-k ring"]       set up what is missing, then run the tests'
+	@echo 'make test    [PYTEST_ARGS="-k ring"]       set up what is missing, then run the tests but the long ones'
+	@echo 'make test-long                             the tests on emulated hosts, of ranks that die, and of damage'
 	@echo 'make test-cpp                              test the C++ parts alone, also under sanitizers'
 	@echo 'make test-matrix [MPIS="mpich-5"]          run the tests of several ranks with each MPI, in build/matrix'
 	@echo 'make setup   [PYTHON= VENV= TORCH= MPI=auto|wheel|system HOROVOD=0|1]   set up only; see scripts/setup.sh'
@@ -30,7 +33,10 @@ train: setup
 	fi
 
 test: setup
-	@. launch/env.sh && exec $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@. launch/env.sh && exec $(BIN)/python -m pytest $(or $(PYTEST_ARGS),$(SHORT_TESTS))
+
+test-long: setup
+	@. launch/env.sh && exec $(BIN)/python -m pytest tests/cluster tests/faults
 
 test-cpp: setup
 	@. launch/env.sh && scripts/test_cpp.sh
