@@ -30,17 +30,20 @@ def together(comm: Communicator, action: Callable[[], T]) -> T:
     Raises:
         SetupFailed: with the message of the lowest rank whose `action` raised a `UserError`; the ranks are
             named unless all say the same.
-        RankFailed: with the traceback of the lowest rank that raised anything else.
+        RankFailed: with the message of the lowest rank that raised another error of this package, or the
+            traceback of one that raised anything else.
     """
     value: T | None = None
-    failure: tuple[bool, str] | None = None
+    failure: tuple[type[HvdTrainError], str] | None = None
     cause: Exception | None = None
     try:
         value = action()
     except UserError as error:
-        failure, cause = (True, str(error)), error
+        failure, cause = (SetupFailed, str(error)), error
+    except HvdTrainError as error:
+        failure, cause = (RankFailed, str(error)), error
     except Exception as error:
-        failure, cause = (False, traceback.format_exc()), error
+        failure, cause = (RankFailed, f"\n{traceback.format_exc()}"), error
     failures = comm.allgather(failure)
     failed = [r for r, f in enumerate(failures) if f is not None]
     if failed:
@@ -48,12 +51,16 @@ def together(comm: Communicator, action: Callable[[], T]) -> T:
     return value  # type: ignore[return-value]
 
 
-def _failure(comm: Communicator, failures: list[tuple[bool, str] | None], failed: list[int]) -> HvdTrainError:
+def _failure(
+    comm: Communicator, failures: list[tuple[type[HvdTrainError], str] | None], failed: list[int]
+) -> HvdTrainError:
     first = failed[0]
-    is_input, text = failures[first]  # type: ignore[misc]
+    kind, text = failures[first]  # type: ignore[misc]
     same = [r for r in failed if failures[r] == failures[first]]
+    if kind is RankFailed:
+        return RankFailed(f"rank {first} of {comm.size}: {text}".replace(": \n", ":\n", 1))
     where = "" if len(same) == comm.size else f"rank {', '.join(map(str, same))} of {comm.size}: "
-    return SetupFailed(where + text) if is_input else RankFailed(f"rank {first} of {comm.size}:\n{text}")
+    return SetupFailed(where + text)
 
 
 def require_equal(comm: Communicator, what: str, values: Mapping[str, Any], remedy: str) -> None:

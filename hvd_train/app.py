@@ -81,7 +81,7 @@ def _train(config: Config, task: Task | None, comm: Communicator) -> Result:
             training = wiring.assemble(run, recorder, stop_request, claim)
         except UserError:
             if run.is_new and comm.rank == 0:
-                discard(run.folder)
+                discard(run.folder, claim)
             raise
         stack.callback(wiring.reader.close)
         if run.checkpoint is not None:

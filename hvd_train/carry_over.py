@@ -41,9 +41,11 @@ def _act(checkpoints: Checkpoints, watch: Watch, saved: SavedCheckpoint) -> int 
     """Rank 0's part. Returns the round of the best model; None if there is none."""
     beside = saved.folder.parent
     if beside.resolve() != checkpoints.folder.resolve():
-        _copy(saved.folder, checkpoints.folder / f"round-{saved.round}")
+        _copy(checkpoints, saved.folder, saved.round)
         checkpoints.name(saved.round, {"latest"})
     if watch.best is None:
+        if beside.resolve() == checkpoints.folder.resolve():
+            checkpoints.name(None, {"best"})  # it was best by another measure
         return None
 
     def checkpoint(rounds: int) -> Path:
@@ -58,15 +60,17 @@ def _act(checkpoints: Checkpoints, watch: Watch, saved: SavedCheckpoint) -> int 
     if not is_whole(watch.best_round):
         best = watch.best_of({rounds for rounds, _ in watch.curve if is_whole(rounds)})
     if best is not None:
-        _copy(checkpoint(best), checkpoints.folder / f"round-{best}")
-        checkpoints.name(best, {"best"})
+        _copy(checkpoints, checkpoint(best), best)
+    checkpoints.name(best, {"best"})
     return best
 
 
-def _copy(checkpoint: Path, to: Path) -> None:
+def _copy(checkpoints: Checkpoints, checkpoint: Path, rounds: int) -> None:
+    to = checkpoints.folder / f"round-{rounds}"
     if checkpoint.resolve() == to.resolve():
         return
     temporary = to.with_name(f".{to.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(checkpoint, temporary)
+    checkpoints.claim.check()
     put(temporary, to)

@@ -256,22 +256,27 @@ class Checkpoints:
         self.name(rounds, names)
         self._prune()
 
-    def name(self, rounds: int, names: set[str]) -> None:
-        """Lets `best` or `latest`, or both, name the checkpoint of these rounds. Not collective. Raises
-        OSError."""
+    def name(self, rounds: int | None, names: set[str]) -> None:
+        """Lets `best` or `latest`, or both, name the checkpoint of these rounds; None: no checkpoint. Not
+        collective. Raises OSError."""
         index = {p: f.name if (f := follow(self.folder, p)) else None for p in ("best", "latest")}
-        index |= dict.fromkeys(names, f"round-{rounds}")
+        index |= dict.fromkeys(names, None if rounds is None else f"round-{rounds}")
         self.claim.check()
         _write(self.folder / INDEX_FILE, seal(index).encode())
         for pointer in sorted(names):
-            _write(self.folder / pointer, f"round-{rounds}\n".encode())
+            if rounds is None:
+                (self.folder / pointer).unlink(missing_ok=True)
+            else:
+                _write(self.folder / pointer, f"round-{rounds}\n".encode())
 
     def _prune(self) -> None:
         """Removes all but the last few and those that are named. Those of later rounds than `latest` were
         undone by a resume from before them."""
         named = self.kept()
         found = sorted(checkpoints_in(self.folder), key=round_of)
-        newest = Path(named["latest"])
+        newest = Path(named.get("latest", ""))
+        if newest not in found:  # it was removed by hand
+            return
         end = found.index(newest) + 1
         for folder in (*found[: max(0, end - self.config.keep)], *found[end:]):
             if str(folder) not in named.values():
@@ -291,7 +296,8 @@ class Checkpoints:
                 missing: the run goes on.
         """
         # Rank 0's look at the folder counts: on a network file system the others may see an older one.
-        return self.comm.broadcast(self._missing(rounds, stop_reason, best_round))
+        mine = self._missing(rounds, stop_reason, best_round) if self.comm.rank == 0 else ""
+        return self.comm.broadcast(mine)
 
     def _missing(self, rounds: int, stop_reason: str, best_round: int | None) -> str:
         there = {pointer: round_of(Path(folder)) for pointer, folder in self.kept().items()}

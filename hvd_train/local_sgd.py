@@ -200,7 +200,8 @@ class LocalSGD:
         return self.progress.look_is_due(self.evaluate, self.worker.epochs)
 
     def _look(self, verdict: Verdict) -> Verdict:
-        """Evaluates, and says whether the error ends the run; a reason that it already has stays."""
+        """Evaluates, and says whether the error ends the run; a reason that it already has stays, unless the
+        error says that the training diverged."""
         began = time.perf_counter()
         phase("evaluation")
         figures = self.evaluator.evaluate()
@@ -208,7 +209,7 @@ class LocalSGD:
         self._report_figures(figures)
         if self.evaluate.metric not in figures:
             self.checkpoints.save(self.progress.rounds, "every", best=False)
-            raise _nothing_counted(self.evaluate.metric)
+            raise _nothing_counted(self.evaluate.metric, saved=not self.checkpoints.failure)
         value = figures[self.evaluate.metric]
         seen = self.watch.after_evaluation(self.progress.rounds, value)
         seen = decided(self.comm, seen, self.claim.check)
@@ -224,7 +225,7 @@ class LocalSGD:
                 seconds=time.perf_counter() - began,
             )
         )
-        return verdict if verdict.stop else seen
+        return verdict if verdict.stop and seen.reason != "diverged" else seen
 
     def _finish(self, verdict: Verdict, samples: int, clock: Clock) -> StopReport:
         phase("final report")
@@ -238,17 +239,18 @@ class LocalSGD:
             final=self.watch.last,
             samples=samples,
             seconds=clock.elapsed_s(),
-            checkpoints=self.checkpoints.kept(),
+            checkpoints=self.comm.broadcast(self.checkpoints.kept() if self.comm.rank == 0 else {}),
             missing=missing,
         )
         self.recorder.report(stop)
         return stop
 
 
-def _nothing_counted(metric: str) -> ConfigError:
+def _nothing_counted(metric: str, saved: bool) -> ConfigError:
     error = ConfigError(
         f"evaluate.metric = {metric!r}: the task counted nothing for it in the validation data, so that it "
-        "has no value; expected a count of at least 1. A checkpoint of this round was written."
+        "has no value; expected a count of at least 1."
+        + (" A checkpoint of this round was written." if saved else "")
     )
     error.agreed = True
     return error

@@ -177,6 +177,8 @@ class OptimizerState:
             held = self._optimizer.state[p]
             if torch.is_tensor(held.get(key)):
                 as_real(held[key]).copy_(value)
+            elif torch.is_tensor(value) and p.is_complex() and value.shape == (*p.shape, 2):
+                held[key] = torch.view_as_complex(value.contiguous())  # it was saved as pairs
             else:
                 held[key] = value
 

@@ -36,7 +36,10 @@ class Rule(Enum):
     BEST = "best, curve and patience begin anew"
     LOSS = "counts from the next round on; best, curve and patience begin anew where the loss is watched"
     OPTIMIZER = "the optimizer's state begins anew"
-    ARGUMENTS = "counts from the next round on; state that the optimizer keeps no longer is dropped"
+    ARGUMENTS = (
+        "counts from the next round on; state that the optimizer keeps no longer is dropped, all of it where "
+        "it is not averaged"
+    )
 
 
 RULES: Mapping[str, Rule] = {
@@ -166,7 +169,7 @@ class Settings:
     def _why_best_ends(
         self, before: Mapping[str, Any], now: Mapping[str, Any], changed: list[str], validation: str | None
     ) -> list[str]:
-        if _task_class(before.get("task", now["task"])) == _task_class(now["task"]):
+        if _task_class(str(before.get("task", now["task"]))) == _task_class(now["task"]):
             changed = [key for key in changed if key != "task"]  # its file was moved
         reasons = [
             f"{key} was {before[key]!r} and is {now[key]!r}"

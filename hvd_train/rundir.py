@@ -14,7 +14,7 @@ from pathlib import Path
 from hvd_train.atomic import replacing
 from hvd_train.claim import Claim, Ownership, forget, take
 from hvd_train.config import Config, to_toml
-from hvd_train.errors import RunDirectoryError, UserError
+from hvd_train.errors import RunDirectoryError, RunTakenOver, UserError
 from hvd_train.run_files import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -53,7 +53,7 @@ def open_run(config: Config) -> tuple[RunDirectory, Claim]:
     folder, is_new = folder_of(config)
     folder = folder.absolute()
     if config.resume not in ("", "auto"):
-        find_checkpoint(Path(config.resume), "latest")  # nothing is written into what is no run
+        _to_go_on_from(config.resume)  # nothing is written into what is no run, and no new name is used up
     if is_new and not _make(folder):
         if config.resume != "auto":
             raise exists_already(folder)
@@ -74,13 +74,7 @@ def _find(config: Config, folder: Path, is_new: bool, claim: Claim) -> RunDirect
     found: Path | None = None
     left_out: tuple[str, ...] = ()
     if config.resume not in ("", "auto"):
-        saved = find_checkpoint(Path(config.resume), "latest")
-        if saved is None:
-            raise RunDirectoryError(
-                f"{config.resume} has no checkpoint to go on from; start the run anew under another name."
-            )
-        saved.require_whole()
-        found = saved.folder
+        found = _to_go_on_from(config.resume)
     elif (folder / CHECKPOINTS).is_dir() and not is_new:
         # A run that was killed early may have no checkpoint yet, nor the folder for them.
         found, left_out = newest_whole(folder)
@@ -96,6 +90,17 @@ def _find(config: Config, folder: Path, is_new: bool, claim: Claim) -> RunDirect
     )
 
 
+def _to_go_on_from(path: str) -> Path:
+    """The checkpoint that `--resume` names. Raises `RunDirectoryError` for none, or one that is damaged."""
+    saved = find_checkpoint(Path(path), "latest")
+    if saved is None:
+        raise RunDirectoryError(
+            f"{path} has no checkpoint to go on from; start the run anew under another name."
+        )
+    saved.require_whole()
+    return saved.folder
+
+
 def write_config(config: Config, folder: Path, claim: Ownership) -> None:
     """Writes the configuration into the run's folder. Not collective: for rank 0."""
     saved = replace(named(anchored(config), folder), resume="")
@@ -104,11 +109,14 @@ def write_config(config: Config, folder: Path, claim: Ownership) -> None:
         claim.check()
 
 
-def discard(folder: Path) -> None:
+def discard(folder: Path, claim: Ownership) -> None:
     """Removes the folder of a new run that was refused before its first step, so that its name is free; not
     if there is more in it than that. Not collective: for rank 0, which holds the claim."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RunTakenOver):
         if (folder / EVENTS_FILE).stat().st_size == 0:
+            claim.check()
+            if (folder / CHECKPOINTS).is_dir():
+                (folder / CHECKPOINTS).rmdir()  # not where it holds any: all of the folder stays then
             (folder / EVENTS_FILE).unlink()
             (folder / CONFIG_FILE).unlink()
             forget(folder)

@@ -135,13 +135,13 @@ class Wiring:
             claim: this rank's part in the job's claim to the run's folder.
         """
         training = together(self.comm, lambda: self._assemble(run, recorder, stop_request, claim))
+        self._check_evaluation(training.evaluator)
         training.checkpoints.prepare()
         self.faults = [_fault("checkpoint_left_out", line, training.progress.rounds) for line in run.left_out]
         if self._saved is not None:
             lost = carry_over(training.checkpoints, training.watch, self._saved)
             if lost:
                 self.faults.append(_fault("best_model_lost", lost, training.progress.rounds))
-        self._check_evaluation(training.evaluator)
         remarks = list(self.settings.remarks)
         if any(self.comm.allgather(training.worker.restarted)):
             training.worker.restart_epoch()
@@ -265,6 +265,9 @@ class Wiring:
         self._compare_samples(saved)
         if not self.settings.best_holds:
             states.pop("watch")
+        if self.config.sync.optimizer_state != "average":  # then one part has all of it
+            states["optimizer"] = {**states["moments"], **states["optimizer"]}
+            states["moments"] = {}
         for name in ("moments", "optimizer"):
             states[name] = self._fitting(states[name], parts[name])
         restore(saved, self.model, parts, states)
@@ -283,8 +286,12 @@ class Wiring:
         """What the optimizer has a use for of a part of its saved state; what it lacks is as it begins."""
         if not self.settings.optimizer_holds:
             return {}
-        if self.settings.arguments_hold or self.config.sync.optimizer_state != "average":
+        if self.settings.arguments_hold:
             return state
+        if (
+            self.config.sync.optimizer_state != "average"
+        ):  # it is made in the first step, as the arguments say
+            return {}
         return {key: state.get(key, value) for key, value in part.state_dict().items()}
 
     def _refuse_if_over(self, progress: Progress, worker: Worker) -> None:

@@ -93,6 +93,8 @@ can_ask=''
 if hosts_answer; then can_ask=1; fi
 
 launch() {
+    # Nobody would tell a training that begins now to stop.
+    if [[ -n $stopped ]]; then status=75 why_stopped='told to stop before a start'; return; fi
     # In the background: a shell sees no signal while it waits for a command in the foreground.
     "$python" -m hvd_train launch --launcher "${HVD_TRAIN_LAUNCHER:-srun}" \
         ${HVD_TRAIN_INTERFACE:+--interface "$HVD_TRAIN_INTERFACE"} \
@@ -109,7 +111,8 @@ begun() { "$python" -m hvd_train restarts --begun -- "${options[@]}" 2>/dev/null
 # what was given cannot be run (2) or does not converge (3).
 worth_another_try() {
     [[ -z $stopped && $status != [023] && $status != 75 && $try -lt ${HVD_TRAIN_RESTARTS:-3} ]] &&
-        ! preempted && [[ -z $can_ask || $(hosts_answer && echo yes) == yes ]] && [[ $(begun) == "$before" ]]
+        ! preempted && [[ -z $can_ask || $(hosts_answer && echo yes) == yes ]] && [[ $(begun) == "$before" ]] &&
+        [[ -z $stopped ]]
 }
 
 try=1 before=$(begun)
@@ -125,7 +128,7 @@ done
 case $status in
     0 | 2 | 3) exit "$status" ;;
     75)
-        why='interrupted, with a checkpoint'
+        why=${why_stopped:-interrupted, with a checkpoint}
         if preempted; then why="preempted; $why"; fi
         ;;
     *)

@@ -105,7 +105,7 @@ def judge(ended: Ended, record: Record, launcher: str, before: list[str], resuma
         return FAILED
     if reason == "interrupted":
         warn(f"interrupted, with a checkpoint. {go_on}")
-        return INTERRUPTED
+        return INTERRUPTED if resumable else FAILED
     if reason == "diverged":
         warn(f"the training diverged, see {record.folder / EVENTS_FILE}. Try a smaller --lr.")
         return DIVERGED
