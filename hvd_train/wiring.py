@@ -322,7 +322,7 @@ class Wiring:
             backend=self.comm.name,
             lost_rank="ends the job",
             stall_timeout_s=config.sync.stall_timeout_s,
-            sees_signs=self._see_signs(run),
+            sees_signs=self.comm.size == 1 or self.comm.liveness.sees_signs,
             threads=self.threads,
             period=config.sync.period if config.sync.mode == "average" else None,
             batch_size=config.data.batch_size,
@@ -336,13 +336,6 @@ class Wiring:
             task_is_given=self.task_is_given,
             versions=self.versions,
         )
-
-    def _see_signs(self, run: RunDirectory) -> bool:
-        """Whether the ranks see each other's signs of life, which are beside the run's folder. Collective."""
-        comm = self.comm
-        if comm.num_hosts > 1 and not all(comm.allgather(run.folder.is_dir())):
-            comm.liveness.stop_sharing()
-        return comm.size == 1 or all(comm.allgather(comm.liveness.sees_signs))
 
 
 def _fault(kind: str, message: str, rounds: int) -> FaultReport:

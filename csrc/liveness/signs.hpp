@@ -2,16 +2,13 @@
 //
 // Every rank counts what it gets done (`mark`). A thread without Python looks at that count, and at the CPU time of the
 // training thread. Where the rank has been in one place for a quarter of the timeout, in its own work or in a call that
-// waits for others, the thread writes what it saw into a small file, again and again. A rank that waits reads the files
-// of the others. In a training whose rounds are short no file is ever written.
+// waits for others, the thread writes what it saw into a small file, again and again. Where the rank waits for half of
+// the timeout, the thread reads the files of the others. In a training whose rounds are short a file is written once.
 #pragma once
 
-#include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <cstdint>
-#include <ctime>
-#include <mutex>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -48,22 +45,27 @@ class Signs {
   public:
     using Clock = std::chrono::steady_clock;
 
-    // Made by the training thread, which is the one that is watched.
+    // Made by the training thread, which is the one that is watched. Writes the first sign at once.
     //
-    // folder: seen by all ranks; made when the first sign is written. step_timeout: a rank whose marks do not change for so
-    // long counts as missing whatever CPU time it uses; zero: never.
+    // folder: seen by all ranks; made if it is not there. step_timeout: a rank whose marks do not change for so long counts
+    // as missing whatever CPU time it uses; zero: never.
     Signs(std::string folder, int rank, int size, std::chrono::nanoseconds timeout, std::chrono::nanoseconds step_timeout);
     Signs(const Signs&) = delete;
     Signs& operator=(const Signs&) = delete;
-    // Removes this rank's sign, and the folder if it is the last in it.
+    // Removes this rank's sign, and the folder if it is the last in it; in a process that was forked it does nothing, and
+    // where the file system does not answer it leaves both.
     ~Signs();
+
+    // Whether the signs of all ranks can be read now.
+    bool sees_all() const;
 
     // Around every collective call, the same calls on every rank. `extra`: how much longer than the timeout the call may
     // take where every rank is in it and none reports progress.
     void enter(std::chrono::nanoseconds extra);
     void leave();
 
-    // Whether to go on waiting in a call, after `idle` in which nothing moved here. To be asked often.
+    // Whether to go on waiting in a call, after `idle` in which nothing moved here. To be asked often; does not touch the
+    // file system, which may hang.
     bool keep_waiting(std::chrono::nanoseconds idle);
 
     // After `keep_waiting` said no: the ranks without progress, ascending; none where all are there and nothing moves.
@@ -72,50 +74,15 @@ class Signs {
     const Hooks* hooks() const noexcept { return &hooks_; }
 
   private:
-    struct Peer {
-        bool seen = false;
-        Sign sign{};
-        Clock::time_point beat;  // when each was last seen to change
-        Clock::time_point progress;
-        Clock::time_point marks;
-    };
-
-    void run();
-    void write() const;
-    void look(Clock::time_point now, bool first);
-    std::vector<Missing> without_progress(Clock::time_point now) const;
-    bool any_progress(Clock::time_point now) const;
-    std::string path(int rank) const;
-
-    const std::string folder_;
-    const int rank_;
-    const int size_;
-    const std::chrono::nanoseconds timeout_;
-    const std::chrono::nanoseconds step_timeout_;
-    const std::chrono::nanoseconds interval_;
+    struct State;
+    // Shared with the thread, which may outlive this object where the file system hangs.
+    std::shared_ptr<State> state_;
+    // Not a member by value: a fork has the object, but not the thread.
+    std::thread* thread_;
     Hooks hooks_;
-
-    // Of the training thread.
-    std::chrono::nanoseconds extra_{};
-    std::vector<Peer> peers_;
     std::vector<Missing> missing_;
+    std::chrono::nanoseconds extra_{};
     Clock::time_point entered_;
-    Clock::time_point asked_;
-    Clock::time_point looked_;
-    bool looking_ = false;
-
-    // Between the two threads.
-    std::atomic<std::uint64_t> call_{0};
-    std::atomic<std::uint64_t> waiting_{0};
-    std::atomic<std::uint64_t> progress_{0};
-
-    // Of the thread that writes.
-    clockid_t cpu_clock_;
-    mutable std::uint64_t beats_ = 0;
-    std::mutex mutex_;
-    std::condition_variable wake_;
-    bool ending_ = false;
-    std::thread thread_;
 };
 
 }  // namespace hvd_train::liveness

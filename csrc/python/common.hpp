@@ -3,6 +3,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <utility>
@@ -16,7 +17,8 @@
 namespace hvd_train::python {
 
 inline std::chrono::nanoseconds seconds(double value) {
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::duration<double>(value));
+    // No count of nanoseconds overflows.
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::duration<double>(std::min(value, 1e9)));
 }
 
 // A Team together with the memory that it lies in.

@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <string>
@@ -19,6 +20,7 @@ using hvd_train::liveness::Signs;
 namespace {
 
 std::chrono::nanoseconds seconds(double value) {
+    value = std::min(value, 1e9);  // no count of nanoseconds overflows
     return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::duration<double>(value));
 }
 
@@ -34,6 +36,7 @@ NB_MODULE(_signs, module) {
                  new (self) Signs(std::move(folder), rank, size, seconds(timeout_s), seconds(step_timeout_s));
              })
         .def("enter", [](Signs& self, double extra_s) { self.enter(seconds(extra_s)); })
+        .def("sees_all", &Signs::sees_all, nb::call_guard<nb::gil_scoped_release>())
         .def("leave", &Signs::leave)
         .def("keep_waiting", [](Signs& self, double idle_s) { return self.keep_waiting(seconds(idle_s)); },
              nb::call_guard<nb::gil_scoped_release>())

@@ -110,7 +110,9 @@ void RingAverage::drive(bool gather) {
         if (idle % kLooksPerCheck == kLooksPerCheck - 1) {
             team_.check_alive();
             if (task_.patience.over(last_move)) {
-                const auto late = std::find_if(channels_.begin(), channels_.end(), [](const Channel& c) { return !c.finished(); });
+                const auto late = std::find_if(channels_.begin(), channels_.end(), [gather](const Channel& c) {
+                    return gather ? !c.finished() : !c.reduced();
+                });
                 ring_.late_ = late->previous_rank();
                 throw PeerStalled(ring_.late_);
             }

@@ -60,7 +60,10 @@ def agree(mpi: Any, comm: Any, value: int, give_up: GiveUp) -> int | None:
         comm.Ack_failed()  # a death that is known by now does not hinder the agreement
         request = comm.Iagree(flag)
         try:
-            return int(flag[0]) if wait(request.Test, give_up) else None
+            if wait(request.Test, give_up):
+                return int(flag[0])
+            abandon(request, flag)
+            return None
         except mpi.Exception as error:
             if not is_loss(mpi, error):
                 raise
@@ -117,3 +120,11 @@ def wait(done: Callable[[], bool], give_up: GiveUp) -> bool:
         else:
             time.sleep(_NAP_S)
     return True
+
+
+_abandoned: list[tuple[Any, ...]] = []
+
+
+def abandon(*used: Any) -> None:
+    """Keeps requests that were given up, and the memory that MPI goes on to use, until the process ends."""
+    _abandoned.append(used)

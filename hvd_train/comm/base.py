@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import secrets
 import sys
+import tempfile
 import time
 import traceback
 from abc import ABC, abstractmethod
@@ -250,9 +251,15 @@ class Communicator(ABC):
         return f"rank {self.rank} of {self.size} ({self.host})"
 
     def share_signs(self, folder: Path | None) -> None:
-        """Lets the ranks see each other's signs of life; those of several hosts in `folder`. Collective."""
-        token = self.broadcast(secrets.token_hex(8))
-        self.liveness.share(self.rank, self.allgather(self.host), folder, token)
+        """Lets the ranks see each other's signs of life, where all of them see `folder`, that of rank 0, or
+        are on one host. Collective."""
+        if self.num_hosts == 1:
+            folder = Path(tempfile.gettempdir())
+        token, place = self.broadcast((secrets.token_hex(8), folder and folder.resolve()))
+        self.liveness.share(self.rank, self.allgather(self.host), place, token)
+        self.barrier()
+        if not all(self.allgather(self.liveness.sees_all())):
+            self.liveness.stop_sharing()
 
     def buffer(self, numel: int, dtype: torch.dtype) -> Buffer:
         """A buffer of `numel` elements of `dtype`, zeros, placed where this backend averages fastest.

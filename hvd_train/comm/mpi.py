@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -66,8 +66,6 @@ class MPICommunicator(Communicator):
         """Freed in the end, and not before: to make a communicator while another rank's word that one of the
         same number is revoked is still under way crashes Open MPI."""
         self._private: list[Any] = []
-        self._abandoned: list[Any] = []
-        """Requests that were given up, with the memory that they go on to use."""
         self._ops = {Op.SUM: self._mpi.SUM, Op.MIN: self._mpi.MIN, Op.MAX: self._mpi.MAX}
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
         if comm is None:
@@ -84,7 +82,7 @@ class MPICommunicator(Communicator):
         """A duplicate of `parent`, which ends with this communicator. Collective."""
         with self.liveness, self._errors("duplicating the communicator"):
             comm, request = parent.Idup()
-            self._wait(request)
+            self._wait(request, comm)
         comm.Set_errhandler(self._mpi.ERRORS_RETURN)
         self._owned.append(comm)
         return comm
@@ -214,10 +212,18 @@ class MPICommunicator(Communicator):
         barrier with a time of its own is here, so that each ends."""
         if _ulfm.wait(request.Test, self.liveness.give_up):
             return
-        self._abandoned.append((request, memory))
-        if not self.liveness.sees_signs:
-            self.barrier(_ROLL_CALL * self.liveness.stall_timeout_s)  # it names those that do not come
-        raise self.liveness.error(self.where)
+        _ulfm.abandon(request, *memory)
+        raise self.liveness.error(self.where, self._roll_call())
+
+    def _roll_call(self) -> dict[int, str]:
+        """The ranks that do not come, where no signs are seen. Of ranks that gave up."""
+        if self.liveness.sees_signs:
+            return {}
+        try:
+            self.barrier(_ROLL_CALL * self.liveness.stall_timeout_s)
+        except BarrierTimeout as error:
+            return dict.fromkeys(error.missing, "")
+        return {}
 
     def broadcast(self, value: T, root: int = 0) -> T:
         content = pickle.dumps(value, pickle.HIGHEST_PROTOCOL) if self.rank == root else b""
@@ -265,22 +271,30 @@ class MPICommunicator(Communicator):
     def _collect(self, timeout_s: float) -> None:
         arrived = np.zeros(self.size, dtype=np.uint8)
         arrived[0] = 1
-        pending = [self._comm.Irecv(arrived[r : r + 1], r, _ARRIVED) for r in range(1, self.size)]
-        # Each one: Testall does not say that it was a death that failed it.
-        _ulfm.wait(
-            lambda: sum(not request.Test() for request in pending) == 0, lambda waited_s: waited_s > timeout_s
-        )
-        for rank in np.flatnonzero(arrived[1:]) + 1:
-            self._comm.Send(arrived, int(rank), _RELEASED)
-        self._check(arrived, timeout_s)
+        calls = [self._comm.Irecv(arrived[r : r + 1], r, _ARRIVED) for r in range(1, self.size)]
+        self._all_done(calls, timeout_s, arrived)
+        answer = arrived.copy()  # one that comes later counts as missing
+        came = np.flatnonzero(answer[1:]) + 1
+        self._all_done([self._comm.Isend(answer, int(r), _RELEASED) for r in came], timeout_s, answer)
+        self._check(answer, timeout_s)
 
     def _report(self, timeout_s: float) -> None:
-        arrived = np.zeros(self.size, dtype=np.uint8)
-        self._comm.Send(np.ones(1, dtype=np.uint8), 0, _ARRIVED)
-        release = self._comm.Irecv(arrived, 0, _RELEASED)
-        if not _ulfm.wait(release.Test, lambda waited_s: waited_s > 2 * timeout_s):
+        one, arrived = np.ones(1, dtype=np.uint8), np.zeros(self.size, dtype=np.uint8)
+        calls = [self._comm.Isend(one, 0, _ARRIVED), self._comm.Irecv(arrived, 0, _RELEASED)]
+        if not self._all_done(calls, 2 * timeout_s, one, arrived):
             raise BarrierTimeout(f"rank 0 did not arrive at the barrier within {timeout_s:g} s.", missing=[0])
         self._check(arrived, timeout_s)
+
+    def _all_done(self, requests: Sequence[Any], timeout_s: float, *memory: Any) -> bool:
+        """Whether messages have come, or gone, within a time; `memory` is what they use."""
+        # Each one: Testall does not say that it was a death that failed it.
+        if _ulfm.wait(
+            lambda: sum(not request.Test() for request in requests) == 0,
+            lambda waited_s: waited_s > timeout_s,
+        ):
+            return True
+        _ulfm.abandon(requests, *memory)
+        return False
 
     def _check(self, arrived: np.ndarray, timeout_s: float) -> None:
         missing = [int(r) for r in np.flatnonzero(arrived == 0)]

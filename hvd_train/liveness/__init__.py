@@ -2,15 +2,15 @@
 
 A rank reports what it does by `phase` and `mark`. Where it stays in one place for long, a thread without
 Python writes what it sees of the rank, its marks and the CPU time of its training thread, into a file that
-the other ranks read while they wait (csrc/liveness/signs.hpp, docs/adr/0020). Without such files a rank waits
-for a time that grows with the longest round so far.
+the other ranks read while they wait (csrc/liveness/signs.hpp, docs/adr/0020). Where not all ranks see such
+files, a rank waits for a time that grows with the longest round so far.
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +30,9 @@ _SLOWEST_BYTES_PER_S = 1 << 20
 """A call that moves many bytes, and cannot report how many it has moved, may take this much longer."""
 
 _PREFIX = ".hvd_train-signs-"
+
+_REMOVAL_S = 1.0
+"""How long the end of a job waits for the removal of its signs: the file system may not answer."""
 
 _OLD_S = 86_400.0
 """Age from which signs are those of a job that was killed: one that is in need of them renews them."""
@@ -80,25 +83,27 @@ class Liveness:
         self._grown_s = stall_timeout_s
 
     def share(self, rank: int, hosts: Sequence[str], folder: Path | None, token: str) -> None:
-        """From now on the ranks see each other's signs, where there is a place for them.
+        """From now on this rank leaves signs in `folder` and looks there for those of the others.
 
         Args:
             hosts: of all ranks, by rank.
-            folder: one that all ranks see; not needed where all are on one host.
+            folder: one that all ranks see, absolute; None: there is none.
             token: the same on every rank, and no other job's.
         """
         self._hosts = hosts
-        if len(set(hosts)) == 1:
-            folder = Path(tempfile.gettempdir())
         if folder is None or _signs is None or len(hosts) == 1:
             return
         if rank == 0:
             _remove_old(folder)
-        self._folder = folder.resolve() / f"{_PREFIX}{token}"
+        self._folder = folder / f"{_PREFIX}{token}"
         self._signs = _signs.Signs(
             str(self._folder), rank, len(hosts), self.stall_timeout_s, self.step_timeout_s
         )
         self.hooks = self._signs.hooks
+
+    def sees_all(self) -> bool:
+        """Whether the signs of all ranks are there, once all have called `share`."""
+        return self._signs is not None and self._signs.sees_all()
 
     def of_survivors(self) -> Liveness:
         """For a new communicator of the ranks that are left, which see no signs yet."""
@@ -112,7 +117,9 @@ class Liveness:
         """Removes the signs of all ranks: the job ends, and they would stay."""
         self.stop_sharing()
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            removal = threading.Thread(target=shutil.rmtree, args=(self._folder, True), daemon=True)
+            removal.start()
+            removal.join(_REMOVAL_S)
 
     @property
     def sees_signs(self) -> bool:
@@ -173,11 +180,13 @@ class Liveness:
         late = dict(self._signs.missing()) if self._signs is not None else {}
         late = {rank: (seen or {}).get(rank) or doing for rank, doing in (late or seen or {}).items()}
         limit_s = self.stall_timeout_s if self._signs is not None else self.allowed_s
-        names = " ".join(self._name(rank, late[rank]) for rank in sorted(late))
-        found = f"{names} made no progress" if names else "No rank made progress"
+        found = " ".join(self._name(rank, late[rank]) for rank in sorted(late)) or "No rank"
+        if not late and self._signs is None:
+            found = "It cannot be told which of the others"
         return BarrierTimeout(
-            f"{where} waits in: {next(reversed(_trail))}. {found} for {limit_s:g} s. Look what stopped it; "
-            "where a healthy rank may be silent for longer, raise sync.stall_timeout_s.",
+            f"{where} waits in: {next(reversed(_trail))}. {found} made no progress for {limit_s:g} s. "
+            "Look what stopped it; where a healthy rank may be silent for longer, raise "
+            "sync.stall_timeout_s.",
             sorted(late),
         )
 

@@ -73,10 +73,10 @@ def test_what_a_rank_is_seen_to_do_counts_more_than_where_it_may_be() -> None:
     assert "Rank 2, in: reduce, made no progress" in str(error)
 
 
-def test_where_nobody_is_late_no_rank_is_named() -> None:
+def test_where_nothing_is_known_no_rank_is_named() -> None:
     error = Liveness().error("rank 0 of 3")
     assert error.missing == ()
-    assert "No rank made progress for 300 s" in str(error)
+    assert "It cannot be told which of the others made no progress for 300 s" in str(error)
 
 
 def test_a_rank_alone_has_no_signs(tmp_path: Path) -> None:
@@ -92,34 +92,50 @@ def test_hosts_without_a_folder_see_no_signs() -> None:
     assert not liveness.sees_signs
 
 
-def test_short_rounds_write_no_file(tmp_path: Path) -> None:
-    liveness = Liveness(stall_timeout_s=60)
+def test_short_rounds_write_one_sign(tmp_path: Path) -> None:
+    liveness = Liveness(stall_timeout_s=3600)
     liveness.share(0, ["h1", "h2"], tmp_path, "token")
+    (sign,) = (tmp_path / ".hvd_train-signs-token").iterdir()
+    first = sign.read_bytes()
     for _ in range(100):
         mark()
         with liveness:
             pass
     assert liveness.sees_signs
+    assert sign.read_bytes() == first
     liveness.stop_sharing()
     assert signs_of(tmp_path) == []
 
 
-def test_signs_are_removed_with_the_communicator(tmp_path: Path) -> None:
+def test_a_rank_in_one_place_for_long_leaves_more(tmp_path: Path) -> None:
     liveness = Liveness(stall_timeout_s=0.2)
     liveness.share(0, ["h1", "h2"], tmp_path / "runs", "token")
-    deadline = time.monotonic() + 60
-    while not signs_of(tmp_path / "runs"):
-        assert time.monotonic() < deadline, "a rank in one place for long leaves no sign"
+    (sign,) = (tmp_path / "runs/.hvd_train-signs-token").iterdir()
+    first, deadline = sign.read_bytes(), time.monotonic() + 60
+    while sign.read_bytes() == first:
+        assert time.monotonic() < deadline, "no further sign was written"
         time.sleep(0.01)
     liveness.stop_sharing()
     assert signs_of(tmp_path / "runs") == []
+
+
+def test_signs_are_seen_where_each_rank_leaves_one(tmp_path: Path) -> None:
+    here, there = Liveness(), Liveness()
+    here.share(0, ["h1", "h2"], tmp_path, "token")
+    assert not here.sees_all(), "rank 1 has another folder, or none"
+    there.share(1, ["h1", "h2"], tmp_path, "token")
+    assert here.sees_all()
+    assert there.sees_all()
+    here.stop_sharing()
+    there.stop_sharing()
+    assert not here.sees_all()
+    assert signs_of(tmp_path) == []
 
 
 def test_an_end_removes_the_signs_of_all_ranks(tmp_path: Path) -> None:
     liveness = Liveness()
     liveness.share(0, ["h1", "h2"], tmp_path, "token")
     folder = tmp_path / ".hvd_train-signs-token"
-    folder.mkdir()
     (folder / "rank-00001").write_text("of another rank")
     liveness.discard()
     assert not folder.exists()

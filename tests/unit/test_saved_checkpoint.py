@@ -26,7 +26,7 @@ from hvd_train.progress import Progress
 from hvd_train.random_state import RandomState
 from hvd_train.record.events import read_events
 from hvd_train.record.reports import NullRecorder
-from hvd_train.restore import restore
+from hvd_train.restore import restore, saved_states
 from hvd_train.run_files import checkpoint_of, saved_config
 from hvd_train.saved_checkpoint import SavedCheckpoint, find_checkpoint, newest_whole, rank_file
 from hvd_train.stateful import Stateful
@@ -281,7 +281,8 @@ def test_a_part_that_is_missing_or_unknown_is_refused(tmp_path: Path) -> None:
         with pytest.raises(
             RunDirectoryError, match=r"state of optimizer, progress, random, watch; expected that"
         ):
-            restore(saved, model, wanted, 0)
+            saved_states(saved, 0, wanted)
+    states = saved_states(saved, 0, all_parts)
     for other, message in (
         (nn.Linear(2, 2), r"`weight` is torch.float32 \[1, 2\]; the model has torch.float32 \[2, 2\]"),
         (
@@ -294,9 +295,9 @@ def test_a_part_that_is_missing_or_unknown_is_refused(tmp_path: Path) -> None:
         with pytest.raises(
             RunDirectoryError, match=rf"{message}.*Resume with the model that the run began with"
         ):
-            restore(saved, other, all_parts, 0)
+            restore(saved, other, all_parts, states)
     assert bool((model.weight == 7).all()), "nothing was taken"
-    restore(saved, model, all_parts, 0)
+    restore(saved, model, all_parts, states)
     assert torch.equal(model.weight, saved.model()["weight"])
 
 
