@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hvd_train.batches import batch_bounds
 from hvd_train.comm.base import Communicator, Op
@@ -70,7 +71,7 @@ class ValidationEvaluator:
         goes on is the one that was not interrupted."""
         if not self._batches:
             return []
-        buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
+        put_back = [_present_values(buffer) for buffer in self._model.buffers()]
         try:
             with evaluating(self._model), generators_as_they_are():
                 return sorted(self._sums(*self._batches[0]))
@@ -83,8 +84,8 @@ class ValidationEvaluator:
             ) from None
         finally:
             with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
+                for call in put_back:
+                    call()
 
     def evaluate(self) -> dict[str, float]:
         """Loss and metrics over all validation rows. Collective: every rank its part, the sums reduced."""
@@ -154,3 +155,12 @@ class TrainingLossEvaluator:
     def not_finite(self) -> str:
         """The rounds have named what was not finite."""
         return ""
+
+
+def _present_values(buffer: Tensor) -> Callable[[], object]:
+    """What gives a buffer its present values back, in place."""
+    if buffer.layout is torch.strided:
+        # Its memory: an expanded tensor, whose elements share it, cannot be written to.
+        buffer = torch.empty(0, dtype=torch.uint8).set_(buffer.untyped_storage())
+    value = buffer.clone()
+    return lambda: buffer.copy_(value)

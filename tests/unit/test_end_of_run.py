@@ -339,6 +339,8 @@ def test_trying_out_the_evaluation_changes_nothing(tmp_path: Path) -> None:
     catalog = open_catalog(DataConfig(path=str(shard(tmp_path)), validation=0.2))
     task = Noisy()
     model = task.build_model(catalog.sample)
+    model.register_buffer("expanded", torch.ones(1, 3).expand(4, 3))
+    model.register_buffer("sparse", torch.eye(2).to_sparse())
     rows = Rows(catalog.validation, catalog.sample.fields)
     evaluator = ValidationEvaluator(SoloCommunicator(), task, model, rows, 8, every_model=False)
 
@@ -356,6 +358,7 @@ def test_trying_out_the_evaluation_changes_nothing(tmp_path: Path) -> None:
     random.seed(1)
     assert first == (float(torch.rand(())), np.random.random(), random.random())
     assert (int(model.passes), model.training) == (0, True)  # type: ignore[arg-type]
+    assert model.expanded.tolist() == [[1.0] * 3] * 4  # type: ignore[operator, union-attr]
 
 
 def test_a_best_model_that_is_lost_is_no_longer_the_best_after_a_resume(
