@@ -6,15 +6,16 @@ NP ?= 2
 BIN := $(VENV)/bin
 
 export VENV
-# What takes minutes together; the rest of tests/ is `test-long`.
-SHORT_TESTS := tests/unit tests/contract tests/mpi tests/test_docs.py tests/test_readme.py
+# Eight minutes together; the rest of tests/ is `test-long`.
+SHORT_TESTS := tests/unit tests/contract tests/test_docs.py \
+    $(patsubst %,tests/mpi/test_%.py,averaging models start_checks)
 .PHONY: help setup train test test-long test-cpp test-matrix lint format clean
 .NOTPARALLEL:
 
 help:
 	@echo 'make train   [ARGS="--period 20"] [NP=2]   set up what is missing, then train on the embedded digits'
 	@echo 'make test    [PYTEST_ARGS="-k ring"]       set up what is missing, then run the tests but the long ones'
-	@echo 'make test-long                             the tests on emulated hosts, of ranks that die, and of damage'
+	@echo 'make test-long                             the rest of the tests: whole trainings, emulated hosts, ranks that die'
 	@echo 'make test-cpp                              test the C++ parts alone, also under sanitizers'
 	@echo 'make test-matrix [MPIS="mpich-5"]          run the tests of several ranks with each MPI, in build/matrix'
 	@echo 'make setup   [PYTHON= VENV= TORCH= MPI=auto|wheel|system HOROVOD=0|1]   set up only; see scripts/setup.sh'
@@ -36,7 +37,7 @@ test: setup
 	@. launch/env.sh && exec $(BIN)/python -m pytest $(or $(PYTEST_ARGS),$(SHORT_TESTS))
 
 test-long: setup
-	@. launch/env.sh && exec $(BIN)/python -m pytest tests/cluster tests/faults
+	@. launch/env.sh && exec $(BIN)/python -m pytest tests $(addprefix --ignore=,$(SHORT_TESTS))
 
 test-cpp: setup
 	@. launch/env.sh && scripts/test_cpp.sh

@@ -32,10 +32,11 @@ CALLS: dict[str, Callable[[Communicator, Buffer], object]] = {
     "broadcast": lambda comm, buffer: comm.broadcast(comm.rank, root=comm.size - 1),
     "allgather": lambda comm, buffer: comm.allgather(comm.rank),
     "barrier": lambda comm, buffer: comm.barrier(),
-    "buffer": lambda comm, buffer: comm.buffer(100, torch.float32) if comm.name == "ring" else comm.barrier(),
+    "buffer": lambda comm, buffer: comm.buffer(100, torch.float32),
     "close": lambda comm, buffer: comm.close(),
 }
-"""By name; in `slice step` the last rank has come to the call, in the others it has not."""
+"""By name; in `slice step` the last rank has come to the call, in the others it has not.
+`buffer` is collective in backend ring alone."""
 
 
 def stop_if_last(comm: Communicator) -> None:
