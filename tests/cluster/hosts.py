@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import IO, NamedTuple
 from typing_extensions import Self
 
 from tests import launching
+from tests.deadlines import Deadline
 from tests.launching import MARK, Job, Process
 
 TOOLS = ("ip", "tc", "unshare", "nsenter", "mount", "ssh", "ssh-keygen", "sshd")
@@ -300,8 +302,20 @@ class Hosts:
         self._switch.ip("link", "set", f"port{host}", "down")
 
     def heal(self, host: int) -> None:
-        """Puts the cable back."""
-        self._switch.ip("link", "set", f"port{host}", "up")
+        """Puts the cable back; packets pass when this returns."""
+        port, deadline = f"port{host}", Deadline(30)
+        self._switch.ip("link", "set", port, "up")
+        while self._state(port) != "forwarding":
+            if deadline.passed():
+                raise RuntimeError(f"{port} is {self._state(port)} after 30 s; expected forwarding")
+            time.sleep(0.02)
+        for other in self._hosts.values():  # or those that were out of reach are taken to be so for a while
+            other.network.ip("neigh", "flush", "dev", "eth0")
+
+    def _state(self, port: str) -> str:
+        (link,) = json.loads(self._switch.ip("-json", "-details", "link", "show", port))
+        state: str = link["linkinfo"]["info_slave_data"]["state"]
+        return state
 
     def kill(self, host: int) -> None:
         """SIGKILL to all processes of a host at once: the kernel ends their connections, and peers notice."""
