@@ -111,7 +111,7 @@ begun() { "$python" -m hvd_train restarts --begun -- "${options[@]}" 2>/dev/null
 # what was given cannot be run (2) or does not converge (3).
 worth_another_try() {
     [[ -z $stopped && $status != [023] && $status != 75 && $try -lt ${HVD_TRAIN_RESTARTS:-3} ]] &&
-        ! preempted && [[ -z $can_ask || $(hosts_answer && echo yes) == yes ]] && [[ $(begun) == "$before" ]] &&
+        ! preempted && [[ $(begun) == "$before" ]] && [[ -z $can_ask || $(hosts_answer && echo yes) == yes ]] &&
         [[ -z $stopped ]]
 }
 

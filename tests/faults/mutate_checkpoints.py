@@ -27,13 +27,14 @@ import torch
 import xxhash
 
 import hvd_train
+from hvd_train.claim import NoClaim
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import Config, DataConfig, EvaluateConfig, ModelConfig, OptimConfig, StopConfig
 from hvd_train.errors import UserError
 from hvd_train.packing import pack, unpack
 from hvd_train.record.reports import NullRecorder
 from hvd_train.run_files import saved_config
-from hvd_train.rundir import open_run
+from hvd_train.rundir import _find
 from hvd_train.sealed import seal
 from hvd_train.signals import StopRequest
 from hvd_train.wiring import Wiring
@@ -71,9 +72,9 @@ def resume(run: Path) -> tuple[int, bool, dict[str, Any]]:
     """What `--resume auto` goes on with: the round, whether the best model was lost, and every state."""
     saved = saved_config(run)
     config = replace(saved, runs=str(run.parent), resume="auto", stop=replace(saved.stop, max_rounds=10**6))
-    found = open_run(config)
+    found = _find(config, run, False, NoClaim())  # claims have tests of their own, and wait
     wiring = Wiring(config, None, SoloCommunicator())
-    training = wiring.assemble(found, NullRecorder(), StopRequest())
+    training = wiring.assemble(found, NullRecorder(), StopRequest(), NoClaim())
     try:
         states: dict[str, Any] = {n: dict(p.state_dict()) for n, p in training.checkpoints.parts.items()}
         states["model"] = {n: t.clone() for n, t in wiring.model.state_dict().items()}
