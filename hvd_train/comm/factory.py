@@ -35,8 +35,9 @@ def connect(
         wire: what carries an element between hosts under `ring`: `float32`, `bfloat16`, `float16`, `int8`.
         stall_timeout_s: seconds without progress after which a rank that others wait for is given up.
         step_timeout_s: seconds without a finished step after which that is so however busy it is; 0: never.
-        shared_folder: a folder that all hosts see. Ranks whose steps take long leave signs of life there;
-            without one, ranks of several hosts wait for `stall_timeout_s`, or longer after longer rounds.
+        shared_folder: a folder that all hosts see. Each rank leaves a sign of life there, and more of them in
+            long steps; where not all ranks of several hosts see it, they wait for `stall_timeout_s`, or longer
+            after longer rounds.
 
     Raises:
         LauncherMismatch: a launcher started this process as one of several and its world has another size.
