@@ -28,7 +28,7 @@ using ring::Wire;
 
 namespace {
 
-constexpr std::chrono::seconds kTimeout{30};
+const Patience kTimeout{std::chrono::seconds{30}};
 
 void require(bool ok, const char* what, int line) {
     if (ok) return;

@@ -21,11 +21,12 @@
 #include "shm/region.hpp"
 #include "shm/team.hpp"
 
+using hvd_train::Patience;
 using namespace hvd_train::shm;
 
 namespace {
 
-constexpr std::chrono::seconds kTimeout{20};
+const Patience kTimeout{std::chrono::seconds{20}};
 
 void require(bool ok, const char* what, int line) {
     if (ok) return;
@@ -195,7 +196,7 @@ void stall(int p) {
             return;
         }
         try {
-            team.barrier(std::chrono::milliseconds(300));
+            team.barrier(Patience{std::chrono::milliseconds(300)});
         } catch (const Stalled&) {
             REQUIRE(team.late() == std::vector<int>{p - 1});
             return;
