@@ -84,12 +84,12 @@ def start(mpi: Any) -> None:
             # Every rank's, that the launcher may be another MPI's: what comes of that is one error.
             warnings.filterwarnings("ignore", message="suspicious MPI execution environment")
             mpi.Init_thread(mpi.THREAD_SERIALIZED)
-        _started.append(_Started(mpi, os.getpid(), mpi.COMM_WORLD.Dup()))
+        _started.append(_Started(mpi, os.getpid()))
         sys.excepthook = _Report(mpi, sys.excepthook)
         atexit.register(finish)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Started:
     """What was initialised here."""
 
@@ -97,12 +97,19 @@ class _Started:
     """The module mpi4py.MPI."""
     pid: int
     """Of the process that did it: a fork of it ends without MPI."""
-    world: Any
+    world: Any = None
     """A duplicate of MPI_COMM_WORLD for the end, which no call before it can be mistaken for."""
 
 
 _started: list[_Started] = []
 """Empty where nothing is to be finalised."""
+
+
+def meet_at_end(duplicate: Callable[[], Any]) -> None:
+    """Where `start` initialised MPI: `finish` meets the other ranks on the communicator that `duplicate` gives,
+    one of MPI_COMM_WORLD's ranks. Collective."""
+    if _started and _started[-1].world is None:
+        _started[-1].world = duplicate()
 
 
 def finish() -> None:
@@ -112,7 +119,8 @@ def finish() -> None:
         started = _started.pop()
         if started.pid != os.getpid() or started.mpi.Is_finalized():
             return
-        _wait_for_others(started.mpi, started.world)
+        if started.world is not None:
+            _wait_for_others(started.mpi, started.world)
         started.mpi.Finalize()
 
 

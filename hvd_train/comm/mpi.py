@@ -69,6 +69,7 @@ class MPICommunicator(Communicator):
         self._ops = {Op.SUM: self._mpi.SUM, Op.MIN: self._mpi.MIN, Op.MAX: self._mpi.MAX}
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
         if comm is None:
+            _mpi.meet_at_end(lambda: self._duplicate(world))
             self._comm = self._derive(world)
         # Not by MPI_Comm_split_type, which waits without a deadline. Hosts may bear the same name.
         hosts = self.allgather((self.host, _boot_id()))
@@ -80,11 +81,15 @@ class MPICommunicator(Communicator):
 
     def _derive(self, parent: Any) -> Any:
         """A duplicate of `parent`, which ends with this communicator. Collective."""
+        comm = self._duplicate(parent)
+        self._owned.append(comm)
+        return comm
+
+    def _duplicate(self, parent: Any) -> Any:
         with self.liveness, self._errors("duplicating the communicator"):
             comm, request = parent.Idup()
             self._wait(request, comm)
         comm.Set_errhandler(self._mpi.ERRORS_RETURN)
-        self._owned.append(comm)
         return comm
 
     @contextmanager
