@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,23 @@ from hvd_train.header import Header
 from hvd_train.liveness import mark
 from hvd_train.models import evaluating
 from hvd_train.random_state import generators_as_they_are
+from hvd_train.stateful import State, Stateful, checked
 from hvd_train.task import Sums, Task
 
 
-class Evaluator(Protocol):
-    """Gives the figures that the watch sees."""
+class _NoState(msgspec.Struct, forbid_unknown_fields=True):
+    """The state of an evaluator that has none."""
+
+
+class _Saved(msgspec.Struct, forbid_unknown_fields=True):
+    """The training loss since the last evaluation, as a checkpoint holds it."""
+
+    loss_sum: float
+    samples: float
+
+
+class Evaluator(Stateful, Protocol):
+    """Gives the figures that the watch sees. Its state is the same on every rank."""
 
     num_samples: int
     """Samples of validation data; 0 where there are none."""
@@ -105,6 +118,14 @@ class ValidationEvaluator:
         except DataError as error:
             return str(error)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: an evaluation depends on nothing before it."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Takes it back."""
+        checked(state, _NoState)
+
     def _sums(self, start: int, stop: int) -> Sums:
         arrays = self._rows.read(start, stop)
         batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -128,7 +149,7 @@ class ValidationEvaluator:
 
 
 class TrainingLossEvaluator:
-    """Where there is no validation data: the mean training loss since the last look."""
+    """Where there is no validation data: the mean training loss since the last evaluation."""
 
     num_samples = 0
 
@@ -155,6 +176,15 @@ class TrainingLossEvaluator:
     def not_finite(self) -> str:
         """The rounds have named what was not finite."""
         return ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums since the last evaluation."""
+        return {"loss_sum": self._loss_sum, "samples": self._samples}
+
+    def load_state_dict(self, state: State) -> None:
+        """Takes them back."""
+        saved = checked(state, _Saved)
+        self._loss_sum, self._samples = saved.loss_sum, saved.samples
 
 
 def _present_values(buffer: Tensor) -> Callable[[], object]:

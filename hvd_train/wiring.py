@@ -170,12 +170,14 @@ class Wiring:
         watch = Watch(config.stop, config.evaluate.mode)
         period = FixedPeriod(config.sync.period)
         worker = self._make_worker(self.reader)
+        evaluator = self._make_evaluator()
         validation = [(span.shard, span.start, span.stop) for span in self.catalog.validation]
         self.settings = Settings(anchored(config), validation)
         parts: dict[str, Stateful] = {
             "settings": self.settings,
             "progress": progress,
             "watch": watch,
+            "evaluator": evaluator,
             "period": period,
             "moments": OptimizerState(self.model, self.optimizer, lambda name, _: name in moments),
             "optimizer": OptimizerState(self.model, self.optimizer, lambda name, _: name not in moments),
@@ -193,7 +195,7 @@ class Wiring:
             config=config.checkpoint,
             model=self.model,
             parts=parts,
-            shared=frozenset(("settings", "progress", "watch", "period", "moments")),
+            shared=frozenset(("settings", "progress", "watch", "evaluator", "period", "moments")),
             sample=self.catalog.sample,
             recorder=recorder,
             claim=claim,
@@ -204,7 +206,7 @@ class Wiring:
             average=self._make_average(flat),
             period=period,
             learning_rate=learning_rate,
-            evaluator=self._make_evaluator(),
+            evaluator=evaluator,
             watch=watch,
             checkpoints=checkpoints,
             claim=claim,
@@ -260,11 +262,12 @@ class Wiring:
             raise ConfigError(
                 "sync.mode = 'none' cannot be resumed: a checkpoint holds one model, not one a rank."
             )
-        states = saved_states(saved, self.comm.rank, parts.keys(), optional={"settings"})
+        states = saved_states(saved, self.comm.rank, parts.keys(), optional={"settings", "evaluator"})
         self.settings.load_state_dict(states.pop("settings", settings_before(before)))
         self._compare_samples(saved)
         if not self.settings.best_holds:
             states.pop("watch")
+            states.pop("evaluator", None)
         if self.config.sync.optimizer_state != "average":  # then one part has all of it
             states["optimizer"] = {**states["moments"], **states["optimizer"]}
             states["moments"] = {}

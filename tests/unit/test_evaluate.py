@@ -13,7 +13,7 @@ from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.data.deal import Span
 from hvd_train.data.format import FieldSpec
 from hvd_train.data.rows import Rows
-from hvd_train.errors import TaskError
+from hvd_train.errors import RunDirectoryError, TaskError
 from hvd_train.evaluate import TrainingLossEvaluator, ValidationEvaluator
 from hvd_train.header import Header, Row
 from hvd_train.task import Batch, Sums, Task
@@ -187,6 +187,16 @@ def test_without_validation_data_it_is_the_training_loss_since_the_last_look() -
     evaluator.after_round(header((10, float("nan"), 1), (10, 5, 0), (10, 40, 1)))
     assert evaluator.evaluate() == {"loss": 4.0, "error": 4.0}
     assert np.isnan(evaluator.evaluate()["error"]), "nothing was seen since"
+
+
+def test_the_training_loss_goes_on_from_where_it_was_saved() -> None:
+    first, second = TrainingLossEvaluator(), TrainingLossEvaluator()
+    first.after_round(header((10, 20, 1), (30, 30, 1)))
+    second.load_state_dict(first.state_dict())
+    second.after_round(header((10, 10, 1), (0, 0, 1)))
+    assert second.evaluate() == {"loss": 60 / 50, "error": 60 / 50}
+    with pytest.raises(RunDirectoryError, match="samples"):
+        second.load_state_dict({"loss_sum": 1.0})
 
 
 def test_a_single_row_is_evaluated_with_the_batch_before_it(spans: list[Span]) -> None:

@@ -67,6 +67,22 @@ def samples(recorder: Remembered) -> int:
     return sum(r.samples for r in recorder.of(RoundReport))
 
 
+def test_a_run_without_validation_data_is_the_uninterrupted_one(config: Config) -> None:
+    """What is watched then is the training loss between two evaluations: the interruption falls between."""
+    config = replace(config, evaluate=EvaluateConfig(every_epochs=0, every_rounds=4))
+    curves = []
+    for name, interrupted_in in (("whole", 0), ("parts", 6)):
+        one = replace(config, name=name, stop=replace(config.stop, max_rounds=9))
+        recorders = train(one, 1, interrupted_in=interrupted_in)
+        if interrupted_in:
+            (stop,) = recorders[0].of(StopReport)
+            assert (stop.reason, stop.round) == ("interrupted", 6)
+            recorders += train(resumed(one, max_rounds=9), 1)
+        curves.append([(e.round, e.error) for r in recorders for e in r.of(EvaluationReport)])
+    assert curves[0] == curves[1]
+    assert [round_ for round_, _ in curves[0]] == [4, 8, 9]
+
+
 def test_every_key_has_a_rule() -> None:
     assert list(RULES) == sorted(RULES, key=list(flatten(Config())).index)
     assert RULES.keys() == flatten(Config()).keys()

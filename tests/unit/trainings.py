@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from hvd_train.config import (
     SyncConfig,
 )
 from hvd_train.local_sgd import LocalSGD
-from hvd_train.record.reports import Recorder, Report, RunHeader
+from hvd_train.record.reports import Recorder, Report, RoundReport, RunHeader
 from hvd_train.rundir import open_run
 from hvd_train.signals import StopRequest
 from hvd_train.task import Classification, Task
@@ -36,11 +36,16 @@ class Remembered(Recorder):
 
     reports: list[Report]
     training: LocalSGD | None = None
+    interrupted_in: int = 0
+    """Round after which the run is to stop as if by a signal."""
+    request: StopRequest = field(default_factory=StopRequest)
 
     def header(self, header: RunHeader) -> None: ...
 
     def report(self, report: Report) -> None:
         self.reports.append(report)
+        if isinstance(report, RoundReport) and report.round == self.interrupted_in - 1:
+            self.request.asked = True  # the next header carries it
 
     def close(self) -> None: ...
 
@@ -65,15 +70,17 @@ def small(tmp_path: Path) -> Config:
     )
 
 
-def train(config: Config, ranks: int, task: Task | None = None) -> list[Remembered]:
+def train(
+    config: Config, ranks: int, task: Task | None = None, *, interrupted_in: int = 0
+) -> list[Remembered]:
     """What the ranks report of a training, each for itself."""
     run, claim = open_run(config)
 
     def rank(comm: ThreadCommunicator) -> Remembered:
-        recorder = Remembered([])
+        recorder = Remembered([], interrupted_in=interrupted_in)
         wiring = Wiring(config, task, comm)
         mine = claim if comm.rank == 0 else NoClaim()
-        recorder.training = wiring.assemble(run, recorder, StopRequest(), mine)
+        recorder.training = wiring.assemble(run, recorder, recorder.request, mine)
         recorder.header(wiring.header(run, recorder.training))
         recorder.training.run()
         wiring.reader.close()
