@@ -106,8 +106,8 @@ _started: list[_Started] = []
 
 
 def meet_at_end(duplicate: Callable[[], Any]) -> None:
-    """Where `start` initialised MPI: `finish` meets the other ranks on the communicator that `duplicate` gives,
-    one of MPI_COMM_WORLD's ranks. Collective."""
+    """Where `start` initialised MPI: `finish` meets the other ranks on what `duplicate` returns, a duplicate
+    of MPI_COMM_WORLD. Collective."""
     if _started and _started[-1].world is None:
         _started[-1].world = duplicate()
 

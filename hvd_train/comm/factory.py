@@ -36,8 +36,8 @@ def connect(
         stall_timeout_s: seconds without progress after which a rank that others wait for is given up.
         step_timeout_s: seconds without a finished step after which that is so however busy it is; 0: never.
         shared_folder: a folder that all hosts see. Each rank leaves a sign of life there, and more of them in
-            long steps; where not all ranks of several hosts see it, they wait for `stall_timeout_s`, or longer
-            after longer rounds.
+            long steps. Where not all ranks of several hosts see it, they wait for `stall_timeout_s`, or for
+            longer after longer rounds.
 
     Raises:
         LauncherMismatch: a launcher started this process as one of several and its world has another size.
