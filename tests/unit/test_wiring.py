@@ -144,6 +144,7 @@ def test_validation_data_that_are_not_finite_are_named_once(
     spoil(tmp_path / "val.hdf5", 17, float("inf"))
     watched = replace(
         config,
+        model=ModelConfig(hidden=()),  # a hidden unit may be 0 there, whatever its input
         data=replace(config.data, validation=str(tmp_path / "val.hdf5")),
         evaluate=EvaluateConfig(every_rounds=1, batch_size=4),
     )
