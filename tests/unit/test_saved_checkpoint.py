@@ -32,8 +32,8 @@ from hvd_train.saved_checkpoint import SavedCheckpoint, find_checkpoint, newest_
 from hvd_train.stateful import Stateful
 from hvd_train.stopping import Watch
 
-FIXTURE = Path(__file__).parent.parent / "fixtures" / "run-schema-1"
-"""A run of two ranks, as the version before schema 2 left it: `best` is of round 20, `latest` of round 40."""
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+"""`run-schema-N`: a run of two ranks, as the last version with that schema left it. `latest` is of round 40."""
 
 SPEC = SampleSpec(inputs="x", targets="x", fields={"x": FieldSpec(shape=(2,), dtype="float32")})
 
@@ -189,7 +189,7 @@ def test_a_pointer_that_is_damaged_names_no_other_model(
 
 def test_without_an_index_a_damaged_best_is_no_model_and_a_damaged_latest_the_newest(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    shutil.copytree(FIXTURE, run)
+    shutil.copytree(FIXTURES / "run-schema-1", run)
     assert [find_checkpoint(run, p).round for p in ("best", "latest")] == [20, 40]  # type: ignore[union-attr]
     for pointer in ("best", "latest"):
         (run / "checkpoints" / pointer).write_bytes(b"roune-20")
@@ -309,18 +309,21 @@ def validation_error(model: nn.Module, config: hvd_train.Config) -> float:
     return float(wrong.double().mean())
 
 
-def test_a_run_of_the_version_before_is_loaded_resumed_and_read(tmp_path: Path) -> None:
-    run = tmp_path / "schema-1"
-    shutil.copytree(FIXTURE, run)
+@pytest.mark.parametrize(("schema", "best_round"), [(1, 20), (2, 30)])
+def test_a_run_of_each_schema_is_loaded_resumed_and_read(
+    tmp_path: Path, schema: int, best_round: int
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(FIXTURES / f"run-schema-{schema}", run)
     evaluations = {
         e["round"]: e["error"] for e in read_events(run / "events.jsonl") if e["event"] == "evaluation"
     }
     config = saved_config(run)
-    for pointer, rounds in (("best", 20), ("latest", 40)):
+    for pointer, rounds in (("best", best_round), ("latest", 40)):
         error = validation_error(hvd_train.load_model(run, pointer), config)
         assert error == pytest.approx(evaluations[rounds], abs=1e-9)
     manifests = [json.loads(p.read_text()) for p in run.glob("checkpoints/round-*/manifest.json")]
-    assert {m["schema"] for m in manifests} == {1}
+    assert {m["schema"] for m in manifests} == {schema}
 
     again = replace(config, resume=str(run), backend="solo", stop=replace(config.stop, max_rounds=44))
     result = hvd_train.train(again)

@@ -29,7 +29,7 @@ from hvd_train.errors import DataError
 from tests.launching import ROOT
 
 NAMES = ("inputs", "targets")
-OLD = ROOT / "tests" / "fixtures" / "shards-schema-1"
+FIXTURES = ROOT / "tests" / "fixtures"
 ROWS, WIDTH = 40, 6
 
 
@@ -313,25 +313,26 @@ def test_a_scale_that_is_not_the_manifests_is_refused(folder: Path) -> None:
     assert "but 0.5 in" in problems(folder)[0]
 
 
-def test_shards_of_schema_1_are_read_and_checked(tmp_path: Path) -> None:
-    data = DataConfig(path=str(OLD))
+@pytest.mark.parametrize(("schema", "block"), [(1, "rows 6 to 11"), (2, "rows 8 to 9")])
+def test_shards_of_each_schema_are_read_and_checked(tmp_path: Path, schema: int, block: str) -> None:
+    old = FIXTURES / f"shards-schema-{schema}"
+    assert json.loads((old / "manifest.json").read_text())["schema"] == schema
+    data = DataConfig(path=str(old))
     catalog = open_catalog(data)
     assert (catalog.sample.scale, catalog.sample.num_classes) == (1 / 255, 5)
     everything = Rows((*catalog.train, *catalog.validation), catalog.sample.fields).read(0, ROWS)
     np.testing.assert_array_equal(everything["inputs"], arrays_of().inputs)
     np.testing.assert_array_equal(everything["targets"], arrays_of().targets)
-    assert problems(OLD) == []
-    shutil.copytree(OLD, tmp_path / "d")
+    assert problems(old) == []
+    shutil.copytree(old, tmp_path / "d")
     flip(tmp_path / "d" / "train-00001-of-00002.h5", "inputs", 8)
-    with pytest.raises(
-        DataError, match=r"train-00001-of-00002\.h5: dataset `inputs`, rows 6 to 11: not what"
-    ):
+    with pytest.raises(DataError, match=rf"train-00001-of-00002\.h5: dataset `inputs`, {block}: not what"):
         read_all(tmp_path / "d", "stream")
-    assert "rows 6 to 11: not what was written" in problems(tmp_path / "d")[0]
+    assert f"{block}: not what was written" in problems(tmp_path / "d")[0]
 
 
 def test_a_part_is_added_beside_shards_of_schema_1(tmp_path: Path) -> None:
-    shutil.copytree(OLD, tmp_path / "d")
+    shutil.copytree(FIXTURES / "shards-schema-1", tmp_path / "d")
     write_part(tmp_path / "d", arrays_of(10, first=30), part="validation", force=True)
     manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
     assert manifest["schema"] == 2
