@@ -33,7 +33,7 @@ from hvd_train.stateful import Stateful
 from hvd_train.stopping import Watch
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-"""`run-schema-N`: a run of two ranks, as the last version with that schema left it. `latest` is of round 40."""
+"""`run-schema-N`: a run of two ranks, left by the last version with that schema. `latest` is of round 40."""
 
 SPEC = SampleSpec(inputs="x", targets="x", fields={"x": FieldSpec(shape=(2,), dtype="float32")})
 
