@@ -162,7 +162,8 @@ def test_a_killed_job_is_taken_over_at_once(
 
 def test_a_number_that_another_process_has_now_is_not_the_holder(tmp_path: Path) -> None:
     mine = Holder.this_process({})
-    write(tmp_path, dataclasses.replace(mine, pid=os.getppid(), token="theirs"))
+    # Later than this process: its parent cannot have begun then.
+    write(tmp_path, dataclasses.replace(mine, pid=os.getppid(), start=mine.start + 1, token="theirs"))
     with take(tmp_path, stale_s=1e9) as claim:
         assert claim.took_over
 
