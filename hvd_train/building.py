@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from hvd_train import machine
 from hvd_train.data.catalog import Catalog
 from hvd_train.data.deal import Span
 from hvd_train.data.format import SampleSpec
 from hvd_train.data.rows import Rows
+from hvd_train.environment import machine
 from hvd_train.errors import TaskError
 from hvd_train.model_state import saved_state
 from hvd_train.models import describe, evaluating

@@ -15,9 +15,9 @@ from typing import Protocol, TypeVar
 
 import tyro
 
-import hvd_train.machine  # reads the affinity mask, before anything imports torch
-from hvd_train.comm.launcher import Launcher, detect
+import hvd_train.environment.machine  # reads the affinity mask, before anything imports torch
 from hvd_train.config import Config, embedded_config, load_config
+from hvd_train.environment.launcher import Launcher, detect
 from hvd_train.errors import ConfigError, HvdTrainError, LauncherMismatch, UserError
 from hvd_train.output import ends_on_interrupt, print_anything, reader_may_leave
 

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hvd_train import machine
 from hvd_train.config import Config, ModelConfig
 from hvd_train.data.format import SampleSpec, is_class_dtype
 from hvd_train.data.labels import IGNORED, misfit
+from hvd_train.environment import machine
 from hvd_train.errors import TaskError
 from hvd_train.models import build_model, build_sequence_model
 from hvd_train.values import refuse_utf16

@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from hvd_train import machine
 from hvd_train.agree import require_equal, together
 from hvd_train.averaging import Average, NoAverage, StateAverage
-from hvd_train.binding import complaints, take_seat
 from hvd_train.building import build, refuse_single_rows
 from hvd_train.carry_over import carry_over
 from hvd_train.checkpoint import Checkpoints
 from hvd_train.claim import Ownership
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import versions
-from hvd_train.comm.launcher import detect, forgotten_tasks
 from hvd_train.config import Config, flatten
 from hvd_train.data.catalog import Catalog, find_shards, look_at_labels, make_catalog, scale_warning
 from hvd_train.data.deal import Span, deal
 from hvd_train.data.reader import Reader, make_reader
 from hvd_train.data.rows import Rows
+from hvd_train.environment import machine
+from hvd_train.environment.binding import complaints, take_seat
+from hvd_train.environment.launcher import detect, forgotten_tasks
 from hvd_train.errors import ConfigError, RunDirectoryError, TaskError
 from hvd_train.evaluate import Evaluator, TrainingLossEvaluator, ValidationEvaluator
 from hvd_train.liveness import phase

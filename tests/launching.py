@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from hvd_train import build_info
-from hvd_train.mpi_launcher import identify
+from hvd_train.environment import mpi_build
+from hvd_train.environment.mpi_launcher import identify
 from tests.deadlines import Deadline
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,7 +95,7 @@ def horovodrun(gloo: bool) -> list[str]:
 
 def mpi_abi() -> str:
     """`openmpi` or `mpich`: which MPI the package was built for; Open MPI if none was there."""
-    mpi = build_info.load().mpi
+    mpi = mpi_build.load().mpi
     return "openmpi" if mpi is None else mpi.abi
 
 

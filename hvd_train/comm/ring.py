@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvd_train import machine
 from hvd_train.comm.base import (
     DTYPES,
     Buffer,
@@ -30,6 +29,7 @@ from hvd_train.comm.base import (
 from hvd_train.comm.mpi import MPICommunicator
 from hvd_train.comm.phases import agree_on_layout, agree_on_shares, row_of, shares_of
 from hvd_train.comm.ring_hosts import find_hosts
+from hvd_train.environment import machine
 from hvd_train.errors import (
     BarrierTimeout,
     CommunicationError,

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from hvd_train import build_info
+from hvd_train.environment import mpi_build
+from hvd_train.environment.mpi_launcher import MPILauncher, identify
 from hvd_train.errors import EnvironmentMismatch, MPIMismatch
-from hvd_train.mpi_launcher import MPILauncher, identify
 
 
 def environment_first(path: str) -> str:
@@ -45,8 +45,8 @@ def mpirun() -> tuple[str, MPILauncher]:
 
     Raises `EnvironmentMismatch` if there is none, `MPIMismatch` if there are only those of other MPIs.
     """
-    recorded = build_info.load().mpi
-    wanted = None if recorded is None else build_info.parse_version(recorded.version)
+    recorded = mpi_build.load().mpi
+    wanted = None if recorded is None else mpi_build.parse_version(recorded.version)
     seen: list[str] = []
     near: list[tuple[str, MPILauncher]] = []
     for program in _candidates(None if recorded is None else Path(recorded.library)):
@@ -65,7 +65,7 @@ def mpirun() -> tuple[str, MPILauncher]:
         )
     raise MPIMismatch(
         f"no mpirun of {' '.join(wanted)}, which the package was built for, was found: there is "
-        f"{', '.join(seen)}. {build_info.REMEDY}."
+        f"{', '.join(seen)}. {mpi_build.REMEDY}."
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from hvd_train import build_info, mpi_launcher
+from hvd_train.environment import mpi_build, mpi_launcher
 from hvd_train.launching.finding import OK, Finding
 from hvd_train.launching.hosts import Host
 from hvd_train.launching.probe import Errand, Facts, Record
@@ -139,7 +139,7 @@ def _mpi(facts: Facts, standard: Standard) -> Finding:
 
 
 def _version(record: Record) -> str:
-    return " ".join(build_info.parse_version(record["version"])).strip()
+    return " ".join(mpi_build.parse_version(record["version"])).strip()
 
 
 def _launcher(facts: Facts, standard: Standard) -> Finding:

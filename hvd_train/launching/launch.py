@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hvd_train.comm.launcher import detect
 from hvd_train.config import Config
+from hvd_train.environment.launcher import detect
 from hvd_train.errors import ConfigError, EnvironmentMismatch, UserError
 from hvd_train.launching import check_hosts, find, plan, supervise
 from hvd_train.launching.options import Options, parse, split

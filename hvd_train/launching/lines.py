@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hvd_train import build_info
+from hvd_train.environment import mpi_build
+from hvd_train.environment.mpi_launcher import MPILauncher
 from hvd_train.launching.hosts import Host
-from hvd_train.mpi_launcher import MPILauncher
 
 KEEPALIVE = {"time": 5, "intvl": 1, "probes": 3}
 """Seconds without a word until a host is asked, between two questions, and how many may stay unanswered. By
@@ -201,7 +201,7 @@ def _open_mpi_parameters(request: Request) -> tuple[dict[str, str], dict[str, st
 
 
 def _home_of(mpirun: str) -> dict[str, str]:
-    home = build_info.home_if_moved(mpirun)
+    home = mpi_build.home_if_moved(mpirun)
     return {"OPAL_PREFIX": home} if home else {}
 
 

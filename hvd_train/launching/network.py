@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hvd_train.interfaces import interfaces
+from hvd_train.environment.interfaces import interfaces
 
 _ANY_PORT = 9
 

@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hvd_train import build_info, machine
+from hvd_train.environment import machine, mpi_build
+from hvd_train.environment.mpi_launcher import SRUN_TYPES, MPILauncher
 from hvd_train.errors import ConfigError, EnvironmentMismatch
 from hvd_train.launching import find, lines, network, slurm
 from hvd_train.launching.hosts import Host
 from hvd_train.launching.lines import Line, Request
 from hvd_train.launching.options import Options
-from hvd_train.mpi_launcher import SRUN_TYPES, MPILauncher
 
 FAULT_TOLERANCE_COSTS = (
     "fault tolerance is on: ranks of different hosts talk by TCP, as Open MPI turns the transports of fast "
@@ -38,7 +38,7 @@ def line(options: Options, launcher: str, program: Sequence[str]) -> Line:
     hosts = placed(slurm.hosts() if from_slurm else options.named_hosts, ranks)
     request = _request(options, program, ranks, hosts, hosts)
     # A package that was built without an MPI runs over Gloo, which horovodrun finds out by itself.
-    without = options.gloo or build_info.load().mpi is None
+    without = options.gloo or mpi_build.load().mpi is None
     mpirun, family = ("", MPILauncher("", "")) if without else find.mpirun()
     if not family.known_to_horovodrun:
         raise EnvironmentMismatch(
@@ -62,8 +62,8 @@ def choose(options: Options) -> str:
 
 def _family() -> str:
     """Of the recorded MPI; empty if none was recorded."""
-    recorded = build_info.load().mpi
-    return "" if recorded is None else build_info.parse_version(recorded.version)[0]
+    recorded = mpi_build.load().mpi
+    return "" if recorded is None else mpi_build.parse_version(recorded.version)[0]
 
 
 def _srun(options: Options, program: Sequence[str]) -> Line:

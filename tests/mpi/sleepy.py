@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import hvd_train
-from hvd_train.comm.launcher import detect
 from hvd_train.config import ModelConfig
+from hvd_train.environment.launcher import detect
 from hvd_train.task import Batch, Classification, Sums
 
 

@@ -13,7 +13,7 @@ import time
 
 from hvd_train import liveness
 from hvd_train.cli import main
-from hvd_train.comm.launcher import detect
+from hvd_train.environment.launcher import detect
 
 ONCE = ("set-up", "final report")
 COMPUTES_S = 10.0

@@ -26,7 +26,7 @@ def different_arguments(launcher: str, runs: Path, zero: list[str], one: list[st
     script = (
         "import os, sys\n"
         "from hvd_train.cli import main\n"
-        "from hvd_train.comm.launcher import detect\n"
+        "from hvd_train.environment.launcher import detect\n"
         f"sys.exit(main({one!r} if detect().rank == 1 else {zero!r}))"
     )
     return command(launcher, 2, ["-c", script])
@@ -96,7 +96,7 @@ def test_shards_that_differ_between_hosts(tmp_path: Path) -> None:
     script = (
         "import os, sys\n"
         "from hvd_train.cli import main\n"
-        "from hvd_train.comm.launcher import detect\n"
+        "from hvd_train.environment.launcher import detect\n"
         f"os.chdir({str(other)!r} if detect().rank == 1 else {str(folder)!r})\n"
         f"sys.exit(main({options!r}))"
     )
@@ -113,7 +113,7 @@ def test_a_file_that_one_rank_does_not_see(launcher: str, tmp_path: Path) -> Non
     script = (
         "import os, sys\n"
         "from hvd_train.cli import main\n"
-        "from hvd_train.comm.launcher import detect\n"
+        "from hvd_train.environment.launcher import detect\n"
         f"os.chdir({str(tmp_path)!r} if detect().rank == 0 else '/')\n"
         f"sys.exit(main({[*common, '0.h5']!r}))"
     )

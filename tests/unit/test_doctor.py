@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from hvd_train import build_info
-from hvd_train.comm.launcher import detect
+from hvd_train.environment import mpi_build
+from hvd_train.environment.interfaces import Interface
+from hvd_train.environment.launcher import detect
 from hvd_train.errors import ConfigError, DataError
-from hvd_train.interfaces import Interface
 from hvd_train.tools.doctor import host, network, parts, slurm, software, storage
 from hvd_train.tools.doctor.check import Check, attempt, numbers, size
 from hvd_train.tools.doctor.options import Options, parse
 from tests.launching import ROOT, environment, mpi_abi, tool
-from tests.unit.test_machine import tree
+from tests.unit.environment.test_machine import tree
 
 ALONE = detect({})
 
@@ -134,14 +134,14 @@ def test_no_mpirun_on_the_path(tmp_path: Path) -> None:
 
 def test_the_record_of_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = tmp_path / "_build.json"
-    real = build_info.load
+    real = mpi_build.load
 
     def at(library: str) -> Check:
         mpi = {"abi": "openmpi", "library": library, "version": "Open MPI v5.0.11, x"}
         record.write_text(json.dumps({"schema": 1, "mpi": mpi}))
         return attempt("build record", software.build_record)
 
-    monkeypatch.setattr(build_info, "load", lambda: real(record))
+    monkeypatch.setattr(mpi_build, "load", lambda: real(record))
     assert attempt("build record", software.build_record).status == "warning", "built without an MPI"
     assert at(sys.executable).status == "ok"
     gone = at(str(tmp_path / "libmpi.so.40"))

@@ -10,9 +10,6 @@ import pytest
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hvd_train import machine
-from hvd_train.binding import Seat
-from hvd_train.comm.launcher import Launcher
 from hvd_train.config import (
     Config,
     DataConfig,
@@ -22,6 +19,9 @@ from hvd_train.config import (
     embedded_config,
 )
 from hvd_train.data.catalog import open_catalog
+from hvd_train.environment import machine
+from hvd_train.environment.binding import Seat
+from hvd_train.environment.launcher import Launcher
 from hvd_train.task import Batch, Task
 from hvd_train.tools.doctor import need, world
 from hvd_train.tools.doctor.check import Check, size
@@ -29,7 +29,7 @@ from hvd_train.tools.doctor.memory import Need, Place, loaded_bytes, state_bytes
 from hvd_train.tools.doctor.text import in_words
 from hvd_train.tools.doctor.world import Report
 from tests.unit.data.shards import write_foreign
-from tests.unit.test_machine import tree
+from tests.unit.environment.test_machine import tree
 
 MIB = 1 << 20
 

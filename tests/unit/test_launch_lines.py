@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hvd_train import build_info, machine
-from hvd_train.build_info import BuildInfo, MPIBuild
 from hvd_train.cli import main
+from hvd_train.environment import machine, mpi_build
+from hvd_train.environment.mpi_build import BuildInfo, MPIBuild
 from hvd_train.launching import network, plan, slurm
 from hvd_train.launching.hosts import Host
 from hvd_train.launching.network import Way
@@ -57,7 +57,7 @@ def machine_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     def make(mpi: str) -> Path:
         abi, library, launcher = SAYS[mpi]
         record = MPIBuild(abi=abi, library=str(tmp_path / "lib" / "libmpi.so"), version=library)
-        monkeypatch.setattr(build_info, "load", lambda: BuildInfo(mpi=record))
+        monkeypatch.setattr(mpi_build, "load", lambda: BuildInfo(mpi=record))
         monkeypatch.setattr(sys, "executable", str(tools / "python"))
         install(tools / "mpirun", f"echo '{launcher}'")
         install(tools / "horovodrun", "exit 0")

@@ -238,7 +238,7 @@ def test_one_hot_rows_are_refused_with_what_to_store() -> None:
 
 
 def test_so_many_classes_that_their_layer_does_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hvd_train.machine.available_memory", lambda: 4 * 6 * 3)
+    monkeypatch.setattr("hvd_train.environment.machine.available_memory", lambda: 4 * 6 * 3)
     assert Classification(MLP).build_model(sample(VECTOR, LABEL, 3)) is not None
     with pytest.raises(TaskError, match="`targets` has 4 classes, and the last layer for them takes"):
         Classification(MLP).build_model(sample(VECTOR, LABEL, 4))

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hvd_train.comm.base import Communicator
+from hvd_train.environment.interfaces import interfaces
 from hvd_train.errors import EnvironmentMismatch
-from hvd_train.interfaces import interfaces
 from hvd_train.tools.bench.peers import Contestant, Peer, summing
 
 _TIMEOUT = timedelta(seconds=60)

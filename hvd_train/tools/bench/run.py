@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from hvd_train import machine
 from hvd_train.agree import require_equal, together
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import connect
-from hvd_train.comm.launcher import detect
+from hvd_train.environment import machine
+from hvd_train.environment.launcher import detect
 from hvd_train.errors import ConfigError
 from hvd_train.tools.bench.options import Options, size_name
 from hvd_train.tools.bench.rows import Row, add_ratios, best_of_each

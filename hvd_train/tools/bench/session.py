@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvd_train import machine
 from hvd_train.comm.base import Communicator, Op
+from hvd_train.environment import machine
 from hvd_train.errors import EnvironmentMismatch
 from hvd_train.tools.bench.clock import Clock
 from hvd_train.tools.bench.gloo import GlooPeer

@@ -7,7 +7,7 @@ import os
 import resource
 from pathlib import Path
 
-from hvd_train import machine
+from hvd_train.environment import machine
 from hvd_train.tools.doctor.check import Check, numbers, size
 
 ROOT = Path("/")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from hvd_train.interfaces import Interface
+from hvd_train.environment.interfaces import Interface
 from hvd_train.tools.doctor.check import Check
 
 _LOCAL = re.compile(r"(docker|virbr|br-|veth|cni|flannel|podman|lxc|lxd|vmnet|vboxnet|cali|tun|tap)")

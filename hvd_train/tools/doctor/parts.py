@@ -10,9 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hvd_train import build_info
 from hvd_train.comm import _mpi, _mpi_t, _ulfm
-from hvd_train.comm.launcher import Launcher
+from hvd_train.environment import mpi_build
+from hvd_train.environment.launcher import Launcher
 from hvd_train.errors import EnvironmentMismatch
 from hvd_train.tools.doctor import software
 from hvd_train.tools.doctor.check import Check
@@ -68,9 +68,9 @@ def mpi_library(launcher: Launcher) -> tuple[Check, Any]:
     try:
         mpi = _mpi.load()
     except EnvironmentMismatch as error:
-        needed = launcher.provides == "mpi" or build_info.load().mpi is not None
+        needed = launcher.provides == "mpi" or mpi_build.load().mpi is not None
         return Check(name="MPI", status="error" if needed else "warning", seen=str(error)), None
-    version = " ".join(build_info.parse_version(mpi.Get_library_version())).strip()
+    version = " ".join(mpi_build.parse_version(mpi.Get_library_version())).strip()
     return Check(
         name="MPI", seen=f"{version}, {_loaded_from() or 'library not found in /proc'}", alike=version
     ), mpi
@@ -78,7 +78,7 @@ def mpi_library(launcher: Launcher) -> tuple[Check, Any]:
 
 def mpirun(mpi: Any, launcher: Launcher) -> Check:
     """See `software.mpirun`."""
-    recorded = build_info.load().mpi
+    recorded = mpi_build.load().mpi
     version = mpi.Get_library_version() if mpi else recorded.version if recorded else ""
     return software.mpirun(version, launcher)
 
@@ -116,7 +116,7 @@ def horovod() -> Check:
 def fault_tolerance(mpi: Any, fabrics: Sequence[str]) -> Check:
     """Whether a killed rank is survived, and what that costs. After MPI_Init."""
     name = "fault tolerance"
-    family, version = build_info.parse_version(mpi.Get_library_version())
+    family, version = mpi_build.parse_version(mpi.Get_library_version())
     cost = "it restricts MPI to shared memory and TCP, without the transports of fast networks"
     if _ulfm.is_on(mpi):
         seen = f"on: the ranks that live go on after a loss; {cost}"

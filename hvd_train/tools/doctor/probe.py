@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from hvd_train.comm.launcher import detect
+from hvd_train.environment.launcher import detect
 from hvd_train.errors import HvdTrainError
 from hvd_train.tools.doctor import parts, storage
 from hvd_train.tools.doctor.check import Check, attempt, attempt_apart, failed

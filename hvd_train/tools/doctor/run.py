@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from hvd_train import build_info, machine
-from hvd_train.binding import take_seat
-from hvd_train.comm.launcher import Launcher, detect
+from hvd_train.environment import machine, mpi_build
+from hvd_train.environment.binding import take_seat
+from hvd_train.environment.interfaces import interfaces
+from hvd_train.environment.launcher import Launcher, detect
 from hvd_train.errors import EnvironmentMismatch
-from hvd_train.interfaces import interfaces
 from hvd_train.tools.doctor import host, network, slurm, software, storage, world
 from hvd_train.tools.doctor.check import Check, attempt
 from hvd_train.tools.doctor.child import Child, Told
@@ -75,10 +75,10 @@ def _local(options: Options, version: str, launcher: Launcher) -> list[Check]:
 def _mpi_in_words() -> str:
     """Family and version of the recorded MPI; empty if none was recorded."""
     try:
-        recorded = build_info.load().mpi
+        recorded = mpi_build.load().mpi
     except EnvironmentMismatch:  # which is told of the record
         return ""
-    return " ".join(build_info.parse_version(recorded.version)) if recorded else ""
+    return " ".join(mpi_build.parse_version(recorded.version)) if recorded else ""
 
 
 def _report(launcher: Launcher, checks: Sequence[Check]) -> Report:

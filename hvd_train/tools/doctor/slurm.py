@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Mapping
 
-from hvd_train.mpi_launcher import SRUN_TYPES
+from hvd_train.environment.mpi_launcher import SRUN_TYPES
 from hvd_train.tools.doctor.check import Check, ask
 
 

@@ -8,9 +8,9 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from hvd_train import build_info
-from hvd_train.comm.launcher import Launcher
-from hvd_train.mpi_launcher import identify
+from hvd_train.environment import mpi_build
+from hvd_train.environment.launcher import Launcher
+from hvd_train.environment.mpi_launcher import identify
 from hvd_train.tools.doctor.check import Check
 
 
@@ -22,14 +22,14 @@ def python() -> Check:
 
 def package(version: str) -> Check:
     """This package, and where it lies."""
-    folder = Path(build_info.__file__).parent
+    folder = Path(mpi_build.__file__).parents[1]
     return Check(name="hvd_train", seen=f"{version}, {folder}", alike=version)
 
 
 def build_record() -> Check:
     """The MPI that the package was built beside. Raises `EnvironmentMismatch` for a damaged record."""
     name = "build record"
-    mpi = build_info.load().mpi
+    mpi = mpi_build.load().mpi
     if mpi is None:
         remedy = (
             "Any MPI that is found is taken. `make setup`, or `pip install` with mpicc on PATH, records one."
@@ -37,7 +37,7 @@ def build_record() -> Check:
         return Check(name=name, status="warning", seen="built without an MPI", remedy=remedy)
     if not Path(mpi.library).exists():
         seen = f"built beside {_words(mpi.version)}, but {mpi.library} is not there"
-        return Check(name=name, status="error", seen=seen, remedy=f"{build_info.REMEDY}.")
+        return Check(name=name, status="error", seen=seen, remedy=f"{mpi_build.REMEDY}.")
     return Check(name=name, seen=f"built beside {_words(mpi.version)}, {mpi.library}")
 
 
@@ -86,7 +86,7 @@ def mpirun(library_version: str, launcher: Launcher, search: str | None = None) 
         return Check(name=name, status="warning", seen="none on PATH", remedy=remedy)
     found = identify(program)
     seen = f"{found}, {program}"
-    family, version = build_info.parse_version(library_version)
+    family, version = mpi_build.parse_version(library_version)
     if not library_version:
         return Check(name=name, seen=f"{seen}; there is no library to compare it with")
     if not found.family:
@@ -113,4 +113,4 @@ def _major(version: str) -> str:
 
 
 def _words(library_version: str) -> str:
-    return " ".join(build_info.parse_version(library_version)).strip()
+    return " ".join(mpi_build.parse_version(library_version)).strip()

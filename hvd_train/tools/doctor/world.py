@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from hvd_train import machine
-from hvd_train.binding import Seat, complaints
-from hvd_train.comm.launcher import Launcher
+from hvd_train.environment import machine
+from hvd_train.environment.binding import Seat, complaints
+from hvd_train.environment.launcher import Launcher
 from hvd_train.tools.doctor.check import Check, count, numbers, size
 from hvd_train.tools.doctor.memory import Need, Place, loaded_bytes, state_bytes
 

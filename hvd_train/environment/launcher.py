@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvd_train import build_info
+from hvd_train.environment import mpi_build
+from hvd_train.environment.mpi_launcher import SRUN_TYPES
 from hvd_train.errors import LauncherMismatch
-from hvd_train.mpi_launcher import SRUN_TYPES
 
 _PMI = "mpiexec of MPICH or Intel MPI"
 
@@ -120,7 +120,7 @@ def require_way_in(library: str, environ: Mapping[str, str] = os.environ) -> Non
 
 
 def _has_way_in(library: str, environ: Mapping[str, str]) -> bool:
-    family, version = build_info.parse_version(library)
+    family, version = mpi_build.parse_version(library)
     if family == "Open MPI" and not version.startswith(("1.", "2.", "3.", "4.")):
         return "PMIX_NAMESPACE" in environ  # it knows PMIx only
     if family == "MPICH" and "pmix" not in library.lower():
@@ -139,7 +139,7 @@ def mismatch(
         world_size: of the world that the process sees.
     """
     number = f"one of {launcher.size}" if launcher.size is not None else f"rank {launcher.rank}"
-    version = " ".join(build_info.parse_version(library)).strip()
+    version = " ".join(mpi_build.parse_version(library)).strip()
     seen = (
         f"{launcher.name} started this process as {number}, but backend `{backend}` ({version}) sees a world "
         f"of {world_size}"
@@ -150,7 +150,7 @@ def mismatch(
 
 
 def _remedy(launcher: Launcher, library: str, environ: Mapping[str, str]) -> str:
-    fits = f"srun --mpi={SRUN_TYPES.get(build_info.parse_version(library)[0], 'pmix')}"
+    fits = f"srun --mpi={SRUN_TYPES.get(mpi_build.parse_version(library)[0], 'pmix')}"
     if launcher.name == "srun":
         return (
             f"`srun --mpi={environ.get('SLURM_MPI_TYPE', 'none')}` does not bring the processes of this MPI "
@@ -167,7 +167,7 @@ def _remedy(launcher: Launcher, library: str, environ: Mapping[str, str]) -> str
 
 def _own_mpirun() -> str:
     """The launcher of the MPI that the package was built for, by its path where that is known."""
-    mpi = build_info.load().mpi
+    mpi = mpi_build.load().mpi
     if mpi is not None:
         program = Path(mpi.library).parent.parent / "bin" / "mpirun"
         if program.exists():

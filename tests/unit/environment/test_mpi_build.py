@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from hvd_train import build_info
+from hvd_train.environment import mpi_build
 from hvd_train.errors import EnvironmentMismatch, MPIMismatch
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 OPEN_MPI = "Open MPI v5.0.11, package: Open MPI someone@somewhere Distribution, ident: 5.0.11"
 
 FAKE_LIBRARY = """
@@ -51,16 +51,16 @@ def find_mpi(path: str) -> tuple[dict[str, object], str]:
 
 
 def test_a_record_is_read_back(tmp_path: Path) -> None:
-    mpi = build_info.load(recorded_open_mpi(tmp_path)).mpi
+    mpi = mpi_build.load(recorded_open_mpi(tmp_path)).mpi
     assert mpi is not None
     assert (mpi.abi, mpi.library, mpi.version) == ("openmpi", str(tmp_path / "libmpi.so.40"), OPEN_MPI)
 
 
 def test_no_record_and_no_mpi_take_any_mpi(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.json", record(tmp_path, None)):
-        assert build_info.load(path).mpi is None
-        assert build_info.mpi4py_environment(path) == {}
-        build_info.check_mpi(OPEN_MPI, path)
+        assert mpi_build.load(path).mpi is None
+        assert mpi_build.mpi4py_environment(path) == {}
+        mpi_build.check_mpi(OPEN_MPI, path)
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,11 @@ def test_a_damaged_record_is_refused_by_name(tmp_path: Path, text: str) -> None:
     path = tmp_path / "_build.json"
     path.write_text(text)
     with pytest.raises(EnvironmentMismatch, match=re.escape(str(path))):
-        build_info.load(path)
+        mpi_build.load(path)
 
 
 def test_mpi4py_is_told_the_recorded_library(tmp_path: Path) -> None:
-    environment = build_info.mpi4py_environment(recorded_open_mpi(tmp_path))
+    environment = mpi_build.mpi4py_environment(recorded_open_mpi(tmp_path))
     assert environment == {"MPI4PY_LIBMPI": str(tmp_path / "libmpi.so.40")}
 
 
@@ -93,9 +93,9 @@ def open_mpi_of_an_environment(tmp_path: Path, version: str) -> tuple[Path, str]
 def test_an_open_mpi_4_of_an_environment_is_told_where_it_lies(tmp_path: Path) -> None:
     path, library = open_mpi_of_an_environment(tmp_path, "4.1.8")
     expected = {"MPI4PY_LIBMPI": library, "OPAL_PREFIX": str(tmp_path)}
-    assert build_info.mpi4py_environment(path) == expected
+    assert mpi_build.mpi4py_environment(path) == expected
     (tmp_path / "pyvenv.cfg").unlink()
-    assert build_info.mpi4py_environment(path) == {"MPI4PY_LIBMPI": library}
+    assert mpi_build.mpi4py_environment(path) == {"MPI4PY_LIBMPI": library}
 
 
 def test_the_pmix_of_an_environment_is_told_not_to_ask_for_munge(
@@ -104,9 +104,9 @@ def test_the_pmix_of_an_environment_is_told_not_to_ask_for_munge(
     path, library = open_mpi_of_an_environment(tmp_path, "5.0.11")
     monkeypatch.setenv("PMIX_SECURITY_MODE", "munge,native")
     expected = {"MPI4PY_LIBMPI": library, "PMIX_MCA_psec": "native"}
-    assert build_info.mpi4py_environment(path) == expected
+    assert mpi_build.mpi4py_environment(path) == expected
     monkeypatch.setenv("PMIX_SECURITY_MODE", "native")
-    assert build_info.mpi4py_environment(path) == {"MPI4PY_LIBMPI": library}
+    assert mpi_build.mpi4py_environment(path) == {"MPI4PY_LIBMPI": library}
 
 
 def test_a_recorded_library_that_is_gone_is_an_error(tmp_path: Path) -> None:
@@ -115,12 +115,12 @@ def test_a_recorded_library_that_is_gone_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(
         MPIMismatch, match=r"Open MPI 5\.0\.11, whose library .*libmpi\.so\.40 is not there.*make setup"
     ):
-        build_info.mpi4py_environment(path)
+        mpi_build.mpi4py_environment(path)
 
 
 @pytest.mark.parametrize("seen", [OPEN_MPI, "Open MPI v5.0.11", "Open MPI v5.0.11, package: Debian OpenMPI"])
 def test_the_same_mpi_passes_whoever_packaged_it(tmp_path: Path, seen: str) -> None:
-    build_info.check_mpi(seen, recorded_open_mpi(tmp_path))
+    mpi_build.check_mpi(seen, recorded_open_mpi(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_the_same_mpi_passes_whoever_packaged_it(tmp_path: Path, seen: str) -> N
 )
 def test_another_mpi_is_an_error_that_names_both(tmp_path: Path, seen: str, named: str) -> None:
     with pytest.raises(MPIMismatch) as caught:
-        build_info.check_mpi(seen, recorded_open_mpi(tmp_path))
+        mpi_build.check_mpi(seen, recorded_open_mpi(tmp_path))
     message = str(caught.value)
     assert f"is {named}, but the package was built beside Open MPI 5.0.11" in message
     assert "make setup" in message
@@ -151,7 +151,7 @@ def test_another_mpi_is_an_error_that_names_both(tmp_path: Path, seen: str, name
     ],
 )
 def test_family_and_version_of_known_mpis(line: str, expected: tuple[str, str]) -> None:
-    assert build_info.parse_version(line) == expected
+    assert mpi_build.parse_version(line) == expected
 
 
 def test_without_mpicc_null_is_recorded_and_said(tmp_path: Path) -> None:

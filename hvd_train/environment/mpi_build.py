@@ -12,7 +12,7 @@ from typing import Any
 from hvd_train.errors import EnvironmentMismatch, MPIMismatch
 
 SCHEMA = 1
-RECORD = Path(__file__).with_name("_build.json")
+RECORD = Path(__file__).parents[1] / "_build.json"
 REMEDY = (
     "Use the mpirun and the library of the recorded MPI (its module, or the environment's own), or record "
     "the new one: `make setup`, or `pip install` the package again with its mpicc on PATH"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hvd_train import build_info
-from hvd_train.mpi_launcher import MPILauncher, identify, parse
+from hvd_train.environment import mpi_build
+from hvd_train.environment.mpi_launcher import MPILauncher, identify, parse
 from tests.launching import tool
 
 HYDRA = "HYDRA build details:\n    Version:                                 4.3.2\n    Release Date: now\n"
@@ -30,11 +30,11 @@ def test_what_launchers_say_of_themselves(text: str) -> None:
 
 
 def test_the_installed_launcher_is_that_of_the_recorded_library() -> None:
-    recorded = build_info.load().mpi
+    recorded = mpi_build.load().mpi
     if recorded is None:
         pytest.skip("the package was built without an MPI")
     found = identify(tool("mpirun"))
-    assert (found.family, found.version) == build_info.parse_version(recorded.version)
+    assert (found.family, found.version) == mpi_build.parse_version(recorded.version)
 
 
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from hvd_train.machine import available_memory, cpu_limit, fair_share, share_of_memory, threads_for
+from hvd_train.environment.machine import (
+    available_memory,
+    cpu_limit,
+    fair_share,
+    share_of_memory,
+    threads_for,
+)
 from tests.launching import ROOT, environment
 
 
@@ -286,7 +292,7 @@ def test_a_limit_on_the_address_space_is_seen_by_the_process_that_has_it() -> No
     program = (
         "import resource\n"
         f"resource.setrlimit(resource.RLIMIT_AS, ({512 << 20}, {512 << 20}))\n"
-        "from hvd_train.machine import share_of_memory\n"
+        "from hvd_train.environment.machine import share_of_memory\n"
         "print(share_of_memory(1))"
     )
     env = environment({"PYTHONPATH": str(ROOT)})
@@ -310,7 +316,7 @@ def test_the_mask_is_read_before_torch_can_change_it() -> None:
         f"os.sched_setaffinity(0, {{{core}}})\n"
         "import hvd_train.cli\n"
         "assert 'torch' not in sys.modules\n"
-        "from hvd_train.machine import AFFINITY\n"
+        "from hvd_train.environment.machine import AFFINITY\n"
         "print(sorted(AFFINITY))"
     )
     env = environment({"PYTHONPATH": str(ROOT)})

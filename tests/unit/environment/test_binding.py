@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from hvd_train.binding import Seat, complaints, take_seat
+from hvd_train.environment.binding import Seat, complaints, take_seat
 
 UNBIND = "`mpirun --bind-to none`"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from ipaddress import IPv4Interface
 
-from hvd_train.interfaces import Interface, interfaces
+from hvd_train.environment.interfaces import Interface, interfaces
 
 
 def test_the_loopback() -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hvd_train.machine import AFFINITY
+from hvd_train.environment.machine import AFFINITY
 
 
 @dataclass(frozen=True, kw_only=True)

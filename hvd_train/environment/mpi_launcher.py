@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 _TIMEOUT_S = 10.0
 
-# As in `build_info`: vendors that build on MPICH stand before it.
+# As in `mpi_build`: vendors that build on MPICH stand before it.
 _FAMILIES = (
     ("Open MPI", r"\(Open MPI\) (\S+)"),
     ("Intel MPI", r"Intel\(R\) MPI Library .*?Version (\S+)"),
@@ -21,7 +21,7 @@ SRUN_TYPES = {"Open MPI": "pmix", "MPICH": "pmi2", "MVAPICH": "pmi2", "Intel MPI
 
 @dataclass(frozen=True)
 class MPILauncher:
-    """What a launcher says of itself. `family` is a name that `build_info.parse_version` gives too, so that
+    """What a launcher says of itself. `family` is a name that `mpi_build.parse_version` gives too, so that
     launcher and library can be compared; both are empty for a program that is none of these."""
 
     family: str

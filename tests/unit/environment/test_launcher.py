@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hvd_train.comm.factory import connect
-from hvd_train.comm.launcher import Launcher, detect, forgotten_tasks, mismatch, require_way_in
+from hvd_train.environment.launcher import Launcher, detect, forgotten_tasks, mismatch, require_way_in
 from hvd_train.errors import LauncherMismatch, UserError
 
 OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "PMIX_RANK": "3"}
