@@ -33,7 +33,7 @@ import msgspec
 from typing_extensions import Self
 
 from hvd_train.errors import RunDirectoryError, RunTakenOver
-from hvd_train.output import warn
+from hvd_train.io.output import warn
 
 BEAT_S = 5.0
 """Seconds between two renewals of a claim."""

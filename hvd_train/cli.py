@@ -19,7 +19,7 @@ import hvd_train.environment.machine  # reads the affinity mask, before anything
 from hvd_train.config import Config, embedded_config, load_config
 from hvd_train.environment.launcher import Launcher, detect
 from hvd_train.errors import ConfigError, HvdTrainError, LauncherMismatch, UserError
-from hvd_train.output import ends_on_interrupt, print_anything, reader_may_leave
+from hvd_train.io.output import ends_on_interrupt, print_anything, reader_may_leave
 
 _DESCRIPTION = """Train a PyTorch model on HDF5 shards, on many ranks, without a master process.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hvd_train.config import Config, is_safe, load_config
 from hvd_train.errors import ConfigError, RunDirectoryError
-from hvd_train.sealed import parse, unseal
+from hvd_train.io.sealed import parse, unseal
 
 CONFIG_FILE = "config.toml"
 EVENTS_FILE = "events.jsonl"

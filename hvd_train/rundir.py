@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hvd_train.atomic import replacing
 from hvd_train.claim import Claim, Ownership, forget, take
 from hvd_train.config import Config, to_toml
 from hvd_train.errors import RunDirectoryError, RunTakenOver, UserError
+from hvd_train.io.atomic import replacing
 from hvd_train.run_files import (
     CHECKPOINTS,
     CONFIG_FILE,

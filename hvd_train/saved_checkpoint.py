@@ -18,7 +18,8 @@ from torch import Tensor
 
 from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.errors import RunDirectoryError
-from hvd_train.output import warn
+from hvd_train.io.output import warn
+from hvd_train.io.sealed import parse, unseal
 from hvd_train.packing import unpack
 from hvd_train.run_files import (
     CHECKPOINTS,
@@ -31,7 +32,6 @@ from hvd_train.run_files import (
     line_of,
     round_of,
 )
-from hvd_train.sealed import parse, unseal
 from hvd_train.stateful import Count
 
 SCHEMA = 2

@@ -30,13 +30,13 @@ from hvd_train.environment.binding import complaints, take_seat
 from hvd_train.environment.launcher import detect, forgotten_tasks
 from hvd_train.errors import ConfigError, RunDirectoryError, TaskError
 from hvd_train.evaluate import Evaluator, TrainingLossEvaluator, ValidationEvaluator
+from hvd_train.io.output import warn
 from hvd_train.liveness import phase
 from hvd_train.local_sgd import LocalSGD
 from hvd_train.model_state import saved_state
 from hvd_train.models import describe, scales_integers
 from hvd_train.optim import LocalStep, make_optimizer
 from hvd_train.optimizer_state import OptimizerState
-from hvd_train.output import warn
 from hvd_train.progress import Progress
 from hvd_train.random_state import RandomState, seed_rank
 from hvd_train.record.reports import FaultReport, Recorder, RunHeader

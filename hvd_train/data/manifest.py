@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
-from hvd_train.atomic import replacing
 from hvd_train.data.facts import digest
 from hvd_train.data.files import require_regular
 from hvd_train.data.format import MANIFEST_NAME, READABLE_SCHEMAS, Manifest, ShardEntry, ShardInfo
 from hvd_train.errors import DataError
+from hvd_train.io.atomic import replacing
 
 _REWRITE = (
     "Remove it and write the shards anew with `hvd_train shard write`, or name the shards by a glob pattern."

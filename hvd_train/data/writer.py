@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from hvd_train.atomic import replacing
 from hvd_train.data.blocks import checksums, class_counts, row_bytes, rows_per_block
 from hvd_train.data.facts import digest_of
 from hvd_train.data.format import (
@@ -30,6 +29,7 @@ from hvd_train.data.h5 import Array, write_file
 from hvd_train.data.manifest import load_manifest, save_manifest
 from hvd_train.data.sources import Arrays
 from hvd_train.errors import DataError
+from hvd_train.io.atomic import replacing
 
 Part = Literal["train", "validation"]
 Compression = Literal["none", "gzip"]

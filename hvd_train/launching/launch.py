@@ -14,11 +14,11 @@ from pathlib import Path
 from hvd_train.config import Config
 from hvd_train.environment.launcher import detect
 from hvd_train.errors import ConfigError, EnvironmentMismatch, UserError
+from hvd_train.io.output import warn
 from hvd_train.launching import check_hosts, find, plan, supervise
 from hvd_train.launching.options import Options, parse, split
 from hvd_train.launching.record import Record
 from hvd_train.launching.supervise import Ended
-from hvd_train.output import warn
 from hvd_train.run_files import EVENTS_FILE, checkpoint_of, exists_already, folder_of
 
 FINISHED, FAILED, USER_ERROR, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 75

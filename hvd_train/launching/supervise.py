@@ -20,9 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
 
+from hvd_train.io.output import warn
 from hvd_train.launching import processes
 from hvd_train.launching.lines import Line
-from hvd_train.output import warn
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _PARENT_DIED = signal.SIGUSR2

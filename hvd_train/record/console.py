@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, TextIO, cast, final
 
-from hvd_train.output import discard, warn
+from hvd_train.io.output import discard, warn
 from hvd_train.record.reports import (
     EvaluationReport,
     FaultReport,

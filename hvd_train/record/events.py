@@ -15,7 +15,7 @@ from typing import Any, final
 
 import msgspec
 
-from hvd_train.output import warn
+from hvd_train.io.output import warn
 from hvd_train.record.reports import (
     CheckpointReport,
     EvaluationReport,

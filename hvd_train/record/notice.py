@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import final
 
-from hvd_train.output import warn
+from hvd_train.io.output import warn
 from hvd_train.record.reports import Recorder, Report, RoundReport, RunHeader
 
 LEAD_VARIABLE = "HVD_TRAIN_SIGNAL_LEAD_S"

@@ -13,7 +13,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from hvd_train.errors import ConfigError, UserError
-from hvd_train.output import warn
+from hvd_train.io.output import warn
 from hvd_train.values import require
 
 _PROJECT = Path(__file__).resolve().parents[1] / "project"

@@ -17,7 +17,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from hvd_train.errors import DataError, UserError
-from hvd_train.output import warn
+from hvd_train.io.output import warn
 from hvd_train.values import require, require_usable
 
 if TYPE_CHECKING:

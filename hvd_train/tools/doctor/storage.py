@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hvd_train.atomic import refusal
+from hvd_train.io.atomic import refusal
 from hvd_train.tools.doctor.check import Check, ranks, size
 
 if TYPE_CHECKING:  # it loads torch

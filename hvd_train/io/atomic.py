@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hvd_train.io.output import warn
 from hvd_train.liveness import mark
-from hvd_train.output import warn
 
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 """What a file system answers that has no fsync for a folder, or for files: some of NFS, FUSE and SMB. Whether

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hvd_train.output import warn
+from hvd_train.io.output import warn
 from hvd_train.record.console import BarConsole, PlainConsole
 from hvd_train.record.events import EventLog, read_events
 from hvd_train.record.reports import FaultReport

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from hvd_train import atomic
-from hvd_train.atomic import refusal, replacing, sync
+from hvd_train.io import atomic
+from hvd_train.io.atomic import refusal, replacing, sync
 from hvd_train.tools.doctor import storage
-from tests.launching import environment
+from tests.launching import ROOT, environment
 
 SHIM = """
 import errno, os, stat
@@ -28,7 +28,7 @@ os.fsync = fsync
 
 AT_WORK = """
 from pathlib import Path
-from hvd_train.atomic import replacing
+from hvd_train.io.atomic import replacing
 from hvd_train.tools.doctor.storage import runs_folder
 for i in range(3):
     with replacing(Path("file")) as path:
@@ -42,7 +42,7 @@ def python(code: str, folder: Path, shim: str) -> subprocess.CompletedProcess[st
     """Runs Python in `folder` under a shim."""
     (folder / "shim").mkdir()
     (folder / "shim" / "sitecustomize.py").write_text(SHIM.format(code=shim))
-    path = os.pathsep.join([str(folder / "shim"), str(Path(atomic.__file__).parent.parent)])
+    path = os.pathsep.join([str(folder / "shim"), str(ROOT)])
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
@@ -105,7 +105,9 @@ def test_one_warning_a_process_and_everything_works(code: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("code", ["EIO", "ENOSPC", "EDQUOT"])
 def test_a_disk_that_fails_stays_an_error(code: str, tmp_path: Path) -> None:
-    done = python("from hvd_train.atomic import sync; from pathlib import Path; sync(Path())", tmp_path, code)
+    done = python(
+        "from hvd_train.io.atomic import sync; from pathlib import Path; sync(Path())", tmp_path, code
+    )
     assert done.returncode == 1
     assert os.strerror(getattr(errno, code)) in done.stderr
 
