@@ -20,13 +20,13 @@ from typing import Any
 
 from benchmarks.averaging_cost import ROOT, write_data
 from hvd_train import liveness
-from hvd_train.claim import NoClaim
 from hvd_train.cli import parse
 from hvd_train.comm.factory import connect
 from hvd_train.data.rows import Rows
 from hvd_train.record.reports import NullRecorder
-from hvd_train.rundir import RunDirectory
-from hvd_train.signals import StopRequest
+from hvd_train.run.claim import NoClaim
+from hvd_train.run.directory import RunDirectory
+from hvd_train.run.signals import StopRequest
 from hvd_train.wiring import Wiring
 from hvd_train.worker import Work, Worker
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from torch import nn
 
 from hvd_train.agree import together
-from hvd_train.claim import NoClaim, Ownership
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import connect
 from hvd_train.config import Config
@@ -19,11 +18,12 @@ from hvd_train.record.console import make_console
 from hvd_train.record.events import EventLog
 from hvd_train.record.notice import make_notice
 from hvd_train.record.reports import NullRecorder, Recorder, Recorders
-from hvd_train.restore import restore_model
-from hvd_train.run_files import EVENTS_FILE, MANIFEST_FILE, saved_config
-from hvd_train.rundir import RunDirectory, discard, open_run, write_config
-from hvd_train.saved_checkpoint import find_checkpoint
-from hvd_train.signals import StopRequest
+from hvd_train.run.claim import NoClaim, Ownership
+from hvd_train.run.directory import RunDirectory, discard, open_run, write_config
+from hvd_train.run.layout import EVENTS_FILE, MANIFEST_FILE, saved_config
+from hvd_train.run.restore import restore_model
+from hvd_train.run.saved_checkpoint import find_checkpoint
+from hvd_train.run.signals import StopRequest
 from hvd_train.task import Task, make_task
 from hvd_train.wiring import Wiring
 

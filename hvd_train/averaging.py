@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hvd_train.comm.base import Buffer, Communicator
 from hvd_train.errors import BitsDiffer, RanksDisagree
 from hvd_train.header import Header, Row, exchange
-from hvd_train.model_state import unusual
+from hvd_train.run.model_state import unusual
 from hvd_train.state import FlatState
 
 _BLOCK = 1 << 16

@@ -230,7 +230,7 @@ def parse(args: Sequence[str], quiet: bool = False) -> Config:
 def _base(args: list[str]) -> Config:
     _, resume = _take(args, "--resume")
     if resume and resume != "auto":
-        from hvd_train.run_files import saved_config
+        from hvd_train.run.layout import saved_config
 
         return saved_config(Path(resume))
     says_what = any(a.split("=")[0] in ("--data", "--data.path", "--task") for a in args)

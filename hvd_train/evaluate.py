@@ -17,10 +17,10 @@ from hvd_train.data.finite import first_not_finite
 from hvd_train.data.rows import Rows
 from hvd_train.errors import DataError, TaskError, UserError
 from hvd_train.header import Header
+from hvd_train.io.stateful import State, Stateful, checked
 from hvd_train.liveness import mark
 from hvd_train.models import evaluating
-from hvd_train.random_state import generators_as_they_are
-from hvd_train.stateful import State, Stateful, checked
+from hvd_train.run.random_state import generators_as_they_are
 from hvd_train.task import Sums, Task
 
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 
 from hvd_train.agree import decided
 from hvd_train.averaging import Average, check_bits, drift, report
-from hvd_train.checkpoint import Checkpoints
-from hvd_train.claim import Ownership
 from hvd_train.comm.base import Communicator
 from hvd_train.config import EvaluateConfig
 from hvd_train.errors import ConfigError
@@ -23,8 +21,10 @@ from hvd_train.header import Header, exchange
 from hvd_train.liveness import phase
 from hvd_train.progress import Progress
 from hvd_train.record.reports import EvaluationReport, FaultReport, Recorder, RoundReport, Spread, StopReport
+from hvd_train.run.checkpoint import Checkpoints
+from hvd_train.run.claim import Ownership
+from hvd_train.run.signals import StopRequest
 from hvd_train.schedule import FixedPeriod, LearningRate
-from hvd_train.signals import StopRequest
 from hvd_train.stopping import GO_ON, Verdict, Watch
 from hvd_train.worker import Work, Worker
 

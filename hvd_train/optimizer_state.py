@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_train.errors import RunDirectoryError, TaskError
-from hvd_train.model_state import finder, plain_names
+from hvd_train.run.model_state import finder, plain_names
 
 _INITIAL_COUNTERS = {"step": 0.0, "mu_product": 1.0, "mu": 1.0}
 """Counters after no step at all. One more, ASGD's `eta`, begins as the learning rate."""

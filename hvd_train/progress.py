@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from hvd_train.config import EvaluateConfig
-from hvd_train.stateful import Count, State, checked
+from hvd_train.io.stateful import Count, State, checked
 
 
 class _Saved(msgspec.Struct, forbid_unknown_fields=True):

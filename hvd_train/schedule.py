@@ -11,7 +11,7 @@ import msgspec
 from torch.optim import Optimizer
 
 from hvd_train.config import LearningRateConfig
-from hvd_train.stateful import checked
+from hvd_train.io.stateful import checked
 
 
 class _Nothing(msgspec.Struct, forbid_unknown_fields=True):

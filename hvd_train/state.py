@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from hvd_train.comm.base import DTYPES, Buffer, Communicator
 from hvd_train.errors import TaskError, ViewReplaced
-from hvd_train.model_state import unusual
 from hvd_train.optimizer_state import as_real, materialise, sparse_parameters
+from hvd_train.run.model_state import unusual
 
 ALIGNMENT = 64
 """Bytes to which each tensor is aligned: a cache line, and what vector kernels like best. The same in

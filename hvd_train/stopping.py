@@ -15,23 +15,12 @@ import msgspec
 
 from hvd_train.config import StopConfig
 from hvd_train.header import Header
-from hvd_train.stateful import Count, State, checked
-
-REASONS = {
-    "patience": "the error has not improved for {patience} evaluations",
-    "target_error": "the error has reached its target",
-    "max_epochs": "the limit of epochs is reached",
-    "max_rounds": "the limit of rounds is reached",
-    "max_seconds": "the limit of time is reached",
-    "diverged": "the training diverged",
-    "interrupted": "it was asked to stop",
-}
-"""Every reason to stop, in words."""
+from hvd_train.io.stateful import Count, State, checked
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The stop flag of rank 0; `reason` is a key of `REASONS`, empty while the run goes on."""
+    """The stop flag of rank 0; `reason` is a key of `record.wording.REASONS`, empty while the run goes on."""
 
     reason: str = ""
 

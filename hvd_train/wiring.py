@@ -15,9 +15,6 @@ from torch import nn
 from hvd_train.agree import require_equal, together
 from hvd_train.averaging import Average, NoAverage, StateAverage
 from hvd_train.building import build, refuse_single_rows
-from hvd_train.carry_over import carry_over
-from hvd_train.checkpoint import Checkpoints
-from hvd_train.claim import Ownership
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import versions
 from hvd_train.config import Config, flatten
@@ -31,24 +28,27 @@ from hvd_train.environment.launcher import detect, forgotten_tasks
 from hvd_train.errors import ConfigError, RunDirectoryError, TaskError
 from hvd_train.evaluate import Evaluator, TrainingLossEvaluator, ValidationEvaluator
 from hvd_train.io.output import warn
+from hvd_train.io.stateful import State, Stateful
 from hvd_train.liveness import phase
 from hvd_train.local_sgd import LocalSGD
-from hvd_train.model_state import saved_state
 from hvd_train.models import describe, scales_integers
 from hvd_train.optim import LocalStep, make_optimizer
 from hvd_train.optimizer_state import OptimizerState
 from hvd_train.progress import Progress
-from hvd_train.random_state import RandomState, seed_rank
 from hvd_train.record.reports import FaultReport, Recorder, RunHeader
-from hvd_train.restore import restore, saved_states
-from hvd_train.resuming import Settings, settings_before
-from hvd_train.run_files import CHECKPOINTS, anchored
-from hvd_train.rundir import RunDirectory
-from hvd_train.saved_checkpoint import SavedCheckpoint
+from hvd_train.run.carry_over import carry_over
+from hvd_train.run.checkpoint import Checkpoints
+from hvd_train.run.claim import Ownership
+from hvd_train.run.directory import RunDirectory
+from hvd_train.run.layout import CHECKPOINTS, anchored
+from hvd_train.run.model_state import saved_state
+from hvd_train.run.random_state import RandomState, seed_rank
+from hvd_train.run.restore import restore, saved_states
+from hvd_train.run.resuming import Settings, settings_before
+from hvd_train.run.saved_checkpoint import SavedCheckpoint
+from hvd_train.run.signals import StopRequest
 from hvd_train.schedule import FixedPeriod, LearningRate
-from hvd_train.signals import StopRequest
 from hvd_train.state import FlatState
-from hvd_train.stateful import State, Stateful
 from hvd_train.stopping import Watch
 from hvd_train.task import Task, make_task, takes_tokens
 from hvd_train.worker import Worker

@@ -13,8 +13,8 @@ import torch
 from hvd_train.batches import next_batch, num_batches
 from hvd_train.data.reader import Reader
 from hvd_train.errors import DataError
+from hvd_train.io.stateful import Count, State, checked
 from hvd_train.liveness import phase
-from hvd_train.stateful import Count, State, checked
 from hvd_train.task import Batch
 
 Step = Callable[[Sequence[Batch]], tuple[float, int]]

@@ -22,8 +22,8 @@ from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part
 from hvd_train.header import Row
 from hvd_train.record.events import SCHEMA_FILE
+from hvd_train.record.wording import REASONS
 from hvd_train.state import FlatState
-from hvd_train.stopping import REASONS
 from hvd_train.worker import Worker, steps_per_epoch
 from tests.launching import ROOT, command, run
 from tests.markdown import documents, inline_code, tables

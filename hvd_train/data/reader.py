@@ -21,7 +21,7 @@ from hvd_train.data.format import FieldSpec
 from hvd_train.data.h5 import Array
 from hvd_train.data.rows import Rows
 from hvd_train.errors import RunDirectoryError
-from hvd_train.stateful import Count, checked
+from hvd_train.io.stateful import Count, checked
 
 Batch = dict[str, Array]
 Blocks = npt.NDArray[np.int64]

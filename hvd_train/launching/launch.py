@@ -19,7 +19,7 @@ from hvd_train.launching import check_hosts, find, plan, supervise
 from hvd_train.launching.options import Options, parse, split
 from hvd_train.launching.record import Record
 from hvd_train.launching.supervise import Ended
-from hvd_train.run_files import EVENTS_FILE, checkpoint_of, exists_already, folder_of
+from hvd_train.run.layout import EVENTS_FILE, checkpoint_of, exists_already, folder_of
 
 FINISHED, FAILED, USER_ERROR, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 75
 

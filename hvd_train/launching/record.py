@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hvd_train.run_files import CONFIG_FILE, EVENTS_FILE
+from hvd_train.run.layout import CONFIG_FILE, EVENTS_FILE
 
 
 class Record:

@@ -18,7 +18,7 @@ from tyro.conf import arg
 from hvd_train.config import Config
 from hvd_train.errors import ConfigError
 from hvd_train.record.events import read_events
-from hvd_train.run_files import EVENTS_FILE, folder_of
+from hvd_train.run.layout import EVENTS_FILE, folder_of
 from hvd_train.values import require_usable
 
 

@@ -8,7 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hvd_train.record.reports import RunHeader, StopReport
-from hvd_train.stopping import REASONS
+
+REASONS = {
+    "patience": "the error has not improved for {patience} evaluations",
+    "target_error": "the error has reached its target",
+    "max_epochs": "the limit of epochs is reached",
+    "max_rounds": "the limit of rounds is reached",
+    "max_seconds": "the limit of time is reached",
+    "diverged": "the training diverged",
+    "interrupted": "it was asked to stop",
+}
+"""Every reason to stop, in words."""
+
 
 _DIGITS_ALONE = (
     "rank 0 sees only the digits 0-4, rank 1 only 5-9: neither can learn the ten classes from its own shard"

@@ -23,7 +23,7 @@ OPTIONS = (
 )
 IMPATIENT = """
 import sys
-from hvd_train import claim
+from hvd_train.run import claim
 from hvd_train.cli import main
 
 claim.STALE_S = float(sys.argv[1])

@@ -27,16 +27,16 @@ import torch
 import xxhash
 
 import hvd_train
-from hvd_train.claim import NoClaim
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import Config, DataConfig, EvaluateConfig, ModelConfig, OptimConfig, StopConfig
 from hvd_train.errors import UserError
 from hvd_train.io.sealed import seal
-from hvd_train.packing import pack, unpack
 from hvd_train.record.reports import NullRecorder
-from hvd_train.run_files import saved_config
-from hvd_train.rundir import _find
-from hvd_train.signals import StopRequest
+from hvd_train.run.claim import NoClaim
+from hvd_train.run.directory import _find
+from hvd_train.run.layout import saved_config
+from hvd_train.run.packing import pack, unpack
+from hvd_train.run.signals import StopRequest
 from hvd_train.wiring import Wiring
 
 HANGS_AFTER_S = 30

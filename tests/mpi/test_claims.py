@@ -20,9 +20,9 @@ OFTEN = ("--checkpoint.every-rounds", "1", "--evaluate.every-rounds", "5")
 
 TAKE_OVER = """
 import dataclasses, sys
-from hvd_train import claim
+from hvd_train.run import claim
 from hvd_train.config import Config
-from hvd_train.rundir import open_run
+from hvd_train.run.directory import open_run
 
 this_process = claim.Holder.this_process
 claim.Holder.this_process = lambda environ: dataclasses.replace(this_process(environ), host="elsewhere")

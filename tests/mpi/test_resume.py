@@ -8,7 +8,7 @@ import shutil
 import signal
 from pathlib import Path
 
-from hvd_train.saved_checkpoint import what_is_wrong
+from hvd_train.run.saved_checkpoint import what_is_wrong
 from tests.launching import Process, command, members, start, wait_for
 from tests.mpi.jobs import events, has_recorded, model_bytes, train
 

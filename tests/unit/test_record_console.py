@@ -23,8 +23,7 @@ import pytest
 from hvd_train.config import StopConfig
 from hvd_train.record.console import BarConsole, PlainConsole, is_terminal, make_console
 from hvd_train.record.reports import FaultReport, RunHeader, StopReport
-from hvd_train.record.wording import closing_lines, duration, header_lines, number
-from hvd_train.stopping import REASONS
+from hvd_train.record.wording import REASONS, closing_lines, duration, header_lines, number
 from tests.unit.run_reports import HEADER, STOP, evaluation, round_report
 
 TEXT = """\

@@ -13,7 +13,8 @@ import pytest
 
 from hvd_train.config import StopConfig
 from hvd_train.header import Header, Row
-from hvd_train.stopping import GO_ON, REASONS, Verdict, Watch
+from hvd_train.record.wording import REASONS
+from hvd_train.stopping import GO_ON, Verdict, Watch
 
 
 def header(*rows: Row) -> Header:

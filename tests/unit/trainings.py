@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from hvd_train.claim import NoClaim
 from hvd_train.config import (
     CheckpointConfig,
     Config,
@@ -20,8 +19,9 @@ from hvd_train.config import (
 )
 from hvd_train.local_sgd import LocalSGD
 from hvd_train.record.reports import Recorder, Report, RoundReport, RunHeader
-from hvd_train.rundir import open_run
-from hvd_train.signals import StopRequest
+from hvd_train.run.claim import NoClaim
+from hvd_train.run.directory import open_run
+from hvd_train.run.signals import StopRequest
 from hvd_train.task import Classification, Task
 from hvd_train.wiring import Wiring
 from tests.threads import ThreadCommunicator, on_ranks

@@ -18,9 +18,9 @@ from hvd_train.config import Config
 from hvd_train.data.catalog import Catalog, open_catalog
 from hvd_train.data.reader import BLOCK_BYTES, WINDOW_BLOCKS
 from hvd_train.data.rows import Rows
-from hvd_train.model_state import saved_state
 from hvd_train.models import evaluating
 from hvd_train.optim import LocalStep, make_optimizer
+from hvd_train.run.model_state import saved_state
 from hvd_train.state import FlatState
 from hvd_train.task import Batch, Task, make_task, takes_tokens
 from hvd_train.tools.doctor.memory import Need

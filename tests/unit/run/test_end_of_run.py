@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hvd_train
-from hvd_train.checkpoint import Checkpoints
 from hvd_train.cli import main
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import CheckpointConfig, Config, DataConfig, EvaluateConfig, ModelConfig, StopConfig
@@ -30,7 +29,8 @@ from hvd_train.data.rows import Rows
 from hvd_train.errors import CheckpointNotSaved, ConfigError, RunDirectoryError, UserError
 from hvd_train.evaluate import ValidationEvaluator
 from hvd_train.record.events import read_events
-from hvd_train.run_files import checkpoint_of
+from hvd_train.run.checkpoint import Checkpoints
+from hvd_train.run.layout import checkpoint_of
 from hvd_train.task import Classification
 
 

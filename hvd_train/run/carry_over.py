@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Container
 from pathlib import Path
+from typing import Protocol
 
-from hvd_train.checkpoint import Checkpoints, put
-from hvd_train.saved_checkpoint import SavedCheckpoint, what_is_wrong
-from hvd_train.stopping import Watch
+from hvd_train.run.checkpoint import Checkpoints, put
+from hvd_train.run.saved_checkpoint import SavedCheckpoint, what_is_wrong
 
 
-def carry_over(checkpoints: Checkpoints, watch: Watch, saved: SavedCheckpoint) -> str:
+class ErrorCurve(Protocol):
+    """What the watch of a training knows of its errors."""
+
+    curve: list[tuple[int, float]]
+    """(round, value of the metric) of every evaluation so far."""
+    best: float | None
+    best_round: int
+
+    def best_of(self, rounds: Container[int]) -> int | None:
+        """Which of some rounds had the best value; None if none of them was evaluated."""
+        ...
+
+    def take_best(self, rounds: int | None) -> None:
+        """Takes the value after `rounds` rounds for the best; with None the next evaluation is the best."""
+        ...
+
+
+def carry_over(checkpoints: Checkpoints, watch: ErrorCurve, saved: SavedCheckpoint) -> str:
     """After `watch` was restored from `saved`: lets `best` name the best model that the watch knows of. A run
     under a new name gets copies of that and of `saved`, as its `latest`. Collective.
 
@@ -37,7 +55,7 @@ def carry_over(checkpoints: Checkpoints, watch: Watch, saved: SavedCheckpoint) -
     )
 
 
-def _act(checkpoints: Checkpoints, watch: Watch, saved: SavedCheckpoint) -> int | None:
+def _act(checkpoints: Checkpoints, watch: ErrorCurve, saved: SavedCheckpoint) -> int | None:
     """Rank 0's part. Returns the round of the best model; None if there is none."""
     beside = saved.folder.parent
     if beside.resolve() != checkpoints.folder.resolve():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hvd_train.errors import TaskError
-from hvd_train.packing import pack, require_savable, split, unpack
+from hvd_train.run.packing import pack, require_savable, split, unpack
 
 
 def test_what_can_be_saved_comes_back() -> None:

@@ -17,7 +17,7 @@ import msgspec
 
 from hvd_train.config import Config, flatten
 from hvd_train.errors import ConfigError
-from hvd_train.stateful import State, checked
+from hvd_train.io.stateful import State, checked
 
 
 class Rule(Enum):

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hvd_train.claim import Claim, Ownership, forget, take
 from hvd_train.config import Config, to_toml
 from hvd_train.errors import RunDirectoryError, RunTakenOver, UserError
 from hvd_train.io.atomic import replacing
-from hvd_train.run_files import (
+from hvd_train.run.claim import Claim, Ownership, forget, take
+from hvd_train.run.layout import (
     CHECKPOINTS,
     CONFIG_FILE,
     EVENTS_FILE,
@@ -25,7 +25,7 @@ from hvd_train.run_files import (
     named,
     saved_config,
 )
-from hvd_train.saved_checkpoint import find_checkpoint, newest_whole
+from hvd_train.run.saved_checkpoint import find_checkpoint, newest_whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from hvd_train.random_state import RandomState, seed_rank
+from hvd_train.run.random_state import RandomState, seed_rank
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,8 @@ from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.errors import RunDirectoryError
 from hvd_train.io.output import warn
 from hvd_train.io.sealed import parse, unseal
-from hvd_train.packing import unpack
-from hvd_train.run_files import (
+from hvd_train.io.stateful import Count
+from hvd_train.run.layout import (
     CHECKPOINTS,
     INDEX_FILE,
     MANIFEST_FILE,
@@ -32,7 +32,7 @@ from hvd_train.run_files import (
     line_of,
     round_of,
 )
-from hvd_train.stateful import Count
+from hvd_train.run.packing import unpack
 
 SCHEMA = 2
 """1 had no checksum of the manifest itself, and is read as well."""

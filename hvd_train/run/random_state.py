@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hvd_train.errors import RunDirectoryError
-from hvd_train.stateful import Count, State, checked
+from hvd_train.io.stateful import Count, State, checked
 
 
 class _Saved(msgspec.Struct, forbid_unknown_fields=True):

@@ -29,9 +29,9 @@ from hvd_train.config import (
 )
 from hvd_train.errors import HvdTrainError
 from hvd_train.record.reports import EvaluationReport, RoundReport, StopReport
-from hvd_train.resuming import RULES, Rule
-from hvd_train.run_files import saved_config
-from hvd_train.saved_checkpoint import SavedCheckpoint
+from hvd_train.run.layout import saved_config
+from hvd_train.run.resuming import RULES, Rule
+from hvd_train.run.saved_checkpoint import SavedCheckpoint
 from tests.launching import ROOT
 from tests.markdown import tables
 from tests.unit.data.shards import write_foreign

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from hvd_train.checkpoint import put
 from hvd_train.record.reports import CheckpointReport, FaultReport
+from hvd_train.run.checkpoint import put
 from tests.threads import ThreadCommunicator, on_ranks
-from tests.unit.test_checkpoint import checkpoints, equal, full_disk, model, names, opened, reports
+from tests.unit.run.test_checkpoint import checkpoints, equal, full_disk, model, names, opened, reports
 
 
 @pytest.mark.parametrize("written_since", [False, True])

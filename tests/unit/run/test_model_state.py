@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_train.errors import TaskError
-from hvd_train.model_state import load_state, saved_state
+from hvd_train.run.model_state import load_state, saved_state
 
 
 def mlp() -> nn.Sequential:

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from hvd_train.agree import SetupFailed
-from hvd_train.checkpoint import Checkpoints
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import CheckpointConfig
 from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.errors import RunDirectoryError
 from hvd_train.record.reports import CheckpointReport, FaultReport, Recorder, Report, RunHeader
-from hvd_train.saved_checkpoint import SavedCheckpoint, find_checkpoint, rank_file
+from hvd_train.run.checkpoint import Checkpoints
+from hvd_train.run.saved_checkpoint import SavedCheckpoint, find_checkpoint, rank_file
 from tests.threads import ThreadCommunicator, on_ranks
 
 SAMPLE = SampleSpec(

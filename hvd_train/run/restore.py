@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from hvd_train.errors import RunDirectoryError, TaskError, UserError
-from hvd_train.model_state import as_held, load_state
-from hvd_train.saved_checkpoint import MODEL_FILE, SavedCheckpoint
-from hvd_train.stateful import State, Stateful
+from hvd_train.io.stateful import State, Stateful
+from hvd_train.run.model_state import as_held, load_state
+from hvd_train.run.saved_checkpoint import MODEL_FILE, SavedCheckpoint
 
 
 def saved_states(

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from hvd_train.signals import SIGNALS, StopRequest
+from hvd_train.run.signals import SIGNALS, StopRequest
 from tests.launching import ROOT, environment
 
 PROGRAM = """
 import signal, sys
-from hvd_train.signals import StopRequest
+from hvd_train.run.signals import StopRequest
 def asked():  # on entry to a function Python runs the handlers of signals that have arrived
     return request.asked
 with StopRequest() as request:

@@ -25,20 +25,20 @@ import xxhash
 from torch import nn
 
 from hvd_train.agree import together
-from hvd_train.claim import NoClaim, Ownership
 from hvd_train.comm.base import Communicator
 from hvd_train.config import CheckpointConfig
 from hvd_train.data.format import SampleSpec
 from hvd_train.errors import HvdTrainError, RunDirectoryError, RunTakenOver
 from hvd_train.io.atomic import replacing, sync, write
 from hvd_train.io.sealed import seal
+from hvd_train.io.stateful import Stateful
 from hvd_train.liveness import phase
-from hvd_train.model_state import saved_state
-from hvd_train.packing import pack, require_savable, split
 from hvd_train.record.reports import CheckpointReport, FaultReport, Recorder
-from hvd_train.run_files import INDEX_FILE, MANIFEST_FILE, checkpoints_in, follow, round_of
-from hvd_train.saved_checkpoint import MODEL_FILE, SCHEMA, rank_file
-from hvd_train.stateful import Stateful
+from hvd_train.run.claim import NoClaim, Ownership
+from hvd_train.run.layout import INDEX_FILE, MANIFEST_FILE, checkpoints_in, follow, round_of
+from hvd_train.run.model_state import saved_state
+from hvd_train.run.packing import pack, require_savable, split
+from hvd_train.run.saved_checkpoint import MODEL_FILE, SCHEMA, rank_file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from hvd_train.checkpoint import Checkpoints
-from hvd_train.claim import Holder
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import CheckpointConfig, Config, DataConfig, SyncConfig, load_config
 from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.errors import ConfigError, RunDirectoryError
 from hvd_train.record.reports import NullRecorder
-from hvd_train.run_files import anchored, run_name, run_of, saved_config
-from hvd_train.rundir import RunDirectory, open_run, write_config
+from hvd_train.run.checkpoint import Checkpoints
+from hvd_train.run.claim import Holder
+from hvd_train.run.directory import RunDirectory, open_run, write_config
+from hvd_train.run.layout import anchored, run_name, run_of, saved_config
 
 
 @pytest.fixture(autouse=True)

@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from hvd_train.claim import Holder, NoClaim, take
 from hvd_train.errors import RunDirectoryError, RunTakenOver
+from hvd_train.run.claim import Holder, NoClaim, take
 from tests.launching import ROOT
 
 HOLD = """
 import sys
 from pathlib import Path
-from hvd_train.claim import take
+from hvd_train.run.claim import take
 from hvd_train.errors import RunDirectoryError
 sys.stdin.readline()
 try:
@@ -38,7 +38,7 @@ sys.stdin.readline()
 TURNS = """
 import os, sys, time
 from pathlib import Path
-from hvd_train.claim import take
+from hvd_train.run.claim import take
 from hvd_train.errors import RunDirectoryError
 folder, me = Path(sys.argv[1]), sys.argv[2]
 log = os.open(folder / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
