@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hvd_train.comm.factory import connect
     from hvd_train.config import Config, load_config
     from hvd_train.data.format import SampleSpec
-    from hvd_train.task import Task
+    from hvd_train.tasks.base import Task
 
 __version__ = "0.1.0"
 
@@ -38,7 +38,7 @@ _HOME = {
     "Config": "hvd_train.config",
     "Result": "hvd_train.app",
     "SampleSpec": "hvd_train.data.format",
-    "Task": "hvd_train.task",
+    "Task": "hvd_train.tasks.base",
     "connect": "hvd_train.comm.factory",
     "load_config": "hvd_train.config",
     "load_model": "hvd_train.app",

@@ -24,7 +24,8 @@ from hvd_train.run.layout import EVENTS_FILE, MANIFEST_FILE, saved_config
 from hvd_train.run.restore import restore_model
 from hvd_train.run.saved_checkpoint import find_checkpoint
 from hvd_train.run.signals import StopRequest
-from hvd_train.task import Task, make_task
+from hvd_train.tasks.base import Task
+from hvd_train.tasks.load import make_task
 from hvd_train.wiring import Wiring
 
 

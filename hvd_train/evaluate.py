@@ -19,9 +19,9 @@ from hvd_train.errors import DataError, TaskError, UserError
 from hvd_train.header import Header
 from hvd_train.io.stateful import State, Stateful, checked
 from hvd_train.liveness import mark
-from hvd_train.models import evaluating
 from hvd_train.run.random_state import generators_as_they_are
-from hvd_train.task import Sums, Task
+from hvd_train.tasks.base import Sums, Task
+from hvd_train.tasks.models import evaluating
 
 
 class _NoState(msgspec.Struct, forbid_unknown_fields=True):

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from hvd_train.config import OptimConfig
 from hvd_train.errors import ConfigError, TaskError
 from hvd_train.optimizer_state import densifies, sparse_parameters
-from hvd_train.task import Batch, Task
+from hvd_train.tasks.base import Batch, Task
 
 _UNUSABLE = {
     "LBFGS": "it evaluates the loss several times a step",

@@ -14,7 +14,6 @@ from torch import nn
 
 from hvd_train.agree import require_equal, together
 from hvd_train.averaging import Average, NoAverage, StateAverage
-from hvd_train.building import build, refuse_single_rows
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import versions
 from hvd_train.config import Config, flatten
@@ -31,7 +30,6 @@ from hvd_train.io.output import warn
 from hvd_train.io.stateful import State, Stateful
 from hvd_train.liveness import phase
 from hvd_train.local_sgd import LocalSGD
-from hvd_train.models import describe, scales_integers
 from hvd_train.optim import LocalStep, make_optimizer
 from hvd_train.optimizer_state import OptimizerState
 from hvd_train.progress import Progress
@@ -50,7 +48,11 @@ from hvd_train.run.signals import StopRequest
 from hvd_train.schedule import FixedPeriod, LearningRate
 from hvd_train.state import FlatState
 from hvd_train.stopping import Watch
-from hvd_train.task import Task, make_task, takes_tokens
+from hvd_train.tasks.base import Task
+from hvd_train.tasks.building import build, refuse_single_rows
+from hvd_train.tasks.built_in import takes_tokens
+from hvd_train.tasks.load import make_task
+from hvd_train.tasks.models import describe, scales_integers
 from hvd_train.worker import Worker
 
 

@@ -15,7 +15,7 @@ from hvd_train.data.reader import Reader
 from hvd_train.errors import DataError
 from hvd_train.io.stateful import Count, State, checked
 from hvd_train.liveness import phase
-from hvd_train.task import Batch
+from hvd_train.tasks.base import Batch
 
 Step = Callable[[Sequence[Batch]], tuple[float, int]]
 """One optimizer step on some batches: the sum of their losses, and their samples."""

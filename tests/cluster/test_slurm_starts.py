@@ -38,7 +38,7 @@ def test_the_ranks_are_those_that_were_asked_for(project: Project) -> None:
 CRASHING = """
 import os, signal
 import hvd_train
-from hvd_train.task import Classification
+from hvd_train.tasks.built_in import Classification
 
 TRIES = {tries}
 

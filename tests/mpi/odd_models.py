@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hvd_train
-from hvd_train.task import Batch, Sums
+from hvd_train.tasks.base import Batch, Sums
 
 
 class Odd(hvd_train.Task):

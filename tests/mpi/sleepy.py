@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import hvd_train
 from hvd_train.config import ModelConfig
 from hvd_train.environment.launcher import detect
-from hvd_train.task import Batch, Classification, Sums
+from hvd_train.tasks.base import Batch, Sums
+from hvd_train.tasks.built_in import Classification
 
 
 class Wrapped(hvd_train.Task):

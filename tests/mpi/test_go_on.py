@@ -16,7 +16,7 @@ from tests.unit.data.shards import write_foreign
 TASK = """
 import hvd_train
 from hvd_train.config import ModelConfig
-from hvd_train.task import Classification
+from hvd_train.tasks.built_in import Classification
 
 class Mine(Classification):
     def __init__(self):

@@ -22,7 +22,7 @@ from hvd_train.data.catalog import open_catalog
 from hvd_train.environment import machine
 from hvd_train.environment.binding import Seat
 from hvd_train.environment.launcher import Launcher
-from hvd_train.task import Batch, Task
+from hvd_train.tasks.base import Batch, Task
 from hvd_train.tools.doctor import need, world
 from hvd_train.tools.doctor.check import Check, size
 from hvd_train.tools.doctor.memory import Need, Place, loaded_bytes, state_bytes

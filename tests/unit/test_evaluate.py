@@ -16,7 +16,7 @@ from hvd_train.data.rows import Rows
 from hvd_train.errors import RunDirectoryError, TaskError
 from hvd_train.evaluate import TrainingLossEvaluator, ValidationEvaluator
 from hvd_train.header import Header, Row
-from hvd_train.task import Batch, Sums, Task
+from hvd_train.tasks.base import Batch, Sums, Task
 from tests.threads import ThreadCommunicator, on_ranks
 from tests.unit.data.shards import inputs_of, write_foreign
 

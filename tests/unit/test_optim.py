@@ -14,7 +14,8 @@ from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.errors import ConfigError, TaskError
 from hvd_train.optim import LocalStep, make_optimizer
 from hvd_train.state import FlatState
-from hvd_train.task import Batch, Classification, Task
+from hvd_train.tasks.base import Batch, Task
+from hvd_train.tasks.built_in import Classification
 
 SPEC = SampleSpec(
     inputs="x",

@@ -23,7 +23,8 @@ from hvd_train.config import (
 from hvd_train.data.format import SampleSpec
 from hvd_train.errors import HvdTrainError
 from hvd_train.record.reports import EvaluationReport, FaultReport, RoundReport, StopReport
-from hvd_train.task import Batch, Classification, Task
+from hvd_train.tasks.base import Batch, Task
+from hvd_train.tasks.built_in import Classification
 from hvd_train.wiring import Wiring
 from tests.threads import on_ranks
 from tests.unit.data.shards import write_foreign

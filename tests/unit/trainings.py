@@ -22,7 +22,8 @@ from hvd_train.record.reports import Recorder, Report, RoundReport, RunHeader
 from hvd_train.run.claim import NoClaim
 from hvd_train.run.directory import open_run
 from hvd_train.run.signals import StopRequest
-from hvd_train.task import Classification, Task
+from hvd_train.tasks.base import Task
+from hvd_train.tasks.built_in import Classification
 from hvd_train.wiring import Wiring
 from tests.threads import ThreadCommunicator, on_ranks
 from tests.unit.data.shards import write_foreign

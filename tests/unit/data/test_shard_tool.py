@@ -18,7 +18,7 @@ import pytest
 from hvd_train.config import DataConfig, ModelConfig
 from hvd_train.data.catalog import open_catalog
 from hvd_train.errors import DataError, UserError
-from hvd_train.task import Classification
+from hvd_train.tasks.built_in import Classification
 from hvd_train.tools.shard import main
 from tests.unit.data.shards import write_foreign
 

@@ -31,7 +31,7 @@ from hvd_train.evaluate import ValidationEvaluator
 from hvd_train.record.events import read_events
 from hvd_train.run.checkpoint import Checkpoints
 from hvd_train.run.layout import checkpoint_of
-from hvd_train.task import Classification
+from hvd_train.tasks.built_in import Classification
 
 
 @pytest.fixture

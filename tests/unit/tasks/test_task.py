@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from hvd_train.config import Config, ModelConfig
 from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.errors import TaskError
-from hvd_train.task import Classification, NextToken, Regression, Task, make_task
+from hvd_train.tasks.base import Task
+from hvd_train.tasks.built_in import Classification, NextToken, Regression
+from hvd_train.tasks.load import make_task
 
 MLP = ModelConfig(hidden=(6,))
 

@@ -8,7 +8,7 @@ import torch
 from hvd_train.config import ModelConfig
 from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.errors import TaskError
-from hvd_train.models import build_model, build_sequence_model, describe
+from hvd_train.tasks.models import build_model, build_sequence_model, describe
 
 
 def spec(shape: tuple[int, ...], dtype: str = "float32", scale: float = 1.0) -> SampleSpec:

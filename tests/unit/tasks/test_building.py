@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hvd_train.building import build, refuse_single_rows
 from hvd_train.config import DataConfig
 from hvd_train.data.catalog import Catalog, open_catalog
 from hvd_train.errors import TaskError
-from hvd_train.models import evaluating
-from hvd_train.task import Batch, Task
+from hvd_train.tasks.base import Batch, Task
+from hvd_train.tasks.building import build, refuse_single_rows
+from hvd_train.tasks.models import evaluating
 from tests.unit.data.shards import write_foreign
 
 

@@ -13,9 +13,10 @@ from hvd_train.data.format import SampleSpec
 from hvd_train.data.rows import Rows
 from hvd_train.environment import machine
 from hvd_train.errors import TaskError
-from hvd_train.models import describe, evaluating
 from hvd_train.run.model_state import saved_state
-from hvd_train.task import Batch, Task, is_built_in
+from hvd_train.tasks.base import Batch, Task
+from hvd_train.tasks.built_in import is_built_in
+from hvd_train.tasks.models import describe, evaluating
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 

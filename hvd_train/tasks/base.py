@@ -1,0 +1,64 @@
+"""The `Task`: what is trained. Your own derives from it, as the built-in ones do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from hvd_train.data.format import SampleSpec
+
+Batch = dict[str, Tensor]
+"""One tensor for each dataset of a sample, by name; samples along the first axis."""
+
+Sums = dict[str, tuple[float, float]]
+"""By name a sum and what it is divided by. Sums of several batches and ranks add up to the exact mean."""
+
+
+class Task(ABC):
+    """What to train: a model, its loss, and the figures to look at.
+
+    One's own task derives from this class and is named by `--task mytask.py:MyTask` or
+    `--task package.module:MyTask`. It is constructed without arguments, once on every rank. No method
+    may communicate; every rank calls them on batches of its own, and not equally often.
+    """
+
+    @abstractmethod
+    def build_model(self, spec: SampleSpec) -> nn.Module:
+        """A new model for samples of this shape, on the CPU and in training mode; modules in it that are in
+        evaluation mode, such as a frozen batch norm, stay so.
+
+        Draw random numbers from torch's global generator only: it is seeded before the call. Is called
+        before every other method, also when a finished model is loaded.
+        """
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        """The mean loss over the samples of `batch` as a scalar tensor with a gradient, and their number n.
+
+        The mean must be the sum over samples divided by n: then accumulated batches, and ranks with
+        different numbers of samples, are weighted by n and give the exact mean of all.
+        """
+
+    def metrics(self, model: nn.Module, batch: Batch) -> Sums:
+        """Further figures of an evaluation batch: name -> (sum, count). Default: none.
+
+        The figure reported is the sum of sums over all batches and ranks divided by the sum of counts.
+        The watch follows the one that `evaluate.metric` names, by default `error`.
+        """
+        return {}
+
+    def transform(self, batch: Batch) -> Batch:
+        """The batch as `loss`, `metrics` and `evaluate` get it; called once for each batch, before the
+        model. Default: as it was read. Integers arrive with the dtype that they have in the shard."""
+        return batch
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
+        """`loss` and `metrics` of one transformed batch as sums and counts.
+
+        Called under `torch.no_grad()` with the model in evaluation mode. The default runs the model
+        once for `loss` and once more for `metrics`; override it where one forward pass gives both.
+        """
+        mean, count = self.loss(model, batch)
+        sums = {name: (float(total), float(n)) for name, (total, n) in self.metrics(model, batch).items()}
+        return {"loss": (mean.item() * count, float(count)), **sums}
