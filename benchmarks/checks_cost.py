@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks.averaging_cost import ROOT, write_data
 from hvd_train import liveness
+from hvd_train.algorithm.worker import Work, Worker
 from hvd_train.cli import parse
 from hvd_train.comm.factory import connect
 from hvd_train.data.rows import Rows
@@ -28,7 +29,6 @@ from hvd_train.run.claim import NoClaim
 from hvd_train.run.directory import RunDirectory
 from hvd_train.run.signals import StopRequest
 from hvd_train.wiring import Wiring
-from hvd_train.worker import Work, Worker
 
 _WHAT = {
     "nothing": "the same blocks with nothing switched: what the method itself cannot tell apart",

@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hvd_train.algorithm.averager import Averager
     from hvd_train.app import Result, load_model, train
-    from hvd_train.averaging import Averager
     from hvd_train.comm.factory import connect
     from hvd_train.config import Config, load_config
     from hvd_train.data.format import SampleSpec
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "Averager": "hvd_train.averaging",
+    "Averager": "hvd_train.algorithm.averager",
     "Config": "hvd_train.config",
     "Result": "hvd_train.app",
     "SampleSpec": "hvd_train.data.format",

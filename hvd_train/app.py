@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from hvd_train.agree import together
+from hvd_train.comm.agree import together
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import connect
 from hvd_train.config import Config

@@ -12,8 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from hvd_train.agree import require_equal, together
-from hvd_train.averaging import Average, NoAverage, StateAverage
+from hvd_train.algorithm.averaging import Average, NoAverage, StateAverage
+from hvd_train.algorithm.evaluate import Evaluator, TrainingLossEvaluator, ValidationEvaluator
+from hvd_train.algorithm.flat_state import FlatState
+from hvd_train.algorithm.local_sgd import LocalSGD
+from hvd_train.algorithm.local_step import LocalStep, make_optimizer
+from hvd_train.algorithm.optimizer_state import OptimizerState
+from hvd_train.algorithm.period import FixedPeriod
+from hvd_train.algorithm.progress import Progress
+from hvd_train.algorithm.schedule import LearningRate
+from hvd_train.algorithm.stopping import Watch
+from hvd_train.algorithm.worker import Worker
+from hvd_train.comm.agree import require_equal, together
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import versions
 from hvd_train.config import Config, flatten
@@ -25,14 +35,9 @@ from hvd_train.environment import machine
 from hvd_train.environment.binding import complaints, take_seat
 from hvd_train.environment.launcher import detect, forgotten_tasks
 from hvd_train.errors import ConfigError, RunDirectoryError, TaskError
-from hvd_train.evaluate import Evaluator, TrainingLossEvaluator, ValidationEvaluator
 from hvd_train.io.output import warn
 from hvd_train.io.stateful import State, Stateful
 from hvd_train.liveness import phase
-from hvd_train.local_sgd import LocalSGD
-from hvd_train.optim import LocalStep, make_optimizer
-from hvd_train.optimizer_state import OptimizerState
-from hvd_train.progress import Progress
 from hvd_train.record.reports import FaultReport, Recorder, RunHeader
 from hvd_train.run.carry_over import carry_over
 from hvd_train.run.checkpoint import Checkpoints
@@ -45,15 +50,11 @@ from hvd_train.run.restore import restore, saved_states
 from hvd_train.run.resuming import Settings, settings_before
 from hvd_train.run.saved_checkpoint import SavedCheckpoint
 from hvd_train.run.signals import StopRequest
-from hvd_train.schedule import FixedPeriod, LearningRate
-from hvd_train.state import FlatState
-from hvd_train.stopping import Watch
 from hvd_train.tasks.base import Task
 from hvd_train.tasks.building import build, refuse_single_rows
 from hvd_train.tasks.built_in import takes_tokens
 from hvd_train.tasks.load import make_task
 from hvd_train.tasks.models import describe, scales_integers
-from hvd_train.worker import Worker
 
 
 class Wiring:

@@ -14,17 +14,17 @@ import torch
 from torch import nn
 
 import hvd_train
+from hvd_train.algorithm.flat_state import FlatState
+from hvd_train.algorithm.header import Row
+from hvd_train.algorithm.worker import Worker, steps_per_epoch
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import Config, DataConfig, StopConfig, flatten
 from hvd_train.data.catalog import open_catalog
 from hvd_train.data.reader import BLOCK_BYTES, WINDOW_BLOCKS, make_reader
 from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part
-from hvd_train.header import Row
 from hvd_train.record.events import SCHEMA_FILE
 from hvd_train.record.wording import REASONS
-from hvd_train.state import FlatState
-from hvd_train.worker import Worker, steps_per_epoch
 from tests.launching import ROOT, command, run
 from tests.markdown import documents, inline_code, tables
 
@@ -193,9 +193,9 @@ def numbers(cell: str) -> list[float]:
 EXAMPLE = """
 import json, sys
 import torch
-from hvd_train.averaging import drift, squared_distance
+from hvd_train.algorithm.averaging import drift, squared_distance
 from hvd_train.comm.factory import connect
-from hvd_train.header import Row, exchange
+from hvd_train.algorithm.header import Row, exchange
 
 given = json.loads(sys.argv[1])
 with connect("mpi") as comm:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from hvd_train import ending
-from hvd_train.comm import _ulfm
-from hvd_train.ending import Failing
+from hvd_train.comm import _ulfm, ending
+from hvd_train.comm.ending import Failing
 from hvd_train.environment import mpi_build
 from hvd_train.errors import EnvironmentMismatch
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from hvd_train import ending
+from hvd_train.comm import ending
 from hvd_train.errors import CommunicationError, UserError
 from hvd_train.liveness import Liveness
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import hvd_train
-from hvd_train.agree import require_equal
+from hvd_train.comm.agree import require_equal
 from hvd_train.comm.base import Communicator
 from hvd_train.environment.launcher import detect, mismatch
 from hvd_train.errors import EnvironmentMismatch, RanksDisagree

@@ -24,7 +24,7 @@ from typing import Any
 import xxhash
 from torch import nn
 
-from hvd_train.agree import together
+from hvd_train.comm.agree import together
 from hvd_train.comm.base import Communicator
 from hvd_train.config import CheckpointConfig
 from hvd_train.data.format import SampleSpec

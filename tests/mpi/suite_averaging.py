@@ -13,12 +13,13 @@ import torch.nn.functional as F
 import xxhash
 from torch import Tensor, nn
 
-from hvd_train.averaging import Averager, StateAverage, drift, report
+from hvd_train.algorithm.averager import Averager
+from hvd_train.algorithm.averaging import StateAverage, drift, report
+from hvd_train.algorithm.flat_state import FlatState
+from hvd_train.algorithm.header import exchange
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import connect
 from hvd_train.errors import BitsDiffer, RanksDisagree, ViewReplaced
-from hvd_train.header import exchange
-from hvd_train.state import FlatState
 
 BATCHES = (16, 16, 16, 8)
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import hvd_train
-from hvd_train import averaging
+from hvd_train.algorithm import averaging
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import connect
 from hvd_train.config import Config, DataConfig, EvaluateConfig, OptimConfig, StopConfig, SyncConfig

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from hvd_train.algorithm.local_sgd import LocalSGD
 from hvd_train.config import (
     CheckpointConfig,
     Config,
@@ -17,7 +18,6 @@ from hvd_train.config import (
     StopConfig,
     SyncConfig,
 )
-from hvd_train.local_sgd import LocalSGD
 from hvd_train.record.reports import Recorder, Report, RoundReport, RunHeader
 from hvd_train.run.claim import NoClaim
 from hvd_train.run.directory import open_run

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hvd_train.agree import require_equal, together
+from hvd_train.comm.agree import require_equal, together
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import connect
 from hvd_train.environment import machine

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hvd_train.agree import SetupFailed
+from hvd_train.comm.agree import SetupFailed
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import CheckpointConfig

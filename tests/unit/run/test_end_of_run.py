@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hvd_train
+from hvd_train.algorithm.evaluate import ValidationEvaluator
 from hvd_train.cli import main
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import CheckpointConfig, Config, DataConfig, EvaluateConfig, ModelConfig, StopConfig
 from hvd_train.data.catalog import open_catalog
 from hvd_train.data.rows import Rows
 from hvd_train.errors import CheckpointNotSaved, ConfigError, RunDirectoryError, UserError
-from hvd_train.evaluate import ValidationEvaluator
 from hvd_train.record.events import read_events
 from hvd_train.run.checkpoint import Checkpoints
 from hvd_train.run.layout import checkpoint_of

@@ -14,6 +14,9 @@ import torch
 from torch import nn
 
 import hvd_train
+from hvd_train.algorithm.optimizer_state import OptimizerState
+from hvd_train.algorithm.progress import Progress
+from hvd_train.algorithm.stopping import Watch
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import CheckpointConfig, StopConfig
 from hvd_train.data.catalog import open_catalog
@@ -21,8 +24,6 @@ from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.data.rows import Rows
 from hvd_train.errors import RunDirectoryError
 from hvd_train.io.stateful import Stateful
-from hvd_train.optimizer_state import OptimizerState
-from hvd_train.progress import Progress
 from hvd_train.record.events import read_events
 from hvd_train.record.reports import NullRecorder
 from hvd_train.run.checkpoint import Checkpoints
@@ -30,7 +31,6 @@ from hvd_train.run.layout import checkpoint_of, saved_config
 from hvd_train.run.random_state import RandomState
 from hvd_train.run.restore import restore, saved_states
 from hvd_train.run.saved_checkpoint import SavedCheckpoint, find_checkpoint, newest_whole, rank_file
-from hvd_train.stopping import Watch
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 """`run-schema-N`: a run of two ranks, left by the last version with that schema. `latest` is of round 40."""

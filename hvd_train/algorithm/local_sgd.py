@@ -11,22 +11,23 @@ import math
 import time
 from dataclasses import dataclass, field
 
-from hvd_train.agree import decided
-from hvd_train.averaging import Average, check_bits, drift, report
+from hvd_train.algorithm.averaging import Average, check_bits, drift, report
+from hvd_train.algorithm.evaluate import Evaluator
+from hvd_train.algorithm.header import Header, exchange
+from hvd_train.algorithm.period import FixedPeriod
+from hvd_train.algorithm.progress import Progress
+from hvd_train.algorithm.schedule import LearningRate
+from hvd_train.algorithm.stopping import GO_ON, Verdict, Watch
+from hvd_train.algorithm.worker import Work, Worker
+from hvd_train.comm.agree import decided
 from hvd_train.comm.base import Communicator
 from hvd_train.config import EvaluateConfig
 from hvd_train.errors import ConfigError
-from hvd_train.evaluate import Evaluator
-from hvd_train.header import Header, exchange
 from hvd_train.liveness import phase
-from hvd_train.progress import Progress
 from hvd_train.record.reports import EvaluationReport, FaultReport, Recorder, RoundReport, Spread, StopReport
 from hvd_train.run.checkpoint import Checkpoints
 from hvd_train.run.claim import Ownership
 from hvd_train.run.signals import StopRequest
-from hvd_train.schedule import FixedPeriod, LearningRate
-from hvd_train.stopping import GO_ON, Verdict, Watch
-from hvd_train.worker import Work, Worker
 
 _NO_SUCH_ROW = (
     ", though every row was. Lower optim.lr, set optim.clip_norm, or bring large inputs and targets to about "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hvd_train.agree import RankFailed, SetupFailed, require_equal, together
+from hvd_train.comm.agree import RankFailed, SetupFailed, require_equal, together
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.errors import ConfigError, DataError, HvdTrainError, RanksDisagree, UserError
 from tests.threads import ThreadCommunicator, on_ranks

@@ -8,7 +8,7 @@ from dataclasses import astuple, fields
 import numpy as np
 import pytest
 
-from hvd_train.header import Header, Row, exchange
+from hvd_train.algorithm.header import Header, Row, exchange
 from tests.threads import on_ranks
 
 

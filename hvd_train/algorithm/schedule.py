@@ -1,21 +1,13 @@
-"""What changes in the course of a run by a rule that is the same on every rank: learning rate and period."""
+"""The learning rate in the course of a run, by a rule that is the same on every rank."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, final
+from typing import final
 
-import msgspec
 from torch.optim import Optimizer
 
 from hvd_train.config import LearningRateConfig
-from hvd_train.io.stateful import checked
-
-
-class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    """The state of a period that does not change."""
 
 
 @final
@@ -59,36 +51,3 @@ class LearningRate:
     def current(self) -> float:
         """The rate of the first parameter group."""
         return float(self._groups[0]["lr"])
-
-
-class Period(ABC):
-    """How many local steps each round has; every rank gives the same answer."""
-
-    @abstractmethod
-    def next(self) -> int:
-        """k, at least 1, of the round that starts now."""
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """JSON scalars that `load_state_dict` takes back."""
-
-    @abstractmethod
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a `state_dict`."""
-
-
-@final
-class FixedPeriod(Period):
-    """The same k in every round. A resumed run takes the k of its configuration, not that of its past."""
-
-    def __init__(self, k: int) -> None:
-        self._k = k
-
-    def next(self) -> int:
-        return self._k
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        checked(state, _Nothing)

@@ -232,7 +232,7 @@ while True:
 
 
 def test_a_killed_writer_leaves_every_event_that_it_reported(path: Path) -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     with subprocess.Popen(
         [sys.executable, "-c", WRITER, str(path)],
         stdout=subprocess.PIPE,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hvd_train.algorithm.optimizer_state import densifies, sparse_parameters
 from hvd_train.config import OptimConfig
 from hvd_train.errors import ConfigError, TaskError
-from hvd_train.optimizer_state import densifies, sparse_parameters
 from hvd_train.tasks.base import Batch, Task
 
 _UNUSABLE = {

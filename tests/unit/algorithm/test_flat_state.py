@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hvd_train.algorithm.flat_state import ALIGNMENT, FlatState
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.errors import CommunicationError, TaskError, ViewReplaced
-from hvd_train.state import ALIGNMENT, FlatState
 
 
 def sgd(model: nn.Module, **args: Any) -> torch.optim.Optimizer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hvd_train.batches import batch_bounds, next_batch, num_batches
+from hvd_train.data.batches import batch_bounds, next_batch, num_batches
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 64])

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from hvd_train.algorithm.header import Header
 from hvd_train.config import StopConfig
-from hvd_train.header import Header
 from hvd_train.io.stateful import Count, State, checked
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import torch
 
-from hvd_train.batches import next_batch, num_batches
+from hvd_train.data.batches import next_batch, num_batches
 from hvd_train.data.reader import Reader
 from hvd_train.errors import DataError
 from hvd_train.io.stateful import Count, State, checked

@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hvd_train.algorithm.optimizer_state import as_real, materialise, sparse_parameters
 from hvd_train.comm.base import DTYPES, Buffer, Communicator
 from hvd_train.errors import TaskError, ViewReplaced
-from hvd_train.optimizer_state import as_real, materialise, sparse_parameters
 from hvd_train.run.model_state import unusual
 
 ALIGNMENT = 64

@@ -11,12 +11,13 @@ import torch
 import xxhash
 from torch import nn
 
-from hvd_train.averaging import Averager, NoAverage, StateAverage, check_bits, drift, report, squared_distance
+from hvd_train.algorithm.averager import Averager
+from hvd_train.algorithm.averaging import NoAverage, StateAverage, check_bits, drift, report, squared_distance
+from hvd_train.algorithm.flat_state import FlatState
+from hvd_train.algorithm.header import Header, exchange
 from hvd_train.comm.base import Buffer, Communicator, Op
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.errors import BitsDiffer
-from hvd_train.header import Header, exchange
-from hvd_train.state import FlatState
 from tests.threads import ThreadCommunicator, on_ranks
 
 BLOCK = 1 << 16

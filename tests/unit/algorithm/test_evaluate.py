@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hvd_train.algorithm.evaluate import TrainingLossEvaluator, ValidationEvaluator
+from hvd_train.algorithm.header import Header, Row
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.data.deal import Span
 from hvd_train.data.format import FieldSpec
 from hvd_train.data.rows import Rows
 from hvd_train.errors import RunDirectoryError, TaskError
-from hvd_train.evaluate import TrainingLossEvaluator, ValidationEvaluator
-from hvd_train.header import Header, Row
 from hvd_train.tasks.base import Batch, Sums, Task
 from tests.threads import ThreadCommunicator, on_ranks
 from tests.unit.data.shards import inputs_of, write_foreign

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hvd_train.algorithm.flat_state import FlatState
+from hvd_train.algorithm.local_step import LocalStep, make_optimizer
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import ModelConfig, OptimConfig
 from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.errors import ConfigError, TaskError
-from hvd_train.optim import LocalStep, make_optimizer
-from hvd_train.state import FlatState
 from hvd_train.tasks.base import Batch, Task
 from hvd_train.tasks.built_in import Classification
 

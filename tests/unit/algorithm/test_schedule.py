@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from hvd_train.algorithm.period import FixedPeriod
+from hvd_train.algorithm.schedule import LearningRate
 from hvd_train.config import LearningRateConfig
-from hvd_train.schedule import FixedPeriod, LearningRate
 
 
 def factors(config: LearningRateConfig, *rounds: int) -> list[float]:

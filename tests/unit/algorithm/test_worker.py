@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from hvd_train.algorithm.worker import Worker, steps_per_epoch
 from hvd_train.config import DataConfig
 from hvd_train.data.deal import Span
 from hvd_train.data.format import FieldSpec
 from hvd_train.data.reader import Reader, make_reader
 from hvd_train.tasks.base import Batch
-from hvd_train.worker import Worker, steps_per_epoch
 from tests.unit.data.shards import row_numbers, write_foreign
 
 FIELDS = {"inputs": FieldSpec(shape=(3,), dtype="float32"), "targets": FieldSpec(shape=(), dtype="int64")}

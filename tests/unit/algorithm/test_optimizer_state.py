@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from hvd_train.algorithm.optimizer_state import OptimizerState, materialise, sparse_parameters
 from hvd_train.errors import TaskError
-from hvd_train.optimizer_state import OptimizerState, materialise, sparse_parameters
 
 CLASSES: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {"momentum": 0.9, "nesterov": True}),

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hvd_train.batches import batch_bounds
+from hvd_train.algorithm.header import Header
 from hvd_train.comm.base import Communicator, Op
+from hvd_train.data.batches import batch_bounds
 from hvd_train.data.finite import first_not_finite
 from hvd_train.data.rows import Rows
 from hvd_train.errors import DataError, TaskError, UserError
-from hvd_train.header import Header
 from hvd_train.io.stateful import State, Stateful, checked
 from hvd_train.liveness import mark
 from hvd_train.run.random_state import generators_as_they_are

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
+from hvd_train.algorithm.header import Header, Row
+from hvd_train.algorithm.stopping import GO_ON, Verdict, Watch
 from hvd_train.config import StopConfig
-from hvd_train.header import Header, Row
 from hvd_train.record.wording import REASONS
-from hvd_train.stopping import GO_ON, Verdict, Watch
 
 
 def header(*rows: Row) -> Header:

@@ -1,0 +1,95 @@
+"""Averaging in a training loop of your own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from hvd_train.algorithm.averaging import StateAverage, check_bits, report
+from hvd_train.algorithm.flat_state import FlatState
+from hvd_train.algorithm.header import Header, exchange
+from hvd_train.comm.base import Communicator
+
+
+class Averager:
+    """Averages a model and its optimizer every `period` local steps, in a training loop of your own.
+
+        averager = hvd_train.Averager(model, optimizer, comm, period=10)
+        for inputs, targets in batches:
+            ...
+            optimizer.step()
+            averager.step(len(inputs))
+        averager.finish()
+
+    Making one is collective: parameters, buffers and optimizer state are laid out flat and become those of
+    rank 0. Every rank must then call `step` equally often; a rank that is out of data calls `step(0)`.
+
+    Args:
+        model: on the CPU. Its parameters keep their identity; their data moves.
+        optimizer: of the model's parameters. Load its state before.
+        comm: from `hvd_train.connect()`.
+        period: local steps between two averages.
+        optimizer_state: `average` its floating-point state like the parameters, `keep` it on each rank, or
+            `reset` it after each average. Step counters stay each rank's own.
+        batch_norm: `average` floating-point buffers of the model, or `keep` them.
+        check_every: averages between two proofs that all ranks hold the same bits; 0: never.
+
+    Raises `TaskError` for tensors that cannot be laid out, and `RanksDisagree` if the models differ.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        comm: Communicator,
+        period: int = 10,
+        *,
+        optimizer_state: Literal["average", "keep", "reset"] = "average",
+        batch_norm: Literal["average", "keep"] = "average",
+        check_every: int = 10,
+    ) -> None:
+        if period < 1:
+            raise ValueError(f"period = {period}: expected at least 1 local step")
+        self.period = period
+        self.rounds = 0
+        self._comm = comm
+        self._check_every = check_every
+        self._local_steps = 0
+        self._samples = 0
+        state = FlatState(model, optimizer, comm, optimizer_state=optimizer_state, batch_norm=batch_norm)
+        self._average = StateAverage(state, comm)
+        self._average.start()
+
+    def step(self, num_samples: int) -> bool:
+        """Counts one local step on `num_samples` samples; averages after every `period` of them, and returns
+        whether it did. Collective in the calls that average."""
+        self._local_steps += 1
+        self._samples += num_samples
+        if self._local_steps < self.period:
+            return False
+        self.average()
+        return True
+
+    def average(self) -> Header:
+        """Averages now, each rank weighted by its samples since the last average. Collective.
+
+        Raises `BitsDiffer` on every rank, `ViewReplaced` on one.
+        """
+        every = self._check_every
+        found = self._average.inspect(distance=False, verify=every > 0 and (self.rounds - 1) % every == 0)
+        header = exchange(self._comm, report(found, samples=self._samples, loss_sum=0.0))
+        check_bits(header)
+        weight, healthy = float(header.weights[self._comm.rank]), self._comm.rank not in header.sick
+        self._average.average(weight, healthy, verify=every > 0 and self.rounds % every == 0)
+        self.rounds += 1
+        self._local_steps = self._samples = 0
+        return header
+
+    def finish(self) -> None:
+        """Averages what was done since the last average; with no local step since then it does nothing.
+        Collective."""
+        # The ranks count their local steps alike: each decides by itself, and all alike.
+        if self._local_steps:
+            self.average()
