@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvd_train.errors import ConfigError
-from hvd_train.values import read_text
+from hvd_train.io.text import read_text
 
 MOST_SLOTS = 1_000_000
 """More than any cluster has cores."""

@@ -15,9 +15,10 @@ from hvd_train.config import Config
 from hvd_train.environment.launcher import detect
 from hvd_train.errors import ConfigError, EnvironmentMismatch, UserError
 from hvd_train.io.output import warn
-from hvd_train.launching import check_hosts, find, plan, supervise
+from hvd_train.launching import plan, programs, supervise
+from hvd_train.launching.check_hosts import run as check_hosts
 from hvd_train.launching.options import Options, parse, split
-from hvd_train.launching.record import Record
+from hvd_train.launching.outcome import Record
 from hvd_train.launching.supervise import Ended
 from hvd_train.run.layout import EVENTS_FILE, checkpoint_of, exists_already, folder_of
 
@@ -83,7 +84,7 @@ def _check_hosts(options: Options, config: Config | None) -> int:
             "--check-hosts logs in to hosts, and none is named: expected --hosts or --hostfile. Name them."
         )
     runs = Path(Config().runs) if config is None else folder_of(config)[0].parent
-    mpirun = None if options.gloo else find.mpirun()[0]
+    mpirun = None if options.gloo else programs.mpirun()[0]
     return check_hosts.run(options.named_hosts, runs, mpirun)
 
 

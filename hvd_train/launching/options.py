@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import arg
 
+from hvd_train.config_values import require_usable
 from hvd_train.errors import ConfigError
 from hvd_train.launching.hosts import MOST_SLOTS, Host, parse_hosts, read_hostfile
-from hvd_train.values import require_usable
 
 _DESCRIPTION = """Start a training on many ranks, by the launcher that fits, and say how it ended.
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from hvd_train.environment import machine, mpi_build
 from hvd_train.environment.mpi_launcher import SRUN_TYPES, MPILauncher
 from hvd_train.errors import ConfigError, EnvironmentMismatch
-from hvd_train.launching import find, lines, network, slurm
+from hvd_train.launching import lines, network, programs, slurm
 from hvd_train.launching.hosts import Host
 from hvd_train.launching.lines import Line, Request
 from hvd_train.launching.options import Options
@@ -39,13 +39,13 @@ def line(options: Options, launcher: str, program: Sequence[str]) -> Line:
     request = _request(options, program, ranks, hosts, hosts)
     # A package that was built without an MPI runs over Gloo, which horovodrun finds out by itself.
     without = options.gloo or mpi_build.load().mpi is None
-    mpirun, family = ("", MPILauncher("", "")) if without else find.mpirun()
+    mpirun, family = ("", MPILauncher("", "")) if without else programs.mpirun()
     if not family.known_to_horovodrun:
         raise EnvironmentMismatch(
             f"horovodrun takes {mpirun} of {family} for an unknown MPI: it looks for `MPICH` in what `mpirun "
             "--version` prints, and this one does not say it. Use --launcher mpirun, or --gloo."
         )
-    return lines.horovodrun(request, find.horovodrun(), mpirun, family, options.gloo)
+    return lines.horovodrun(request, programs.horovodrun(), mpirun, family, options.gloo)
 
 
 def choose(options: Options) -> str:
@@ -72,7 +72,7 @@ def _srun(options: Options, program: Sequence[str]) -> Line:
             "--launcher srun with --hosts or --hostfile: srun starts ranks on the hosts of its allocation. "
             "Leave them out, or use --launcher mpirun."
         )
-    path = find.srun()
+    path = programs.srun()
     request = _request(options, program, _num_ranks(options, True), (), _allocated())
     mpi_type = "" if "SLURM_MPI_TYPE" in os.environ else SRUN_TYPES.get(_family() or "Open MPI", "")
     known = slurm.mpi_types()
@@ -85,7 +85,7 @@ def _srun(options: Options, program: Sequence[str]) -> Line:
 
 
 def _mpirun(options: Options, program: Sequence[str], from_slurm: bool) -> Line:
-    path, launcher = find.mpirun()
+    path, launcher = programs.mpirun()
     is_open_mpi = launcher.family == "Open MPI"
     if options.fault_tolerance and not (is_open_mpi and launcher.version.split(".")[0] >= "5"):
         raise EnvironmentMismatch(

@@ -16,10 +16,10 @@ import tyro
 from tyro.conf import arg
 
 from hvd_train.config import Config
+from hvd_train.config_values import require_usable
 from hvd_train.errors import ConfigError
 from hvd_train.record.events import read_events
 from hvd_train.run.layout import EVENTS_FILE, folder_of
-from hvd_train.values import require_usable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,12 +16,13 @@ import pytest
 
 from hvd_train.cli import main
 from hvd_train.errors import RunDirectoryError
-from hvd_train.launching import check_hosts, probe
-from hvd_train.launching.finding import OK, CheckFailed, Finding, explanations, table
+from hvd_train.launching.check_hosts import probe
+from hvd_train.launching.check_hosts import run as check_hosts
+from hvd_train.launching.check_hosts.finding import OK, CheckFailed, Finding, explanations, table
+from hvd_train.launching.check_hosts.judge import Standard, judge
+from hvd_train.launching.check_hosts.probe import Answer, Errand, Facts, Record
+from hvd_train.launching.check_hosts.remote import Visit, told
 from hvd_train.launching.hosts import Host
-from hvd_train.launching.judge import Standard, judge
-from hvd_train.launching.probe import Answer, Errand, Facts, Record
-from hvd_train.launching.remote import Visit, told
 
 SOURCE = Path(probe.__file__).read_text()
 
@@ -212,7 +213,7 @@ def test_a_probe_says_which_python_it_is(tmp_path: Path) -> None:
     (tmp_path / "mark").touch()
     with check_hosts._listening() as listener:
         errand = ERRAND | Errand(
-            cwd=str(Path(probe.__file__).parents[2]),
+            cwd=str(Path(probe.__file__).parents[3]),
             path=[],
             mpirun="/bin/false",
             runs=str(tmp_path),

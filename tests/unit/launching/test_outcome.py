@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hvd_train.launching.launch import judge
-from hvd_train.launching.record import Record
+from hvd_train.launching.outcome import Record
 from hvd_train.launching.supervise import Ended
 
 

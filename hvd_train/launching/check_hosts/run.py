@@ -16,12 +16,12 @@ from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import cast
 
 from hvd_train.errors import RunDirectoryError
-from hvd_train.launching import probe
-from hvd_train.launching.finding import CheckFailed, Finding, counted, explanations, listed, table
+from hvd_train.launching.check_hosts import probe
+from hvd_train.launching.check_hosts.finding import CheckFailed, Finding, counted, explanations, listed, table
+from hvd_train.launching.check_hosts.judge import Standard, judge, judge_own
+from hvd_train.launching.check_hosts.probe import Errand, Facts
+from hvd_train.launching.check_hosts.remote import Visit, visit
 from hvd_train.launching.hosts import Host
-from hvd_train.launching.judge import Standard, judge, judge_own
-from hvd_train.launching.probe import Errand, Facts
-from hvd_train.launching.remote import Visit, visit
 
 LIMIT_S = 7.0
 """For all that up to 32 hosts are asked; each further one adds 50 ms, as an ssh is started for each."""

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Generic, NamedTuple, TypeVar, cast
 
-from hvd_train.launching import probe
-from hvd_train.launching.finding import CheckFailed, Finding
+from hvd_train.launching.check_hosts import probe
+from hvd_train.launching.check_hosts.finding import CheckFailed, Finding
+from hvd_train.launching.check_hosts.probe import Errand, Facts
 from hvd_train.launching.network import is_this_host
-from hvd_train.launching.probe import Errand, Facts
 
 T = TypeVar("T")
 
@@ -214,7 +214,9 @@ def _reach(way: _Way, addresses: Sequence[tuple[socket.AddressFamily, tuple[str,
 
 
 def _probe(name: str, python: str, errand: Errand, deadline: float) -> Visit:
-    source = resources.files("hvd_train.launching").joinpath("probe.py").read_text(encoding="utf-8")
+    source = (
+        resources.files("hvd_train.launching.check_hosts").joinpath("probe.py").read_text(encoding="utf-8")
+    )
     program = f"{source}\nmain({json.dumps(errand)!r})\n".encode()
     options = [word for option in _SSH_OPTIONS.items() for word in ("-o", "=".join(option))]
     timeout_s = max(1.0, deadline - time.monotonic())

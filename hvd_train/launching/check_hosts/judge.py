@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from hvd_train.environment import mpi_build, mpi_launcher
-from hvd_train.launching.finding import OK, Finding
+from hvd_train.launching.check_hosts.finding import OK, Finding
+from hvd_train.launching.check_hosts.probe import Errand, Facts, Record
+from hvd_train.launching.check_hosts.remote import Visit
 from hvd_train.launching.hosts import Host
-from hvd_train.launching.probe import Errand, Facts, Record
-from hvd_train.launching.remote import Visit
 
 SKEW_S = 2.0
 """Clocks that are further apart are warned of."""
