@@ -80,10 +80,10 @@ class BuildExtWithCMake(build_ext):
 
 def version() -> str:
     match = re.search(
-        r'^__version__ = "(.+)"$', (ROOT / "hvd_train" / "__init__.py").read_text(), re.MULTILINE
+        r'^__version__ = "(.+)"$', (ROOT / "hvd_train" / "_version.py").read_text(), re.MULTILINE
     )
     if match is None:
-        raise SystemExit('hvd_train/__init__.py has no line of the form: __version__ = "1.2.3"')
+        raise SystemExit('hvd_train/_version.py has no line of the form: __version__ = "1.2.3"')
     return match.group(1)
 
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hvd_train._version import __version__
+
 if TYPE_CHECKING:
     from hvd_train.algorithm.averager import Averager
     from hvd_train.app import Result, load_model, train
     from hvd_train.comm.factory import connect
-    from hvd_train.config import Config, load_config
+    from hvd_train.config import Config
+    from hvd_train.config_file import load_config
     from hvd_train.data.format import SampleSpec
     from hvd_train.tasks.base import Task
 
-__version__ = "0.1.0"
 
 # A literal list: it is what type checkers take for the names that users may import.
 __all__ = [
@@ -40,7 +42,7 @@ _HOME = {
     "SampleSpec": "hvd_train.data.format",
     "Task": "hvd_train.tasks.base",
     "connect": "hvd_train.comm.factory",
-    "load_config": "hvd_train.config",
+    "load_config": "hvd_train.config_file",
     "load_model": "hvd_train.app",
     "train": "hvd_train.app",
 }

@@ -16,7 +16,8 @@ from typing import Protocol, TypeVar
 import tyro
 
 import hvd_train.environment.machine  # reads the affinity mask, before anything imports torch
-from hvd_train.config import Config, embedded_config, load_config
+from hvd_train.config import Config
+from hvd_train.config_file import embedded_config, load_config
 from hvd_train.environment.launcher import Launcher, detect
 from hvd_train.errors import ConfigError, HvdTrainError, LauncherMismatch, UserError
 from hvd_train.io.output import ends_on_interrupt, print_anything, reader_may_leave

@@ -1,4 +1,4 @@
-"""The configuration: frozen dataclasses, read from TOML, checked key by key and value by value.
+"""The configuration: frozen dataclasses, whose values are checked where they are made.
 
 Every field has a default and a docstring; the command line shows both. Paths are relative to the
 directory in which the program is started.
@@ -7,25 +7,13 @@ directory in which the program is started.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import msgspec
-import tomli_w
 from tyro.conf import arg
 
-from hvd_train.errors import ConfigError
-from hvd_train.values import read_text, require_usable
-from hvd_train.values import require as _require
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from hvd_train.config_values import require as _require
+from hvd_train.config_values import require_usable
 
 _MOST_THREADS = 4096
 """More than any host has cores. What starts them ends the process where it cannot."""
@@ -364,82 +352,6 @@ class Config:
 def is_safe(character: str) -> bool:
     """Whether a run's name may hold the character."""
     return character.isalnum() or character in "-_.+"
-
-
-def from_mapping(values: Mapping[str, Any], source: str) -> Config:
-    """A `Config` from nested tables.
-
-    Raises `ConfigError` that names `source` and the key, and for an unknown key the nearest known one.
-    """
-    _check_keys(values, Config, "", source)
-    try:
-        return msgspec.convert(values, Config)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {str(error).replace('`$.', '`')}.") from None
-
-
-def _check_keys(values: Mapping[str, Any], cls: type, prefix: str, source: str) -> None:
-    known = {f.name: f for f in dataclasses.fields(cls)}
-    for key, value in values.items():
-        if key not in known:
-            raise ConfigError(f"{source}: unknown key `{prefix}{key}`. {_nearest(prefix + key)}")
-        section: object = known[key].default_factory
-        if isinstance(section, type) and dataclasses.is_dataclass(section):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{source}: `{prefix}{key}` = {value!r}: expected a table [{prefix}{key}].")
-            _check_keys(value, section, f"{prefix}{key}.", source)
-
-
-def _nearest(key: str) -> str:
-    """Advice for an unknown key: the same name in another section, else the name spelt most like it."""
-    keys = list(flatten(Config()))
-    leaf = key.rpartition(".")[2]
-    same_leaf = [k for k in keys if k.rpartition(".")[2] == leaf]
-    by_path = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    by_leaf = difflib.get_close_matches(leaf, [k.rpartition(".")[2] for k in keys], n=1, cutoff=0.6)
-    near = same_leaf or by_path or [k for k in keys if k.rpartition(".")[2] in by_leaf]
-    return f"Did you mean `{near[0]}`?" if near else "`python -m hvd_train --help` lists the keys."
-
-
-def load_config(path: str | Path) -> Config:
-    """Reads a TOML file. Raises `ConfigError` with the file, the key, what was seen and expected."""
-    try:
-        text = read_text(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: cannot read the configuration: {error}. Give --config an existing file."
-        ) from None
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}.") from None
-    try:
-        return from_mapping(values, str(path))
-    except ConfigError as error:
-        message = str(error)
-        raise ConfigError(message if message.startswith(str(path)) else f"{path}: {message}") from None
-
-
-def embedded_config() -> Config:
-    """The configuration of the embedded default: the handwritten digits, two shards split by class."""
-    return load_config(Path(__file__).parent / "demo" / "digits.toml")
-
-
-def to_mapping(config: Any) -> dict[str, Any]:
-    """Nested tables of plain values; fields that are None are left out, as TOML has no null."""
-    table: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            table[f.name] = to_mapping(value)
-        elif value is not None:
-            table[f.name] = list(value) if isinstance(value, tuple) else value
-    return table
-
-
-def to_toml(config: Config) -> str:
-    """The whole configuration, defaults included, as TOML that `load_config` reads back."""
-    return tomli_w.dumps(to_mapping(config))
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from hvd_train.cli import parse
-from hvd_train.config import from_mapping, tomllib
+from hvd_train.config_file import from_mapping, tomllib
 from tests.launching import AS_ROOT, BIN, ROOT, Job, run, tool
 from tests.markdown import Block, blocks, inline_code
 

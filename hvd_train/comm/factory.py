@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-import hvd_train
+from hvd_train._version import __version__
 from hvd_train.comm.agree import require_equal
 from hvd_train.comm.base import Communicator
 from hvd_train.environment.launcher import detect, mismatch
@@ -71,7 +71,7 @@ def connect(
 def versions(comm: Communicator) -> dict[str, str]:
     """Of what must be the same on every rank, as this one has it."""
     return {
-        "hvd_train": hvd_train.__version__,
+        "hvd_train": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "mpi": comm.library,

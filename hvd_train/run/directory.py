@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hvd_train.config import Config, to_toml
+from hvd_train.config import Config
+from hvd_train.config_file import to_toml
 from hvd_train.errors import RunDirectoryError, RunTakenOver, UserError
 from hvd_train.io.atomic import replacing
 from hvd_train.run.claim import Claim, Ownership, forget, take

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from hvd_train.config import Config, is_safe, load_config
+from hvd_train.config import Config, is_safe
+from hvd_train.config_file import load_config
 from hvd_train.errors import ConfigError, RunDirectoryError
 from hvd_train.io.sealed import parse, unseal
 

@@ -15,9 +15,9 @@ from types import ModuleType
 
 from hvd_train.config import Config
 from hvd_train.errors import TaskError
+from hvd_train.io.text import refuse_utf16
 from hvd_train.tasks.base import Task
 from hvd_train.tasks.built_in import Classification, NextToken, Regression
-from hvd_train.values import refuse_utf16
 
 _BUILT_IN: dict[str, Callable[[Config], Task]] = {
     "classification": lambda config: Classification(config.model, config.class_weights),

@@ -12,9 +12,9 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional, arg
 
+from hvd_train.config_values import require
 from hvd_train.errors import ConfigError, UserError
 from hvd_train.io.output import warn
-from hvd_train.values import require
 
 _PROJECT = Path(__file__).resolve().parents[1] / "project"
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+from hvd_train.config_values import require, require_usable
 from hvd_train.errors import DataError, UserError
 from hvd_train.io.output import warn
-from hvd_train.values import require, require_usable
 
 if TYPE_CHECKING:
     from hvd_train.data.format import ShardInfo

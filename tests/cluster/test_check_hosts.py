@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hvd_train.launching.finding import CHECKS
+from hvd_train.launching.check_hosts.finding import CHECKS
 from tests.cluster.hosts import Hosts
 from tests.launching import BIN, ROOT, Job, tool
 
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.cluster
 
 LIMIT_S = 10.0
 PACKAGE = ROOT / "hvd_train" / "__init__.py"
+VERSION = ROOT / "hvd_train" / "_version.py"
 
 CHECK = """
 import sys
@@ -126,8 +127,8 @@ def no_python(hosts: Hosts, folder: Path) -> AbstractContextManager[None]:
 
 
 def other_version(hosts: Hosts, folder: Path) -> AbstractContextManager[None]:
-    text = re.sub(r'__version__ = ".*"', '__version__ = "0.0.9"', PACKAGE.read_text())
-    return other_file(hosts, 2, PACKAGE, text, folder)
+    text = re.sub(r'__version__ = ".*"', '__version__ = "0.0.9"', VERSION.read_text())
+    return other_file(hosts, 2, VERSION, text, folder)
 
 
 def hanging_package(hosts: Hosts, folder: Path) -> AbstractContextManager[None]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hvd_train import load_model
-from hvd_train.config import embedded_config, load_config
+from hvd_train.config_file import embedded_config, load_config
 from hvd_train.tools.shard import main as shard
 from tests.launching import ROOT, command, run
 from tests.mpi.jobs import events, train

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from hvd_train.cli import main, parse
-from hvd_train.config import Config, DataConfig, embedded_config, flatten, to_toml
+from hvd_train.config import Config, DataConfig, flatten
+from hvd_train.config_file import embedded_config, to_toml
 from hvd_train.errors import ConfigError, RunDirectoryError
 from tests.launching import ROOT, environment, tool
 from tests.unit.data.shards import write_foreign

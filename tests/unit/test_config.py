@@ -20,13 +20,9 @@ from hvd_train.config import (
     OptimConfig,
     StopConfig,
     SyncConfig,
-    embedded_config,
     flatten,
-    from_mapping,
-    load_config,
-    to_mapping,
-    to_toml,
 )
+from hvd_train.config_file import embedded_config, from_mapping, load_config, to_mapping, to_toml
 from hvd_train.errors import ConfigError
 
 

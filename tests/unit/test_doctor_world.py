@@ -10,14 +10,8 @@ import pytest
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hvd_train.config import (
-    Config,
-    DataConfig,
-    EvaluateConfig,
-    OptimConfig,
-    SyncConfig,
-    embedded_config,
-)
+from hvd_train.config import Config, DataConfig, EvaluateConfig, OptimConfig, SyncConfig
+from hvd_train.config_file import embedded_config
 from hvd_train.data.catalog import open_catalog
 from hvd_train.environment import machine
 from hvd_train.environment.binding import Seat

@@ -56,6 +56,20 @@ def test_importing_the_package_loads_neither_torch_nor_mpi() -> None:
     )
 
 
+@pytest.mark.parametrize("package", ["record", "launching", "run.layout", "environment", "io"])
+def test_what_reads_runs_and_starts_them_loads_neither_torch_nor_mpi(package: str) -> None:
+    """All its modules are imported, by a fresh process."""
+    program = f"""
+import pkgutil, sys
+from importlib import import_module
+package = import_module("hvd_train.{package}")
+for module in pkgutil.walk_packages(getattr(package, "__path__", []), package.__name__ + "."):
+    import_module(module.name)
+print(sorted({{"torch", "mpi4py", "horovod"}} & sys.modules.keys()))
+"""
+    assert python(program) == "[]"
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'hvd_train' has no attribute 'Avarager'"):
         _ = hvd_train.Avarager

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hvd_train.config import load_config
+from hvd_train.config_file import load_config
 from hvd_train.tools.init import FILES, main
 from tests.launching import ROOT, environment
 

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import arg
 
+from hvd_train.config_values import require_usable
 from hvd_train.errors import ConfigError
-from hvd_train.values import require_usable
 
 BACKENDS = ("ring", "mpi", "horovod", "gloo")
 

@@ -9,9 +9,10 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg
 
-from hvd_train.config import Config, embedded_config, load_config
+from hvd_train.config import Config
+from hvd_train.config_file import embedded_config, load_config
+from hvd_train.config_values import require, require_usable
 from hvd_train.errors import ConfigError
-from hvd_train.values import require, require_usable
 
 _LONGEST_S = 1_000_000
 

@@ -15,7 +15,8 @@ import pytest
 from torch import nn
 
 from hvd_train.comm.solo import SoloCommunicator
-from hvd_train.config import CheckpointConfig, Config, DataConfig, SyncConfig, load_config
+from hvd_train.config import CheckpointConfig, Config, DataConfig, SyncConfig
+from hvd_train.config_file import load_config
 from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.errors import ConfigError, RunDirectoryError
 from hvd_train.record.reports import NullRecorder

@@ -24,9 +24,8 @@ from hvd_train.config import (
     OptimConfig,
     SyncConfig,
     flatten,
-    from_mapping,
-    to_mapping,
 )
+from hvd_train.config_file import from_mapping, to_mapping
 from hvd_train.errors import HvdTrainError
 from hvd_train.record.reports import EvaluationReport, RoundReport, StopReport
 from hvd_train.run.layout import saved_config

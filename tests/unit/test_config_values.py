@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from hvd_train.cli import main
-from hvd_train.config import Config, flatten, from_mapping, load_config
+from hvd_train.config import Config, flatten
+from hvd_train.config_file import from_mapping, load_config
+from hvd_train.config_values import LARGEST_INTEGER, shown
 from hvd_train.errors import ConfigError
 from hvd_train.launching.hosts import read_hostfile
 from hvd_train.launching.options import Options as LaunchOptions
@@ -22,7 +24,6 @@ from hvd_train.run.random_state import seed_rank
 from hvd_train.tools.bench.options import Options as BenchOptions
 from hvd_train.tools.doctor.options import Options as DoctorOptions
 from hvd_train.tools.shard import WriteArgs
-from hvd_train.values import LARGEST_INTEGER, shown
 from tests.launching import ROOT, environment
 from tests.unit.data.shards import write_foreign
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from hvd_train.errors import ConfigError
@@ -45,23 +44,6 @@ def shown(value: object) -> str:
     """A value in a message: its repr, shortened to a line."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text):,} characters)"
-
-
-def read_text(path: str | Path) -> str:
-    """The text of a file that a person wrote: UTF-8, with or without a byte order mark.
-
-    Raises `OSError`, and `UnicodeError` that says what the file holds instead.
-    """
-    content = Path(path).read_bytes()
-    refuse_utf16(content)
-    return content.decode("utf-8-sig")
-
-
-def refuse_utf16(content: bytes) -> None:
-    """Raises `UnicodeError` for the content of a file that begins with the byte order mark of UTF-16, as some
-    editors write it."""
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UnicodeError("it begins with the byte order mark of UTF-16; expected UTF-8: save it as that")
 
 
 def _leaves(value: object) -> Iterator[object]:

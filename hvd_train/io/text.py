@@ -1,0 +1,22 @@
+"""Text files that a person wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file that a person wrote: UTF-8, with or without a byte order mark.
+
+    Raises `OSError`, and `UnicodeError` that says what the file holds instead.
+    """
+    content = Path(path).read_bytes()
+    refuse_utf16(content)
+    return content.decode("utf-8-sig")
+
+
+def refuse_utf16(content: bytes) -> None:
+    """Raises `UnicodeError` for the content of a file that begins with the byte order mark of UTF-16, as some
+    editors write it."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UnicodeError("it begins with the byte order mark of UTF-16; expected UTF-8: save it as that")
