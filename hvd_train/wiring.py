@@ -22,6 +22,7 @@ from hvd_train.algorithm.period import FixedPeriod
 from hvd_train.algorithm.progress import Progress
 from hvd_train.algorithm.schedule import LearningRate
 from hvd_train.algorithm.stopping import Watch
+from hvd_train.algorithm.synchronizer import Synchronizer
 from hvd_train.algorithm.worker import Worker
 from hvd_train.comm.agree import require_equal, together
 from hvd_train.comm.base import Communicator
@@ -206,7 +207,7 @@ class Wiring:
         return LocalSGD(
             comm=comm,
             worker=worker,
-            average=self._make_average(flat),
+            synchronizer=Synchronizer(self._make_average(flat), comm, check_every=config.sync.check_every),
             period=period,
             learning_rate=learning_rate,
             evaluator=evaluator,
@@ -216,8 +217,7 @@ class Wiring:
             recorder=recorder,
             stop_request=stop_request,
             progress=progress,
-            evaluate=config.evaluate,
-            check_every=config.sync.check_every,
+            evaluation=config.evaluate,
         )
 
     def _make_average(self, flat: FlatState) -> Average:

@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from hvd_train.algorithm.averaging import StateAverage, check_bits, report
+from hvd_train.algorithm.averaging import StateAverage
 from hvd_train.algorithm.flat_state import FlatState
-from hvd_train.algorithm.header import Header, exchange
+from hvd_train.algorithm.header import Header, Work
+from hvd_train.algorithm.synchronizer import Synchronizer
 from hvd_train.comm.base import Communicator
 
 
@@ -54,13 +55,12 @@ class Averager:
             raise ValueError(f"period = {period}: expected at least 1 local step")
         self.period = period
         self.rounds = 0
-        self._comm = comm
-        self._check_every = check_every
         self._local_steps = 0
         self._samples = 0
         state = FlatState(model, optimizer, comm, optimizer_state=optimizer_state, batch_norm=batch_norm)
-        self._average = StateAverage(state, comm)
-        self._average.start()
+        average = StateAverage(state, comm)
+        self._synchronizer = Synchronizer(average, comm, check_every=check_every, measure_drift=False)
+        self._synchronizer.start()
 
     def step(self, num_samples: int) -> bool:
         """Counts one local step on `num_samples` samples; averages after every `period` of them, and returns
@@ -77,12 +77,7 @@ class Averager:
 
         Raises `BitsDiffer` on every rank, `ViewReplaced` on one.
         """
-        every = self._check_every
-        found = self._average.inspect(distance=False, verify=every > 0 and (self.rounds - 1) % every == 0)
-        header = exchange(self._comm, report(found, samples=self._samples, loss_sum=0.0))
-        check_bits(header)
-        weight, healthy = float(header.weights[self._comm.rank]), self._comm.rank not in header.sick
-        self._average.average(weight, healthy, verify=every > 0 and self.rounds % every == 0)
+        header = self._synchronizer.synchronize(self.rounds, Work(samples=self._samples))
         self.rounds += 1
         self._local_steps = self._samples = 0
         return header

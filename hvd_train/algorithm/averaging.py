@@ -13,7 +13,7 @@ import xxhash
 from torch import Tensor
 
 from hvd_train.algorithm.flat_state import FlatState
-from hvd_train.algorithm.header import Header, Row
+from hvd_train.algorithm.header import Header, Row, Work
 from hvd_train.comm.base import Buffer, Communicator
 from hvd_train.errors import BitsDiffer, RanksDisagree
 from hvd_train.run.model_state import unusual
@@ -195,8 +195,15 @@ def check_bits(header: Header) -> None:
         )
 
 
-def report(inspection: Inspection, **fields: float) -> Row:
-    """The header row of a rank: what it found in its state, and the other fields."""
+def report(
+    inspection: Inspection,
+    work: Work,
+    *,
+    stop: bool = False,
+    communication_s: float = 0.0,
+    wait_s: float = 0.0,
+) -> Row:
+    """The header row of a rank: what it found in its state, what it did, and the other fields of `Row`."""
     halves = (-1, -1) if inspection.hash is None else divmod(inspection.hash, 1 << 32)
     return Row(
         finite=float(inspection.finite),
@@ -204,5 +211,11 @@ def report(inspection: Inspection, **fields: float) -> Row:
         moved=inspection.moved,
         hash_high=float(halves[0]),
         hash_low=float(halves[1]),
-        **fields,
+        samples=work.samples,
+        loss_sum=work.loss_sum,
+        stop=float(stop),
+        data_s=work.data_s,
+        compute_s=work.compute_s,
+        communication_s=communication_s,
+        wait_s=wait_s,
     )

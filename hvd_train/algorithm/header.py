@@ -12,6 +12,20 @@ from hvd_train.comm.base import Communicator
 
 
 @dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one rank did in its local steps since the last average."""
+
+    samples: int
+    """Samples used."""
+    loss_sum: float = 0.0
+    """Sum of their losses."""
+    data_s: float = 0.0
+    """Seconds spent on getting batches."""
+    compute_s: float = 0.0
+    """Seconds spent on forward, backward and optimizer."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """What one rank reports. Every value is a float64; counts and half hashes are exact in it."""
 
@@ -49,7 +63,7 @@ class Header:
         healthy = (self._columns["finite"] == 1) & np.isfinite(self._columns["loss_sum"])
         self.weights = np.where(healthy, self._columns["samples"], 0.0)
         """What each rank's parameters weigh: its samples, 0 for a rank that is not finite."""
-        self.sick = [int(r) for r in np.flatnonzero(~healthy)]
+        self.unhealthy = [int(r) for r in np.flatnonzero(~healthy)]
         """Ranks with values that are not finite."""
 
     def __getitem__(self, name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The algorithm: k local steps on every rank, a header, a weighted average, a look at the error.
+"""The algorithm: k local steps on every rank, a header, a weighted average, an evaluation now and then.
 
 Local SGD with periodic parameter averaging (Stich, "Local SGD Converges Fast and Communicates Little",
 ICLR 2019; McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data",
@@ -11,14 +11,14 @@ import math
 import time
 from dataclasses import dataclass, field
 
-from hvd_train.algorithm.averaging import Average, check_bits, drift, report
 from hvd_train.algorithm.evaluate import Evaluator
-from hvd_train.algorithm.header import Header, exchange
+from hvd_train.algorithm.header import Header
 from hvd_train.algorithm.period import FixedPeriod
 from hvd_train.algorithm.progress import Progress
 from hvd_train.algorithm.schedule import LearningRate
 from hvd_train.algorithm.stopping import GO_ON, Verdict, Watch
-from hvd_train.algorithm.worker import Work, Worker
+from hvd_train.algorithm.synchronizer import Synchronizer
+from hvd_train.algorithm.worker import Worker
 from hvd_train.comm.agree import decided
 from hvd_train.comm.base import Communicator
 from hvd_train.config import EvaluateConfig
@@ -40,10 +40,6 @@ class Clock:
     """Seconds of this rank, by `time.perf_counter`."""
 
     start: float = field(default_factory=time.perf_counter)
-    communication_s: float = 0.0
-    """Of the last average: checks, average, stop flag."""
-    wait_s: float = 0.0
-    """Of the last average: the header, which waits for the slowest rank."""
 
     def elapsed_s(self) -> float:
         """Since the training began."""
@@ -56,7 +52,7 @@ class LocalSGD:
 
     comm: Communicator
     worker: Worker
-    average: Average
+    synchronizer: Synchronizer
     period: FixedPeriod
     learning_rate: LearningRate
     evaluator: Evaluator
@@ -66,60 +62,28 @@ class LocalSGD:
     recorder: Recorder
     stop_request: StopRequest
     progress: Progress
-    evaluate: EvaluateConfig
-    check_every: int
-    _before: Header | None = field(default=None, init=False)
-    """The header of the previous round, if distances were measured in it."""
-    _sick: frozenset[int] = field(default=frozenset(), init=False)
+    evaluation: EvaluateConfig
+    _unhealthy: frozenset[int] = field(default=frozenset(), init=False)
     """Ranks that were not finite in the previous round."""
     _figures_reported: bool = field(default=False, init=False)
 
     def run(self) -> StopReport:
         """Trains until the stop flag. Collective; every rank returns the same but for `seconds`."""
-        self.average.start()  # x_0 := the state of rank 0
+        self.synchronizer.start()  # x_0 := the state of rank 0
         clock, began_with, verdict = Clock(), self.progress.samples, GO_ON
         while not verdict.stop:
             self.learning_rate.apply(self.progress.rounds, self.progress.samples)
             period = self.period.next()
             work = self.worker.run(period)  # k local steps on this rank's own shards
-            header = self._average(work, clock)
+            header = self.synchronizer.synchronize(self.progress.rounds, work, self.stop_request.asked)
             self._count(header, period)
             verdict = self._decide(header, clock)
-            looked = self._is_worth_a_look(verdict)
-            if looked:
-                verdict = self._look(verdict)
+            evaluated = self._evaluation_is_due(verdict)
+            if evaluated:
+                verdict = self._evaluate(verdict)
             improved = self.watch.improved_at(self.progress.rounds)
-            self.checkpoints.after_round(self.progress.rounds, verdict.reason, improved, looked)
+            self.checkpoints.after_round(self.progress.rounds, verdict.reason, improved, evaluated)
         return self._finish(verdict, self.progress.samples - began_with, clock)
-
-    def _average(self, work: Work, clock: Clock) -> Header:
-        """Header and average of a round: x_(t+1) := sum of w_i y_i, w_i the share of samples of rank i."""
-        began = time.perf_counter()
-        rounds, every = self.progress.rounds, self.check_every
-        found = self.average.inspect(
-            distance=every > 0 and rounds % every == 0, verify=every > 0 and (rounds - 1) % every == 0
-        )
-        row = report(
-            found,
-            samples=work.samples,
-            loss_sum=work.loss_sum,
-            stop=float(self.stop_request.asked),
-            data_s=work.data_s,
-            compute_s=work.compute_s,
-            communication_s=clock.communication_s,
-            wait_s=clock.wait_s,
-        )
-        inspected = time.perf_counter()
-        phase("header")
-        header = exchange(self.comm, row)
-        met = time.perf_counter()
-        check_bits(header)
-        weight, healthy = float(header.weights[self.comm.rank]), self.comm.rank not in header.sick
-        phase("average")
-        self.average.average(weight, healthy, verify=every > 0 and rounds % every == 0)
-        clock.wait_s = met - inspected
-        clock.communication_s = time.perf_counter() - met + inspected - began
-        return header
 
     def _count(self, header: Header, period: int) -> None:
         self.progress.rounds += 1
@@ -136,19 +100,18 @@ class LocalSGD:
                 seconds={phase: Spread(*header.spread(f"{phase}_s")) for phase in phases},
                 period=period,
                 lr=self.learning_rate.current,
-                drift=drift(self._before, header) if self._before is not None and header.verified else None,
+                drift=self.synchronizer.drift,
                 zero_weight=tuple(int(r) for r in (header.weights == 0).nonzero()[0]),
             )
         )
-        self._before = header if header.measured else None
-        if header.sick:
-            self._report_sick(header)
-        self._sick = frozenset(header.sick)
+        if header.unhealthy:
+            self._report_unhealthy(header)
+        self._unhealthy = frozenset(header.unhealthy)
 
-    def _report_sick(self, header: Header) -> None:
-        everywhere = len(header.sick) == header.size
+    def _report_unhealthy(self, header: Header) -> None:
+        everywhere = len(header.unhealthy) == header.size
         # A rank that keeps its values stays not finite: its rows are read again in the first of these rounds.
-        fresh = frozenset(header.sick) - self._sick
+        fresh = frozenset(header.unhealthy) - self._unhealthy
         where = ", as in the round before."
         if fresh:
             found = self._places(self.worker.not_finite() if self.comm.rank in fresh else "")
@@ -162,8 +125,8 @@ class LocalSGD:
             FaultReport(
                 round=self.progress.rounds,
                 kind="not_finite",
-                ranks=tuple(header.sick),
-                message=f"parameters or loss of ranks {header.sick} were not finite{where} {outcome}",
+                ranks=tuple(header.unhealthy),
+                message=f"parameters or loss of ranks {header.unhealthy} were not finite{where} {outcome}",
             )
         )
 
@@ -189,29 +152,29 @@ class LocalSGD:
         began = time.perf_counter()
         phase("stop flag")
         verdict = decided(self.comm, verdict, self.claim.look)
-        clock.communication_s += time.perf_counter() - began
+        self.synchronizer.communication_s += time.perf_counter() - began
         return verdict
 
-    def _is_worth_a_look(self, verdict: Verdict) -> bool:
+    def _evaluation_is_due(self, verdict: Verdict) -> bool:
         """Whether to evaluate now: where it is due, and at the end; but not where the time is short, nor the
         untrained model that is left where the first round diverged."""
         if verdict.stop:
             untrained = verdict.reason == "diverged" and self.progress.rounds == 1
             return verdict.reason != "interrupted" and not untrained
-        return self.progress.look_is_due(self.evaluate, self.worker.epochs)
+        return self.progress.evaluation_is_due(self.evaluation, self.worker.epochs)
 
-    def _look(self, verdict: Verdict) -> Verdict:
+    def _evaluate(self, verdict: Verdict) -> Verdict:
         """Evaluates, and says whether the error ends the run; a reason that it already has stays, unless the
         error says that the training diverged."""
         began = time.perf_counter()
         phase("evaluation")
         figures = self.evaluator.evaluate()
-        self.progress.looked(self.worker.epochs)
+        self.progress.evaluated(self.worker.epochs)
         self._report_figures(figures)
-        if self.evaluate.metric not in figures:
+        if self.evaluation.metric not in figures:
             self.checkpoints.save(self.progress.rounds, "every", best=False)
-            raise _nothing_counted(self.evaluate.metric, saved=not self.checkpoints.failure)
-        value = figures[self.evaluate.metric]
+            raise _nothing_counted(self.evaluation.metric, saved=not self.checkpoints.failure)
+        value = figures[self.evaluation.metric]
         seen = self.watch.after_evaluation(self.progress.rounds, value)
         seen = decided(self.comm, seen, self.claim.check)
         self.recorder.report(

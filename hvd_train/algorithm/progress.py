@@ -32,14 +32,14 @@ class Progress:
     looked_at_epoch: int = 0
     """Full epochs at the last evaluation."""
 
-    def look_is_due(self, config: EvaluateConfig, epochs: int) -> bool:
+    def evaluation_is_due(self, config: EvaluateConfig, epochs: int) -> bool:
         """Whether to evaluate after this round: after every `every_rounds` rounds from the start of the run,
         and in the round that completes another `every_epochs` epochs."""
         by_rounds = config.every_rounds > 0 and self.rounds % config.every_rounds == 0
         every = config.every_epochs
         return by_rounds or (every > 0 and epochs // every > self.looked_at_epoch // every)
 
-    def looked(self, epochs: int) -> None:
+    def evaluated(self, epochs: int) -> None:
         """Notes an evaluation now."""
         self.looked_at_epoch = epochs
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import torch
 
+from hvd_train.algorithm.header import Work
 from hvd_train.data.batches import next_batch, num_batches
 from hvd_train.data.reader import Reader
 from hvd_train.errors import DataError
@@ -19,16 +19,6 @@ from hvd_train.tasks.base import Batch
 
 Step = Callable[[Sequence[Batch]], tuple[float, int]]
 """One optimizer step on some batches: the sum of their losses, and their samples."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What one rank did in a round."""
-
-    samples: int
-    loss_sum: float
-    data_s: float
-    compute_s: float
 
 
 class _Saved(msgspec.Struct, forbid_unknown_fields=True):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hvd_train.algorithm.averager import Averager
 from hvd_train.algorithm.averaging import StateAverage, drift, report
 from hvd_train.algorithm.flat_state import FlatState
-from hvd_train.algorithm.header import exchange
+from hvd_train.algorithm.header import Work, exchange
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import connect
 from hvd_train.errors import BitsDiffer, RanksDisagree, ViewReplaced
@@ -246,9 +246,9 @@ def test_drift_is_the_mean_squared_distance_from_the_mean(comm: Communicator) ->
     weights = [float(r + 1) for r in range(comm.size)]
     numel = sum(p.numel() for p in mine.parameters())
     found = average.inspect(distance=True, verify=False)
-    before = exchange(comm, report(found, samples=weights[comm.rank], loss_sum=0.0))
+    before = exchange(comm, report(found, Work(samples=weights[comm.rank])))
     average.average(weights[comm.rank], healthy=True)
-    after = exchange(comm, report(average.inspect(distance=False, verify=True), samples=1, loss_sum=0.0))
+    after = exchange(comm, report(average.inspect(distance=False, verify=True), Work(samples=1)))
     shares = torch.tensor(weights) / sum(weights)
     offsets = torch.tensor([0.01 * (r + 1) ** 2 for r in range(comm.size)])
     expected = numel * float((shares * (offsets - (shares * offsets).sum()) ** 2).sum())

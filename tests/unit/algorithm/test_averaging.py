@@ -14,7 +14,7 @@ from torch import nn
 from hvd_train.algorithm.averager import Averager
 from hvd_train.algorithm.averaging import NoAverage, StateAverage, check_bits, drift, report, squared_distance
 from hvd_train.algorithm.flat_state import FlatState
-from hvd_train.algorithm.header import Header, exchange
+from hvd_train.algorithm.header import Header, Work, exchange
 from hvd_train.comm.base import Buffer, Communicator, Op
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.errors import BitsDiffer
@@ -114,7 +114,7 @@ def test_the_hash_is_of_every_bit_of_the_last_average() -> None:
 def test_the_hash_survives_the_header() -> None:
     """A float64 holds 53 bits, so that the 64 go in halves."""
     average = state_average(model(), SoloCommunicator())
-    row = report(average.inspect(distance=False, verify=True), samples=1, loss_sum=0)
+    row = report(average.inspect(distance=False, verify=True), Work(samples=1))
     high, low = int(row.hash_high), int(row.hash_low)
     assert (high << 32) + low == last_hash(average)
 
@@ -130,11 +130,11 @@ def rounds_with_drift(comm: ThreadCommunicator) -> tuple[Header, Header, torch.T
             p.add_(torch.sin(torch.arange(p.numel()) * 1.3 + comm.rank).reshape(p.shape))
     mine = torch.cat([p.detach().flatten() for p in module.parameters()])
     found = average.inspect(distance=True, verify=False)
-    before = exchange(comm, report(found, samples=WEIGHTS[comm.rank], loss_sum=0))
+    before = exchange(comm, report(found, Work(samples=WEIGHTS[comm.rank])))
     average.average(float(before.weights[comm.rank]), healthy=True)
     mean = torch.cat([p.detach().flatten() for p in module.parameters()])
     found = average.inspect(distance=False, verify=True)
-    return before, exchange(comm, report(found, samples=1, loss_sum=0)), mine, mean
+    return before, exchange(comm, report(found, Work(samples=1))), mine, mean
 
 
 def test_drift_is_the_weighted_mean_squared_distance_from_the_mean() -> None:
@@ -158,9 +158,9 @@ def test_drift_of_ranks_that_agree_is_not_negative() -> None:
         with torch.no_grad():
             module.weight.mul_(1.1)
         found = average.inspect(distance=True, verify=False)
-        before = exchange(comm, report(found, samples=1, loss_sum=0))
+        before = exchange(comm, report(found, Work(samples=1)))
         average.average(1.0, healthy=True)
-        after = report(average.inspect(distance=False, verify=True), samples=1, loss_sum=0)
+        after = report(average.inspect(distance=False, verify=True), Work(samples=1))
         return drift(before, exchange(comm, after))
 
     for value in on_ranks(3, run):
@@ -184,7 +184,7 @@ def test_other_bits_are_an_error_that_names_the_ranks() -> None:
         if comm.rank == 2:
             comm.average = flipping(comm.average)  # type: ignore[method-assign]
         average.average(1.0, healthy=True)
-        row = report(average.inspect(distance=False, verify=True), samples=1, loss_sum=0)
+        row = report(average.inspect(distance=False, verify=True), Work(samples=1))
         with pytest.raises(BitsDiffer, match="ranks \\[2\\] did not hold the same bits") as caught:
             check_bits(exchange(comm, row))
         assert caught.value.agreed

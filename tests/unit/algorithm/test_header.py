@@ -33,7 +33,7 @@ def test_weights_are_the_samples_and_shares_their_part() -> None:
     assert seen.shares.tolist() == [0.75, 0.25, 0]
     assert seen.samples == 40
     assert seen.loss == 0.25
-    assert seen.sick == []
+    assert seen.unhealthy == []
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_weights_are_the_samples_and_shares_their_part() -> None:
 )
 def test_a_rank_that_is_not_finite_has_no_weight(bad: Row) -> None:
     seen = header(Row(samples=10, loss_sum=20), bad)
-    assert seen.sick == [1]
+    assert seen.unhealthy == [1]
     assert seen.weights.tolist() == [10, 0]
     assert seen.shares.tolist() == [1, 0]
     assert seen.loss == 2
@@ -57,9 +57,9 @@ def test_a_round_without_any_sample_has_no_loss() -> None:
     seen = header(Row(samples=0, loss_sum=0), Row(samples=0, loss_sum=0))
     assert seen.loss is None
     assert seen.shares.tolist() == [0, 0]
-    assert seen.sick == []
+    assert seen.unhealthy == []
     everywhere = header(Row(samples=3, loss_sum=math.nan), Row(samples=3, loss_sum=1, finite=0))
-    assert everywhere.sick == [0, 1]
+    assert everywhere.unhealthy == [0, 1]
     assert everywhere.loss is None
 
 

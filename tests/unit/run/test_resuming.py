@@ -249,7 +249,7 @@ def test_class_weights_change_the_loss_that_is_watched(config: Config, said: Cal
 
 
 def test_a_task_whose_file_was_moved_is_the_same(config: Config, tmp_path: Path) -> None:
-    code = "from hvd_train.config import ModelConfig\nfrom hvd_train.tasks.base import Classification\n"
+    code = "from hvd_train.config import ModelConfig\nfrom hvd_train.tasks.built_in import Classification\n"
     code += (
         "class Mine(Classification):\n    def __init__(self): super().__init__(ModelConfig(hidden=(4,)))\n"
     )

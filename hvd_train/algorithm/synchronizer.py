@@ -1,0 +1,76 @@
+"""What all ranks do together in a round: header, check of the bits, average. Done nowhere else."""
+
+from __future__ import annotations
+
+import time
+
+from hvd_train.algorithm.averaging import Average, check_bits, drift, report
+from hvd_train.algorithm.header import Header, Work, exchange
+from hvd_train.comm.base import Communicator
+from hvd_train.liveness import phase
+
+
+class Synchronizer:
+    """Brings the states of the ranks together after their local steps.
+
+    Args:
+        average: of the model's state.
+        check_every: rounds between two checks that all ranks hold the same bits; 0: never.
+        measure_drift: whether the rounds that are checked measure the drift as well. It takes no further pass
+            over the state, but a dearer one.
+    """
+
+    def __init__(
+        self, average: Average, comm: Communicator, *, check_every: int, measure_drift: bool = True
+    ) -> None:
+        self._average = average
+        self._comm = comm
+        self._check_every = check_every
+        self._measure_drift = measure_drift
+        self._before: Header | None = None
+        self.drift: float | None = None
+        """Of the round before the last one: it is known one round later. None where it was not measured."""
+        self.communication_s = 0.0
+        """Seconds of the last round on this rank: checks and average. Belongs to the next header; whoever
+        communicates besides in that round adds to it."""
+        self.wait_s = 0.0
+        """Seconds of the last round on this rank: the header, which waits for the slowest rank."""
+
+    def start(self) -> None:
+        """x_0 := the state of rank 0. Collective."""
+        self._average.start()
+
+    def synchronize(self, rounds: int, work: Work, stop: bool = False) -> Header:
+        """x_(t+1) := sum of w_i y_i, w_i the share of rank i in the samples of the healthy ranks. Collective.
+
+        Args:
+            rounds: done before this one.
+            work: of this rank since the last average.
+            stop: whether this rank was asked to stop.
+
+        Raises `BitsDiffer` on every rank, `ViewReplaced` on one.
+        """
+        began = time.perf_counter()
+        found = self._average.inspect(
+            distance=self._measure_drift and self._is_checked(rounds), verify=self._is_checked(rounds - 1)
+        )
+        row = report(found, work, stop=stop, communication_s=self.communication_s, wait_s=self.wait_s)
+        inspected = time.perf_counter()
+        phase("header")
+        header = exchange(self._comm, row)
+        met = time.perf_counter()
+        check_bits(header)
+        weight = float(header.weights[self._comm.rank])
+        phase("average")
+        self._average.average(
+            weight, self._comm.rank not in header.unhealthy, verify=self._is_checked(rounds)
+        )
+        self.wait_s = met - inspected
+        self.communication_s = time.perf_counter() - met + inspected - began
+        self.drift = drift(self._before, header) if self._before is not None and header.verified else None
+        self._before = header if header.measured else None
+        return header
+
+    def _is_checked(self, rounds: int) -> bool:
+        """Whether the average that `rounds` rounds come before is checked, one round later."""
+        return self._check_every > 0 and rounds % self._check_every == 0
