@@ -36,6 +36,11 @@ class HvdTrainError(Exception):
 
     agreed = False
 
+    def __init__(self, *args: object, agreed: bool | None = None) -> None:
+        super().__init__(*args)
+        if agreed is not None:
+            self.agreed = agreed
+
 
 class UserError(HvdTrainError):
     """What the user gave cannot be run. Found before the first step; exit code 2."""

@@ -254,11 +254,10 @@ class Wiring:
         )
         metric = self.config.evaluate.metric
         if metric not in names:
-            error = ConfigError(
-                f"evaluate.metric = {metric!r}: the task gives {', '.join(names)}; expected one of these."
+            raise ConfigError(
+                f"evaluate.metric = {metric!r}: the task gives {', '.join(names)}; expected one of these.",
+                agreed=True,
             )
-            error.agreed = True
-            raise error
 
     def _restore(self, saved: SavedCheckpoint, parts: Mapping[str, Stateful], before: Config | None) -> None:
         if self.config.sync.mode == "none":

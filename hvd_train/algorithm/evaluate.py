@@ -137,12 +137,11 @@ class ValidationEvaluator:
         names = max(known, key=len)
         unlike = [r for r, theirs in enumerate(known) if theirs and theirs != names]
         if unlike:
-            error = TaskError(
+            raise TaskError(
                 f"the task's metrics differ between ranks: {names}, but {known[unlike[0]]} on rank "
-                f"{unlike[0]}; return the same names for every batch."
+                f"{unlike[0]}; return the same names for every batch.",
+                agreed=True,
             )
-            error.agreed = True
-            raise error
         table = np.array([totals.get(name, np.zeros(2)) for name in names])
         sums = self._comm.allreduce(table, Op.SUM)
         return {name: float(total / count) for name, (total, count) in zip(names, sums, strict=True) if count}

@@ -211,10 +211,9 @@ class LocalSGD:
 
 
 def _nothing_counted(metric: str, saved: bool) -> ConfigError:
-    error = ConfigError(
+    return ConfigError(
         f"evaluate.metric = {metric!r}: the task counted nothing for it in the validation data, so that it "
         "has no value; expected a count of at least 1."
-        + (" A checkpoint of this round was written." if saved else "")
+        + (" A checkpoint of this round was written." if saved else ""),
+        agreed=True,
     )
-    error.agreed = True
-    return error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
 
 from hvd_train.comm.base import Communicator
 from hvd_train.errors import HvdTrainError, RanksDisagree, UserError
@@ -24,6 +25,61 @@ class RankFailed(HvdTrainError):
     agreed = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """How an action failed on a rank."""
+
+    kind: type[HvdTrainError]
+    """`RankFailed` for an exception that is not of this package; `text` is its traceback then."""
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt(Generic[T]):
+    """What came of an action that every rank attempted. The failures are the same on all of them."""
+
+    value: T | None
+    """What the action returned on this rank; None if it failed here."""
+    cause: Exception | None
+    """What it raised on this rank; None if it did not."""
+    failures: Sequence[Failure | None]
+    """By rank; None where it did not fail."""
+
+    @property
+    def failed(self) -> list[int]:
+        """The ranks on which it failed, in ascending order."""
+        return [rank for rank, failure in enumerate(self.failures) if failure is not None]
+
+    def why(self, expected: type[HvdTrainError]) -> str:
+        """The message of the lowest rank that failed, after the ranks that failed alike unless all did; empty
+        if none failed. Raises `RankFailed`, on every rank, if that failure is not an `expected` one."""
+        if not self.failed:
+            return ""
+        size, first = len(self.failures), self.failed[0]
+        failure = cast("Failure", self.failures[first])
+        if not issubclass(failure.kind, expected):
+            raise RankFailed(
+                f"rank {first} of {size}: {failure.text}".replace(": \n", ":\n", 1)
+            ) from self.cause
+        alike = [str(rank) for rank in self.failed if self.failures[rank] == failure]
+        return failure.text if len(alike) == size else f"rank {', '.join(alike)} of {size}: {failure.text}"
+
+
+def attempt(comm: Communicator, action: Callable[[], T]) -> Attempt[T]:
+    """Runs `action` on every rank and lets every rank know how it went on the others. Collective; `action`
+    must not be. Raises nothing of what `action` raises, but for exceptions that end the process."""
+    value: T | None = None
+    failure: Failure | None = None
+    cause: Exception | None = None
+    try:
+        value = action()
+    except HvdTrainError as error:
+        failure, cause = Failure(kind=type(error), text=str(error)), error
+    except Exception as error:
+        failure, cause = Failure(kind=RankFailed, text=f"\n{traceback.format_exc()}"), error
+    return Attempt(value=value, cause=cause, failures=comm.allgather(failure))
+
+
 def together(comm: Communicator, action: Callable[[], T]) -> T:
     """Runs `action` on every rank; if it raises on any, every rank raises. Collective; `action` must not be.
 
@@ -33,34 +89,10 @@ def together(comm: Communicator, action: Callable[[], T]) -> T:
         RankFailed: with the message of the lowest rank that raised another error of this package, or the
             traceback of one that raised anything else.
     """
-    value: T | None = None
-    failure: tuple[type[HvdTrainError], str] | None = None
-    cause: Exception | None = None
-    try:
-        value = action()
-    except UserError as error:
-        failure, cause = (SetupFailed, str(error)), error
-    except HvdTrainError as error:
-        failure, cause = (RankFailed, str(error)), error
-    except Exception as error:
-        failure, cause = (RankFailed, f"\n{traceback.format_exc()}"), error
-    failures = comm.allgather(failure)
-    failed = [r for r, f in enumerate(failures) if f is not None]
-    if failed:
-        raise _failure(comm, failures, failed) from cause
-    return value  # type: ignore[return-value]
-
-
-def _failure(
-    comm: Communicator, failures: list[tuple[type[HvdTrainError], str] | None], failed: list[int]
-) -> HvdTrainError:
-    first = failed[0]
-    kind, text = failures[first]  # type: ignore[misc]
-    same = [r for r in failed if failures[r] == failures[first]]
-    if kind is RankFailed:
-        return RankFailed(f"rank {first} of {comm.size}: {text}".replace(": \n", ":\n", 1))
-    where = "" if len(same) == comm.size else f"rank {', '.join(map(str, same))} of {comm.size}: "
-    return SetupFailed(where + text)
+    tried = attempt(comm, action)
+    if reason := tried.why(UserError):
+        raise SetupFailed(reason) from tried.cause
+    return cast("T", tried.value)
 
 
 def require_equal(comm: Communicator, what: str, values: Mapping[str, Any], remedy: str) -> None:

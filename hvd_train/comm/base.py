@@ -317,12 +317,11 @@ class Communicator(ABC):
         number = min(newest, default=0)
         roots = [[r for r, of in enumerate(versions) if number in of[i]] for i in range(len(buffers))]
         if not all(roots):
-            error = CommunicationError(
+            raise CommunicationError(
                 "no complete average is left on the ranks that live: the newest of each buffer are "
-                f"{newest}. Start again from a checkpoint."
+                f"{newest}. Start again from a checkpoint.",
+                agreed=True,
             )
-            error.agreed = True
-            raise error
         return [self._restore(*of, number) for of in zip(buffers, held, [r[0] for r in roots], strict=True)]
 
     def _restore(self, old: Buffer, held: dict[int, Tensor], root: int, number: int) -> Buffer:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from hvd_train._version import __version__
-from hvd_train.comm.agree import require_equal
+from hvd_train.comm.agree import attempt, require_equal
 from hvd_train.comm.base import Communicator
 from hvd_train.environment.launcher import detect, mismatch
 from hvd_train.errors import EnvironmentMismatch, RanksDisagree
 from hvd_train.liveness import STALL_TIMEOUT_S, Liveness
+
+if TYPE_CHECKING:
+    from hvd_train.comm.ring import RingCommunicator
 
 _BASE = {"mpi": "mpi", "gloo": "horovod", "nothing": "solo"}
 """By what the launcher provides: the backend that needs nothing else, and brings the ring up."""
@@ -80,32 +84,33 @@ def versions(comm: Communicator) -> dict[str, str]:
 
 def _ring_over(inner: Communicator, wire: str, required: bool) -> Communicator:
     """The ring, brought up by `inner`; `inner` itself where it cannot be and need not. Collective."""
+    tried = attempt(inner, _ring)
+    missing = tried.why(EnvironmentMismatch)
     try:
-        from hvd_train.comm import ring
-    except EnvironmentMismatch as error:
-        missing = str(error)
-    except ImportError as error:
-        missing = f"the backend `ring` is not built ({error}): build the package, as `make setup` does"
-    else:
-        missing = ""
-    reasons = inner.allgather(missing)
-    reason = next((r for r in reasons if r), "")
-    try:
-        if reason:
-            raise EnvironmentMismatch(f"rank {reasons.index(reason)}: {reason}")
-        return ring.RingCommunicator(inner, wire)
+        if tried.value is None or missing:
+            raise EnvironmentMismatch(missing)
+        return tried.value(inner, wire)
     except EnvironmentMismatch as error:
         if required:
             raise _close(inner, str(error)) from None
     return inner
 
 
+def _ring() -> type[RingCommunicator]:
+    """Raises `EnvironmentMismatch` where it is not built."""
+    try:
+        from hvd_train.comm.ring import RingCommunicator
+    except ImportError as error:
+        raise EnvironmentMismatch(
+            f"the backend `ring` is not built ({error}): build the package, as `make setup` does"
+        ) from None
+    return RingCommunicator
+
+
 def _close(comm: Communicator, message: str) -> EnvironmentMismatch:
     """The error to raise where each of the processes finds the same."""
-    error = EnvironmentMismatch(message)
-    error.agreed = True
     comm.close()
-    return error
+    return EnvironmentMismatch(message, agreed=True)
 
 
 def _make(name: str, liveness: Liveness) -> Communicator:

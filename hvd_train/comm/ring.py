@@ -135,12 +135,11 @@ class RingCommunicator(Communicator):
                 if without
                 else f"{self._inner.library} is no MPI"
             )
-            error = EnvironmentMismatch(
+            raise EnvironmentMismatch(
                 f"backend `ring` cannot average over {self.num_hosts} hosts: {why}. Install the package "
-                "where mpicxx is found and start it by mpirun or srun, or choose another backend."
+                "where mpicxx is found and start it by mpirun or srun, or choose another backend.",
+                agreed=True,
             )
-            error.agreed = True
-            raise error
         self.library = f"shared memory, {self._inner.library} between hosts, {WIRES[self._wire]} on the wire"
         handle = self._inner.private_comm()
         return _ring.Ring(handle, self._hosts.ranks, self._hosts.host, self.local_rank)

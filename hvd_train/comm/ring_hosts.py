@@ -65,12 +65,11 @@ def find_hosts(comm: Communicator) -> Hosts:
     odd = [r for r, f in enumerate(firsts) if firsts[f] != f]
     if odd:
         comm.barrier()  # of a rank that died meanwhile, some saw the memory
-        error = EnvironmentMismatch(
+        raise EnvironmentMismatch(
             f"ranks {odd} see the memory of ranks that see memory which they do not see. Expected that the "
-            "ranks of one host see each other: start all ranks of a host in one container."
+            "ranks of one host see each other: start all ranks of a host in one container.",
+            agreed=True,
         )
-        error.agreed = True
-        raise error
     ranks = [[r for r, f in enumerate(firsts) if f == leader] for leader in sorted(set(firsts))]
     host = sorted(set(firsts)).index(first)
     return Hosts(ranks, host, ranks[host].index(comm.rank))

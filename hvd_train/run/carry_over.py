@@ -36,14 +36,9 @@ def carry_over(checkpoints: Checkpoints, watch: ErrorCurve, saved: SavedCheckpoi
     of those that are whole; returns a message then. Raises `RunDirectoryError`, on every rank, where rank 0
     cannot write the folder.
     """
-    found: list[int | None] = [None]
-
-    def act() -> None:
-        if checkpoints.comm.rank == 0:
-            found[0] = _act(checkpoints, watch, saved)
-
-    checkpoints.together(act)
-    rounds = checkpoints.comm.broadcast(found[0])
+    comm = checkpoints.comm
+    rounds = checkpoints.together(lambda: _act(checkpoints, watch, saved) if comm.rank == 0 else None)
+    rounds = comm.broadcast(rounds)
     lost, lost_round = watch.best, watch.best_round
     if lost is None or rounds == lost_round:
         return ""

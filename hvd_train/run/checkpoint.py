@@ -13,23 +13,25 @@ file is on disk. `saved_checkpoint` reads them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import xxhash
 from torch import nn
 
-from hvd_train.comm.agree import together
+from hvd_train.comm.agree import attempt, together
 from hvd_train.comm.base import Communicator
 from hvd_train.config import CheckpointConfig
 from hvd_train.data.format import SampleSpec
 from hvd_train.errors import HvdTrainError, RunDirectoryError, RunTakenOver
-from hvd_train.io.atomic import replacing, sync, write
+from hvd_train.io import atomic
+from hvd_train.io.atomic import replacing, sync
 from hvd_train.io.sealed import seal
 from hvd_train.io.stateful import Stateful
 from hvd_train.liveness import phase
@@ -39,6 +41,14 @@ from hvd_train.run.layout import INDEX_FILE, MANIFEST_FILE, checkpoints_in, foll
 from hvd_train.run.model_state import saved_state
 from hvd_train.run.packing import pack, require_savable, split
 from hvd_train.run.saved_checkpoint import MODEL_FILE, SCHEMA, rank_file
+
+T = TypeVar("T")
+
+
+class _NotSaved(HvdTrainError):
+    """A part of a save failed on a rank; the message names it, and every rank raises it."""
+
+    agreed = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,20 +108,20 @@ class Checkpoints:
         for name, part in self.parts.items():
             require_savable(part.state_dict(), name)
 
-    def together(self, action: Callable[[], Any]) -> None:
+    def together(self, action: Callable[[], T]) -> T:
         """Writes into the folder before the first step, on every rank. Raises `RunDirectoryError` on all of
         them where one cannot. Collective."""
 
-        def attempt() -> None:
+        def write() -> T:
             try:
-                action()
+                return action()
             except OSError as error:
                 raise RunDirectoryError(
                     f"{self.folder}: a checkpoint cannot be written there: {error}. Make room, or choose "
                     "another --runs, which every rank can write."
                 ) from None
 
-        together(self.comm, attempt)
+        return together(self.comm, write)
 
     def after_round(self, rounds: int, stop_reason: str, improved: bool, evaluated: bool = False) -> None:
         """Saves at the end, at the best error so far, and every so many rounds. Collective.
@@ -139,10 +149,14 @@ class Checkpoints:
         Raises `RunTakenOver`, on every rank, if another job has taken the run over.
         """
         phase("checkpoint")
-        self.failure = ""
-        packed = self._everywhere(lambda: self._pack(rounds))
-        if packed is not None and self._save(packed, reason, best, latest=True):
+        packed = None
+        try:
+            packed = self._everywhere(lambda: self._pack(rounds))
+            self._save(packed, reason, best, latest=True)
+            self.failure = ""
             return
+        except _NotSaved as error:
+            self.failure = str(error)
         if best:
             self._best = packed
         kept = " The best model is kept in memory until then." if best and packed is not None else ""
@@ -156,35 +170,31 @@ class Checkpoints:
 
     def _write_best(self) -> None:
         """Tries again to write the best model so far. It is the latest, too, if none was written since."""
-        failure, best = self.failure, self._best
+        best = self._best
         assert best is not None
-        self.failure = ""
-        if self._save(best, "best", best=True, latest=best.rounds > self._written):
+        with contextlib.suppress(_NotSaved):
+            self._save(best, "best", best=True, latest=best.rounds > self._written)
             self._best = None
-        self.failure = failure
 
-    def _save(self, packed: _Packed, reason: str, best: bool, latest: bool) -> bool:
-        """Writes a packed state; whether that was possible, on every rank. Collective."""
+    def _save(self, packed: _Packed, reason: str, best: bool, latest: bool) -> None:
+        """Writes a packed state. Collective. Raises `_NotSaved`, on every rank, and leaves nothing then."""
         began = time.perf_counter()
         name = f"round-{packed.rounds}"
         temporary = self.folder / f".{name}.tmp"
-        self._everywhere(lambda: self._begin(temporary) if self.comm.rank == 0 else None)
-        files: dict[str, dict[str, Any]] = {}
-        if not self.failure:
+        names = {"latest"} if latest else set()
+        names |= {"best"} if best else set()
+        try:
+            self._everywhere(lambda: self._begin(temporary) if self.comm.rank == 0 else None)
             self._everywhere(lambda: _write_files(temporary, packed.files))
-        if not self.failure:
             mine = {n: _entry(content) for n, content in packed.files.items()}
             files = {n: entry for theirs in self.comm.allgather(mine) for n, entry in theirs.items()}
-            names = {"latest"} if latest else set()
-            names |= {"best"} if best else set()
             self._everywhere(
                 lambda: self._publish(temporary, packed.rounds, files, names) if self.comm.rank == 0 else None
             )
-        if self.failure:
-            failure = self.failure
-            self._everywhere(lambda: self._remove(temporary) if self.comm.rank == 0 else None)
-            self.failure = failure
-            return False
+        except _NotSaved:
+            with contextlib.suppress(_NotSaved):
+                self._everywhere(lambda: self._remove(temporary) if self.comm.rank == 0 else None)
+            raise
         if latest:
             self._written = packed.rounds
         self.recorder.report(
@@ -196,24 +206,28 @@ class Checkpoints:
                 seconds=time.perf_counter() - began,
             )
         )
-        return True
 
-    def _everywhere(self, action: Callable[[], Any]) -> Any:
-        """Runs a part of a save on each rank. Where it failed on any, every rank has the reason in `failure`;
-        else this rank's result is returned."""
-        mine: str | RunTakenOver
-        try:
-            value, mine = action(), ""
-        except RunTakenOver as error:
-            value, mine = None, error
-        except (OSError, MemoryError, RuntimeError, HvdTrainError) as error:
-            value, mine = None, f"rank {self.comm.rank} ({self.comm.host}): {error or 'no memory'}"
-        failures = self.comm.allgather(mine)
+    def _everywhere(self, action: Callable[[], T]) -> T:
+        """Runs a part of a save on every rank; returns this rank's result. Raises `_NotSaved`, on every rank,
+        where it failed on any. Collective."""
+
+        def part() -> T:
+            try:
+                return action()
+            except RunTakenOver:
+                raise
+            except (OSError, MemoryError, RuntimeError, HvdTrainError) as error:
+                where = f"rank {self.comm.rank} ({self.comm.host})"
+                raise _NotSaved(f"{where}: {error or 'no memory'}") from error
+
+        tried = attempt(self.comm, part)
+        failures = [failure for failure in tried.failures if failure is not None]
         for failure in failures:
-            if isinstance(failure, RunTakenOver):
-                raise failure
-        self.failure = str(next(filter(None, failures), ""))
-        return None if self.failure else value
+            if failure.kind is RunTakenOver:
+                raise RunTakenOver(failure.text) from tried.cause
+        if tried.why(_NotSaved):
+            raise _NotSaved(failures[0].text) from tried.cause
+        return cast("T", tried.value)
 
     def _remove(self, temporary: Path) -> None:
         self.claim.check()  # another job's has the same name
@@ -315,7 +329,7 @@ class Checkpoints:
 
 def _write(path: Path, content: bytes) -> None:
     with replacing(path) as temporary:
-        write(temporary, content)
+        atomic.write(temporary, content)
 
 
 def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 from torch import Tensor
 
+from hvd_train.comm.agree import attempt
 from hvd_train.comm.base import Communicator
 from hvd_train.environment.interfaces import interfaces
 from hvd_train.errors import EnvironmentMismatch
 from hvd_train.tools.bench.peers import Contestant, Peer, summing
+
+T = TypeVar("T")
 
 _TIMEOUT = timedelta(seconds=60)
 _REACH_S = 3.0
@@ -69,27 +72,31 @@ class GlooPeer(Peer):
         candidates, port = comm.broadcast(
             (addresses(loopback=comm.num_hosts == 1), store.port if store else 0)
         )
-        problem = ""
-        try:
+
+        def reach() -> str:
             address, interface = reachable(candidates, port)
             os.environ.setdefault(_INTERFACE, interface)
-        except EnvironmentMismatch as error:
-            problem = str(error)
-        self._agree(problem)
-        try:
-            store = store or _store(address, port, comm)
-            dist.init_process_group(
-                "gloo", store=store, rank=comm.rank, world_size=comm.size, timeout=_TIMEOUT
-            )
-        except RuntimeError as error:
-            problem = f"{error}"
-        self._agree(problem)
+            return address
+
+        def join(store: Any) -> None:
+            try:
+                store = store or _store(address, port, comm)
+                dist.init_process_group(
+                    "gloo", store=store, rank=comm.rank, world_size=comm.size, timeout=_TIMEOUT
+                )
+            except RuntimeError as error:
+                raise EnvironmentMismatch(str(error)) from error
+
+        address = self._on_every_rank(reach)
+        self._on_every_rank(lambda: join(store))
         self.library = f"torch.distributed's gloo over {os.environ[_INTERFACE]}"
 
-    def _agree(self, problem: str) -> None:
-        problems = self._comm.allgather(problem)
-        if any(problems):
-            raise EnvironmentMismatch(next(filter(None, problems)))
+    def _on_every_rank(self, action: Callable[[], T]) -> T:
+        """Raises `EnvironmentMismatch`, on every rank, where `action` does on any."""
+        tried = attempt(self._comm, action)
+        if reason := tried.why(EnvironmentMismatch):
+            raise EnvironmentMismatch(reason)
+        return cast("T", tried.value)
 
     def close(self) -> None:
         dist.destroy_process_group()

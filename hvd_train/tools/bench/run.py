@@ -40,12 +40,11 @@ def run(options: Options, version: str) -> None:
     """
     launcher = detect()
     if launcher.size == 1:
-        error = ConfigError(
+        raise ConfigError(
             "bench allreduce was started as one process. Expected at least 2 ranks: "
-            "`mpirun -np 2 python -m hvd_train bench allreduce`."
+            "`mpirun -np 2 python -m hvd_train bench allreduce`.",
+            agreed=True,
         )
-        error.agreed = True
-        raise error
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
     with _stdout_for_the_report(), connect("mpi" if launcher.provides == "mpi" else "horovod") as comm:

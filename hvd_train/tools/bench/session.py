@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hvd_train.comm.agree import attempt
 from hvd_train.comm.base import Communicator, Op
 from hvd_train.environment import machine
 from hvd_train.errors import EnvironmentMismatch
@@ -54,9 +55,9 @@ class Session:
             return None
         peer, reason = self._attempt(make)
         if peer is None and name in named:
-            error = EnvironmentMismatch(f"--backends names {name}, which cannot be used: {reason}.")
-            error.agreed = True
-            raise error
+            raise EnvironmentMismatch(
+                f"--backends names {name}, which cannot be used: {reason}.", agreed=True
+            )
         if peer is None:
             self.left_out[name] = reason
         elif wanted:
@@ -64,16 +65,10 @@ class Session:
         return peer
 
     def _attempt(self, make: Callable[[], Peer]) -> tuple[Peer | None, str]:
-        peer, reason = None, ""
-        try:
-            peer = make()
-        except EnvironmentMismatch as error:
-            reason = str(error).rstrip(".")
-        reasons = self.comm.allgather(reason)
-        if any(reasons):
-            rank = next(r for r, text in enumerate(reasons) if text)
-            same = len(set(reasons)) == 1
-            return None, reasons[rank] if same else f"rank {rank}: {reasons[rank]}"
+        tried = attempt(self.comm, make)
+        if reason := tried.why(EnvironmentMismatch):
+            return None, reason.rstrip(".")
+        peer = tried.value
         assert peer is not None  # no rank gave a reason
         if not peer.blocks:
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hvd_train.comm.agree import RankFailed, SetupFailed, require_equal, together
+from hvd_train.comm.agree import RankFailed, SetupFailed, attempt, require_equal, together
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.errors import ConfigError, DataError, HvdTrainError, RanksDisagree, UserError
 from tests.threads import ThreadCommunicator, on_ranks
@@ -32,6 +32,27 @@ def test_the_input_of_one_rank_fails_on_all() -> None:
     assert {r[:2] for r in results} == {(SetupFailed, "rank 1 of 3: no such shard")}
     assert [r[2] for r in results] == [None, mistake, None], "the rank itself keeps the cause"
     assert issubclass(SetupFailed, UserError), "exit code 2"
+
+
+def test_every_rank_knows_how_an_attempt_went_on_the_others() -> None:
+    failing = {1: DataError("gone"), 2: ConfigError("bad key"), 3: DataError("gone")}
+
+    def run(comm: ThreadCommunicator) -> tuple[object, object, list[int], str]:
+        def action() -> int:
+            if comm.rank in failing:
+                raise failing[comm.rank]
+            return comm.rank * 2
+
+        tried = attempt(comm, action)
+        with pytest.raises(RankFailed, match=r"^rank 1 of 5: gone$"):
+            tried.why(ConfigError)
+        return tried.value, tried.cause, tried.failed, tried.why(DataError)
+
+    for rank, (value, cause, failed, why) in enumerate(on_ranks(5, run)):
+        assert value == (None if rank in failing else rank * 2)
+        assert cause is failing.get(rank)
+        assert (failed, why) == ([1, 2, 3], "rank 1, 3 of 5: gone")
+    assert {attempt(SoloCommunicator(), lambda: 1).why(DataError)} == {""}
 
 
 def test_what_all_say_is_said_without_ranks() -> None:
