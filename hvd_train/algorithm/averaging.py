@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hvd_train.algorithm.flat_state import FlatState
 from hvd_train.algorithm.header import Header, Row, Work
-from hvd_train.comm.base import Buffer, Communicator
+from hvd_train.comm.base import Communicator
+from hvd_train.comm.buffer import Buffer
 from hvd_train.errors import BitsDiffer, RanksDisagree
 from hvd_train.run.model_state import unusual
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from hvd_train.algorithm.optimizer_state import as_real, materialise, sparse_parameters
-from hvd_train.comm.base import DTYPES, Buffer, Communicator
+from hvd_train.comm.base import Communicator
+from hvd_train.comm.buffer import DTYPES, Buffer
 from hvd_train.errors import TaskError, ViewReplaced
 from hvd_train.run.model_state import unusual
 

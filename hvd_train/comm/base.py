@@ -1,8 +1,4 @@
-"""What a communicator is: the one interface between the algorithm and whatever moves the bytes.
-
-What makes an average all or nothing is the pair of anchor slots of a `Buffer`: the result is built in the
-slot that is not the anchor, and the anchor changes only once the result is complete.
-"""
+"""What a communicator is: the one interface between the algorithm and whatever moves the bytes."""
 
 from __future__ import annotations
 
@@ -24,14 +20,12 @@ from torch import Tensor
 from typing_extensions import Self
 
 from hvd_train.comm import ending
+from hvd_train.comm.buffer import Buffer
 from hvd_train.errors import CommunicationError, UserError
 from hvd_train.liveness import Liveness
 
 T = TypeVar("T")
 OnSlice = Callable[[Tensor, int], None]
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""The types that can be averaged, in the order of their codes where ranks compare them."""
 
 _GRACE_S = 3.0
 """Seconds that a rank which lost contact gives the one at fault to report it."""
@@ -46,142 +40,6 @@ class Op(enum.Enum):
     SUM = "sum"
     MIN = "min"
     MAX = "max"
-
-
-def require_averageable(dtype: torch.dtype) -> None:
-    """Raises `TypeError` for a type that is not in `DTYPES`."""
-    if dtype not in DTYPES:
-        raise TypeError(
-            f"a buffer of {dtype} cannot be averaged; expected one of {', '.join(map(str, DTYPES))}"
-        )
-
-
-def slice_bounds(numel: int, size: int, rank: int) -> tuple[int, int]:
-    """[start, stop) of the slice that `rank` owns of `numel` elements. The first `numel % size` slices
-    hold one element more; with fewer elements than ranks the last slices are empty."""
-    base, extra = divmod(numel, size)
-    start = rank * base + min(rank, extra)
-    return start, start + base + (rank < extra)
-
-
-class Buffer:
-    """A flat CPU tensor of this rank that can be averaged, with two slots for its anchor.
-
-    `live` is where the rank trains: shape [numel], written by anybody. `anchor` is the newest complete
-    average x_t, `previous` the one before; both have the shape and dtype of `live` and are read-only by
-    agreement. Before the first average both hold zeros.
-
-    Args:
-        live, slots: three tensors of one shape and dtype.
-        owned: [start, stop) of the slice that this rank owns.
-        complete: for a slot, 0 or 1, the number of the average that lies complete in it, 0 for none; where
-            ranks share slots it knows of averages that this rank has not seen the end of.
-    """
-
-    def __init__(
-        self,
-        live: Tensor,
-        slots: tuple[Tensor, Tensor],
-        owned: tuple[int, int],
-        complete: Callable[[int], int] | None = None,
-    ) -> None:
-        self.start, self.stop = owned
-        self.live = live
-        self.version = 0
-        """The number of the average that `anchor` holds, from 1; 0 before the first."""
-        # Half types are summed in float32: of bfloat16's 8 bits a sum over ranks would lose most.
-        self._wide = live.dtype if live.dtype.itemsize >= 4 else torch.float32
-        self._slots = slots
-        self._newest = 0
-        self._building = False
-        self._averaged = False
-        self._complete = complete
-        self._stage: Tensor | None = None
-        self.owned = torch.zeros(self.stop - self.start, dtype=self._wide)
-        """After an average in slices: this rank's slice of the mean as its slice step left it. Where the
-        wire carries a short type, its difference from the anchor is what the last rounding lost."""
-        self.memory: object = None
-        """What the communicator that made the buffer keeps with it."""
-
-    @classmethod
-    def private(cls, numel: int, dtype: torch.dtype, size: int, rank: int) -> Buffer:
-        """A buffer in the memory of this process alone. Raises `TypeError` for a type not in `DTYPES`."""
-        require_averageable(dtype)
-        live, first, second = (torch.zeros(numel, dtype=dtype) for _ in range(3))
-        return cls(live, (first, second), slice_bounds(numel, size, rank))
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return self.live.numel()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the elements of `live`, `anchor` and `previous`."""
-        return self.live.dtype
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of `live`."""
-        return self.numel * self.dtype.itemsize
-
-    @property
-    def anchor(self) -> Tensor:
-        """x_t: the newest average that is complete on this rank."""
-        return self._slots[self._newest]
-
-    @property
-    def previous(self) -> Tensor:
-        """x_(t-1), while no average is under way; after a failed one, undefined."""
-        return self._slots[1 - self._newest]
-
-    def stage(self, share: float) -> Tensor:
-        """`share` times live, in the type that sums are kept in; overwrites the slot that is not the
-        anchor. A share of 0 gives zeros whatever live holds: 0 times not-a-number would not."""
-        self._building = True
-        if self._stage is None and self._wide is not self.dtype:
-            self._stage = torch.empty(self.numel, dtype=self._wide)
-        staged = self.previous if self._stage is None else self._stage
-        if share == 0:
-            return staged.zero_()
-        if staged.dtype is self.dtype:
-            return torch.mul(self.live, share, out=staged)
-        return staged.copy_(self.live).mul_(share)
-
-    def complete(self) -> None:
-        """Makes what `stage` returned, now the whole average, the anchor, and copies it to live."""
-        if self._stage is not None:
-            self.previous.copy_(self._stage)
-        self.advance()
-        self.live.copy_(self.anchor)
-
-    @property
-    def next_slot(self) -> int:
-        """Which of the two slots is not the anchor: where the next average is built."""
-        return 1 - self._newest
-
-    def advance(self) -> None:
-        """The slot in which the average was built, and is complete, becomes the anchor."""
-        self._newest = self.next_slot
-        self._building = False
-        self._averaged = True
-        self.version += 1
-
-    @property
-    def has_anchor(self) -> bool:
-        """Whether `anchor` holds an average yet."""
-        return self._averaged
-
-    def averages(self) -> dict[int, Tensor]:
-        """The complete averages that can still be had here, by their numbers: at most two. Also after an
-        average that failed."""
-        if self._complete is not None:
-            found = {self._complete(slot): self._slots[slot] for slot in (0, 1)}
-        else:
-            found = {self.version: self.anchor}
-            if not self._building:
-                found[self.version - 1] = self.previous
-        return {version: slot for version, slot in found.items() if version > 0}
 
 
 class Pending(ABC):
@@ -361,6 +219,15 @@ class Communicator(ABC):
         Raises `BarrierTimeout`, naming the missing ranks where the backend can know them. The communicator
         cannot be used after that.
         """
+
+    def mpi_comm(self) -> int | None:
+        """The address of an MPI_Comm that nobody else uses: a duplicate, whose calls return their errors. It
+        is revoked and freed with this communicator. None where the backend has no MPI. Collective."""
+        return None
+
+    def has_lost(self) -> bool:
+        """Whether this rank knows that a rank was lost. Not collective."""
+        return False
 
     def revoke(self) -> None:
         """Makes every rank that waits in this communicator, or comes to it later, raise `RankLost`. Not

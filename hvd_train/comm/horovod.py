@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from hvd_train.comm import _mpi
-from hvd_train.comm.base import Buffer, Communicator, OnSlice, Op, slice_bounds
+from hvd_train.comm.base import Communicator, OnSlice, Op
+from hvd_train.comm.buffer import Buffer, slice_bounds
 from hvd_train.comm.phases import average_in_phases
 from hvd_train.errors import BarrierTimeout, EnvironmentMismatch, RankLost
 from hvd_train.liveness import Liveness

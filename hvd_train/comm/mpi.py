@@ -14,7 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from hvd_train.comm import _mpi, _ulfm
-from hvd_train.comm.base import Buffer, Communicator, OnSlice, Op, slice_bounds
+from hvd_train.comm.base import Communicator, OnSlice, Op
+from hvd_train.comm.buffer import Buffer, slice_bounds
 from hvd_train.comm.phases import average_in_phases
 from hvd_train.environment.launcher import require_way_in
 from hvd_train.errors import BarrierTimeout, CommunicationError, RankLost
@@ -131,12 +132,9 @@ class MPICommunicator(Communicator):
         return RankLost(f"{what} failed on {self.where}: {why}.")
 
     def has_lost(self) -> bool:
-        """Whether this rank knows that a rank was lost. Not collective."""
         return self.loses_ranks and any(_ulfm.is_broken(comm) for comm in (self._comm, *self._private))
 
-    def private_comm(self) -> int:
-        """The address of an MPI_Comm that nobody else uses: a duplicate, whose calls return their errors. It
-        is revoked and freed with this communicator. Collective."""
+    def mpi_comm(self) -> int:
         comm = self._derive(self._comm)
         self._private.append(comm)
         return int(self._mpi._addressof(comm))

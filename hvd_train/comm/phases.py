@@ -8,7 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from hvd_train.comm.base import DTYPES, Buffer, Communicator, OnSlice
+from hvd_train.comm.base import Communicator, OnSlice
+from hvd_train.comm.buffer import DTYPES, Buffer
 from hvd_train.errors import SizeMismatch
 
 

@@ -16,17 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvd_train.comm.base import (
-    DTYPES,
-    Buffer,
-    Communicator,
-    OnSlice,
-    Op,
-    Pending,
-    require_averageable,
-    slice_bounds,
-)
-from hvd_train.comm.mpi import MPICommunicator
+from hvd_train.comm.base import Communicator, OnSlice, Op, Pending
+from hvd_train.comm.buffer import DTYPES, Buffer, require_averageable, slice_bounds
 from hvd_train.comm.phases import agree_on_layout, agree_on_shares, row_of, shares_of
 from hvd_train.comm.ring_hosts import find_hosts
 from hvd_train.environment import machine
@@ -91,7 +82,7 @@ class RingCommunicator(Communicator):
     collective.
 
     Args:
-        inner: on several hosts it must be an `MPICommunicator`.
+        inner: on several hosts it must have MPI (`mpi_comm`).
         wire: what carries an element between hosts, one of `WIRES`. The short types carry differences from
             the anchor, never the values themselves; the first average of a buffer, which has no anchor yet,
             travels in full.
@@ -128,20 +119,17 @@ class RingCommunicator(Communicator):
         return team
 
     def _connect_hosts(self) -> _ring.Ring:
-        without = [r for r, ready in enumerate(self._inner.allgather(_ring is not None)) if not ready]
-        if without or not isinstance(self._inner, MPICommunicator):
-            why = (
-                f"ranks {without} lack the extension for it"
-                if without
-                else f"{self._inner.library} is no MPI"
-            )
+        inner = self._inner
+        without = [r for r, ready in enumerate(inner.allgather(_ring is not None)) if not ready]
+        handle = None if without else inner.mpi_comm()
+        if handle is None:
+            why = f"ranks {without} lack the extension for it" if without else f"{inner.library} is not MPI"
             raise EnvironmentMismatch(
                 f"backend `ring` cannot average over {self.num_hosts} hosts: {why}. Install the package "
                 "where mpicxx is found and start it by mpirun or srun, or choose another backend.",
                 agreed=True,
             )
-        self.library = f"shared memory, {self._inner.library} between hosts, {WIRES[self._wire]} on the wire"
-        handle = self._inner.private_comm()
+        self.library = f"shared memory, {inner.library} between hosts, {WIRES[self._wire]} on the wire"
         return _ring.Ring(handle, self._hosts.ranks, self._hosts.host, self.local_rank)
 
     @property
@@ -304,8 +292,7 @@ class RingCommunicator(Communicator):
                 "smaller learning rate."
             )
         # MPI may call it otherwise when a peer dies in the midst of a message.
-        lost = isinstance(self._inner, MPICommunicator) and self._inner.has_lost()
-        if _ring is not None and isinstance(error, _ring.MPIFailure) and not lost:
+        if _ring is not None and isinstance(error, _ring.MPIFailure) and not self._inner.has_lost():
             return CommunicationError(f"{where}: {error}")
         self._team.revoke()
         self._inner.revoke()

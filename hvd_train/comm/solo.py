@@ -9,7 +9,8 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
-from hvd_train.comm.base import Buffer, Communicator, OnSlice, Op
+from hvd_train.comm.base import Communicator, OnSlice, Op
+from hvd_train.comm.buffer import Buffer
 from hvd_train.comm.phases import average_in_phases
 from hvd_train.liveness import Liveness
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hvd_train.comm.base import slice_bounds
+from hvd_train.comm.buffer import slice_bounds
 from tests.cluster.hosts import Hosts, mpirun
 from tests.cluster.ring_wire_job import LARGEST
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hvd_train.comm.base import Buffer, Communicator, OnSlice, Op
+from hvd_train.comm.base import Communicator, OnSlice, Op
+from hvd_train.comm.buffer import Buffer
 from hvd_train.comm.phases import average_in_phases
 from hvd_train.errors import RankLost
 from tests.threads import ThreadCommunicator, on_ranks, outcomes

@@ -22,7 +22,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from hvd_train.comm.base import Buffer, Communicator
+from hvd_train.comm.base import Communicator
+from hvd_train.comm.buffer import Buffer
 from hvd_train.comm.mpi import MPICommunicator
 from hvd_train.comm.ring import RingCommunicator
 from hvd_train.errors import RankLost

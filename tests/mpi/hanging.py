@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hvd_train.comm.base import Buffer, Communicator, Op
+from hvd_train.comm.base import Communicator, Op
+from hvd_train.comm.buffer import Buffer
 from hvd_train.comm.factory import connect
 from hvd_train.errors import BarrierTimeout
 from hvd_train.liveness import phase

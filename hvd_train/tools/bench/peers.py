@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from hvd_train.comm import _mpi, _mpi_t, horovod
-from hvd_train.comm.base import Buffer, Communicator, Op
+from hvd_train.comm.base import Communicator, Op
+from hvd_train.comm.buffer import Buffer
 from hvd_train.comm.horovod import HorovodCommunicator
 from hvd_train.errors import CommunicationError, EnvironmentMismatch
 from hvd_train.tools.bench.values import spread, weight

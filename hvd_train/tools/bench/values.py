@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from hvd_train.comm.base import slice_bounds
+from hvd_train.comm.buffer import slice_bounds
 from hvd_train.errors import CommunicationError
 
 _MODULI = (1021, 13)

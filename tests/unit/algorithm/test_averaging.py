@@ -15,7 +15,8 @@ from hvd_train.algorithm.averager import Averager
 from hvd_train.algorithm.averaging import NoAverage, StateAverage, check_bits, drift, report, squared_distance
 from hvd_train.algorithm.flat_state import FlatState
 from hvd_train.algorithm.header import Header, Work, exchange
-from hvd_train.comm.base import Buffer, Communicator, Op
+from hvd_train.comm.base import Communicator, Op
+from hvd_train.comm.buffer import Buffer
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.errors import BitsDiffer
 from tests.threads import ThreadCommunicator, on_ranks
