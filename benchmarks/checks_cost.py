@@ -24,6 +24,7 @@ from hvd_train.algorithm.worker import Work, Worker
 from hvd_train.cli import parse
 from hvd_train.comm.factory import connect
 from hvd_train.data.rows import Rows
+from hvd_train.preparation import prepare
 from hvd_train.record.reports import NullRecorder
 from hvd_train.run.claim import NoClaim
 from hvd_train.run.directory import RunDirectory
@@ -80,7 +81,7 @@ def train(what: str, args: argparse.Namespace) -> None:
     """One rank of the training; rank 0 prints what it measured as one line of JSON."""
     config = parse(args.training)
     with connect(config.backend, shared_folder=config.runs) as comm:
-        wiring = Wiring(config, None, comm)
+        wiring = Wiring(prepared=prepare(config, None, comm))
         run = RunDirectory(folder=Path(config.runs), is_new=False, checkpoint=None)
         training = wiring.assemble(run, NullRecorder(), StopRequest(), NoClaim())
         rows = wiring.reader._rows

@@ -14,6 +14,7 @@ from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import connect
 from hvd_train.config import Config
 from hvd_train.errors import CheckpointNotSaved, RunDirectoryError, UserError
+from hvd_train.preparation import prepare
 from hvd_train.record.console import make_console
 from hvd_train.record.events import EventLog
 from hvd_train.record.notice import make_notice
@@ -72,7 +73,7 @@ def train(config: Config, task: Task | None = None, comm: Communicator | None = 
 
 
 def _train(config: Config, task: Task | None, comm: Communicator) -> Result:
-    wiring = Wiring(config, task, comm)
+    wiring = Wiring(prepared=prepare(config, task, comm))
     with ExitStack() as stack:
         run, claim = _open(config, comm)
         stack.enter_context(claim)

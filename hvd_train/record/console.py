@@ -16,7 +16,7 @@ from hvd_train.record.reports import (
     Recorder,
     Report,
     RoundReport,
-    RunHeader,
+    RunStart,
     StopReport,
 )
 from hvd_train.record.wording import closing_lines, header_lines, number
@@ -72,7 +72,7 @@ class _Lasting:
 class _Status:
     """The figures of the running line, from the reports so far."""
 
-    def __init__(self, header: RunHeader, clock: Callable[[], float]) -> None:
+    def __init__(self, header: RunStart, clock: Callable[[], float]) -> None:
         self.header = header
         self._clock = clock
         self._start = clock()
@@ -150,7 +150,7 @@ class PlainConsole(Recorder):
         self._clock = clock
         self._printed = clock()
 
-    def header(self, header: RunHeader) -> None:
+    def header(self, header: RunStart) -> None:
         self._status = _Status(header, self._clock)
         self._print(*header_lines(header))
 
@@ -203,7 +203,7 @@ class BarConsole(Recorder):
         self._bar = self._progress.add_task("", total=1.0)
         self._drawn = 0.0
 
-    def header(self, header: RunHeader) -> None:
+    def header(self, header: RunStart) -> None:
         self._status = _Status(header, time.monotonic)
         self._print(*header_lines(header))
         self._progress.start()

@@ -23,7 +23,7 @@ from hvd_train.record.reports import (
     Recorder,
     Report,
     RoundReport,
-    RunHeader,
+    RunStart,
     Spread,
     StopReport,
 )
@@ -64,7 +64,7 @@ class EventLog(Recorder):
         self._written_time = 0.0
         self._warned = False
 
-    def header(self, header: RunHeader) -> None:
+    def header(self, header: RunStart) -> None:
         self._write("header", self._clock(), vars(header))
 
     def report(self, report: Report) -> None:

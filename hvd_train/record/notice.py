@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import final
 
 from hvd_train.io.output import warn
-from hvd_train.record.reports import Recorder, Report, RoundReport, RunHeader
+from hvd_train.record.reports import Recorder, Report, RoundReport, RunStart
 
 LEAD_VARIABLE = "HVD_TRAIN_SIGNAL_LEAD_S"
 """Set by the job script: seconds from the signal to the end."""
@@ -31,7 +31,7 @@ class Notice(Recorder):
         self._lead_s = lead_s
         self._warned = False
 
-    def header(self, header: RunHeader) -> None: ...
+    def header(self, header: RunStart) -> None: ...
 
     def report(self, report: Report) -> None:
         if not isinstance(report, RoundReport) or self._warned:

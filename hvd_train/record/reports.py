@@ -38,7 +38,7 @@ class Spread:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class RunHeader:
+class RunStart:
     """What will run: reported once at every start."""
 
     run: str
@@ -221,7 +221,7 @@ class Recorder(ABC):
     """
 
     @abstractmethod
-    def header(self, header: RunHeader) -> None:
+    def header(self, header: RunStart) -> None:
         """What will run; comes first."""
 
     @abstractmethod
@@ -237,7 +237,7 @@ class Recorder(ABC):
 class NullRecorder(Recorder):
     """Of the ranks that record nothing."""
 
-    def header(self, header: RunHeader) -> None: ...
+    def header(self, header: RunStart) -> None: ...
 
     def report(self, report: Report) -> None: ...
 
@@ -251,7 +251,7 @@ class Recorders(Recorder):
     def __init__(self, *recorders: Recorder) -> None:
         self._recorders = recorders
 
-    def header(self, header: RunHeader) -> None:
+    def header(self, header: RunStart) -> None:
         for recorder in self._recorders:
             recorder.header(header)
 

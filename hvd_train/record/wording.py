@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hvd_train.record.reports import RunHeader, StopReport
+from hvd_train.record.reports import RunStart, StopReport
 
 REASONS = {
     "patience": "the error has not improved for {patience} evaluations",
@@ -27,7 +27,7 @@ _DIGITS_ALONE = (
 _NAMED_HOSTS = 4
 
 
-def header_lines(header: RunHeader) -> list[str]:
+def header_lines(header: RunStart) -> list[str]:
     """What will run."""
     version = header.versions.get("hvd_train", "")
     lines = [
@@ -47,7 +47,7 @@ def header_lines(header: RunHeader) -> list[str]:
     return [*lines, _labelled("run", header.run)]
 
 
-def closing_lines(header: RunHeader, stop: StopReport) -> list[str]:
+def closing_lines(header: RunStart, stop: StopReport) -> list[str]:
     """Why the run ended, what came out, and where it is."""
     reason = REASONS.get(stop.reason, stop.reason).format_map(header.stop_rules)
     lines = [_labelled("stopped", f"{reason} (round {stop.round})"), _labelled(header.metric, _outcome(stop))]
@@ -71,12 +71,12 @@ def closing_lines(header: RunHeader, stop: StopReport) -> list[str]:
     return lines
 
 
-def _load_it(header: RunHeader) -> str:
+def _load_it(header: RunStart) -> str:
     task = ", task=..." if header.task_is_given else ""
     return f"hvd_train.load_model({_quoted(header.run)}{task})"
 
 
-def _go_on(header: RunHeader) -> str:
+def _go_on(header: RunStart) -> str:
     if header.task_is_given:
         return f"the same program, with resume = {_quoted(header.run)} in its configuration"
     return f"--resume {shlex.quote(header.run)}"
@@ -117,7 +117,7 @@ def _range(values: Sequence[int], noun: str) -> str:
     return _count(low, noun) if low == high else f"{low:,} to {high:,} {noun}s"
 
 
-def _data(header: RunHeader) -> str:
+def _data(header: RunStart) -> str:
     shards, samples = _range(header.shards_per_rank, "shard"), _range(header.samples_per_rank, "sample")
     validation = (
         f"{_count(header.validation_samples, 'validation sample')}"
@@ -127,21 +127,21 @@ def _data(header: RunHeader) -> str:
     return f"{header.data}: {shards} and {samples} per rank, {validation}"
 
 
-def _world(header: RunHeader) -> str:
+def _world(header: RunStart) -> str:
     names = ", ".join(header.hosts[:_NAMED_HOSTS]) + (", ..." if len(header.hosts) > _NAMED_HOSTS else "")
     ranks = f"{_count(header.world_size, 'rank')} on {_count(len(header.hosts), 'host')} ({names})"
     text = f"{ranks}, backend {header.backend}, {_range(header.threads, 'thread')} per rank"
     return text if header.world_size == 1 else f"{text}; a killed rank {header.lost_rank}"
 
 
-def _waiting(header: RunHeader) -> str:
+def _waiting(header: RunStart) -> str:
     return (
         "ranks see no signs of life of each other: a rank is given up after "
         f"{header.stall_timeout_s:g} s, or three times the longest round so far"
     )
 
 
-def _average(header: RunHeader) -> str:
+def _average(header: RunStart) -> str:
     if header.period is None:
         return "the ranks are never averaged"
     return (
@@ -151,7 +151,7 @@ def _average(header: RunHeader) -> str:
     )
 
 
-def _stop_rules(header: RunHeader) -> str:
+def _stop_rules(header: RunStart) -> str:
     rules, metric = header.stop_rules, header.metric
     words: dict[str, Callable[[float], str]] = {
         "patience": lambda n: f"{_count(int(n), 'evaluation')} without a better {metric}",

@@ -31,6 +31,7 @@ from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import Config, DataConfig, EvaluateConfig, ModelConfig, OptimConfig, StopConfig
 from hvd_train.errors import UserError
 from hvd_train.io.sealed import seal
+from hvd_train.preparation import prepare
 from hvd_train.record.reports import NullRecorder
 from hvd_train.run.claim import NoClaim
 from hvd_train.run.directory import _find
@@ -73,7 +74,7 @@ def resume(run: Path) -> tuple[int, bool, dict[str, Any]]:
     saved = saved_config(run)
     config = replace(saved, runs=str(run.parent), resume="auto", stop=replace(saved.stop, max_rounds=10**6))
     found = _find(config, run, False, NoClaim())  # claims have tests of their own, and wait
-    wiring = Wiring(config, None, SoloCommunicator())
+    wiring = Wiring(prepared=prepare(config, None, SoloCommunicator()))
     training = wiring.assemble(found, NullRecorder(), StopRequest(), NoClaim())
     try:
         states: dict[str, Any] = {n: dict(p.state_dict()) for n, p in training.checkpoints.parts.items()}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from hvd_train.record.reports import EvaluationReport, RoundReport, RunHeader, Spread, StopReport
+from hvd_train.record.reports import EvaluationReport, RoundReport, RunStart, Spread, StopReport
 
-HEADER = RunHeader(
+HEADER = RunStart(
     run="runs/first",
     task="classification",
     model="mlp 64-128-64-10",

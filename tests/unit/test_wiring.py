@@ -22,10 +22,10 @@ from hvd_train.config import (
 )
 from hvd_train.data.format import SampleSpec
 from hvd_train.errors import HvdTrainError
+from hvd_train.preparation import prepare
 from hvd_train.record.reports import EvaluationReport, FaultReport, RoundReport, StopReport
 from hvd_train.tasks.base import Batch, Task
 from hvd_train.tasks.built_in import Classification
-from hvd_train.wiring import Wiring
 from tests.threads import on_ranks
 from tests.unit.data.shards import write_foreign
 from tests.unit.trainings import resumed, small, train
@@ -185,10 +185,10 @@ def test_targets_that_are_no_classes_are_refused_only_where_classes_are_asked_fo
     refusal = rf"^{tmp_path}/b\.h5: `targets` holds {value} in row 30[;:] .*class numbers"
     for task in (None, Counts(ask=True)):
         with pytest.raises(HvdTrainError, match=refusal):
-            on_ranks(3, lambda comm, task=task: Wiring(config, task, comm).config)  # type: ignore[misc]
-    on_ranks(3, lambda comm: Wiring(config, Counts(ask=False), comm).config)
+            on_ranks(3, lambda comm, task=task: prepare(config, task, comm).config)  # type: ignore[misc]
+    on_ranks(3, lambda comm: prepare(config, Counts(ask=False), comm).config)
     regression = replace(config, task="regression")
-    on_ranks(3, lambda comm: Wiring(regression, None, comm).config)
+    on_ranks(3, lambda comm: prepare(regression, None, comm).config)
 
 
 def test_a_built_in_task_names_a_file_with_what_does_not_fit(config: Config, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_built_in_task_names_a_file_with_what_does_not_fit(config: Config, tmp
             del file["targets"]
             file["targets"] = one_hot
     with pytest.raises(HvdTrainError, match=r"a\.h5: task classification: `targets` has the shape \[7\]"):
-        on_ranks(2, lambda comm: Wiring(config, None, comm).config)
+        on_ranks(2, lambda comm: prepare(config, None, comm).config)
 
 
 def test_integers_without_a_scale_are_warned_of_once_a_job(
@@ -209,9 +209,9 @@ def test_integers_without_a_scale_are_warned_of_once_a_job(
             integers = file["inputs"][()].astype("u1")
             del file["inputs"]
             file["inputs"] = integers
-    on_ranks(2, lambda comm: Wiring(config, None, comm).config)
+    on_ranks(2, lambda comm: prepare(config, None, comm).config)
     assert capsys.readouterr().err.count("no scale is known") == 1
     for task, data in ((Counts(ask=False), config.data), (None, replace(config.data, scale=0.01))):
         quiet = replace(config, data=data)
-        on_ranks(2, lambda comm, task=task, quiet=quiet: Wiring(quiet, task, comm).config)  # type: ignore[misc]
+        on_ranks(2, lambda comm, task=task, quiet=quiet: prepare(quiet, task, comm).config)  # type: ignore[misc]
     assert "scale" not in capsys.readouterr().err

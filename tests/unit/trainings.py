@@ -18,7 +18,8 @@ from hvd_train.config import (
     StopConfig,
     SyncConfig,
 )
-from hvd_train.record.reports import Recorder, Report, RoundReport, RunHeader
+from hvd_train.preparation import prepare
+from hvd_train.record.reports import Recorder, Report, RoundReport, RunStart
 from hvd_train.run.claim import NoClaim
 from hvd_train.run.directory import open_run
 from hvd_train.run.signals import StopRequest
@@ -41,7 +42,7 @@ class Remembered(Recorder):
     """Round after which the run is to stop as if by a signal."""
     request: StopRequest = field(default_factory=StopRequest)
 
-    def header(self, header: RunHeader) -> None: ...
+    def header(self, header: RunStart) -> None: ...
 
     def report(self, report: Report) -> None:
         self.reports.append(report)
@@ -79,7 +80,7 @@ def train(
 
     def rank(comm: ThreadCommunicator) -> Remembered:
         recorder = Remembered([], interrupted_in=interrupted_in)
-        wiring = Wiring(config, task, comm)
+        wiring = Wiring(prepared=prepare(config, task, comm))
         mine = claim if comm.rank == 0 else NoClaim()
         recorder.training = wiring.assemble(run, recorder, recorder.request, mine)
         recorder.header(wiring.header(run, recorder.training))

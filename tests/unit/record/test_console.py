@@ -22,7 +22,7 @@ import pytest
 
 from hvd_train.config import StopConfig
 from hvd_train.record.console import BarConsole, PlainConsole, is_terminal, make_console
-from hvd_train.record.reports import FaultReport, RunHeader, StopReport
+from hvd_train.record.reports import FaultReport, RunStart, StopReport
 from hvd_train.record.wording import REASONS, closing_lines, duration, header_lines, number
 from tests.unit.run_reports import HEADER, STOP, evaluation, round_report
 
@@ -148,7 +148,7 @@ def test_every_stop_rule_and_every_reason_has_words() -> None:
 
 
 def test_endings_of_other_runs() -> None:
-    def ending(run: RunHeader = HEADER, **changes: object) -> list[str]:
+    def ending(run: RunStart = HEADER, **changes: object) -> list[str]:
         return closing_lines(run, dataclasses.replace(STOP, **changes))  # type: ignore[arg-type]
 
     nothing = ending(best=None, best_round=None, final=None, samples=0, seconds=0.0, checkpoints={})

@@ -21,7 +21,7 @@ from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import CheckpointConfig
 from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.errors import RunDirectoryError
-from hvd_train.record.reports import CheckpointReport, FaultReport, Recorder, Report, RunHeader
+from hvd_train.record.reports import CheckpointReport, FaultReport, Recorder, Report, RunStart
 from hvd_train.run.checkpoint import Checkpoints
 from hvd_train.run.saved_checkpoint import SavedCheckpoint, find_checkpoint, rank_file
 from tests.threads import ThreadCommunicator, on_ranks
@@ -40,7 +40,7 @@ class Remembered(Recorder):
     def __init__(self) -> None:
         self.reports: list[Report] = []
 
-    def header(self, header: RunHeader) -> None: ...
+    def header(self, header: RunStart) -> None: ...
 
     def report(self, report: Report) -> None:
         self.reports.append(report)

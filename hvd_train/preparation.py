@@ -1,0 +1,145 @@
+"""What a training needs before its folder is opened: the task, the data, the model of this rank."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hvd_train.algorithm.local_step import make_optimizer
+from hvd_train.comm.agree import require_equal, together
+from hvd_train.comm.base import Communicator
+from hvd_train.comm.factory import versions
+from hvd_train.config import Config, DataConfig, flatten
+from hvd_train.data.catalog import Catalog, find_shards, look_at_labels, make_catalog, scale_warning
+from hvd_train.data.deal import Span, deal
+from hvd_train.environment import machine
+from hvd_train.environment.binding import complaints, take_seat
+from hvd_train.environment.launcher import detect, forgotten_tasks
+from hvd_train.errors import TaskError
+from hvd_train.io.output import warn
+from hvd_train.liveness import phase
+from hvd_train.run.model_state import saved_state
+from hvd_train.run.random_state import seed_rank
+from hvd_train.tasks.base import Task
+from hvd_train.tasks.building import build, refuse_single_rows
+from hvd_train.tasks.built_in import takes_tokens
+from hvd_train.tasks.load import make_task
+from hvd_train.tasks.models import scales_integers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A training before it has a folder; on this rank."""
+
+    config: Config
+    comm: Communicator
+    task: Task
+    task_is_given: bool
+    """Whether the caller gave it, rather than the configuration's name of it."""
+    versions: dict[str, str]
+    threads: list[int]
+    """Of torch, by rank."""
+    catalog: Catalog
+    parts: list[tuple[Span, ...]]
+    """The training rows of every rank."""
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
+    """What a training needs before its folder is opened: task, data, model and optimizer of this rank. What
+    must agree is compared, and what fails on one rank fails on all with one message. Collective."""
+    phase("set-up")
+    require_equal(comm, "configurations", flatten(config), "Give every rank the same file and flags.")
+    its_versions = versions(comm)
+    threads = _share_cores(config, comm)
+    chosen = together(comm, lambda: make_task(config) if task is None else task)
+    catalog = _open_catalog(config.data, chosen, comm)
+    require_equal(comm, "data", _facts(catalog), "Every rank must see the same shards, whole.")
+    for line in catalog.warnings if comm.rank == 0 else ():
+        warn(line)
+    parts = deal(catalog.train, comm.size)
+    model, optimizer = together(comm, lambda: _build(config, chosen, catalog, parts[comm.rank], comm.rank))
+    shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in saved_state(model)[0].items()}
+    require_equal(comm, "models", shapes, "The task must build the same model on every rank.")
+    seed_rank(config.seed, comm.rank)
+    return Prepared(
+        config=config,
+        comm=comm,
+        task=chosen,
+        task_is_given=task is not None,
+        versions=its_versions,
+        threads=threads,
+        catalog=catalog,
+        parts=parts,
+        model=model,
+        optimizer=optimizer,
+    )
+
+
+def _share_cores(config: Config, comm: Communicator) -> list[int]:
+    """Sets torch's threads on this rank; returns those of every rank. Warns of cores that do not fit.
+    Collective."""
+    cores = comm.allgather((comm.host, machine.AFFINITY))
+    of_host = [mask for host, mask in cores if host == comm.host]
+    threads = config.threads or machine.threads_for(machine.AFFINITY, of_host, machine.cpu_limit())
+    torch.set_num_threads(threads)
+    seats = comm.allgather(take_seat(comm.rank, comm.host, threads))
+    launcher = detect()
+    warnings = [forgotten_tasks(), *map(str, complaints(seats, launcher.unbind, launcher.deals_cores))]
+    for line in warnings if comm.rank == 0 else ():
+        if line:
+            warn(line)
+    return [seat.threads for seat in seats]
+
+
+def _open_catalog(data: DataConfig, task: Task, comm: Communicator) -> Catalog:
+    """Finds the shards; each rank looks at the labels of its part. Collective."""
+    shards = together(comm, lambda: find_shards(data))
+    tokens = takes_tokens(task)
+    mine = together(comm, lambda: look_at_labels(shards, comm.rank, comm.size, tokens=tokens))
+    labels = comm.allgather(mine)
+    return together(comm, lambda: make_catalog(shards, data, labels, tokens=tokens))
+
+
+def _build(
+    config: Config, task: Task, catalog: Catalog, mine: tuple[Span, ...], rank: int
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Model and optimizer of this rank, whose rows are `mine`. Not collective."""
+    torch.manual_seed(config.seed)
+    try:
+        model = build(task, catalog)
+    except TaskError as error:
+        # Of what the samples are, by their first file.
+        raise TaskError(f"{catalog.shards[0].path}: {error}") from None
+    if config.data.batch_size == 1:
+        why = "data.batch_size is 1. Give batches of 2 rows or more"
+        refuse_single_rows(model, task, catalog, mine, why)
+    elif num_rows(mine) == 1:
+        why = f"rank {rank} has no other row. Use fewer ranks"
+        refuse_single_rows(model, task, catalog, mine, why)
+    if rank == 0 and scales_integers(model):
+        warning = scale_warning(catalog, config.data)
+        if warning:
+            warn(warning)
+    return model, make_optimizer(model, config.optim)
+
+
+def _facts(catalog: Catalog) -> dict[str, Any]:
+    """What all ranks must see alike: folders may be mounted elsewhere, but files and rows are the same."""
+    rows = {f"rows of {Path(s.path).name} (shard {i})": s.num_samples for i, s in enumerate(catalog.shards)}
+    return {
+        "a sample": json.dumps(catalog.sample.to_json()),
+        "training rows": num_rows(catalog.train),
+        **rows,
+    }
+
+
+def num_rows(spans: tuple[Span, ...]) -> int:
+    """Rows of one part."""
+    return sum(span.num_rows for span in spans)
