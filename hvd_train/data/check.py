@@ -14,6 +14,7 @@ from hvd_train.data.h5 import Array, ShardFile
 from hvd_train.data.locate import Found
 from hvd_train.data.verify import Verifier, describe
 from hvd_train.errors import DataError
+from hvd_train.io.text import counted
 
 _READ_BYTES = 1 << 20
 
@@ -146,7 +147,7 @@ class _DatasetCheck:
     def not_finite(self) -> Iterator[str]:
         """What to say of values that are NaN or infinite, after `problems` has read them all."""
         if self._num_not_finite:
-            values = "1 value" if self._num_not_finite == 1 else f"{self._num_not_finite} values"
+            values = counted(self._num_not_finite, "value")
             yield (
                 f"{values} of `{self._name}` not finite (NaN or infinite), the first in row "
                 f"{self._first_not_finite}"

@@ -23,7 +23,7 @@ from hvd_train.data.rows import Rows
 from hvd_train.errors import RunDirectoryError
 from hvd_train.io.stateful import Count, checked
 
-Batch = dict[str, Array]
+ArrayBatch = dict[str, Array]
 Blocks = npt.NDArray[np.int64]
 """Row ranges, [blocks, 2]: the first row of each and the one after its last."""
 
@@ -64,7 +64,7 @@ class Reader(ABC):
         """Sets the order of `epoch` and goes to its start."""
 
     @abstractmethod
-    def next_batch(self, size: int) -> Batch | None:
+    def next_batch(self, size: int) -> ArrayBatch | None:
         """The next `size` rows: {name: array [rows, *shape]}, in memory that is the caller's.
 
         The last batch of an epoch may be smaller: no row is dropped and none comes twice. None once the
@@ -129,7 +129,7 @@ class MemoryReader(Reader):
     def start_epoch(self, epoch: int) -> None:
         self._go_to(epoch, 0)
 
-    def next_batch(self, size: int) -> Batch | None:
+    def next_batch(self, size: int) -> ArrayBatch | None:
         if not self._batch:
             raise RuntimeError("the reader is closed")
         start, stop = self._cursor.range_of(size, self.num_samples)
@@ -187,9 +187,9 @@ class StreamReader(Reader):
             rows.spans, seed, self.mode, layout=self._blocks.tobytes() + bytes(str(window_blocks), "ascii")
         )
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="hvd_train-reader")
-        self._current: Batch = {}
+        self._current: ArrayBatch = {}
         self._order: npt.NDArray[np.intp] = np.empty(0, np.intp)
-        self._loading: tuple[int, int, Future[Batch]] | None = None
+        self._loading: tuple[int, int, Future[ArrayBatch]] | None = None
         self._plan()
 
     @property
@@ -199,7 +199,7 @@ class StreamReader(Reader):
     def start_epoch(self, epoch: int) -> None:
         self._go_to(epoch, 0)
 
-    def next_batch(self, size: int) -> Batch | None:
+    def next_batch(self, size: int) -> ArrayBatch | None:
         start, stop = self._cursor.range_of(size, self.num_samples)
         pieces = []
         while start < stop:
@@ -277,7 +277,7 @@ class StreamReader(Reader):
         else:
             self._load(epoch + 1, 0)
 
-    def _load(self, epoch: int, window: int) -> Future[Batch]:
+    def _load(self, epoch: int, window: int) -> Future[ArrayBatch]:
         """Starts reading a window, unless that is under way; it takes the place of any other."""
         if self._loading is not None:
             if self._loading[:2] == (epoch, window):
@@ -348,7 +348,7 @@ class _Cursor:
         return saved.epoch, saved.position, False
 
 
-def _gather(batch: Batch, index: npt.NDArray[np.intp]) -> Batch:
+def _gather(batch: ArrayBatch, index: npt.NDArray[np.intp]) -> ArrayBatch:
     return {name: array.take(index, axis=0, mode="clip") for name, array in batch.items()}
 
 
@@ -374,7 +374,7 @@ def _num_rows(blocks: Blocks) -> int:
     return int((blocks[:, 1] - blocks[:, 0]).sum())
 
 
-def _read_blocks(rows: Rows, blocks: Blocks) -> Batch:
+def _read_blocks(rows: Rows, blocks: Blocks) -> ArrayBatch:
     batch = rows.empty(_num_rows(blocks))
     at = 0
     # In file order: the window is mixed in memory anyway, and reading forwards is what disks do best.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hvd_train.environment.machine import AFFINITY
+from hvd_train.io.text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ def _of_hosts(hosts: Mapping[str, Sequence[Seat]], kind: _Kind, start: str) -> l
     if not found:
         return []
     host, seen, remedy = found[0]
-    more = f" and {_count(len(found) - 1, 'other host')}" if len(found) > 1 else ""
+    more = f" and {counted(len(found) - 1, 'other host')}" if len(found) > 1 else ""
     return [Complaint(f"{host}{more}", seen, remedy)]
 
 
@@ -114,7 +115,7 @@ def _too_many_threads(of_host: Sequence[Seat], start: str) -> tuple[str, str] | 
     if not crowded:
         return None
     first = crowded[0]
-    seen = f"{_ranks(crowded, of_host)} set to {first.threads} threads on {_count(len(first.cores), 'core')}"
+    seen = f"{_ranks(crowded, of_host)} set to {first.threads} threads on {counted(len(first.cores), 'core')}"
     return seen, f"Give fewer `--threads`, or start the ranks with {start}."
 
 
@@ -123,7 +124,7 @@ def _fewer_than_promised(of_host: Sequence[Seat], start: str) -> tuple[str, str]
     if not short:
         return None
     first = short[0]
-    seen = f"{_ranks(short, of_host)} bound to {_count(len(first.cores), 'core')}"
+    seen = f"{_ranks(short, of_host)} bound to {counted(len(first.cores), 'core')}"
     return f"{seen}, but SLURM_CPUS_PER_TASK is {first.promised_cores}", f"Start them with {start}."
 
 
@@ -144,7 +145,3 @@ def _ranks(some: Sequence[Seat], of_host: Sequence[Seat]) -> str:
     if len(some) == 1:
         return f"rank {named} is"
     return f"ranks {named} are" if len(some) <= 4 else f"ranks {named} and {len(some) - 4} more are"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

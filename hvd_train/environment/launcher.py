@@ -139,7 +139,7 @@ def mismatch(
         world_size: of the world that the process sees.
     """
     number = f"one of {launcher.size}" if launcher.size is not None else f"rank {launcher.rank}"
-    version = " ".join(mpi_build.parse_version(library)).strip()
+    version = mpi_build.short_version(library)
     seen = (
         f"{launcher.name} started this process as {number}, but backend `{backend}` ({version}) sees a world "
         f"of {world_size}"

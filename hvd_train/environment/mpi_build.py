@@ -82,7 +82,7 @@ def mpi4py_environment(path: Path = RECORD) -> dict[str, str]:
         return {}
     if not Path(mpi.library).exists():
         raise MPIMismatch(
-            f"the package was built beside {_short(mpi.version)}, whose library {mpi.library} is not "
+            f"the package was built beside {short_version(mpi.version)}, whose library {mpi.library} is not "
             f"there. {REMEDY}."
         )
     environment = {"MPI4PY_LIBMPI": mpi.library}
@@ -119,8 +119,8 @@ def check_mpi(library_version: str, path: Path = RECORD) -> None:
     mpi = load(path).mpi
     if mpi is not None and parse_version(library_version) != parse_version(mpi.version):
         raise MPIMismatch(
-            f"the MPI at run time is {_short(library_version)}, but the package was built beside "
-            f"{_short(mpi.version)} ({mpi.library}). {REMEDY}."
+            f"the MPI at run time is {short_version(library_version)}, but the package was built beside "
+            f"{short_version(mpi.version)} ({mpi.library}). {REMEDY}."
         )
 
 
@@ -133,5 +133,6 @@ def parse_version(library_version: str) -> tuple[str, str]:
     return library_version.partition("\n")[0].strip(), ""
 
 
-def _short(library_version: str) -> str:
+def short_version(library_version: str) -> str:
+    """Family and version number in words: `Open MPI 5.0.11`."""
     return " ".join(parse_version(library_version)).strip()

@@ -1,4 +1,4 @@
-"""Text files that a person wrote."""
+"""Text: of files that a person wrote, and numbers in sentences."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def refuse_utf16(content: bytes) -> None:
     editors write it."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UnicodeError("it begins with the byte order mark of UTF-16; expected UTF-8: save it as that")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 host`, `2,000 hosts`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

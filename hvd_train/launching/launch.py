@@ -18,7 +18,7 @@ from hvd_train.io.output import warn
 from hvd_train.launching import plan, programs, supervise
 from hvd_train.launching.check_hosts import run as check_hosts
 from hvd_train.launching.options import Options, parse, split
-from hvd_train.launching.outcome import Record
+from hvd_train.launching.outcome import Outcome
 from hvd_train.launching.supervise import Ended
 from hvd_train.run.layout import EVENTS_FILE, checkpoint_of, exists_already, folder_of
 
@@ -49,14 +49,14 @@ def _launch(options: Options, before: list[str], training: list[str], check: Che
     config = check(training)
     if options.check_hosts:
         return _check_hosts(options, config)
-    record = None
+    outcome = None
     if config is not None:
         folder, is_new = folder_of(config)
         if is_new and os.path.exists(folder):
             raise exists_already(folder)
         if not config.name and config.resume in ("", "auto"):
             training = [*training, "--name", folder.name]
-        record = Record(folder)
+        outcome = Outcome(folder)
     launcher = plan.choose(options)
     line = plan.line(options, launcher, [sys.executable, "-m", "hvd_train", *training])
     if options.dry_run:
@@ -68,14 +68,14 @@ def _launch(options: Options, before: list[str], training: list[str], check: Che
         supervise.Job(
             line=line,
             by_horovodrun=launcher == "horovodrun",
-            can_stop=record.has_begun if record is not None else None,
+            can_stop=outcome.has_begun if outcome is not None else None,
             start_timeout_s=options.start_timeout,
-            have_met=record.ranks_have_met if record is not None else None,
+            have_met=outcome.ranks_have_met if outcome is not None else None,
         )
     )
-    if config is None or record is None:
+    if config is None or outcome is None:
         return 128 + ended.signal if ended.signal else ended.status
-    return judge(ended, record, launcher, before, resumable=config.sync.mode != "none")
+    return exit_status(ended, outcome, launcher, before, resumable=config.sync.mode != "none")
 
 
 def _check_hosts(options: Options, config: Config | None) -> int:
@@ -88,16 +88,18 @@ def _check_hosts(options: Options, config: Config | None) -> int:
     return check_hosts.run(options.named_hosts, runs, mpirun)
 
 
-def judge(ended: Ended, record: Record, launcher: str, before: list[str], resumable: bool = True) -> int:
+def exit_status(
+    ended: Ended, outcome: Outcome, launcher: str, before: list[str], resumable: bool = True
+) -> int:
     """The exit code, by the run's own record; and what is to be said of it."""
-    line = shlex.join(["python", "-m", "hvd_train", "launch", *before, "--", "--resume", str(record.folder)])
+    line = shlex.join(["python", "-m", "hvd_train", "launch", *before, "--", "--resume", str(outcome.folder)])
     go_on = f"Go on: {line}" if resumable else "With sync.mode = 'none' it cannot go on."
-    stop = record.stop()
+    stop = outcome.stop()
     reason = stop.get("reason")
-    checkpoint = checkpoint_of(record.folder, "latest")
+    checkpoint = checkpoint_of(outcome.folder, "latest")
     if checkpoint is not None:
         there = f"Its newest checkpoint is {checkpoint.name}. {go_on}"
-    elif record.has_begun():
+    elif outcome.has_begun():
         there = "There is no checkpoint: start it anew, under another name."
     else:
         there = "There is no checkpoint, and no training began."
@@ -108,7 +110,7 @@ def judge(ended: Ended, record: Record, launcher: str, before: list[str], resuma
         warn(f"interrupted, with a checkpoint. {go_on}")
         return INTERRUPTED if resumable else FAILED
     if reason == "diverged":
-        warn(f"the training diverged, see {record.folder / EVENTS_FILE}. Try a smaller --lr.")
+        warn(f"the training diverged, see {outcome.folder / EVENTS_FILE}. Try a smaller --lr.")
         return DIVERGED
     if reason:
         if ended.status:
@@ -118,6 +120,6 @@ def judge(ended: Ended, record: Record, launcher: str, before: list[str], resuma
         return USER_ERROR
     warn(
         f"the run did not come to its end: {launcher} ended with {ended.status}, and "
-        f"{record.folder / EVENTS_FILE} has no `stop`. {there}"
+        f"{outcome.folder / EVENTS_FILE} has no `stop`. {there}"
     )
     return 128 + ended.signal if ended.signal else FAILED

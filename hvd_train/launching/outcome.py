@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hvd_train.record.events import read_events
 from hvd_train.run.layout import CONFIG_FILE, EVENTS_FILE
 
 
-class Record:
+class Outcome:
     """The events of a run that come after this object was made.
 
     Args:
@@ -21,7 +22,7 @@ class Record:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._before = sum(1 for _ in self._lines())
+        self._before = sum(1 for _ in self._events())
         self._configuration = self._file_of_configuration()
 
     def has_begun(self) -> bool:
@@ -35,7 +36,7 @@ class Record:
     def _file_of_configuration(self) -> tuple[int, int]:
         """What differs between two files of one name; zeros where there is none."""
         with contextlib.suppress(OSError):
-            os.listdir(self.folder)  # as in `_lines`
+            os.listdir(self.folder)  # as in `_events`
             found = os.stat(self.folder / CONFIG_FILE)
             return found.st_ino, found.st_mtime_ns
         return 0, 0
@@ -48,21 +49,13 @@ class Record:
         """Those of this start, which begins with a header. What comes before it is of another job, which has
         the folder; the ranks of this one were refused."""
         begun = False
-        for number, line in enumerate(self._lines()):
-            if number >= self._before:
-                with contextlib.suppress(ValueError):
-                    event = json.loads(line)
-                    if isinstance(event, dict):
-                        begun = begun or event.get("event") == "header"
-                        if begun:
-                            yield event
+        for event in itertools.islice(self._events(), self._before, None):
+            begun = begun or event.get("event") == "header"
+            if begun:
+                yield event
 
-    def _lines(self) -> Iterator[bytes]:
-        """Those that are complete: a run that goes on cuts a torn one off."""
+    def _events(self) -> Iterator[dict[str, Any]]:
         with contextlib.suppress(OSError):
             # Without it a network file system may go on saying that there is no such folder.
             os.listdir(self.folder.parent)
-            with open(self.folder / EVENTS_FILE, "rb") as file:
-                for line in file:
-                    if line.endswith(b"\n"):
-                        yield line
+            yield from read_events(self.folder / EVENTS_FILE, skip_damaged=True)

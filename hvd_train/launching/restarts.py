@@ -48,7 +48,7 @@ def parse(args: Sequence[str]) -> Options:
 
 
 @dataclass(frozen=True)
-class Progress:
+class StartsSoFar:
     """How far a run has come."""
 
     round: int
@@ -57,14 +57,14 @@ class Progress:
     starts: int
     """Starts that came to their first step."""
 
-    in_vain: int
+    without_progress: int
     """The last starts that have not brought it further than this: with 1 it is not known yet."""
 
     diverged: bool = False
     """Whether the last start ended as the training diverged: the next one would go on from there."""
 
 
-def progress(events: Iterable[Mapping[str, Any]]) -> Progress:
+def progress(events: Iterable[Mapping[str, Any]]) -> StartsSoFar:
     """How far the run with these events has come."""
     starts: list[int] = []
     reached, diverged = 0, False
@@ -76,17 +76,17 @@ def progress(events: Iterable[Mapping[str, Any]]) -> Progress:
             reached = max(reached, event["round"])  # that of the best may be written late
         elif event["event"] == "stop":
             diverged = event["reason"] == "diverged"
-    in_vain = 0
-    while in_vain < len(starts) and starts[-1 - in_vain] >= reached:
-        in_vain += 1
-    return Progress(reached, len(starts), in_vain, diverged)
+    without_progress = 0
+    while without_progress < len(starts) and starts[-1 - without_progress] >= reached:
+        without_progress += 1
+    return StartsSoFar(reached, len(starts), without_progress, diverged)
 
 
 def main(options: Options, training: Config) -> int:
     """Prints whether another start is worth it; returns the exit code."""
     folder, _ = folder_of(replace(training, resume=training.resume or "auto"))
     file = folder / EVENTS_FILE
-    found = progress(read_events(file)) if os.path.exists(file) else Progress(0, 0, 0)
+    found = progress(read_events(file)) if os.path.exists(file) else StartsSoFar(0, 0, 0)
     if options.begun:
         print(found.starts, flush=True)
         return 0
@@ -97,12 +97,12 @@ def main(options: Options, training: Config) -> int:
             flush=True,
         )
         return 1
-    if found.in_vain < options.limit:
+    if found.without_progress < options.limit:
         print(f"{folder}: another start goes on from round {found.round}", flush=True)
         return 0
     print(
-        f"{folder}: {found.in_vain} starts in a row went on from round {found.round} and brought no later "
-        f"checkpoint; expected fewer than {options.limit}. Look at what ended them, or lower "
+        f"{folder}: {found.without_progress} starts in a row went on from round {found.round} and brought no "
+        f"later checkpoint; expected fewer than {options.limit}. Look at what ended them, or lower "
         "checkpoint.every_rounds.",
         flush=True,
     )

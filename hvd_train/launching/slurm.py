@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 
+from hvd_train.environment import srun
 from hvd_train.errors import EnvironmentMismatch
 from hvd_train.launching.hosts import Host
 
@@ -30,9 +31,7 @@ def num_tasks(environ: Mapping[str, str] = os.environ) -> int | None:
 
 def mpi_types() -> frozenset[str]:
     """What srun's --mpi takes; empty where srun does not say."""
-    # One name a line, after a line of words; newer ones list versions of pmix behind a colon.
-    lines = [line.rpartition(":")[2] for line in _ask("srun", "--mpi=list").splitlines()]
-    return frozenset(word for line in lines for word in re.split(r"[,\s]+", line) if word)
+    return srun.mpi_types(_ask("srun", "--mpi=list"))
 
 
 def hosts(environ: Mapping[str, str] = os.environ) -> tuple[Host, ...]:

@@ -175,11 +175,11 @@ def _cut_torn_line(descriptor: int) -> None:
         os.ftruncate(descriptor, end)
 
 
-def read_events(path: str | Path) -> Iterator[dict[str, Any]]:
+def read_events(path: str | Path, *, skip_damaged: bool = False) -> Iterator[dict[str, Any]]:
     """The events in `path`, oldest first, also while the log is being written.
 
-    A last line that is torn, or not yet complete, is left out. Raises `ValueError` for any other line that
-    is not JSON.
+    A last line that is torn, or not yet complete, is left out. Any other line that is not JSON is left out
+    with `skip_damaged`, else it raises `ValueError`.
     """
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -188,4 +188,5 @@ def read_events(path: str | Path) -> Iterator[dict[str, Any]]:
             try:
                 yield msgspec.json.decode(line, type=dict[str, Any])
             except msgspec.DecodeError as error:
-                raise ValueError(f"{path}, line {number}: not an event: {error}.") from error
+                if not skip_damaged:
+                    raise ValueError(f"{path}, line {number}: not an event: {error}.") from error

@@ -6,7 +6,6 @@ come as a `Spread`.
 
 from __future__ import annotations
 
-import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,11 +24,6 @@ class Spread:
     min: float
     median: float
     max: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """The spread of one value a rank; `values` must not be empty."""
-        return cls(min(values), statistics.median(values), max(values))
 
     def __add__(self, other: Spread) -> Spread:
         """The spread of several rounds together, as far as it is known: each part is summed by itself."""

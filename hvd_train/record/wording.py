@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hvd_train.io.text import counted
 from hvd_train.record.reports import RunStart, StopReport
 
 REASONS = {
@@ -108,19 +109,15 @@ def _labelled(label: str, text: str) -> str:
     return f"{label:<9} {text}"
 
 
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
 def _range(values: Sequence[int], noun: str) -> str:
     low, high = min(values), max(values)
-    return _count(low, noun) if low == high else f"{low:,} to {high:,} {noun}s"
+    return counted(low, noun) if low == high else f"{low:,} to {high:,} {noun}s"
 
 
 def _data(header: RunStart) -> str:
     shards, samples = _range(header.shards_per_rank, "shard"), _range(header.samples_per_rank, "sample")
     validation = (
-        f"{_count(header.validation_samples, 'validation sample')}"
+        f"{counted(header.validation_samples, 'validation sample')}"
         if header.validation_samples
         else f"no validation data, so that the {header.metric} is the smoothed training loss"
     )
@@ -129,7 +126,7 @@ def _data(header: RunStart) -> str:
 
 def _world(header: RunStart) -> str:
     names = ", ".join(header.hosts[:_NAMED_HOSTS]) + (", ..." if len(header.hosts) > _NAMED_HOSTS else "")
-    ranks = f"{_count(header.world_size, 'rank')} on {_count(len(header.hosts), 'host')} ({names})"
+    ranks = f"{counted(header.world_size, 'rank')} on {counted(len(header.hosts), 'host')} ({names})"
     text = f"{ranks}, backend {header.backend}, {_range(header.threads, 'thread')} per rank"
     return text if header.world_size == 1 else f"{text}; a killed rank {header.lost_rank}"
 
@@ -154,10 +151,10 @@ def _average(header: RunStart) -> str:
 def _stop_rules(header: RunStart) -> str:
     rules, metric = header.stop_rules, header.metric
     words: dict[str, Callable[[float], str]] = {
-        "patience": lambda n: f"{_count(int(n), 'evaluation')} without a better {metric}",
+        "patience": lambda n: f"{counted(int(n), 'evaluation')} without a better {metric}",
         "target_error": lambda value: f"{metric} {value:g}",
-        "max_epochs": lambda n: _count(int(n), "epoch"),
-        "max_rounds": lambda n: _count(int(n), "round"),
+        "max_epochs": lambda n: counted(int(n), "epoch"),
+        "max_rounds": lambda n: counted(int(n), "round"),
         "max_seconds": lambda seconds: f"{seconds:g} s",
         "divergence": lambda factor: f"{metric} above {factor:g} times the best",
     }

@@ -97,7 +97,7 @@ def _work(results: Connection, folder: Path, indices: range, seed: int, correcte
     for index in indices:
         place = folder / "work" / str(index)
         try:
-            outcome, detail = mutate_shards.judge(folder / "templates", place, index, seed, corrected)
+            outcome, detail = mutate_shards.outcome_of(folder / "templates", place, index, seed, corrected)
         except Exception:
             outcome, detail = "exception of the test itself", traceback.format_exc()
         shutil.rmtree(place, ignore_errors=True)

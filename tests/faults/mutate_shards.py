@@ -75,7 +75,7 @@ UNCHECKED = ("foreign-old", "foreign-new", "schema-1")
 """Without checksums of ours that cover everything: other values are legal."""
 
 
-def judge(templates: Path, place: Path, index: int, seed: int, corrected: bool) -> tuple[str, str]:
+def outcome_of(templates: Path, place: Path, index: int, seed: int, corrected: bool) -> tuple[str, str]:
     """Makes a mutant at `place` and reads it; returns the outcome, and a line about it."""
     rng = random.Random(f"{seed} {index} {corrected}")
     name = rng.choice(CHECKED + UNCHECKED if corrected else CHECKED)

@@ -228,21 +228,21 @@ DOCKER = Interface("docker0", IPv4Interface("172.17.0.0/16"), up=True, loopback=
 
 
 def test_an_interface_that_every_host_has() -> None:
-    assert network.judge([LO, ETH0], "Open MPI 5.0.11") == Check(name="interfaces", seen="eth0 (10.0.0.0/24)")
-    check = network.judge([LO, DOCKER, ETH0], "Open MPI 5.0.11")
+    assert network.check([LO, ETH0], "Open MPI 5.0.11") == Check(name="interfaces", seen="eth0 (10.0.0.0/24)")
+    check = network.check([LO, DOCKER, ETH0], "Open MPI 5.0.11")
     assert check.status == "warning"
     assert "docker0 (172.17.0.0/16)" in check.seen
     assert "--mca btl_tcp_if_include eth0 --prtemca oob_tcp_if_include eth0" in check.remedy
-    assert "--mca oob_tcp_if_include eth0" in network.judge([DOCKER, ETH0], "Open MPI 4.1.8").remedy
-    assert "-iface eth0" in network.judge([DOCKER, ETH0], "MPICH 4.3.2").remedy
-    assert "--network-interfaces eth0" in network.judge([DOCKER, ETH0], "").remedy
+    assert "--mca oob_tcp_if_include eth0" in network.check([DOCKER, ETH0], "Open MPI 4.1.8").remedy
+    assert "-iface eth0" in network.check([DOCKER, ETH0], "MPICH 4.3.2").remedy
+    assert "--network-interfaces eth0" in network.check([DOCKER, ETH0], "").remedy
 
 
 def test_interfaces_that_lead_nowhere() -> None:
     down = Interface("virbr0", IPv4Interface("192.168.122.0/24"), up=False, loopback=False)
-    assert network.judge([LO, ETH0, down], "").status == "ok", "it is down"
-    assert "none leads to another host" in network.judge([LO, DOCKER], "").seen
-    two = network.judge(
+    assert network.check([LO, ETH0, down], "").status == "ok", "it is down"
+    assert "none leads to another host" in network.check([LO, DOCKER], "").seen
+    two = network.check(
         [ETH0, Interface("ib0", IPv4Interface("10.1.0.0/24"), up=True, loopback=False)], "MPICH 4.3.2"
     )
     assert "eth0 (10.0.0.0/24), ib0 (10.1.0.0/24)" in two.seen
@@ -328,22 +328,22 @@ Connection summary: (pml)
 
 
 def test_the_transports_of_open_mpi() -> None:
-    one = parts.judge_open_mpi(TABLE.format("n/a"), ["ob1"], [], [])
+    one = parts.check_open_mpi(TABLE.format("n/a"), ["ob1"], [], [])
     assert (one.status, one.seen) == ("ok", "within a host sm; PML ob1")
-    two = parts.judge_open_mpi(TABLE.format("tcp"), ["ob1"], [], [])
+    two = parts.check_open_mpi(TABLE.format("tcp"), ["ob1"], [], [])
     assert (two.status, two.seen) == ("ok", "within a host sm, between hosts tcp; PML ob1")
-    slow = parts.judge_open_mpi(TABLE.format("tcp"), ["ob1"], [], ["mlx5_0"])
+    slow = parts.check_open_mpi(TABLE.format("tcp"), ["ob1"], [], ["mlx5_0"])
     assert slow.status == "warning"
     assert "mlx5_0" in slow.seen
-    old = parts.judge_open_mpi("", ["ob1"], ["vader", "tcp"], [])
+    old = parts.check_open_mpi("", ["ob1"], ["vader", "tcp"], [])
     assert old.seen == "PML ob1, BTL vader, tcp are open"
 
 
 def test_the_transports_of_mpich() -> None:
     version = "MPICH Version:      4.3.2\nMPICH Device:       ch4:ucx ofi\n"
     said = "==== UCX netmod Capability ====\ntag_bits: 31\n"
-    assert parts.judge_mpich(version, said).seen == "device ch4:ucx ofi, netmod ucx"
-    intel = parts.judge_mpich("Intel(R) MPI Library 2021.13", "MPI startup(): libfabric provider: tcp\n")
+    assert parts.check_mpich(version, said).seen == "device ch4:ucx ofi, netmod ucx"
+    intel = parts.check_mpich("Intel(R) MPI Library 2021.13", "MPI startup(): libfabric provider: tcp\n")
     assert intel.seen == "libfabric's provider tcp"
 
 

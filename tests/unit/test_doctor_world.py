@@ -140,7 +140,7 @@ def test_the_remedy_is_that_of_the_launcher() -> None:
 
 def test_cores_that_are_wrong_on_one_of_two_hosts() -> None:
     reports = [report(0), report(1, cores=(0,)), report(2, "b", cores=(0,)), report(3, "b", cores=(0,))]
-    found = [f for f in world.judge(reports, "ring", 2, None, MPIRUN) if f.check.name == "threads"]
+    found = [f for f in world.checks_of_job(reports, "ring", 2, None, MPIRUN) if f.check.name == "threads"]
     assert [(f.check.status, f.ranks, f.everywhere) for f in found] == [
         ("ok", (0, 1), False),
         ("warning", (2, 3), False),
@@ -228,7 +228,7 @@ def test_of_several_hosts_those_that_have_too_little() -> None:
 
     def findings(*more: int) -> list[tuple[str, tuple[int, ...]]]:
         reports = [report(r, "abc"[r // 2], free=(peak + more[r // 2]) * MIB) for r in range(6)]
-        found = world.judge(reports, "ring", 3, values, ALONE)
+        found = world.checks_of_job(reports, "ring", 3, values, ALONE)
         return [(f.check.status, f.ranks) for f in found if f.check.name == "memory"]
 
     assert findings(40, 0, 10) == [("ok", (2, 3))], "b has the least"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hvd_train.io.text import counted
+
 CHECKS = ("resolves", "reachable", "ssh", "python", "package", "mpi", "runs", "port", "clock", "cores")
 """In the order in which a host is checked; each may need those before it."""
 
@@ -59,11 +61,6 @@ def explanations(rows: Mapping[str, Mapping[str, Finding]]) -> list[str]:
 def _line(host: str, check: str, finding: Finding) -> str:
     kind = "warning: " if finding.warning else ""
     return f"{kind}{host}: {check}: {finding.seen}; expected {finding.expected}. {finding.remedy}."
-
-
-def counted(number: int, what: str) -> str:
-    """`1 host`, `2 hosts`."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def listed(names: Sequence[str]) -> str:

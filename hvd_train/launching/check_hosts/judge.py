@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from hvd_train.environment import mpi_build, mpi_launcher
 from hvd_train.launching.check_hosts.finding import OK, Finding
-from hvd_train.launching.check_hosts.probe import Errand, Facts, Record
-from hvd_train.launching.check_hosts.remote import Visit
+from hvd_train.launching.check_hosts.probe import Facts, ProbeRequest
+from hvd_train.launching.check_hosts.remote import ProbeResult
 from hvd_train.launching.hosts import Host
 
 SKEW_S = 2.0
@@ -23,7 +23,7 @@ class Standard:
     """Of this host."""
     python: str
     """Path of this host's interpreter."""
-    errand: Errand
+    request: ProbeRequest
 
 
 def judge_own(host: Host, standard: Standard) -> dict[str, Finding]:
@@ -42,18 +42,18 @@ def judge_own(host: Host, standard: Standard) -> dict[str, Finding]:
     }
 
 
-def judge(host: Host, visit: Visit, standard: Standard) -> dict[str, Finding]:
+def judge(host: Host, result: ProbeResult, standard: Standard) -> dict[str, Finding]:
     """The findings, by check, on a host that was visited. Of the checks whose facts are missing the first is
     a failure, and the others are left out: it hung or broke there."""
-    facts = visit.facts
+    facts = result.facts
     checks: tuple[tuple[str, Iterable[str], Callable[[], Finding]], ...] = (
         ("python", ["python"], lambda: _python(facts, standard)),
         ("cores", ["cores"], lambda: _cores(host, facts)),
         ("package", ["package", "torch"], lambda: _package(facts, standard)),
         ("mpi", ["record", "mpirun"], lambda: _mpi(facts, standard)),
-        ("port", ["home"], lambda: _port(visit, standard.errand["port"])),
+        ("port", ["home"], lambda: _port(result, standard.request["port"])),
         ("runs", ["runs"], lambda: _runs(host, facts)),
-        ("clock", ["started", "ended"], lambda: _clock(host, visit)),
+        ("clock", ["started", "ended"], lambda: _clock(host, result)),
     )
     row = dict.fromkeys(("resolves", "reachable", "ssh"), OK)
     complete = True
@@ -61,19 +61,19 @@ def judge(host: Host, visit: Visit, standard: Standard) -> dict[str, Finding]:
         if all(name in facts for name in needed):
             row[check] = finding()
         elif complete:
-            row[check] = _missing(check, visit, standard)
+            row[check] = _missing(check, result, standard)
             complete = False
     return row
 
 
-def _missing(check: str, visit: Visit, standard: Standard) -> Finding:
+def _missing(check: str, result: ProbeResult, standard: Standard) -> Finding:
     by_hand = {
-        "runs": f"`ls {standard.errand['runs']}`: where that hangs, its file server does not answer",
-        "mpi": f"`{standard.errand['mpirun']} --version`",
+        "runs": f"`ls {standard.request['runs']}`: where that hangs, its file server does not answer",
+        "mpi": f"`{standard.request['mpirun']} --version`",
     }.get(check, f"`{standard.python} -c 'import hvd_train'`")
     return Finding(
         cell="silent",
-        seen=f"the check did not come to its end there: {visit.end}",
+        seen=f"the check did not come to its end there: {result.end}",
         expected="an answer within a second or two",
         remedy=f"Log in and try {by_hand}",
     )
@@ -120,30 +120,28 @@ def _package(facts: Facts, standard: Standard) -> Finding:
 
 
 def _mpi(facts: Facts, standard: Standard) -> Finding:
-    here, there = standard.facts["record"], facts["record"]
-    if _version(there) != _version(here):
+    here = mpi_build.short_version(standard.facts["record"]["version"])
+    record = facts["record"]
+    there = mpi_build.short_version(record["version"])
+    if there != here:
         return Finding(
-            cell=_version(there) or "unrecorded",
-            seen=f"the package there was built for {_version(there) or 'no MPI'}",
-            expected=f"{_version(here) or 'none'}, as here",
+            cell=there or "unrecorded",
+            seen=f"the package there was built for {there or 'no MPI'}",
+            expected=f"{here or 'none'}, as here",
             remedy="Install the package there beside the same MPI",
         )
-    if there["library"] and not there["there"]:
+    if record["library"] and not record["there"]:
         return Finding(
             cell="no library",
-            seen=f"the library that the package was built for, {there['library']}, is not there",
-            expected=_version(there),
+            seen=f"the library that the package was built for, {record['library']}, is not there",
+            expected=there,
             remedy="Install this MPI there at the same place",
         )
     return _launcher(facts, standard)
 
 
-def _version(record: Record) -> str:
-    return " ".join(mpi_build.parse_version(record["version"])).strip()
-
-
 def _launcher(facts: Facts, standard: Standard) -> Finding:
-    program = standard.errand["mpirun"]
+    program = standard.request["mpirun"]
     if not program:
         return OK
     here, there = (mpi_launcher.parse(f["mpirun"]["found"]) for f in (standard.facts, facts))
@@ -176,24 +174,24 @@ def _runs(host: Host, facts: Facts) -> Finding:
     )
 
 
-def _port(visit: Visit, port: int) -> Finding:
-    answer = visit.facts["home"]
+def _port(result: ProbeResult, port: int) -> Finding:
+    answer = result.facts["home"]
     if not answer["wrong"]:
         return OK
     return Finding(
         cell=answer["found"],
-        seen=f"it cannot connect to {visit.home}, port {port}, of this host: {answer['wrong']}",
+        seen=f"it cannot connect to {result.home}, port {port}, of this host: {answer['wrong']}",
         expected="a connection, as the launcher's daemons and the ranks make them on any port",
         remedy="Let the firewalls of these hosts pass TCP on all ports from each other (`nft list ruleset` "
         "shows them)",
     )
 
 
-def _clock(host: Host, visit: Visit) -> Finding:
+def _clock(host: Host, result: ProbeResult) -> Finding:
     """Its clock less this host's lies between what the probe's end says and what its start says, since the
     one was after the question and the other before the answer. What is nearest to zero is what is sure."""
-    lowest = visit.facts["ended"] - visit.answered
-    highest = visit.facts["started"] - visit.asked
+    lowest = result.facts["ended"] - result.answered
+    highest = result.facts["started"] - result.asked
     if abs(max(lowest, min(0.0, highest))) <= SKEW_S:
         return OK
     middle, half = (highest + lowest) / 2, (highest - lowest) / 2

@@ -36,7 +36,7 @@ _CALL_S = 2.0
 _SIOCGIFADDR = 0x8915
 
 
-class Errand(TypedDict):
+class ProbeRequest(TypedDict):
     """What a probe is asked to look at."""
 
     cwd: str
@@ -61,7 +61,7 @@ class Answer(TypedDict):
     wrong: str
 
 
-class Record(TypedDict):
+class RecordedMPI(TypedDict):
     """The MPI library that the package there was built for; all empty if none was recorded."""
 
     version: str
@@ -81,7 +81,7 @@ class Facts(TypedDict, total=False):
     """Version of hvd_train."""
     torch: str
     """Its version, as its installer wrote it down; empty if there is none."""
-    record: Record
+    record: RecordedMPI
     mpirun: Answer
     """What it prints for --version."""
     home: Answer
@@ -90,10 +90,10 @@ class Facts(TypedDict, total=False):
     ended: float
 
 
-def main(errand: str) -> None:
+def main(request: str) -> None:
     """Prints the facts, on a host that was logged in to for this alone."""
     signal.alarm(_LIFE_S)  # who asked has stopped waiting by then, and nothing else would end it
-    asked: Errand = json.loads(errand)
+    asked: ProbeRequest = json.loads(request)
     # As a rank finds its modules: in the working directory, which the empty name at the front stands for, and
     # in PYTHONPATH.
     with suppress(OSError):
@@ -103,7 +103,7 @@ def main(errand: str) -> None:
         print(MARK, json.dumps([name, value]), flush=True)
 
 
-def find(errand: Errand) -> Iterator[tuple[str, Any]]:
+def find(request: ProbeRequest) -> Iterator[tuple[str, Any]]:
     """Names and values of `Facts`. What may hang comes last."""
     yield "started", time.time()
     yield "python", platform.python_version()
@@ -111,10 +111,10 @@ def find(errand: Errand) -> Iterator[tuple[str, Any]]:
     yield "package", _package()
     yield "torch", _torch()
     yield "record", _record()
-    yield "mpirun", _mpirun(errand["mpirun"])
-    if errand["home"]:
-        yield "home", _call_home(errand["home"], errand["port"], errand["token"])
-    yield "runs", _runs(errand["runs"], errand["mark"])
+    yield "mpirun", _mpirun(request["mpirun"])
+    if request["home"]:
+        yield "home", _call_home(request["home"], request["port"], request["token"])
+    yield "runs", _runs(request["runs"], request["mark"])
     yield "ended", time.time()
 
 
@@ -133,15 +133,17 @@ def _torch() -> str:
         return ""
 
 
-def _record() -> Record:
+def _record() -> RecordedMPI:
     package = sys.modules.get("hvd_train")
     file = os.path.join(os.path.dirname(getattr(package, "__file__", None) or ""), "_build.json")
     try:
         with open(file) as text:
             mpi = json.load(text)["mpi"]
-        return Record(version=mpi["version"], library=mpi["library"], there=os.path.exists(mpi["library"]))
+        return RecordedMPI(
+            version=mpi["version"], library=mpi["library"], there=os.path.exists(mpi["library"])
+        )
     except (OSError, ValueError, LookupError, TypeError):  # it was not built, or without an MPI
-        return Record(version="", library="", there=False)
+        return RecordedMPI(version="", library="", there=False)
 
 
 def _mpirun(program: str) -> Answer:

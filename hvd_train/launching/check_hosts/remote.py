@@ -16,7 +16,7 @@ from typing import Generic, NamedTuple, TypeVar, cast
 
 from hvd_train.launching.check_hosts import probe
 from hvd_train.launching.check_hosts.finding import CheckFailed, Finding
-from hvd_train.launching.check_hosts.probe import Errand, Facts
+from hvd_train.launching.check_hosts.probe import Facts, ProbeRequest
 from hvd_train.launching.network import is_this_host
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class _Way(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Visit:
+class ProbeResult:
     """What a probe told."""
 
     facts: Facts
@@ -79,7 +79,7 @@ class Visit:
     """How it ended, in words, where facts are missing."""
 
 
-def visit(name: str, python: str, errand: Errand, deadline: float) -> Visit | None:
+def probe_host(name: str, python: str, request: ProbeRequest, deadline: float) -> ProbeResult | None:
     """Goes to a host and runs the probe there; None if the name is this host's own.
 
     Args:
@@ -95,7 +95,7 @@ def visit(name: str, python: str, errand: Errand, deadline: float) -> Visit | No
     if any(is_this_host(address[0]) for _, address in addresses):
         return None
     home = _reach(way, addresses)
-    return _probe(name, python, {**errand, "home": home}, deadline)
+    return _probe(name, python, {**request, "home": home}, deadline)
 
 
 def _way(name: str) -> _Way:
@@ -213,11 +213,11 @@ def _reach(way: _Way, addresses: Sequence[tuple[socket.AddressFamily, tuple[str,
     )
 
 
-def _probe(name: str, python: str, errand: Errand, deadline: float) -> Visit:
+def _probe(name: str, python: str, request: ProbeRequest, deadline: float) -> ProbeResult:
     source = (
         resources.files("hvd_train.launching.check_hosts").joinpath("probe.py").read_text(encoding="utf-8")
     )
-    program = f"{source}\nmain({json.dumps(errand)!r})\n".encode()
+    program = f"{source}\nmain({json.dumps(request)!r})\n".encode()
     options = [word for option in _SSH_OPTIONS.items() for word in ("-o", "=".join(option))]
     timeout_s = max(1.0, deadline - time.monotonic())
     asked = time.time()
@@ -238,7 +238,7 @@ def _probe(name: str, python: str, errand: Errand, deadline: float) -> Visit:
     if not facts:
         raise _no_facts(name, python, status, err, reason)
     end = reason if status is None else f"the probe ended with status {status}: {reason}"
-    return Visit(facts=facts, asked=asked, answered=answered, home=errand["home"], end=end)
+    return ProbeResult(facts=facts, asked=asked, answered=answered, home=request["home"], end=end)
 
 
 def told(out: str) -> Facts:

@@ -16,11 +16,12 @@ from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import cast
 
 from hvd_train.errors import RunDirectoryError
+from hvd_train.io.text import counted
 from hvd_train.launching.check_hosts import probe
-from hvd_train.launching.check_hosts.finding import CheckFailed, Finding, counted, explanations, listed, table
+from hvd_train.launching.check_hosts.finding import CheckFailed, Finding, explanations, listed, table
 from hvd_train.launching.check_hosts.judge import Standard, judge, judge_own
-from hvd_train.launching.check_hosts.probe import Errand, Facts
-from hvd_train.launching.check_hosts.remote import Visit, visit
+from hvd_train.launching.check_hosts.probe import Facts, ProbeRequest
+from hvd_train.launching.check_hosts.remote import ProbeResult, probe_host
 from hvd_train.launching.hosts import Host
 
 LIMIT_S = 7.0
@@ -42,7 +43,7 @@ def run(hosts: Sequence[Host], runs: Path, mpirun: str | None, python: str = sys
     """
     deadline = time.monotonic() + LIMIT_S + 0.05 * max(0, len(hosts) - 32)
     with _marked(runs) as mark, _listening() as listener:
-        errand = Errand(
+        request = ProbeRequest(
             cwd=os.getcwd(),
             path=[folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder],
             mpirun=mpirun or "",
@@ -53,15 +54,15 @@ def run(hosts: Sequence[Host], runs: Path, mpirun: str | None, python: str = sys
             token=listener.token,
         )
         with ThreadPoolExecutor(len(hosts) + 1) as pool:
-            here = pool.submit(lambda: cast("Facts", dict(probe.find(errand))))
-            visits = {host: pool.submit(visit, host.name, python, errand, deadline) for host in hosts}
-    standard = Standard(facts=here.result(), python=python, errand=errand)
-    rows = {host.name: _row(host, asked, standard) for host, asked in visits.items()}
-    print("\n".join([*table(rows), "", *_ways_home(visits), *explanations(rows), _verdict(rows)]))
+            here = pool.submit(lambda: cast("Facts", dict(probe.find(request))))
+            results = {host: pool.submit(probe_host, host.name, python, request, deadline) for host in hosts}
+    standard = Standard(facts=here.result(), python=python, request=request)
+    rows = {host.name: _row(host, asked, standard) for host, asked in results.items()}
+    print("\n".join([*table(rows), "", *_ways_home(results), *explanations(rows), _verdict(rows)]))
     return int(any(finding.failed for row in rows.values() for finding in row.values()))
 
 
-def _row(host: Host, asked: Future[Visit | None], standard: Standard) -> dict[str, Finding]:
+def _row(host: Host, asked: Future[ProbeResult | None], standard: Standard) -> dict[str, Finding]:
     try:
         found = asked.result()
     except CheckFailed as failed:
@@ -69,10 +70,10 @@ def _row(host: Host, asked: Future[Visit | None], standard: Standard) -> dict[st
     return judge_own(host, standard) if found is None else judge(host, found, standard)
 
 
-def _ways_home(visits: Mapping[Host, Future[Visit | None]]) -> list[str]:
+def _ways_home(results: Mapping[Host, Future[ProbeResult | None]]) -> list[str]:
     """Over which interfaces the hosts reached this one: what a launcher may have to be told."""
     ways: dict[tuple[str, str], list[str]] = {}
-    for host, asked in visits.items():
+    for host, asked in results.items():
         found = None if asked.exception() else asked.result()
         if found is not None and "home" in found.facts and not found.facts["home"]["wrong"]:
             interface = found.facts["home"]["found"].partition(" ")[2]

@@ -118,8 +118,3 @@ def numbers(values: Sequence[int]) -> str:
 def ranks(values: Sequence[int]) -> str:
     """`rank 3`, `ranks 0-2`."""
     return f"{'rank' if len(values) == 1 else 'ranks'} {numbers(values)}"
-
-
-def count(number: int, noun: str) -> str:
-    """`1 rank`, `2 ranks`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -12,7 +12,7 @@ _LOCAL = re.compile(r"(docker|virbr|br-|veth|cni|flannel|podman|lxc|lxd|vmnet|vb
 """Names of interfaces that lead to containers and virtual machines of this host, or into a tunnel."""
 
 
-def judge(found: Sequence[Interface], mpi: str) -> Check:
+def check(found: Sequence[Interface], mpi: str) -> Check:
     """What TCP has to choose from.
 
     Args:

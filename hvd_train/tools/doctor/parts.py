@@ -70,7 +70,7 @@ def mpi_library(launcher: Launcher) -> tuple[Check, Any]:
     except EnvironmentMismatch as error:
         needed = launcher.provides == "mpi" or mpi_build.load().mpi is not None
         return Check(name="MPI", status="error" if needed else "warning", seen=str(error)), None
-    version = " ".join(mpi_build.parse_version(mpi.Get_library_version())).strip()
+    version = mpi_build.short_version(mpi.Get_library_version())
     return Check(
         name="MPI", seen=f"{version}, {_loaded_from() or 'library not found in /proc'}", alike=version
     ), mpi
@@ -143,11 +143,11 @@ def transports(mpi: Any, said: str, fabrics: Sequence[str]) -> Check:
             [x for x in names if _mpi_t.read(mpi, f"{kind}_{x}_{variable}") is not None]
             for kind, names, variable in (("pml", _PMLS, "priority"), ("btl", _BTLS, "exclusivity"))
         )
-        return judge_open_mpi(said, pmls, btls, fabrics)
-    return judge_mpich(version, said)
+        return check_open_mpi(said, pmls, btls, fabrics)
+    return check_mpich(version, said)
 
 
-def judge_open_mpi(said: str, pmls: Sequence[str], btls: Sequence[str], fabrics: Sequence[str]) -> Check:
+def check_open_mpi(said: str, pmls: Sequence[str], btls: Sequence[str], fabrics: Sequence[str]) -> Check:
     """Of Open MPI: from its table, else from the components that are still open after MPI_Init."""
     name = "transports"
     pml = f"PML {', '.join(pmls) or 'unknown'}"
@@ -169,7 +169,7 @@ def _summary(said: str, place: str) -> str:
     return found[1].strip() if found else ""
 
 
-def judge_mpich(version: str, said: str) -> Check:
+def check_mpich(version: str, said: str) -> Check:
     """Of MPICH and its kin."""
     device = re.search(r"MPICH Device:\s+(.+)", version)
     netmod = re.search(r"(\w+) netmod Capability", said)

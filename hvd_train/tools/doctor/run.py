@@ -20,7 +20,7 @@ from hvd_train.tools.doctor.check import Check, attempt
 from hvd_train.tools.doctor.child import Child, Told
 from hvd_train.tools.doctor.options import Options
 from hvd_train.tools.doctor.text import in_words
-from hvd_train.tools.doctor.world import Finding, Report
+from hvd_train.tools.doctor.world import Report, ReportedCheck
 
 _AFTER_RANK_0_S = 3.0
 """Before there is a world, a rank other than 0 speaks only if rank 0 has not ended the job by then."""
@@ -62,7 +62,7 @@ def _local(options: Options, version: str, launcher: Launcher) -> list[Check]:
         "CMA, XPMEM": host.single_copy,
         "ulimit -l": host.locked_memory,
         "ulimit -n": lambda: host.open_files(launcher.size or 1),
-        "interfaces": lambda: network.judge(interfaces(), mpi),
+        "interfaces": lambda: network.check(interfaces(), mpi),
         "runs": lambda: storage.runs_folder(runs),
         "HDF5 locks": lambda: storage.file_locking(runs),
         "Slurm": slurm.allocation,
@@ -78,7 +78,7 @@ def _mpi_in_words() -> str:
         recorded = mpi_build.load().mpi
     except EnvironmentMismatch:  # which is told of the record
         return ""
-    return " ".join(mpi_build.parse_version(recorded.version)) if recorded else ""
+    return mpi_build.short_version(recorded.version) if recorded else ""
 
 
 def _report(launcher: Launcher, checks: Sequence[Check]) -> Report:
@@ -113,7 +113,7 @@ def _reports(launcher: Launcher, checks: Sequence[Check], told: Told) -> list[Re
     return [_report(launcher, mine)]
 
 
-def _conclude(reports: list[Report], told: Told, launcher: Launcher) -> tuple[list[Finding], str, str]:
+def _conclude(reports: list[Report], told: Told, launcher: Launcher) -> tuple[list[ReportedCheck], str, str]:
     """The lines; the backend that `auto` takes, empty if none; what to start."""
     findings = world.merge(reports)
     everyone = tuple(report.rank for report in reports)
@@ -122,14 +122,14 @@ def _conclude(reports: list[Report], told: Told, launcher: Launcher) -> tuple[li
     if told.world is not None:
         facts = told.world
         backend = facts["backend"]
-        findings += [Finding(Check(**check), everyone, True) for check in facts["checks"]]
-        findings += world.judge(reports, backend, facts["num_hosts"], facts["need"], launcher)
+        findings += [ReportedCheck(Check(**check), everyone, True) for check in facts["checks"]]
+        findings += world.checks_of_job(reports, backend, facts["num_hosts"], facts["need"], launcher)
         if told.failure is not None:  # after all was said
-            findings.append(Finding(told.failure, everyone, True))
+            findings.append(ReportedCheck(told.failure, everyone, True))
     return findings, backend, _start(findings, backend, launcher)
 
 
-def _start(findings: Sequence[Finding], backend: str, launcher: Launcher) -> str:
+def _start(findings: Sequence[ReportedCheck], backend: str, launcher: Launcher) -> str:
     """Which backend `auto` takes, and the line that starts a training."""
     if not backend:
         return "Nothing would train here: see the errors above."
@@ -148,11 +148,11 @@ def _start(findings: Sequence[Finding], backend: str, launcher: Launcher) -> str
     return f"{alone}. Nothing here starts several."
 
 
-def _seen(findings: Sequence[Finding], name: str) -> str:
+def _seen(findings: Sequence[ReportedCheck], name: str) -> str:
     return next((f.check.seen for f in findings if f.check.name == name and f.check.status == "ok"), "")
 
 
-def _print(options: Options, concluded: tuple[list[Finding], str, str], host_of: dict[int, str]) -> int:
+def _print(options: Options, concluded: tuple[list[ReportedCheck], str, str], host_of: dict[int, str]) -> int:
     findings, backend, start = concluded
     tally = {status: sum(f.check.status == status for f in findings) for status in ("error", "warning")}
     report = {

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Mapping
 
 from hvd_train.environment.mpi_launcher import SRUN_TYPES
+from hvd_train.environment.srun import mpi_types
 from hvd_train.tools.doctor.check import Check, ask
 
 
@@ -40,8 +40,8 @@ def srun(mpi: str, environ: Mapping[str, str] = os.environ) -> Check:
     if program is None:
         return Check(name=name, seen="none on PATH")
     said = ask([program, "--mpi=list"])
-    types = sorted(set(re.findall(r"\b(?:pmix|pmi2|cray_shasta)\w*", said)))
-    if "plugin types are" not in said:
+    types = sorted(kind for kind in mpi_types(said) if kind.startswith(("pmix", "pmi2", "cray_shasta")))
+    if not mpi_types(said):
         first = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "nothing")
         in_job = "SLURM_JOB_ID" in environ
         remedy = "Set SLURM_CONF, or run this where Slurm is set up. Without it, start by mpirun."

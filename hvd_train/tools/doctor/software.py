@@ -36,9 +36,9 @@ def build_record() -> Check:
         )
         return Check(name=name, status="warning", seen="built without an MPI", remedy=remedy)
     if not Path(mpi.library).exists():
-        seen = f"built beside {_words(mpi.version)}, but {mpi.library} is not there"
+        seen = f"built beside {mpi_build.short_version(mpi.version)}, but {mpi.library} is not there"
         return Check(name=name, status="error", seen=seen, remedy=f"{mpi_build.REMEDY}.")
-    return Check(name=name, seen=f"built beside {_words(mpi.version)}, {mpi.library}")
+    return Check(name=name, seen=f"built beside {mpi_build.short_version(mpi.version)}, {mpi.library}")
 
 
 def mpi4py() -> Check:
@@ -110,7 +110,3 @@ def mpirun(library_version: str, launcher: Launcher, search: str | None = None) 
 
 def _major(version: str) -> str:
     return version.partition(".")[0]
-
-
-def _words(library_version: str) -> str:
-    return " ".join(mpi_build.parse_version(library_version)).strip()

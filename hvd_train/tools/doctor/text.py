@@ -7,20 +7,21 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hvd_train.tools.doctor.check import count, ranks
-from hvd_train.tools.doctor.world import Finding
+from hvd_train.io.text import counted
+from hvd_train.tools.doctor.check import ranks
+from hvd_train.tools.doctor.world import ReportedCheck
 
 _NARROWEST, _WIDEST = 60, 110
 
 
-def in_words(report: Mapping[str, Any], findings: Sequence[Finding], host_of: Mapping[int, str]) -> str:
+def in_words(report: Mapping[str, Any], findings: Sequence[ReportedCheck], host_of: Mapping[int, str]) -> str:
     """A line or more for each finding, then what to start.
 
     Args:
         host_of: the host of each rank.
     """
     hosts = list(dict.fromkeys(host_of.values()))
-    what = count(len(host_of), "rank") if len(host_of) > 1 else "this process"
+    what = counted(len(host_of), "rank") if len(host_of) > 1 else "this process"
     lines = [f"hvd_train doctor: {what} on {', '.join(hosts)}"]
     width = max(len(f.check.name) for f in findings)
     for finding in findings:
@@ -29,7 +30,7 @@ def in_words(report: Mapping[str, Any], findings: Sequence[Finding], host_of: Ma
         lines += _wrapped(f"{check.status:<8} {check.name:<{width}}  ", whose + check.seen)
         if check.remedy:
             lines += _wrapped(" " * (9 + width) + "  -> ", check.remedy)
-    tally = f"{count(report['errors'], 'error')}, {count(report['warnings'], 'warning')}."
+    tally = f"{counted(report['errors'], 'error')}, {counted(report['warnings'], 'warning')}."
     return "\n".join([*lines, *_wrapped("", report["start"]), tally])
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from hvd_train.environment import machine
 from hvd_train.environment.binding import Seat, complaints
 from hvd_train.environment.launcher import Launcher
-from hvd_train.tools.doctor.check import Check, count, numbers, size
+from hvd_train.io.text import counted
+from hvd_train.tools.doctor.check import Check, numbers, size
 from hvd_train.tools.doctor.memory import Need, Place, loaded_bytes, state_bytes
 
 
@@ -49,7 +50,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Finding:
+class ReportedCheck:
     """A line of the report, and whose it is."""
 
     check: Check
@@ -59,7 +60,7 @@ class Finding:
     """Whether no rank says otherwise, or it is said of the job as a whole."""
 
 
-def merge(reports: Sequence[Report]) -> list[Finding]:
+def merge(reports: Sequence[Report]) -> list[ReportedCheck]:
     """Each check once where all ranks that made it say the same, else once for those that say the same. What
     must be alike and is not is an error."""
     said: dict[str, dict[Check, list[int]]] = {}
@@ -73,7 +74,7 @@ def merge(reports: Sequence[Report]) -> list[Finding]:
             if unlike and check.status != "error":
                 remedy = "It must be the same on every rank: install the same on every host."
                 check = replace(check, status="error", remedy=remedy)
-            found.append(Finding(check, tuple(ranks), len(of_name) == 1))
+            found.append(ReportedCheck(check, tuple(ranks), len(of_name) == 1))
     return found
 
 
@@ -85,13 +86,13 @@ def by_host(reports: Sequence[Report]) -> dict[str, list[Report]]:
     return hosts
 
 
-def judge(
+def checks_of_job(
     reports: Sequence[Report],
     backend: str,
     num_hosts: int,
     need: Mapping[str, Any] | None,
     launcher: Launcher,
-) -> list[Finding]:
+) -> list[ReportedCheck]:
     """What concerns the job, or a host of it.
 
     Args:
@@ -106,37 +107,42 @@ def judge(
     return found
 
 
-def _memory(hosts: Mapping[str, list[Report]], backend: str, need: Need, num_hosts: int) -> list[Finding]:
+def _memory(
+    hosts: Mapping[str, list[Report]], backend: str, need: Need, num_hosts: int
+) -> list[ReportedCheck]:
     """Of the hosts that have too little, else of the one with the least: what is free differs on all."""
     world_size = sum(map(len, hosts.values()))
     checks = {host: memory(of_host, backend, need, world_size, num_hosts) for host, of_host in hosts.items()}
     short = [host for host, check in checks.items() if check.status != "ok"]
     least = min(hosts, key=lambda host: hosts[host][0].free_bytes / len(hosts[host]))
     return [
-        Finding(checks[host], tuple(report.rank for report in hosts[host]), len(hosts) == 1)
+        ReportedCheck(checks[host], tuple(report.rank for report in hosts[host]), len(hosts) == 1)
         for host in short or [least]
     ]
 
 
-def _of_all(reports: Sequence[Report], check: Check) -> Finding:
-    return Finding(check, tuple(r.rank for r in reports), True)
+def _of_all(reports: Sequence[Report], check: Check) -> ReportedCheck:
+    return ReportedCheck(check, tuple(r.rank for r in reports), True)
 
 
-def _each(checks: Mapping[str, Sequence[Check]], hosts: Mapping[str, list[Report]]) -> list[Finding]:
+def _each(checks: Mapping[str, Sequence[Check]], hosts: Mapping[str, list[Report]]) -> list[ReportedCheck]:
     """The checks of each host, once where all hosts say the same."""
     said: dict[Check, list[int]] = {}
     for host, of_host in hosts.items():
         for check in checks[host]:
             said.setdefault(check, []).extend(report.rank for report in of_host)
     everyone = sum(map(len, hosts.values()))
-    return [Finding(check, tuple(sorted(ranks)), len(ranks) == everyone) for check, ranks in said.items()]
+    return [
+        ReportedCheck(check, tuple(sorted(ranks)), len(ranks) == everyone) for check, ranks in said.items()
+    ]
 
 
 def places(hosts: Mapping[str, list[Report]], backend: str, num_hosts: int) -> Check:
     """Which ranks are where, and whether those of a host share memory."""
     listed = ", ".join(f"{host}: {numbers([r.rank for r in ranks])}" for host, ranks in hosts.items())
     total = sum(map(len, hosts.values()))
-    seen = f"{count(total, 'rank')} on {count(len(hosts), 'host')} ({listed}) came together under `{backend}`"
+    world = f"{counted(total, 'rank')} on {counted(len(hosts), 'host')} ({listed})"
+    seen = f"{world} came together under `{backend}`"
     if backend == "ring" and num_hosts > len(hosts):
         seen = f"{seen}, but share memory as if on {num_hosts} hosts"
         remedy = "Start all ranks of a host in one container, and mount /proc without hidepid."
@@ -154,7 +160,7 @@ def threads(of_host: Sequence[Report], launcher: Launcher) -> list[Check]:
     ]
     spread = str(each[0]) if len(set(each)) == 1 else f"{min(each)} to {max(each)}"
     cores = len(frozenset().union(*masks))
-    seen = f"{spread} for each of {count(len(of_host), 'rank')} on {count(cores, 'core')}"
+    seen = f"{spread} for each of {counted(len(of_host), 'rank')} on {counted(cores, 'core')}"
     seats = [replace(report.seat, threads=n) for report, n in zip(of_host, each, strict=True)]
     if found := complaints(seats, launcher.unbind, launcher.deals_cores):
         return [
@@ -194,7 +200,7 @@ def memory(of_host: Sequence[Report], backend: str, need: Need, world_size: int,
     if alone and needed(wanted) > free:
         most = max(n for n in range(1, wanted + 1) if needed(n) <= free)
         seen = f"{seen}; {_reckon(need, at(wanted), free)} would not fit"
-        remedy = f"Start no more than {count(most, 'rank')} on this host."
+        remedy = f"Start no more than {counted(most, 'rank')} on this host."
         return Check(name="memory", status="warning", seen=seen, remedy=remedy)
     return Check(name="memory", seen=seen)
 
@@ -204,6 +210,6 @@ def _reckon(need: Need, at: Place, free: int) -> str:
     state, loaded = state_bytes(need, at), loaded_bytes(need, at, free)
     verb = "needs" if at.ranks == 1 else "need"
     return (
-        f"{count(at.ranks, 'rank')} {verb} {at.copies} S and gradients, {size(state)} with slices and the "
+        f"{counted(at.ranks, 'rank')} {verb} {at.copies} S and gradients, {size(state)} with slices and the "
         f"copies of a checkpoint, and {size(loaded)} for torch and the data: {size(state + loaded)}"
     )

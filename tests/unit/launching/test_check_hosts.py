@@ -20,13 +20,13 @@ from hvd_train.launching.check_hosts import probe
 from hvd_train.launching.check_hosts import run as check_hosts
 from hvd_train.launching.check_hosts.finding import OK, CheckFailed, Finding, explanations, table
 from hvd_train.launching.check_hosts.judge import Standard, judge
-from hvd_train.launching.check_hosts.probe import Answer, Errand, Facts, Record
-from hvd_train.launching.check_hosts.remote import Visit, told
+from hvd_train.launching.check_hosts.probe import Answer, Facts, ProbeRequest, RecordedMPI
+from hvd_train.launching.check_hosts.remote import ProbeResult, told
 from hvd_train.launching.hosts import Host
 
 SOURCE = Path(probe.__file__).read_text()
 
-ERRAND = Errand(
+REQUEST = ProbeRequest(
     cwd="/",
     path=[],
     mpirun="/mpi/bin/mpirun",
@@ -42,7 +42,7 @@ WELL = Facts(
     cores=4,
     package=Answer(found="0.1.0", wrong=""),
     torch="2.9.0",
-    record=Record(version="Open MPI v5.0.8, and more", library="/mpi/lib/libmpi.so", there=True),
+    record=RecordedMPI(version="Open MPI v5.0.8, and more", library="/mpi/lib/libmpi.so", there=True),
     mpirun=Answer(found="mpirun (Open MPI) 5.0.8", wrong=""),
     home=Answer(found="10.0.0.2 eth0", wrong=""),
     runs=Answer(found="", wrong=""),
@@ -52,8 +52,8 @@ WELL = Facts(
 
 def found(facts: Facts, slots: int = 4, answered: float = 1001.0, end: str = "") -> dict[str, Finding]:
     """What is found beside a host that is well, where it is not well itself."""
-    visit = Visit(facts=facts, asked=1000.0, answered=answered, home="10.0.0.1", end=end)
-    row = judge(Host("h2", slots), visit, Standard(facts=WELL, python="/env/python", errand=ERRAND))
+    visit = ProbeResult(facts=facts, asked=1000.0, answered=answered, home="10.0.0.1", end=end)
+    row = judge(Host("h2", slots), visit, Standard(facts=WELL, python="/env/python", request=REQUEST))
     return {check: finding for check, finding in row.items() if finding != OK}
 
 
@@ -74,19 +74,19 @@ DIFFERENT: dict[str, tuple[Facts, str, str, str]] = {
     "torch": ({"torch": "2.4.0"}, "package", "torch 2.4.0", "torch is 2.4.0"),
     "no torch": ({"torch": ""}, "package", "torch absent", "torch is absent"),
     "record": (
-        {"record": Record(version="MPICH Version:\t4.3.2", library="/m", there=True)},
+        {"record": RecordedMPI(version="MPICH Version:\t4.3.2", library="/m", there=True)},
         "mpi",
         "MPICH 4.3.2",
         "the package there was built for MPICH 4.3.2",
     ),
     "no record": (
-        {"record": Record(version="", library="", there=False)},
+        {"record": RecordedMPI(version="", library="", there=False)},
         "mpi",
         "unrecorded",
         "the package there was built for no MPI",
     ),
     "no library": (
-        {"record": Record(version="Open MPI v5.0.8", library="/mpi/lib/libmpi.so", there=False)},
+        {"record": RecordedMPI(version="Open MPI v5.0.8", library="/mpi/lib/libmpi.so", there=False)},
         "mpi",
         "no library",
         "the library that the package was built for, /mpi/lib/libmpi.so, is not there",
@@ -212,7 +212,7 @@ def test_a_probe_says_which_python_it_is(tmp_path: Path) -> None:
     """And the rest that it can, given to a real process by its standard input."""
     (tmp_path / "mark").touch()
     with check_hosts._listening() as listener:
-        errand = ERRAND | Errand(
+        request = REQUEST | ProbeRequest(
             cwd=str(Path(probe.__file__).parents[3]),
             path=[],
             mpirun="/bin/false",
@@ -222,7 +222,7 @@ def test_a_probe_says_which_python_it_is(tmp_path: Path) -> None:
             port=listener.server_address[1],
             token=listener.token,
         )
-        program = f"{SOURCE}\nmain({json.dumps(errand)!r})\n"
+        program = f"{SOURCE}\nmain({json.dumps(request)!r})\n"
         for version, python in interpreters().items():
             done = subprocess.run(
                 [python, "-"], input=program, capture_output=True, text=True, timeout=30, check=True

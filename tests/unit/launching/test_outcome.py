@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hvd_train.launching.launch import judge
-from hvd_train.launching.outcome import Record
+from hvd_train.launching.launch import exit_status
+from hvd_train.launching.outcome import Outcome
 from hvd_train.launching.supervise import Ended
 
 
@@ -32,8 +32,8 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def code(record: Record, status: int, number: int = 0) -> int:
-    return judge(Ended(status=status, signal=number), record, "mpirun", ["-np", "2"])
+def code(record: Outcome, status: int, number: int = 0) -> int:
+    return exit_status(Ended(status=status, signal=number), record, "mpirun", ["-np", "2"])
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def code(record: Record, status: int, number: int = 0) -> int:
 def test_the_record_decides(
     reason: str, status: int, expected: int, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = Record(run)
+    record = Outcome(run)
     assert not record.has_begun()
     (run / "events.jsonl").write_text("".join((run / "events.jsonl").read_text().splitlines(True)[:2]))
     append(run, HEADER, {"event": "round"}, *([stop(reason)] if reason else []), torn='{"event"')
@@ -71,7 +71,7 @@ def test_the_record_decides(
 def test_an_end_that_is_not_on_disk_is_a_failure(
     reason: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = Record(run)
+    record = Outcome(run)
     missing = "the model of the end (round 12) could not be saved: No space. On disk: latest is of round 8."
     (run / "events.jsonl").write_text("".join((run / "events.jsonl").read_text().splitlines(True)[:2]))
     append(run, HEADER, stop(reason, missing))
@@ -84,25 +84,25 @@ def test_an_end_that_is_not_on_disk_is_a_failure(
 
 
 def test_a_failure_names_the_checkpoint_to_go_on_from(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert code(Record(run), 0) == 1
+    assert code(Outcome(run), 0) == 1
     said = capsys.readouterr().err
     assert f"mpirun ended with 0, and {run / 'events.jsonl'} has no `stop`. There is no checkpoint" in said
     (run / "checkpoints" / "round-8").mkdir(parents=True)
     (run / "checkpoints" / "round-8" / "manifest.json").touch()
-    assert code(Record(run), 0) == 1
+    assert code(Outcome(run), 0) == 1
     said = capsys.readouterr().err
     assert f"newest checkpoint is round-8. Go on: python -m hvd_train launch -np 2 -- --resume {run}" in said
 
 
 def test_what_was_ended_at_once_has_the_signals_code(run: Path) -> None:
-    assert code(Record(run), 1, number=signal.SIGINT) == 130
+    assert code(Outcome(run), 1, number=signal.SIGINT) == 130
 
 
 def test_the_end_of_the_job_that_has_the_folder_is_not_that_of_one_it_refused(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """horovodrun over Gloo turns the 2 of the ranks into 1."""
-    record = Record(run)
+    record = Outcome(run)
     append(run, {"event": "round"}, stop("patience"))
     assert record.stop() == {}
     assert code(record, 1) == 1
@@ -113,16 +113,16 @@ def test_the_end_of_the_job_that_has_the_folder_is_not_that_of_one_it_refused(
 def test_what_was_never_averaged_is_not_said_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = Record(tmp_path)
+    record = Outcome(tmp_path)
     append(tmp_path, HEADER, stop("interrupted"))
-    judge(Ended(status=0, signal=0), record, "mpirun", [], resumable=False)
+    exit_status(Ended(status=0, signal=0), record, "mpirun", [], resumable=False)
     said = capsys.readouterr().err
     assert "Go on" not in said
     assert "With sync.mode = 'none' it cannot go on." in said
 
 
 def test_a_run_that_does_not_exist_yet(tmp_path: Path) -> None:
-    record = Record(tmp_path / "runs" / "a")
+    record = Outcome(tmp_path / "runs" / "a")
     assert not record.has_begun()
     (tmp_path / "runs" / "a").mkdir(parents=True)
     append(tmp_path / "runs" / "a", HEADER, stop("patience"))
@@ -134,14 +134,14 @@ def test_the_ranks_have_met_once_the_configuration_or_a_header_is_written(tmp_pa
     run = tmp_path
     append(run, HEADER)
     (run / "config.toml").write_text("seed = 0\n")
-    record, other = Record(run), Record(run)
+    record, other = Outcome(run), Outcome(run)
     assert not record.ranks_have_met()
     append(run, HEADER)
     assert record.ranks_have_met()
     (run / "new").write_text("seed = 0\n")
     (run / "new").replace(run / "config.toml")
     assert other.ranks_have_met()
-    fresh = Record(run / "fresh")
+    fresh = Outcome(run / "fresh")
     assert not fresh.ranks_have_met()
     (run / "fresh").mkdir()
     (run / "fresh" / "config.toml").touch()

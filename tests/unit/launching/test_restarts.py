@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hvd_train.launching.restarts import Progress, progress
+from hvd_train.launching.restarts import StartsSoFar, progress
 from hvd_train.record.events import EventLog
 from hvd_train.record.reports import CheckpointReport
 from tests.launching import ROOT, environment
@@ -50,17 +50,17 @@ def events_of(starts: Starts) -> list[dict[str, object]]:
     ],
 )
 def test_starts_without_a_later_checkpoint_were_in_vain(starts: Starts, expected: tuple[int, int]) -> None:
-    round_, in_vain = expected
-    assert progress(events_of(starts)) == Progress(round_, len(starts), in_vain)
+    round_, without_progress = expected
+    assert progress(events_of(starts)) == StartsSoFar(round_, len(starts), without_progress)
 
 
 def test_a_run_that_diverged_is_not_started_again() -> None:
     events = events_of([(0, [5])])
     stop = {"event": "stop", "round": 7, "reason": "diverged"}
-    assert progress([*events, stop]) == Progress(5, 1, 0, diverged=True)
+    assert progress([*events, stop]) == StartsSoFar(5, 1, 0, diverged=True)
     again = [*events, stop, event("header", 5)]
-    assert progress(again) == Progress(5, 2, 1), "it was resumed, with another learning rate perhaps"
-    assert progress([*again, {**stop, "reason": "patience"}]) == Progress(5, 2, 1)
+    assert progress(again) == StartsSoFar(5, 2, 1), "it was resumed, with another learning rate perhaps"
+    assert progress([*again, {**stop, "reason": "patience"}]) == StartsSoFar(5, 2, 1)
 
 
 def restarts(*args: str, cwd: Path, job: str = "") -> subprocess.CompletedProcess[str]:
