@@ -78,7 +78,7 @@ def resume(run: Path) -> tuple[int, bool, dict[str, Any]]:
     training = wiring.assemble(found, NullRecorder(), StopRequest(), NoClaim())
     try:
         states: dict[str, Any] = {n: dict(p.state_dict()) for n, p in training.checkpoints.parts.items()}
-        states["model"] = {n: t.clone() for n, t in wiring.model.state_dict().items()}
+        states["model"] = {n: t.clone() for n, t in wiring.prepared.model.state_dict().items()}
         lost = any(fault.kind == "best_model_lost" for fault in wiring.faults)
         return training.progress.rounds, lost, states
     finally:
