@@ -1,4 +1,4 @@
-# make setup | train | test | test-long | test-cpp | test-matrix | lint | format | clean.
+# make setup | train | test | test-long | test-cluster | test-cpp | test-matrix | lint | format | clean.
 # The variables of set-up are in scripts/setup.sh.
 SHELL := /bin/bash
 VENV ?= .venv
@@ -6,16 +6,18 @@ NP ?= 2
 BIN := $(VENV)/bin
 
 export VENV
-# Eight minutes together; the rest of tests/ is `test-long`.
+# Six minutes together; the rest of tests/ is `test-long`, and `test-cluster` what needs root.
 SHORT_TESTS := tests/unit tests/contract tests/test_docs.py \
     $(patsubst %,tests/mpi/test_%.py,averaging models start_checks)
-.PHONY: help setup train test test-long test-cpp test-matrix lint format clean
+CLUSTER_TESTS := tests/cluster tests/faults
+.PHONY: help setup train test test-long test-cluster test-cpp test-matrix lint format clean
 .NOTPARALLEL:
 
 help:
 	@echo 'make train   [ARGS="--period 20"] [NP=2]   set up what is missing, then train on the embedded digits'
 	@echo 'make test    [PYTEST_ARGS="-k ring"]       set up what is missing, then run the tests but the long ones'
-	@echo 'make test-long                             the rest of the tests: whole trainings, emulated hosts, ranks that die'
+	@echo 'make test-long                             the long tests: whole trainings, ranks that stop, commands of the README'
+	@echo 'make test-cluster                          the tests on emulated hosts and Slurm; ranks that die. Needs root'
 	@echo 'make test-cpp                              test the C++ parts alone, also under sanitizers'
 	@echo 'make test-matrix [MPIS="mpich-5"]          run the tests of several ranks with each MPI, in build/matrix'
 	@echo 'make setup   [PYTHON= VENV= TORCH= MPI=auto|wheel|system HOROVOD=0|1]   set up only; see scripts/setup.sh'
@@ -37,7 +39,10 @@ test: setup
 	@. launch/env.sh && exec $(BIN)/python -m pytest $(or $(PYTEST_ARGS),$(SHORT_TESTS))
 
 test-long: setup
-	@. launch/env.sh && exec $(BIN)/python -m pytest tests $(addprefix --ignore=,$(SHORT_TESTS))
+	@. launch/env.sh && exec $(BIN)/python -m pytest tests $(addprefix --ignore=,$(SHORT_TESTS) $(CLUSTER_TESTS))
+
+test-cluster: setup
+	@. launch/env.sh && exec $(BIN)/python -m pytest $(CLUSTER_TESTS)
 
 test-cpp: setup
 	@. launch/env.sh && scripts/test_cpp.sh
