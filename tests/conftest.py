@@ -31,8 +31,9 @@ def abandoned_shared_memory() -> set[str]:
 def _nothing_stays_in_shared_memory() -> Iterator[None]:
     before = abandoned_shared_memory()
     yield
-    # An MPI that is just ending has no more use for its files a moment before it removes them.
-    deadline = Deadline(5)
+    # An MPI that is just ending has no more use for its files a moment before it removes them. It may be that
+    # of a test which runs beside this one.
+    deadline = Deadline(30)
     while (left := abandoned_shared_memory() - before) and not deadline.passed():
         time.sleep(0.1)
     assert not left, "the test left files in /dev/shm"
