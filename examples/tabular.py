@@ -1,4 +1,4 @@
-"""A task of one's own: regression on a table in which some targets are wrong by far."""
+"""A task of your own: regression on a table in which some targets are wrong by far."""
 
 from __future__ import annotations
 

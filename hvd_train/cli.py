@@ -243,7 +243,7 @@ def _take(args: list[str], flag: str) -> tuple[list[str], str | None]:
     for i, argument in enumerate(args):
         if argument == flag:
             if i + 1 == len(args):
-                raise ConfigError(f"{flag} stands last: expected a value after it.")
+                raise ConfigError(f"{flag} is the last word: expected a value after it.")
             return args[:i] + args[i + 2 :], args[i + 1]
         if argument.startswith(f"{flag}="):
             return args[:i] + args[i + 1 :], argument.partition("=")[2]

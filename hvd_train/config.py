@@ -34,7 +34,7 @@ class DataConfig:
     the training rows in blocks. Empty: what the manifest says, else none."""
 
     inputs: str = "inputs"
-    """Name of the HDF5 dataset that holds the inputs; samples lie along the first axis."""
+    """Name of the HDF5 dataset that holds the inputs; samples are along the first axis."""
 
     targets: str = "targets"
     """Name of the HDF5 dataset that holds the targets."""
@@ -44,7 +44,7 @@ class DataConfig:
 
     reading: Literal["auto", "memory", "stream"] = "auto"
     """`memory` holds the rank's rows in memory, `stream` reads blocks of rows in random order as they
-    are needed; `auto` takes memory while the rows of all ranks of a host fit into half of what is left
+    are needed; `auto` chooses memory if the rows of all ranks of a host fit into half of what is free
     there: by the kernel, the job's cgroups, Slurm's allocation, and `ulimit -v` and `-d`."""
 
     scale: float | None = None
@@ -64,7 +64,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The built-in models. A task of one's own builds its own model and may ignore this."""
+    """The built-in models. A task of your own builds its own model and may ignore this."""
 
     name: Literal["mlp", "cnn"] = "mlp"
     """`mlp`: fully connected layers. `cnn`: convolutions, for images and for token sequences."""
@@ -108,7 +108,7 @@ class OptimConfig:
     """Further arguments of the class, by name. Empty: its defaults, but Nesterov momentum 0.9 for SGD."""
 
     clip_norm: float = 0.0
-    """Gradients with a larger 2-norm than this are scaled down to it; 0 does not clip."""
+    """Clip the gradient to this 2-norm; 0: do not clip."""
 
     accumulate: int = 1
     """Batches whose gradients are summed, weighted by their samples, for one local step."""
@@ -135,7 +135,7 @@ class LearningRateConfig:
     """What `warmup`, `every` and `total` count."""
 
     warmup: int = 0
-    """The rate rises linearly over this many units."""
+    """Units over which the rate rises linearly at the start."""
 
     every: int = 0
     """Units between two steps of `step`."""
@@ -147,7 +147,7 @@ class LearningRateConfig:
     """Units, warm-up included, after which `cosine` has reached `floor`."""
 
     floor: float = 0.0
-    """Smallest fraction of the learning rate that `cosine` goes to."""
+    """Fraction of the learning rate at which `cosine` ends."""
 
     def __post_init__(self) -> None:
         require_usable(self, "learning_rate.")
@@ -180,8 +180,8 @@ class SyncConfig:
     """What happens to floating-point buffers such as the running statistics of batch norm."""
 
     wire: Annotated[Literal["float32", "bfloat16", "float16", "int8"], arg(aliases=["--wire"])] = "float32"
-    """What carries an element of the average between hosts (backend ring). The short types carry differences
-    from the last average, rounded; within a host nothing is rounded."""
+    """Type of the elements that are sent between hosts (backend ring). The short types carry differences from
+    the last average, rounded; within a host nothing is rounded."""
 
     stall_timeout_s: float = 300.0
     """Seconds without progress after which a rank that others wait for counts as lost, and the job ends. A
@@ -192,7 +192,7 @@ class SyncConfig:
     0: no limit."""
 
     check_every: int = 10
-    """Rounds between two proofs that all ranks hold the same bits, and two measurements of the drift;
+    """Rounds between two checks that all ranks hold the same bits, and two measurements of the drift;
     0: never."""
 
     def __post_init__(self) -> None:
@@ -210,26 +210,26 @@ class StopConfig:
     """When the run ends. The first rule that holds ends it; every rule may be combined with every other."""
 
     patience: Annotated[int, arg(aliases=["--patience"])] = 5
-    """Evaluations without an improvement; 0 switches the rule off."""
+    """Stop after this many evaluations without an improvement; 0: never."""
 
     min_delta: float = 0.0
-    """An error counts as an improvement if it is smaller than the best by more than this."""
+    """Smallest decrease of the error that counts as an improvement."""
 
     target_error: Annotated[float | None, arg(aliases=["--target-error"])] = None
-    """The error at or below which the run has reached its aim."""
+    """Stop when the error is at or below this value."""
 
     max_epochs: Annotated[int | None, arg(aliases=["--max-epochs"])] = None
-    """Passes over all shards."""
+    """Stop after this many passes over all shards."""
 
     max_rounds: Annotated[int | None, arg(aliases=["--max-rounds"])] = None
-    """Rounds, those before a resume included."""
+    """Stop after this many rounds, those before a resume included."""
 
     max_seconds: Annotated[float | None, arg(aliases=["--max-seconds"])] = None
-    """Seconds of training since this start."""
+    """Stop after this many seconds of training, counted from this start."""
 
     divergence: float | None = None
-    """The error, as a multiple of the best, above which the run counts as diverged. Values that are
-    not finite on any rank always end it."""
+    """Stop as diverged when the error exceeds the best one by this factor. A run in which no rank is finite
+    always stops."""
 
     def __post_init__(self) -> None:
         require_usable(self, "stop.")
@@ -256,10 +256,10 @@ class EvaluateConfig:
     """Whether a smaller or a larger value of the metric is better."""
 
     every_epochs: int = 1
-    """Evaluate in the round that completes another so many epochs; 0: not by epochs."""
+    """Evaluate every this many epochs, in the round that completes them; 0: not by epochs."""
 
     every_rounds: int = 500
-    """Evaluate after every so many rounds, too; 0: not by rounds."""
+    """Also evaluate every this many rounds; 0: not by rounds."""
 
     batch_size: int = 256
     """Samples of one forward pass."""
@@ -278,10 +278,10 @@ class CheckpointConfig:
     """What is kept on disk. The best error, the end and an interruption are always saved."""
 
     every_rounds: int = 0
-    """Rounds between two further checkpoints; 0: none."""
+    """Also save a checkpoint every this many rounds; 0: no further ones."""
 
     keep: int = 2
-    """How many of the last checkpoints stay, beside the best."""
+    """Number of recent checkpoints to keep, in addition to the best."""
 
     def __post_init__(self) -> None:
         require_usable(self, "checkpoint.")
@@ -300,24 +300,24 @@ class Config:
     """The folder that holds the runs; every rank must see it."""
 
     task: str = "classification"
-    """`classification`, `regression`, `next-token`, or one's own: `file.py:Class`, `package.module:Class`."""
+    """`classification`, `regression`, `next-token`, or your own: `file.py:Class`, `package.module:Class`."""
 
     class_weights: tuple[float, ...] = ()
     """Weight of each class in the loss (classification). Empty: all 1."""
 
     backend: Literal["auto", "solo", "mpi", "horovod", "ring"] = "auto"
-    """What averages: `auto` takes ring where an MPI launcher started the program, or mpi where ring is not
-    built, horovod under horovodrun without MPI, solo where nothing did."""
+    """What averages. `auto`: ring under an MPI launcher, or mpi if ring is not built; horovod under
+    horovodrun without MPI; solo without a launcher."""
 
     threads: int = 0
-    """Threads of torch on each rank; 0: the rank's fair part of the cores that it may run on."""
+    """Threads of torch on each rank; 0: the rank's share of the cores that it may use."""
 
     seed: int = 0
-    """Seeds the parameters, the order of the samples and dropout."""
+    """Seed of the parameters, the order of the samples and dropout."""
 
     resume: str = ""
-    """`auto` goes on from the newest whole checkpoint of this run's name, or starts it where there is none;
-    a path goes on from that run or checkpoint."""
+    """`auto`: resume from the newest complete checkpoint of the run with this name, or start it if there is
+    none. A path: resume from that run or checkpoint."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -15,10 +15,10 @@ from hvd_train.comm.agree import require_equal, together
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import versions
 from hvd_train.config import Config, DataConfig, flatten
-from hvd_train.data.catalog import Catalog, find_shards, look_at_labels, make_catalog, scale_warning
+from hvd_train.data.catalog import Catalog, find_shards, make_catalog, scale_warning, summarize_labels
 from hvd_train.data.deal import Span, deal
 from hvd_train.environment import machine
-from hvd_train.environment.binding import complaints, take_seat
+from hvd_train.environment.binding import complaints, core_binding
 from hvd_train.environment.launcher import detect, forgotten_tasks
 from hvd_train.errors import TaskError
 from hvd_train.io.output import warn
@@ -89,20 +89,20 @@ def _share_cores(config: Config, comm: Communicator) -> list[int]:
     of_host = [mask for host, mask in cores if host == comm.host]
     threads = config.threads or machine.threads_for(machine.AFFINITY, of_host, machine.cpu_limit())
     torch.set_num_threads(threads)
-    seats = comm.allgather(take_seat(comm.rank, comm.host, threads))
+    bindings = comm.allgather(core_binding(comm.rank, comm.host, threads))
     launcher = detect()
-    warnings = [forgotten_tasks(), *map(str, complaints(seats, launcher.unbind, launcher.deals_cores))]
+    warnings = [forgotten_tasks(), *map(str, complaints(bindings, launcher.unbind, launcher.deals_cores))]
     for line in warnings if comm.rank == 0 else ():
         if line:
             warn(line)
-    return [seat.threads for seat in seats]
+    return [binding.threads for binding in bindings]
 
 
 def _open_catalog(data: DataConfig, task: Task, comm: Communicator) -> Catalog:
     """Finds the shards; each rank looks at the labels of its part. Collective."""
     shards = together(comm, lambda: find_shards(data))
     tokens = takes_tokens(task)
-    mine = together(comm, lambda: look_at_labels(shards, comm.rank, comm.size, tokens=tokens))
+    mine = together(comm, lambda: summarize_labels(shards, comm.rank, comm.size, tokens=tokens))
     labels = comm.allgather(mine)
     return together(comm, lambda: make_catalog(shards, data, labels, tokens=tokens))
 

@@ -145,7 +145,7 @@ class FlatState:
                 moved |= not self._take_back(entry, held.get(entry.name))
             if moved or seen.stride() != entry.stride or seen.dtype is not entry.dtype:
                 raise ViewReplaced(
-                    f"{entry.kind} `{entry.name}` no longer lies in the flat state: its data was replaced, "
+                    f"{entry.kind} `{entry.name}` is no longer in the flat state: its data was replaced, "
                     "by load_state_dict(assign=True), .to(...), a change of memory format or the like. "
                     "Change it in place (`tensor.copy_`), or do it before the averager is made."
                 )
@@ -216,9 +216,7 @@ def _require_ready(kind: str, name: str, tensor: Tensor) -> None:
             f"{kind} `{name}` has no shape yet: its module is lazy. Call the model on one batch before."
         )
     if tensor.device.type != "cpu":
-        raise TaskError(
-            f"{kind} `{name}` lies on {tensor.device}; expected cpu: only CPUs are averaged today."
-        )
+        raise TaskError(f"{kind} `{name}` is on {tensor.device}; expected cpu: only CPUs are averaged today.")
 
 
 def _is_averaged(tensor: Tensor) -> bool:

@@ -151,7 +151,7 @@ class LocalSGD:
         verdict = self.watch.after_round(header, self.progress.rounds, self.worker.epochs, clock.elapsed_s())
         began = time.perf_counter()
         phase("stop flag")
-        verdict = decided(self.comm, verdict, self.claim.look)
+        verdict = decided(self.comm, verdict, self.claim.poll)
         self.synchronizer.communication_s += time.perf_counter() - began
         return verdict
 

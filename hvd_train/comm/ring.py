@@ -115,7 +115,7 @@ class RingCommunicator(Communicator):
         cores = self._inner.allgather(machine.AFFINITY)
         enough = len(frozenset().union(*(cores[r] for r in self._hosts.local))) >= self.local_size
         team = _shm.Team(memory, self.local_rank, self.local_size, _SPINS if enough else 0)
-        self._inner.barrier()  # every seat must be taken before the first barrier
+        self._inner.barrier()  # every rank must have joined the team before its first barrier
         return team
 
     def _connect_hosts(self) -> _ring.Ring:

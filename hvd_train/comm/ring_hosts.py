@@ -61,13 +61,15 @@ def find_hosts(comm: Communicator) -> Hosts:
     first = next(
         r for r, address in enumerate(addresses) if r == comm.rank or _shm.Region.is_visible(address)
     )
-    firsts = comm.allgather(first)  # nor does a probe end before all have looked
+    firsts = comm.allgather(first)  # nor is a probe freed before all have tried
     odd = [r for r, f in enumerate(firsts) if firsts[f] != f]
     if odd:
         comm.barrier()  # of a rank that died meanwhile, some saw the memory
+        near = firsts[odd[0]]
         raise EnvironmentMismatch(
-            f"ranks {odd} see the memory of ranks that see memory which they do not see. Expected that the "
-            "ranks of one host see each other: start all ranks of a host in one container.",
+            f"shared memory is not transitive: rank {odd[0]} can map the memory of rank {near}, and rank "
+            f"{near} that of rank {firsts[near]}, which rank {odd[0]} cannot map. Expected that all ranks of "
+            "a host can map each other's: start them in one container.",
             agreed=True,
         )
     ranks = [[r for r, f in enumerate(firsts) if f == leader] for leader in sorted(set(firsts))]

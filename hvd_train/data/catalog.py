@@ -68,7 +68,7 @@ def open_catalog(data: DataConfig, *, tokens: bool = False) -> Catalog:
     Not collective. Raises `DataError`.
     """
     shards = find_shards(data)
-    return make_catalog(shards, data, [look_at_labels(shards, tokens=tokens)], tokens=tokens)
+    return make_catalog(shards, data, [summarize_labels(shards, tokens=tokens)], tokens=tokens)
 
 
 def find_shards(data: DataConfig) -> Shards:
@@ -87,11 +87,13 @@ def find_shards(data: DataConfig) -> Shards:
     return Shards(train=train_infos, validation=validation_infos, sample=sample, warnings=tuple(warnings))
 
 
-Look = tuple[Labels, Labels]
+LabelSummary = tuple[Labels, Labels]
 """The labels of the training and of the validation shards."""
 
 
-def look_at_labels(shards: Shards, rank: int = 0, world_size: int = 1, *, tokens: bool = False) -> Look:
+def summarize_labels(
+    shards: Shards, rank: int = 0, world_size: int = 1, *, tokens: bool = False
+) -> LabelSummary:
     """What this rank's part of the integer targets looks like; together the parts are all of them.
 
     Shards that record their classes are not read, unless they hold values that are no class. The rows of the
@@ -100,13 +102,13 @@ def look_at_labels(shards: Shards, rank: int = 0, world_size: int = 1, *, tokens
     if not is_class_dtype(shards.sample.fields[shards.sample.targets].dtype):
         return Labels(), Labels()
     train, validation = (
-        _look_at_part(infos, shards.sample, rank, world_size, tokens)
+        _summarize_part(infos, shards.sample, rank, world_size, tokens)
         for infos in (shards.train, shards.validation)
     )
     return train, validation
 
 
-def _look_at_part(
+def _summarize_part(
     infos: Sequence[ShardInfo], spec: SampleSpec, rank: int, world_size: int, tokens: bool
 ) -> Labels:
     known = [_recorded(info, spec.targets) for info in infos]
@@ -139,14 +141,16 @@ def _read_labels(spans: Sequence[Span], name: str, ignore: bool) -> Labels:
     return join(found)
 
 
-def make_catalog(shards: Shards, data: DataConfig, looks: Sequence[Look], *, tokens: bool = False) -> Catalog:
+def make_catalog(
+    shards: Shards, data: DataConfig, summaries: Sequence[LabelSummary], *, tokens: bool = False
+) -> Catalog:
     """The catalog, from what each rank found of the labels. Raises `DataError` where the fraction of rows for
     validation leaves one of the parts empty."""
     train, validation = _whole(shards.train), _whole(shards.validation)
     if isinstance(data.validation, float):
         train, validation = split_validation(train, data.validation)
     return Catalog(
-        sample=_with_classes(shards, looks, tokens),
+        sample=_with_classes(shards, summaries, tokens),
         shards=(*shards.train, *shards.validation),
         train=train,
         validation=validation,
@@ -154,13 +158,13 @@ def make_catalog(shards: Shards, data: DataConfig, looks: Sequence[Look], *, tok
     )
 
 
-def _with_classes(shards: Shards, looks: Sequence[Look], tokens: bool) -> SampleSpec:
+def _with_classes(shards: Shards, summaries: Sequence[LabelSummary], tokens: bool) -> SampleSpec:
     sample = shards.sample
     if not is_class_dtype(sample.fields[sample.targets].dtype):
         return sample
-    parts = [(shards.train, join(train for train, _ in looks))]
+    parts = [(shards.train, join(train for train, _ in summaries))]
     if shards.validation:
-        parts.append((shards.validation, join(validation for _, validation in looks)))
+        parts.append((shards.validation, join(validation for _, validation in summaries)))
     every = join(labels for _, labels in parts)
     # A part without any class first, then what the values of all are.
     empty = [(labels, infos[0].path) for infos, labels in parts if not labels.count]

@@ -310,7 +310,7 @@ def _open_dataset(file: h5py.File, name: str, path: str) -> h5py.Dataset:
     if dataset.is_virtual or dataset.external:
         kind = "is virtual" if dataset.is_virtual else "has external storage"
         raise DataError(
-            f"{path}: dataset `{name}` {kind}: its values lie in other files. "
+            f"{path}: dataset `{name}` {kind}: its values are in other files. "
             "Expected them in this file: copy it with h5repack."
         )
     if not dataset.shape:
@@ -336,7 +336,7 @@ def _find(file: h5py.File, name: str, path: str = "") -> h5py.Dataset | h5py.Gro
             soft_links += 1
             if soft_links > _MAX_SOFT_LINKS:
                 raise DataError(
-                    f"{path or file.filename}: `{name}` is a circle of soft links. Remove one of them."
+                    f"{path or file.filename}: `{name}` is a cycle of soft links. Remove one of them."
                 )
             absolute = link.path.startswith("/")
             parts = [p for p in ([] if absolute else done) + link.path.split("/") + parts if p and p != "."]

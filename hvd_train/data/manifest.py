@@ -44,7 +44,7 @@ def load_manifest(folder: str | Path) -> Manifest | None:
     for entry in (*manifest.train, *manifest.validation):
         name = PurePath(entry.file)
         if name.is_absolute() or ".." in name.parts:
-            raise DataError(f"{path}: file {entry.file!r} lies outside the manifest's folder. {_REWRITE}")
+            raise DataError(f"{path}: file {entry.file!r} is outside the manifest's folder. {_REWRITE}")
     if manifest.digest != (None if manifest.schema == 1 else _digest(values)):
         raise DataError(f"{path}: not what was written: it was damaged or changed. {_REWRITE}")
     return manifest

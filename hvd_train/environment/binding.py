@@ -11,7 +11,7 @@ from hvd_train.io.text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seat:
+class CoreBinding:
     """Where one rank runs, as it sees it."""
 
     rank: int
@@ -33,14 +33,14 @@ class Seat:
     """Those of torch on this rank."""
 
 
-def take_seat(rank: int, host: str, threads: int, environ: Mapping[str, str] = os.environ) -> Seat:
+def core_binding(rank: int, host: str, threads: int, environ: Mapping[str, str] = os.environ) -> CoreBinding:
     """Where this process runs."""
     promised = environ.get("SLURM_CPUS_PER_TASK", "")
     try:
         starter_cores = len(os.sched_getaffinity(os.getppid()))
     except OSError:  # it ended just now
         starter_cores = len(AFFINITY)
-    return Seat(
+    return CoreBinding(
         rank=rank,
         host=host,
         cores=AFFINITY,
@@ -64,33 +64,33 @@ class Complaint:
         return f"on {self.where} {self.seen}. {self.remedy}"
 
 
-def complaints(seats: Sequence[Seat], unbind: str, cores_are_dealt: bool) -> list[Complaint]:
+def complaints(bindings: Sequence[CoreBinding], unbind: str, cores_are_dealt: bool) -> list[Complaint]:
     """What slows the ranks down that sit so: at most one complaint of each kind, which names the first host.
 
     Args:
-        seats: of all ranks.
+        bindings: of all ranks.
         unbind: what to tell the launcher so that it binds nothing.
         cores_are_dealt: whether the launcher gives each rank the cores that the job asked for, and no other.
     """
-    hosts: dict[str, list[Seat]] = {}
-    for seat in seats:
-        hosts.setdefault(seat.host, []).append(seat)
+    hosts: dict[str, list[CoreBinding]] = {}
+    for binding in bindings:
+        hosts.setdefault(binding.host, []).append(binding)
     instead = "`srun --cpus-per-task`, which srun does not take from the job" if cores_are_dealt else unbind
     found = [
         *_of_hosts(hosts, _same_core, unbind),
         *_of_hosts(hosts, _too_many_threads, unbind),
         *_of_hosts(hosts, _fewer_than_promised, instead),
     ]
-    if not found and not cores_are_dealt and len(seats) > 1:
+    if not found and not cores_are_dealt and len(bindings) > 1:
         found += _of_hosts(hosts, _idle_cores, unbind)
     return found
 
 
-_Kind = Callable[[Sequence[Seat], str], tuple[str, str] | None]
+_Kind = Callable[[Sequence[CoreBinding], str], tuple[str, str] | None]
 """What is wrong on one host, and the remedy, given what to start the ranks with; None if nothing is."""
 
 
-def _of_hosts(hosts: Mapping[str, Sequence[Seat]], kind: _Kind, start: str) -> list[Complaint]:
+def _of_hosts(hosts: Mapping[str, Sequence[CoreBinding]], kind: _Kind, start: str) -> list[Complaint]:
     found = [(host, *wrong) for host, of_host in hosts.items() if (wrong := kind(of_host, start))]
     if not found:
         return []
@@ -99,19 +99,19 @@ def _of_hosts(hosts: Mapping[str, Sequence[Seat]], kind: _Kind, start: str) -> l
     return [Complaint(f"{host}{more}", seen, remedy)]
 
 
-def _same_core(of_host: Sequence[Seat], start: str) -> tuple[str, str] | None:
+def _same_core(of_host: Sequence[CoreBinding], start: str) -> tuple[str, str] | None:
     """Ranks that take turns on the only core that each of them has."""
-    bound = [seat.cores for seat in of_host if len(seat.cores) == 1]
+    bound = [binding.cores for binding in of_host if len(binding.cores) == 1]
     crowded = [cores for cores in bound if bound.count(cores) > 1]
     if not crowded or of_host[0].host_cores == 1:
         return None
-    crowd = [seat for seat in of_host if seat.cores == crowded[0]]
+    crowd = [binding for binding in of_host if binding.cores == crowded[0]]
     seen = f"{_ranks(crowd, of_host)} bound to core {min(crowded[0])} of {of_host[0].host_cores}"
     return f"{seen} and take turns on it", f"Start them with {start}."
 
 
-def _too_many_threads(of_host: Sequence[Seat], start: str) -> tuple[str, str] | None:
-    crowded = [seat for seat in of_host if seat.threads > len(seat.cores)]
+def _too_many_threads(of_host: Sequence[CoreBinding], start: str) -> tuple[str, str] | None:
+    crowded = [binding for binding in of_host if binding.threads > len(binding.cores)]
     if not crowded:
         return None
     first = crowded[0]
@@ -119,7 +119,7 @@ def _too_many_threads(of_host: Sequence[Seat], start: str) -> tuple[str, str] | 
     return seen, f"Give fewer `--threads`, or start the ranks with {start}."
 
 
-def _fewer_than_promised(of_host: Sequence[Seat], start: str) -> tuple[str, str] | None:
+def _fewer_than_promised(of_host: Sequence[CoreBinding], start: str) -> tuple[str, str] | None:
     short = [s for s in of_host if len(s.cores) < min(s.promised_cores, s.host_cores)]
     if not short:
         return None
@@ -128,20 +128,20 @@ def _fewer_than_promised(of_host: Sequence[Seat], start: str) -> tuple[str, str]
     return f"{seen}, but SLURM_CPUS_PER_TASK is {first.promised_cores}", f"Start them with {start}."
 
 
-def _idle_cores(of_host: Sequence[Seat], start: str) -> tuple[str, str] | None:
+def _idle_cores(of_host: Sequence[CoreBinding], start: str) -> tuple[str, str] | None:
     """Ranks with one core each where there are more for each."""
     there = of_host[0].starter_cores
-    if any(len(seat.cores) > 1 for seat in of_host) or there < 2 * len(of_host):
+    if any(len(binding.cores) > 1 for binding in of_host) or there < 2 * len(of_host):
         return None
     seen = f"{_ranks(of_host, of_host)} bound to one core each, and {there} are there"
     return seen, f"Start them with {start}, so that each gets more threads."
 
 
-def _ranks(some: Sequence[Seat], of_host: Sequence[Seat]) -> str:
+def _ranks(some: Sequence[CoreBinding], of_host: Sequence[CoreBinding]) -> str:
     """Those ranks, and the verb."""
     if len(some) == len(of_host) > 1:
         return "all ranks are"
-    named = ", ".join(str(seat.rank) for seat in some[:4])
+    named = ", ".join(str(binding.rank) for binding in some[:4])
     if len(some) == 1:
         return f"rank {named} is"
     return f"ranks {named} are" if len(some) <= 4 else f"ranks {named} and {len(some) - 4} more are"

@@ -28,43 +28,43 @@ SIGINT, as by Ctrl-C, at once."""
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What stands before `--`."""
+    """The options before `--`."""
 
     ranks: Annotated[int | None, arg(name="np", aliases=["-np", "-n"], metavar="N")] = None
-    """Ranks. Default: what the Slurm allocation was asked for, else the slots of all hosts."""
+    """Number of ranks. Default: the tasks of the Slurm allocation, else the slots of all hosts."""
 
     hosts: Annotated[str, arg(aliases=["--host", "-H"], metavar="H1:2,H2:2")] = ""
-    """Hosts and how many ranks each takes. Default: the Slurm allocation, else this host."""
+    """Hosts with their number of ranks. Default: the Slurm allocation, else this host."""
 
     hostfile: Annotated[str, arg(metavar="FILE")] = ""
-    """The same from a file, in the syntax of any launcher."""
+    """File of hosts, in the syntax of any launcher."""
 
     launcher: Literal["auto", "mpirun", "horovodrun", "srun"] = "auto"
-    """`auto` takes srun in a Slurm allocation whose srun fits the MPI, else the mpirun of the MPI that
+    """`auto`: srun in a Slurm allocation if it can start ranks of this MPI, else the mpirun of the MPI that
     hvd_train was built for."""
 
     mpi_args: Annotated[str, arg(metavar='"OPTION ..."')] = ""
-    """More options of the launcher itself, quoted as for a shell. What they say is not chosen here."""
+    """Further options for the launcher, quoted as for a shell. They take precedence."""
 
     interface: Annotated[str, arg(metavar="NAME")] = ""
     """Network interface between hosts. Default: the one that leads to the first other host."""
 
     fault_tolerance: bool = False
-    """The others go on when a rank is killed. Only under mpirun of Open MPI 5, and without the transports of
-    fast fabrics: ranks talk by TCP and shared memory."""
+    """Let the other ranks go on when a rank is killed. Needs mpirun of Open MPI 5; the ranks then communicate
+    over TCP and shared memory only."""
 
     gloo: bool = False
-    """horovodrun starts the ranks itself, without MPI."""
+    """Let horovodrun start the ranks itself, without MPI."""
 
     start_timeout: Annotated[float, arg(metavar="SECONDS")] = 1800.0
-    """End the job if its ranks have not connected and opened the data by then: an ssh or an MPI that hangs
-    there does not end by itself. 0: wait for ever."""
+    """End the job if its ranks have not connected and opened the data after this time: an ssh or an MPI that
+    hangs does not end by itself. 0: no limit."""
 
     dry_run: bool = False
-    """Print the line that would be run, and nothing else."""
+    """Print the command that would be run, and exit."""
 
     check_hosts: bool = False
-    """Try every host first, print a table, and start nothing."""
+    """Check every host, print a table, and exit."""
 
     def __post_init__(self) -> None:
         if self.ranks is not None and not 1 <= self.ranks <= MOST_SLOTS:
@@ -97,7 +97,7 @@ class Options:
 
 
 def split(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What stands before the first `--`, and after it."""
+    """The options before the first `--`, and those after it."""
     args = list(args)
     end = args.index("--") if "--" in args else len(args)
     return args[:end], args[end + 1 :]

@@ -26,14 +26,14 @@ from hvd_train.run.layout import EVENTS_FILE, folder_of
 class Options:
     """Whether another start of a run is worth it: exit code 0 if so, 1 if not, and a line that says why.
 
-    The options of the training, which name the run, stand behind `--`:
+    The options of the training, which name the run, follow `--`:
     `restarts --limit 3 -- --name long`."""
 
     limit: Annotated[int, arg(metavar="N")] = 3
-    """So many starts in a row that brought no checkpoint are enough."""
+    """Give up after this many consecutive starts without a new checkpoint."""
 
     begun: bool = False
-    """Print how many starts of the run have come to their first step, and nothing else."""
+    """Print the number of starts that reached their first step, and exit."""
 
     def __post_init__(self) -> None:
         require_usable(self, "--")

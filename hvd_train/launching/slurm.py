@@ -41,7 +41,7 @@ def hosts(environ: Mapping[str, str] = os.environ) -> tuple[Host, ...]:
     tasks = expand_tasks(environ.get("SLURM_TASKS_PER_NODE", ""))
     if not names or len(names) != len(tasks):
         raise EnvironmentMismatch(
-            f"the hosts of Slurm's job {environ.get('SLURM_JOB_ID')} cannot be told: SLURM_JOB_NODELIST = "
+            f"the hosts of Slurm's job {environ.get('SLURM_JOB_ID')} are unknown: SLURM_JOB_NODELIST = "
             f"{listed!r}, which scontrol takes for {len(names)} hosts, and SLURM_TASKS_PER_NODE = "
             f"{environ.get('SLURM_TASKS_PER_NODE', '')!r}. Name them with --hosts."
         )

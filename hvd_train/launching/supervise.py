@@ -28,7 +28,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _PARENT_DIED = signal.SIGUSR2
 _GRACE_S = 5.0
 """From the request to end at once to SIGKILL: an mpirun needs a moment to end the ranks of other hosts."""
-_LOOK_S = 0.5
+_POLL_S = 0.5
 _CLEANER = "multiprocessing.resource_tracker"
 """Removes the semaphores of a Python program that was killed, such as horovodrun, and then ends by itself."""
 
@@ -147,7 +147,7 @@ class _Keeper:
             self.start_by = time.monotonic() + self.job.start_timeout_s
         awaited = {*STOP_SIGNALS, _PARENT_DIED, signal.SIGCHLD}
         while True:
-            got = signal.sigtimedwait(awaited, _LOOK_S)
+            got = signal.sigtimedwait(awaited, _POLL_S)
             if got is not None and got.si_signo != signal.SIGCHLD:
                 self._signalled(got.si_signo, launcher)
             for pid, status in processes.reap().items():

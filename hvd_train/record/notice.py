@@ -41,9 +41,10 @@ class Notice(Recorder):
         if seconds > self._lead_s / 2:
             self._warned = True
             warn(
-                f"round {report.round} took {seconds:.3g} s, but the job is told {self._lead_s:g} s before "
-                "its end; expected rounds of at most half of that, or there is no time for a checkpoint. "
-                f"Lower sync.period, or raise the seconds of sbatch's --signal and {LEAD_VARIABLE}."
+                f"round {report.round} took {seconds:.3g} s, but the job is notified {self._lead_s:g} s "
+                "before its end; expected rounds of at most half of that, or there is no time for a "
+                "checkpoint. Lower sync.period, or raise the seconds of sbatch's --signal and "
+                f"{LEAD_VARIABLE}."
             )
 
     def close(self) -> None: ...

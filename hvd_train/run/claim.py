@@ -42,8 +42,8 @@ STALE_S = 60.0
 """A claim from elsewhere that is not renewed for so long counts as that of a job that has ended. Many times
 `BEAT_S`: a thread renews it, which waits while another one holds Python's lock."""
 
-LOOK_S = 5.0
-"""`look` looks at the file at most once in so many seconds."""
+POLL_S = 5.0
+"""Seconds between two reads of the file by `poll`."""
 
 _POLL_S = 0.5
 _NAME = re.compile(r"\.claim-(\d+)\.json")
@@ -116,8 +116,8 @@ class Ownership(ABC):
         """
 
     @abstractmethod
-    def look(self) -> None:
-        """`check`, if the last one is some seconds ago."""
+    def poll(self) -> None:
+        """`check`, if the last one was more than `POLL_S` ago."""
 
     @abstractmethod
     def release(self) -> None:
@@ -136,7 +136,7 @@ class NoClaim(Ownership):
 
     def check(self) -> None: ...
 
-    def look(self) -> None: ...
+    def poll(self) -> None: ...
 
     def release(self) -> None: ...
 
@@ -152,7 +152,7 @@ class Claim(Ownership):
     """Whether the claim before it was not released: what its holder has left may be half done."""
     beat_s: float
     holder: Holder
-    _looked: float = field(default_factory=time.monotonic, init=False)
+    _polled: float = field(default_factory=time.monotonic, init=False)
     _released: threading.Event = field(default_factory=threading.Event, init=False)
 
     def __post_init__(self) -> None:
@@ -161,10 +161,10 @@ class Claim(Ownership):
         self._beats.start()
 
     def check(self) -> None:
-        self._looked = time.monotonic()
+        self._polled = time.monotonic()
         try:
             # Opening it has a network file system ask its server; a list of names may be an old one.
-            seen, newest = _look_at(self._path), _newest(self.folder)
+            seen, newest = _read_claim(self._path), _newest(self.folder)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ESTALE):
                 return  # not known; where the folder cannot be read, what is written next fails by itself
@@ -172,8 +172,8 @@ class Claim(Ownership):
         if seen is None or seen.holder != self.holder or newest != self.number:
             raise self._taken_over()
 
-    def look(self) -> None:
-        if time.monotonic() - self._looked >= LOOK_S:
+    def poll(self) -> None:
+        if time.monotonic() - self._polled >= POLL_S:
             self.check()
 
     def release(self) -> None:
@@ -194,7 +194,7 @@ class Claim(Ownership):
     def _taken_over(self) -> RunTakenOver:
         seen = None
         with contextlib.suppress(OSError):
-            seen = _look_at(_path(self.folder, _newest(self.folder)))
+            seen = _read_claim(_path(self.folder, _newest(self.folder)))
         by = None if seen is None else seen.holder
         return RunTakenOver(
             f"{self.folder} was taken over by {by or 'another job, or it was removed'}. This job gave no "
@@ -241,7 +241,7 @@ def _ended(folder: Path, number: int, mine: Holder, stale_s: float) -> str | Non
     """Who has held this claim, and why it no longer does; empty if it was released, None if it has gone
     meanwhile. Raises `RunDirectoryError` if its holder lives."""
     path = _path(folder, number)
-    seen = _look_at(path)
+    seen = _read_claim(path)
     if seen is None:
         return None
     holder = seen.holder
@@ -259,7 +259,7 @@ def _ended(folder: Path, number: int, mine: Holder, stale_s: float) -> str | Non
     deadline = time.monotonic() + stale_s
     while time.monotonic() < deadline:
         time.sleep(min(_POLL_S, stale_s))
-        now = _look_at(path)
+        now = _read_claim(path)
         if now is None or (now.holder is not None and now.holder.released):
             return None
         if now != seen:
@@ -281,7 +281,7 @@ class _Seen:
     changed_ns: int
 
 
-def _look_at(path: Path) -> _Seen | None:
+def _read_claim(path: Path) -> _Seen | None:
     """What the file says now; None if it is not there."""
     try:
         with open(path, "rb") as file:  # a network file system asks its server when it opens a file
@@ -333,7 +333,7 @@ def _create(folder: Path, number: int, mine: Holder) -> bool:
         try:
             os.link(temporary, path)
         except FileExistsError:
-            seen = _look_at(path)  # a network file system may repeat a request whose answer was lost
+            seen = _read_claim(path)  # a network file system may repeat a request whose answer was lost
             return seen is not None and seen.holder == mine
         except OSError:
             return _create_without_links(path, msgspec.json.encode(mine) + b"\n")

@@ -18,7 +18,7 @@ Sums = dict[str, tuple[float, float]]
 class Task(ABC):
     """What to train: a model, its loss, and the figures to look at.
 
-    One's own task derives from this class and is named by `--task mytask.py:MyTask` or
+    Your own task derives from this class. Name it by `--task mytask.py:MyTask` or
     `--task package.module:MyTask`. It is constructed without arguments, once on every rank. No method
     may communicate; every rank calls them on batches of its own, and not equally often.
     """

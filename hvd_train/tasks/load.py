@@ -46,7 +46,7 @@ def _unknown(name: str) -> str:
     if name.endswith(".py"):
         remedy = f"Name the class as well: `{name}:MyTask`."
     else:
-        remedy = f"Did you mean `{near[0]}`?" if near else "A task of one's own is named with its class."
+        remedy = f"Did you mean `{near[0]}`?" if near else "Name a task of your own with its class."
     known = ", ".join(_BUILT_IN)
     return f"task = {name!r}: expected {known}, file.py:Class or package.module:Class. {remedy}"
 

@@ -1,4 +1,4 @@
-"""`hvd_train init`: the files of a project of one's own. Imports neither torch nor MPI."""
+"""`hvd_train init`: the files of a project of your own. Imports neither torch nor MPI."""
 
 from __future__ import annotations
 

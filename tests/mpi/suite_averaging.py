@@ -289,7 +289,7 @@ def test_a_replaced_parameter_is_named(comm: Communicator) -> None:
     averager = Averager(mine, optimizer, comm, period=1)
     averager.step(1)
     mine[2].weight.data = mine[2].weight.data.clone()
-    with pytest.raises(ViewReplaced, match=r"parameter `2\.weight` no longer lies in the flat state"):
+    with pytest.raises(ViewReplaced, match=r"parameter `2\.weight` is no longer in the flat state"):
         averager.step(1)
     mine = model()
     optimizer = sgd(mine)

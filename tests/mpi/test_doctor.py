@@ -44,7 +44,7 @@ def test_two_ranks_of_which_one_is_bound_to_a_core() -> None:
     ]
     assert ": core " in of_ranks[1]
     unwrapped = " ".join(job.stdout.split())
-    assert "came together under `ring`" in unwrapped
+    assert "connected by `ring`" in unwrapped
     assert "`auto` takes ring here. The same line without `doctor` trains." in unwrapped
 
 

@@ -185,8 +185,8 @@ def test_other_ranks_say_nothing_of_a_mistyped_option(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--config"], "--config stands last: expected a value after it."),
-        (["--resume"], "--resume stands last: expected a value after it."),
+        (["--config"], "--config is the last word: expected a value after it."),
+        (["--resume"], "--resume is the last word: expected a value after it."),
         (["--config", "gone.toml"], "gone.toml: cannot read the configuration"),
         (["--period", "0"], "sync.period = 0: expected at least 1 local step"),
         (["--resume", "nowhere"], "nowhere is no run"),
@@ -251,5 +251,5 @@ def test_shard_commands_go_to_their_tool(tmp_path: Path, capsys: pytest.CaptureF
     assert "a.h5" in capsys.readouterr().out
     assert main(["shard", "info", str(tmp_path / "none.h5")]) == 2
     assert "none.h5" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="stands last"):
+    with pytest.raises(ConfigError, match="is the last word"):
         parse(["--config"])

@@ -14,7 +14,7 @@ from hvd_train.config import Config, DataConfig, EvaluateConfig, OptimConfig, Sy
 from hvd_train.config_file import embedded_config
 from hvd_train.data.catalog import open_catalog
 from hvd_train.environment import machine
-from hvd_train.environment.binding import Seat
+from hvd_train.environment.binding import CoreBinding
 from hvd_train.environment.launcher import Launcher
 from hvd_train.tasks.base import Batch, Task
 from hvd_train.tools.doctor import need, world
@@ -41,7 +41,7 @@ def report(
     promised: int = 0,
     free: int = 0,
 ) -> Report:
-    seat = Seat(
+    binding = CoreBinding(
         rank=rank,
         host=host,
         cores=frozenset(cores),
@@ -50,7 +50,7 @@ def report(
         promised_cores=promised,
         threads=1,
     )
-    return Report(seat=seat, cpu_limit=None, free_bytes=free, checks=tuple(checks))
+    return Report(binding=binding, cpu_limit=None, free_bytes=free, checks=tuple(checks))
 
 
 def test_a_report_crosses_as_plain_values() -> None:
@@ -101,9 +101,7 @@ def test_what_only_one_rank_of_a_host_looks_at_is_no_difference() -> None:
 
 def test_ranks_of_a_host_that_do_not_share_memory() -> None:
     hosts = world.by_host([report(0), report(1), report(2, "b")])
-    assert world.places(hosts, "ring", 2).seen == (
-        "3 ranks on 2 hosts (a: 0-1, b: 2) came together under `ring`"
-    )
+    assert world.places(hosts, "ring", 2).seen == ("3 ranks on 2 hosts (a: 0-1, b: 2) connected by `ring`")
     apart = world.places(hosts, "ring", 3)
     assert apart.status == "warning"
     assert "as if on 3 hosts" in apart.seen

@@ -40,16 +40,16 @@ class Options:
     """Bytes of each rank's buffer, with a unit: B, KiB, MiB, GiB, kB, MB or GB."""
 
     backends: Annotated[str, arg(metavar="NAME,...")] = ""
-    """Some of ring, mpi, horovod, gloo. Default: what this job can use. One that is named must be usable."""
+    """Backends to measure: ring, mpi, horovod, gloo. Default: all that this job can use."""
 
     repeat: Annotated[int, arg(metavar="N")] = 20
-    """Timed calls of each backend, size and temperature, after one that does not count."""
+    """Timed calls for each backend and size, with cold and with warm caches, after one warm-up call."""
 
     wire: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
-    """What carries an element between hosts under the ring."""
+    """Type of the elements that the ring sends between hosts."""
 
     wire_rate: Annotated[float | None, arg(metavar="BITS_PER_S")] = None
-    """What a host can send and receive at once, in bits a second each: the limit then knows the wire."""
+    """Bandwidth of a host in each direction, in bits per second. It is then part of the limit."""
 
     json: bool = False
     """Print one JSON object instead of tables."""

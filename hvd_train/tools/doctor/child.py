@@ -21,7 +21,7 @@ _PACKAGES = str(Path(__file__).resolve().parents[3])
 
 
 @dataclass(kw_only=True)
-class Told:
+class ChildReport:
     """What a child said."""
 
     checks: list[Check] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Child:
             close_fds=False,  # MPICH's launcher talks through one that it left open
         )
 
-    def finish(self, report: str) -> Told:
+    def finish(self, report: str) -> ChildReport:
         """Gives it this rank's report, and waits for its end, or ends it at its deadline."""
         late = False
         try:
@@ -60,14 +60,14 @@ class Child:
             late = True
             self.kill()
             said, _ = self._process.communicate()
-        told, doing = _understand(said)
+        child_report, doing = _understand(said)
         if late:
-            told.failure = self._failure(doing, f"did not end within {self._timeout_s:g} s")
+            child_report.failure = self._failure(doing, f"did not end within {self._timeout_s:g} s")
         elif self._process.returncode != 0:
-            told.failure = self._failure(
+            child_report.failure = self._failure(
                 doing, f"ended the process with {ended_by(self._process.returncode)}"
             )
-        return told
+        return child_report
 
     def _failure(self, doing: tuple[str, str], how: str) -> Check:
         remedy = (
@@ -84,9 +84,9 @@ class Child:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
 
-def _understand(said: str) -> tuple[Told, tuple[str, str]]:
+def _understand(said: str) -> tuple[ChildReport, tuple[str, str]]:
     """What was told; name and words of what was begun last."""
-    told, doing = Told(), ("python", "starting Python")
+    child_report, doing = ChildReport(), ("python", "starting Python")
     for line in said.splitlines():
         try:
             ((kind, value),) = json.loads(line).items()
@@ -95,9 +95,9 @@ def _understand(said: str) -> tuple[Told, tuple[str, str]]:
         if kind == "begin":
             doing = value[0], value[1]
         elif kind == "check":
-            told.checks.append(Check(**value))
+            child_report.checks.append(Check(**value))
         elif kind == "failed":
-            told.failure, told.agreed = Check(**value["check"]), value["agreed"]
+            child_report.failure, child_report.agreed = Check(**value["check"]), value["agreed"]
         elif kind == "joined":
-            told.joined, told.world = True, value
-    return told, doing
+            child_report.joined, child_report.world = True, value
+    return child_report, doing

@@ -19,21 +19,21 @@ _LONGEST_S = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Say what would run here: each part ok, a warning or an error, and what to do about the last two.
+    """Check what a training needs: each item is ok, a warning or an error, with a remedy.
 
-    Alone it looks at this host. Under mpirun, horovodrun or srun it runs on every rank, and what differs
-    between ranks is shown with their numbers. Exit code 1 if there is an error."""
+    Without a launcher it checks this host. Under mpirun, horovodrun or srun it runs on every rank, and
+    differences between ranks are shown with their numbers. Exit code 1 if there is an error."""
 
     parameters: Annotated[int | None, arg(metavar="N")] = None
-    """Parameters (float32) of the model that memory is reckoned for. Default: the model of --config, else
-    that of the embedded default."""
+    """Number of parameters (float32) for which memory is estimated. Default: those of the model of --config,
+    else of the embedded default."""
 
     config: Annotated[str, arg(metavar="FILE.toml")] = ""
     """The configuration that would run: its model, optimizer, data and folder of runs. Default: the embedded
     one."""
 
     timeout: Annotated[float, arg(metavar="SECONDS")] = 60.0
-    """How long loading the libraries, and bringing the ranks together, may take."""
+    """Time limit for loading the libraries and connecting the ranks."""
 
     json: bool = False
     """Print one JSON object."""

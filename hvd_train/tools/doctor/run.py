@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hvd_train.environment import machine, mpi_build
-from hvd_train.environment.binding import take_seat
+from hvd_train.environment.binding import core_binding
 from hvd_train.environment.interfaces import interfaces
 from hvd_train.environment.launcher import Launcher, detect
 from hvd_train.errors import EnvironmentMismatch
 from hvd_train.tools.doctor import host, network, slurm, software, storage, world
 from hvd_train.tools.doctor.check import Check, attempt
-from hvd_train.tools.doctor.child import Child, Told
+from hvd_train.tools.doctor.child import Child, ChildReport
 from hvd_train.tools.doctor.options import Options
 from hvd_train.tools.doctor.text import in_words
 from hvd_train.tools.doctor.world import Report, ReportedCheck
@@ -38,13 +38,13 @@ def run(options: Options, version: str) -> int:
     child = Child(options)
     try:
         checks = _local(options, version, launcher)
-        told = child.finish(json.dumps(_report(launcher, checks).to_json()))
+        child_report = child.finish(json.dumps(_report(launcher, checks).to_json()))
     finally:
         child.kill()
     if launcher.rank > 0:
-        return 0 if told.joined and told.failure is None else _speak_alone(told)
-    reports = _reports(launcher, checks, told)
-    return _print(options, _conclude(reports, told, launcher), {r.rank: r.host for r in reports})
+        return 0 if child_report.joined and child_report.failure is None else _speak_alone(child_report)
+    reports = _reports(launcher, checks, child_report)
+    return _print(options, _conclude(reports, child_report, launcher), {r.rank: r.host for r in reports})
 
 
 def _local(options: Options, version: str, launcher: Launcher) -> list[Check]:
@@ -76,26 +76,26 @@ def _mpi_in_words() -> str:
     """Family and version of the recorded MPI; empty if none was recorded."""
     try:
         recorded = mpi_build.load().mpi
-    except EnvironmentMismatch:  # which is told of the record
+    except EnvironmentMismatch:  # reported by the check of the record
         return ""
     return mpi_build.short_version(recorded.version) if recorded else ""
 
 
 def _report(launcher: Launcher, checks: Sequence[Check]) -> Report:
     return Report(
-        # How many threads it would get is told by the cores of all ranks.
-        seat=take_seat(launcher.rank, platform.node(), threads=1),
+        # How many threads it would get depends on the cores of all ranks.
+        binding=core_binding(launcher.rank, platform.node(), threads=1),
         cpu_limit=machine.cpu_limit(),
         free_bytes=machine.available_memory(),
         checks=tuple(checks),
     )
 
 
-def _speak_alone(told: Told) -> int:
+def _speak_alone(child_report: ChildReport) -> int:
     """A rank that did not come into the world says why, unless all ranks know and rank 0 says it."""
     time.sleep(_AFTER_RANK_0_S)
-    if not told.agreed:
-        for check in (*told.checks, *filter(None, [told.failure])):
+    if not child_report.agreed:
+        for check in (*child_report.checks, *filter(None, [child_report.failure])):
             if check.status == "error":
                 print(
                     f"hvd_train doctor: {check.name}: {check.seen} {check.remedy}",
@@ -105,27 +105,29 @@ def _speak_alone(told: Told) -> int:
     return 1
 
 
-def _reports(launcher: Launcher, checks: Sequence[Check], told: Told) -> list[Report]:
+def _reports(launcher: Launcher, checks: Sequence[Check], child_report: ChildReport) -> list[Report]:
     """Of all ranks, where they came together; else what this one knows."""
-    if told.world is not None:
-        return [Report.from_json(report) for report in told.world["reports"]]
-    mine = [*checks, *told.checks, *filter(None, [told.failure])]
+    if child_report.world is not None:
+        return [Report.from_json(report) for report in child_report.world["reports"]]
+    mine = [*checks, *child_report.checks, *filter(None, [child_report.failure])]
     return [_report(launcher, mine)]
 
 
-def _conclude(reports: list[Report], told: Told, launcher: Launcher) -> tuple[list[ReportedCheck], str, str]:
+def _conclude(
+    reports: list[Report], child_report: ChildReport, launcher: Launcher
+) -> tuple[list[ReportedCheck], str, str]:
     """The lines; the backend that `auto` takes, empty if none; what to start."""
     findings = world.merge(reports)
     everyone = tuple(report.rank for report in reports)
     loads = any(f.check.name == "torch" and f.check.status == "ok" for f in findings)
     backend = "solo" if loads and not launcher.name else ""
-    if told.world is not None:
-        facts = told.world
+    if child_report.world is not None:
+        facts = child_report.world
         backend = facts["backend"]
         findings += [ReportedCheck(Check(**check), everyone, True) for check in facts["checks"]]
         findings += world.checks_of_job(reports, backend, facts["num_hosts"], facts["need"], launcher)
-        if told.failure is not None:  # after all was said
-            findings.append(ReportedCheck(told.failure, everyone, True))
+        if child_report.failure is not None:  # after all was said
+            findings.append(ReportedCheck(child_report.failure, everyone, True))
     return findings, backend, _start(findings, backend, launcher)
 
 

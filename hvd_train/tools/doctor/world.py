@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hvd_train.environment import machine
-from hvd_train.environment.binding import Seat, complaints
+from hvd_train.environment.binding import CoreBinding, complaints
 from hvd_train.environment.launcher import Launcher
 from hvd_train.io.text import counted
 from hvd_train.tools.doctor.check import Check, numbers, size
@@ -18,7 +18,7 @@ from hvd_train.tools.doctor.memory import Need, Place, loaded_bytes, state_bytes
 class Report:
     """What one rank found."""
 
-    seat: Seat
+    binding: CoreBinding
     cpu_limit: float | None
     free_bytes: int
     """Memory that the host can still give."""
@@ -26,16 +26,16 @@ class Report:
 
     @property
     def rank(self) -> int:
-        return self.seat.rank
+        return self.binding.rank
 
     @property
     def host(self) -> str:
-        return self.seat.host
+        return self.binding.host
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         return {
-            "seat": {**asdict(self.seat), "cores": sorted(self.seat.cores)},
+            "binding": {**asdict(self.binding), "cores": sorted(self.binding.cores)},
             "cpu_limit": self.cpu_limit,
             "free_bytes": self.free_bytes,
             "checks": [check.to_json() for check in self.checks],
@@ -44,9 +44,9 @@ class Report:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Report:
         """Of what `to_json` made."""
-        seat = Seat(**{**values["seat"], "cores": frozenset(values["seat"]["cores"])})
+        binding = CoreBinding(**{**values["binding"], "cores": frozenset(values["binding"]["cores"])})
         checks = tuple(Check(**check) for check in values["checks"])
-        return cls(**{**values, "seat": seat, "checks": checks})
+        return cls(**{**values, "binding": binding, "checks": checks})
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def places(hosts: Mapping[str, list[Report]], backend: str, num_hosts: int) -> C
     listed = ", ".join(f"{host}: {numbers([r.rank for r in ranks])}" for host, ranks in hosts.items())
     total = sum(map(len, hosts.values()))
     world = f"{counted(total, 'rank')} on {counted(len(hosts), 'host')} ({listed})"
-    seen = f"{world} came together under `{backend}`"
+    seen = f"{world} connected by `{backend}`"
     if backend == "ring" and num_hosts > len(hosts):
         seen = f"{seen}, but share memory as if on {num_hosts} hosts"
         remedy = "Start all ranks of a host in one container, and mount /proc without hidepid."
@@ -153,7 +153,7 @@ def places(hosts: Mapping[str, list[Report]], backend: str, num_hosts: int) -> C
 def threads(of_host: Sequence[Report], launcher: Launcher) -> list[Check]:
     """Threads of torch that each rank of a host would get, and what is wrong with its cores."""
     name = "threads"
-    masks = [report.seat.cores for report in of_host]
+    masks = [report.binding.cores for report in of_host]
     each = [
         machine.threads_for(mask, masks, report.cpu_limit)
         for mask, report in zip(masks, of_host, strict=True)
@@ -161,8 +161,8 @@ def threads(of_host: Sequence[Report], launcher: Launcher) -> list[Check]:
     spread = str(each[0]) if len(set(each)) == 1 else f"{min(each)} to {max(each)}"
     cores = len(frozenset().union(*masks))
     seen = f"{spread} for each of {counted(len(of_host), 'rank')} on {counted(cores, 'core')}"
-    seats = [replace(report.seat, threads=n) for report, n in zip(of_host, each, strict=True)]
-    if found := complaints(seats, launcher.unbind, launcher.deals_cores):
+    bindings = [replace(report.binding, threads=n) for report, n in zip(of_host, each, strict=True)]
+    if found := complaints(bindings, launcher.unbind, launcher.deals_cores):
         return [
             Check(name=name, status="warning", seen=f"{seen}: {said.seen}", remedy=said.remedy)
             for said in found
@@ -188,7 +188,7 @@ def memory(of_host: Sequence[Report], backend: str, need: Need, world_size: int,
 
     ranks = len(of_host)
     seen = (
-        f"{need.words}, S = {size(need.state_bytes)}: {_reckon(need, at(ranks), free)} of {size(free)} free"
+        f"{need.words}, S = {size(need.state_bytes)}: {_estimate(need, at(ranks), free)} of {size(free)} free"
     )
     if needed(ranks) > free:
         remedy = (
@@ -196,16 +196,16 @@ def memory(of_host: Sequence[Report], backend: str, need: Need, world_size: int,
         )
         return Check(name="memory", status="error", seen=seen, remedy=remedy)
     # Alone: would one rank a core fit, as mpirun would start them?
-    wanted = len(of_host[0].seat.cores)
+    wanted = len(of_host[0].binding.cores)
     if alone and needed(wanted) > free:
         most = max(n for n in range(1, wanted + 1) if needed(n) <= free)
-        seen = f"{seen}; {_reckon(need, at(wanted), free)} would not fit"
+        seen = f"{seen}; {_estimate(need, at(wanted), free)} would not fit"
         remedy = f"Start no more than {counted(most, 'rank')} on this host."
         return Check(name="memory", status="warning", seen=seen, remedy=remedy)
     return Check(name="memory", seen=seen)
 
 
-def _reckon(need: Need, at: Place, free: int) -> str:
+def _estimate(need: Need, at: Place, free: int) -> str:
     """The sum, and what it is made of."""
     state, loaded = state_bytes(need, at), loaded_bytes(need, at, free)
     verb = "needs" if at.ranks == 1 else "need"

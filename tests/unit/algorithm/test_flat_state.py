@@ -159,7 +159,7 @@ def test_what_cannot_be_averaged_is_refused_by_name() -> None:
     with pytest.raises(TaskError, match="parameter `weight` has no shape yet: its module is lazy"):
         flat(nn.LazyLinear(3))
     elsewhere = nn.Linear(2, 2, device="meta")
-    with pytest.raises(TaskError, match="parameter `weight` lies on meta; expected cpu"):
+    with pytest.raises(TaskError, match="parameter `weight` is on meta; expected cpu"):
         flat(elsewhere)
 
 
@@ -210,14 +210,14 @@ def load_optimizer(_: Mixed, optimizer: torch.optim.Optimizer) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (assign, r"parameter `scalar` no longer lies in the flat state: .*assign=True"),
-        (replace_parameter, r"parameter `first\.bias` no longer lies in the flat state"),
-        (widen_buffer, r"buffer `norm\.running_mean` no longer lies in the flat state"),
-        (enlarge_buffer, r"buffer `norm\.running_mean` no longer lies in the flat state"),
-        (remove_buffer, r"buffer `norm\.running_mean` no longer lies in the flat state"),
-        (replace_data, r"parameter `first\.bias` no longer lies in the flat state"),
-        (change_type, r"`norm\.weight` no longer lies"),
-        (change_format, r"`convolution\.weight` no longer lies"),
+        (assign, r"parameter `scalar` is no longer in the flat state: .*assign=True"),
+        (replace_parameter, r"parameter `first\.bias` is no longer in the flat state"),
+        (widen_buffer, r"buffer `norm\.running_mean` is no longer in the flat state"),
+        (enlarge_buffer, r"buffer `norm\.running_mean` is no longer in the flat state"),
+        (remove_buffer, r"buffer `norm\.running_mean` is no longer in the flat state"),
+        (replace_data, r"parameter `first\.bias` is no longer in the flat state"),
+        (change_type, r"`norm\.weight` is no longer in"),
+        (change_format, r"`convolution\.weight` is no longer in"),
         (unfreeze, r"parameter `frozen\.bias` was unfrozen after"),
         (add_parameter, r"parameter `late` appeared after"),
         (load_optimizer, r"optimizer state `.*/momentum_buffer` was replaced"),
@@ -278,7 +278,7 @@ def test_complex_numbers_lie_in_the_buffer_of_their_real_type() -> None:
     assert state.moments()["phase/momentum_buffer"].dtype is torch.complex64
     state.check_views()
     model.phase.data = model.phase.data.clone()
-    with pytest.raises(ViewReplaced, match="parameter `phase` no longer lies"):
+    with pytest.raises(ViewReplaced, match="parameter `phase` is no longer in"):
         state.check_views()
 
 

@@ -15,10 +15,10 @@ from hvd_train.config import DataConfig
 from hvd_train.data.catalog import (
     Catalog,
     find_shards,
-    look_at_labels,
     make_catalog,
     open_catalog,
     scale_warning,
+    summarize_labels,
 )
 from hvd_train.data.deal import Span, deal
 from hvd_train.data.format import FieldSpec
@@ -148,7 +148,7 @@ def test_the_ranks_share_the_reading_of_labels(tmp_path: Path, monkeypatch: pyte
     shards = find_shards(data)
     for world_size in (1, 2, 5, 200):
         read.clear()
-        found = [look_at_labels(shards, rank, world_size) for rank in range(world_size)]
+        found = [summarize_labels(shards, rank, world_size) for rank in range(world_size)]
         assert sorted(read) == [("a.h5", row) for row in range(100)] + [("b.h5", row) for row in range(41)]
         assert make_catalog(shards, data, found).sample.num_classes == 20
         assert sum(train.count + validation.count for train, validation in found) == 171

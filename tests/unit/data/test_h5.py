@@ -62,7 +62,7 @@ def dangling_link(file: h5py.File) -> None:
     add_targets(file)
 
 
-def circle_of_links(file: h5py.File) -> None:
+def cycle_of_links(file: h5py.File) -> None:
     file["inputs"] = h5py.SoftLink("/again")
     file["again"] = h5py.SoftLink("/inputs")
     add_targets(file)
@@ -118,7 +118,7 @@ def wrong_count(file: h5py.File) -> None:
         ),
         (a_group, r"no dataset `inputs`; the file has `targets`"),
         (dangling_link, r"no dataset `inputs`; the file has `targets`"),
-        (circle_of_links, r"`inputs` is a circle of soft links"),
+        (cycle_of_links, r"`inputs` is a cycle of soft links"),
         (lengths_differ, r"`inputs` has 5 rows, `targets` has 4 rows\. Expected one row per sample"),
         (one_value, r"`inputs` is a single value\. Expected samples along its first axis"),
         (

@@ -244,7 +244,7 @@ def test_a_manifest_names_no_files_outside_its_folder(tmp_path: Path, name: str)
     write_part(tmp_path, arrays_of(4))
     path = tmp_path / "manifest.json"
     path.write_text(path.read_text().replace("train-00000-of-00001.h5", name))
-    with pytest.raises(DataError, match=r"lies outside the manifest's folder"):
+    with pytest.raises(DataError, match=r"is outside the manifest's folder"):
         load_manifest(tmp_path)
 
 

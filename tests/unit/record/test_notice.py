@@ -22,7 +22,9 @@ def said(lead_s: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_a_round_longer_than_half_the_notice_is_warned_of_once(capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = said(str(2 * ROUND_S - 0.1), capsys)
-    assert line.startswith("hvd_train: round 1 took 2 s, but the job is told 3.9 s before its end; expected")
+    assert line.startswith(
+        "hvd_train: round 1 took 2 s, but the job is notified 3.9 s before its end; expected"
+    )
     assert "Lower sync.period, or raise" in line
 
 

@@ -290,7 +290,7 @@ def test_who_was_taken_over_is_told_so(tmp_path: Path) -> None:
         (tmp_path / ".claim-1.json").unlink()
         with pytest.raises(RunTakenOver, match="by another job, or it was removed"):
             claim.check()
-        claim.look()  # the last look was just now
+        claim.poll()  # the last look was just now
     assert claims(tmp_path) == []
 
 
@@ -347,7 +347,7 @@ def test_never_two_at_once(tmp_path: Path) -> None:
 def test_the_other_ranks_have_none() -> None:
     with NoClaim() as claim:
         claim.check()
-        claim.look()
+        claim.poll()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

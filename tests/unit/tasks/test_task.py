@@ -1,4 +1,4 @@
-"""The built-in tasks' figures against hand computations, and what loading one's own task says."""
+"""The built-in tasks' figures against hand computations, and what loading your own task says."""
 
 from __future__ import annotations
 
