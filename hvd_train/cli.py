@@ -162,11 +162,17 @@ def _in_job(args: list[str], parse: _Parse[T], work: Callable[[T], int | None]) 
     try:
         code = work(given)
     except HvdTrainError as error:
-        from hvd_train.comm import _mpi
+        from hvd_train.comm import _mpi, ending
 
-        _mpi.finish()
-        _report(error, launcher)
-        return 2 if isinstance(error, UserError) else 1
+        code = 2 if isinstance(error, UserError) else 1
+        if error.agreed:
+            _mpi.finish()
+            _report(error, launcher)
+        else:  # the others may wait for this rank, or one of them may have stopped
+            _report(error, launcher)
+            ending.announce(ending.Failing(code, f"rank {launcher.rank} of {launcher.size}"))
+            _mpi.finish()
+        return code
     return code or 0
 
 

@@ -157,6 +157,8 @@ void define_limit(nb::module_& module) {
 
 NB_MODULE(_shm, module) {
     module.doc() = "Averaging in the shared memory of one host.";
+    // A program's own tensors may be views of a buffer until the process ends: that is no leak worth twenty lines.
+    nb::set_leak_warnings(false);
     nb::exception<RankDied>(module, "RankDied");
     nb::exception<Stalled>(module, "Stalled");
     define_memory(module);

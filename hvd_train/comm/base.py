@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -246,7 +246,7 @@ class Communicator(ABC):
             "--with-ft ulfm`. Start again from the last checkpoint."
         )
 
-    def abort(self, code: int) -> None:
+    def abort(self, code: int) -> NoReturn:
         """Ends the whole job now with this exit code. Not collective; never returns."""
         sys.stdout.flush()
         sys.stderr.flush()
@@ -254,7 +254,7 @@ class Communicator(ABC):
         self._abort(code)
 
     @abstractmethod
-    def _abort(self, code: int) -> None:
+    def _abort(self, code: int) -> NoReturn:
         """What `abort` does by the backend's means."""
 
     @abstractmethod
@@ -268,18 +268,23 @@ class Communicator(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Closes. After an exception that only this rank has, in a world of several, it reports it and ends
-        the job: the others would wait for this rank for ever. After `sys.exit`, which may have been called on
-        every rank, it leaves that to the end of the process."""
-        if error is None or self.size == 1 or getattr(error, "agreed", False):
+        the job: the others would wait for this rank for ever. So it does where closing fails. After
+        `sys.exit`, which may have been called on every rank, it leaves that to the end of the process."""
+        if self.size > 1 and isinstance(error, SystemExit) and ending.code_of(error) != 0:
+            ending.announce(ending.Failing(ending.code_of(error), self.where))
+            return
+        alone = self.size > 1 and error is not None and not getattr(error, "agreed", False)
+        if error is not None and alone and not isinstance(error, SystemExit):
+            self._end_job(error)
+        try:
             self.close()
-            return
-        if isinstance(error, SystemExit):
-            code = ending.code_of(error)
-            if code == 0:
-                self.close()
-            else:
-                ending.announce(ending.Failing(code, self.where))
-            return
+        except CommunicationError as failed:
+            if self.size == 1:
+                raise
+            self._end_job(failed)
+
+    def _end_job(self, error: BaseException) -> NoReturn:
+        """Reports an exception that only this rank has, and ends the job."""
         if isinstance(error, CommunicationError):
             # The cause lies with another rank, which reports it; the launcher then ends this one.
             time.sleep(_GRACE_S)
@@ -288,7 +293,7 @@ class Communicator(ABC):
         elif isinstance(error, KeyboardInterrupt):
             sys.stderr.write(f"hvd_train: {self.where}: interrupted from the keyboard\n")
         else:
-            sys.stderr.write(f"{self.where}:\n{''.join(traceback.format_exception(kind, error, trace))}")
+            sys.stderr.write(f"{self.where}:\n{''.join(traceback.format_exception(error))}")
         sys.stderr.flush()
         time.sleep(_READING_S)
         self.abort(2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1)

@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -153,7 +153,7 @@ class HorovodCommunicator(Communicator):
                     )
                 time.sleep(_PAUSE_S)
 
-    def _abort(self, code: int) -> None:
+    def _abort(self, code: int) -> NoReturn:
         # The launcher, horovodrun or mpirun, ends the others when one process ends with a code that is not 0.
         os._exit(code)
 

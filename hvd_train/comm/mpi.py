@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -307,7 +307,7 @@ class MPICommunicator(Communicator):
                 f"ranks {names} did not arrive at the barrier within {timeout_s:g} s.", missing
             )
 
-    def _abort(self, code: int) -> None:
+    def _abort(self, code: int) -> NoReturn:
         if self.loses_ranks:
             # MPI_Abort then ends this process alone and nobody is told. Where not all that live come to hear
             # of it in time, a death by a signal is at least seen.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -342,7 +342,7 @@ class RingCommunicator(Communicator):
         buffers to it."""
         return RingCommunicator(self._inner.survivors(), WIRES[self._wire])
 
-    def _abort(self, code: int) -> None:
+    def _abort(self, code: int) -> NoReturn:
         self._inner._abort(code)
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -50,7 +50,7 @@ class SoloCommunicator(Communicator):
     def barrier(self, timeout_s: float | None = None) -> None:
         return
 
-    def _abort(self, code: int) -> None:
+    def _abort(self, code: int) -> NoReturn:
         os._exit(code)
 
     def close(self) -> None:
