@@ -1,4 +1,4 @@
-"""A loop of your own: every rank knows one part of a sine, and their average learns all of it."""
+"""A loop of your own: every rank sees one part of a sine, and their average learns the whole sine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task of your own: regression on a table in which some targets are wrong by far."""
+"""A task of your own: regression on a table with outliers among the targets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import hvd_train
 
 
 class Tabular(hvd_train.Task):
-    """Huber's loss, which wrong targets hardly move, and the errors that one wants to know."""
+    """Huber's loss, which outliers hardly affect; the mean squared and the mean absolute error."""
 
     def build_model(self, spec: hvd_train.SampleSpec) -> nn.Module:
         (columns,) = spec.fields[spec.inputs].shape

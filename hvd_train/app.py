@@ -41,20 +41,20 @@ class Result:
     """Its last value."""
 
     reason: str
-    """Why it stopped: the name of the rule in `StopConfig`, or `interrupted`, or `diverged`: then the model
-    of the end is of no use, and the command line ends with exit code 3."""
+    """Why it stopped: the name of the rule in `StopConfig`, or `interrupted`, or `diverged`: then the
+    final model is unusable, and the command line ends with exit code 3."""
 
     run: Path
     """The run's folder."""
 
 
 def train(config: Config, task: Task | None = None, comm: Communicator | None = None) -> Result:
-    """Trains as `config` says, on all ranks of the job. Collective.
+    """Trains according to `config`, on all ranks of the job. Collective.
 
     Args:
         config: the same on every rank.
         task: what to train, instead of what `config.task` names.
-        comm: where the program has one already; else one is connected, and closed at the end.
+        comm: an existing communicator; by default one is connected, and closed at the end.
 
     Raises on every rank, with the same message, `UserError` for what cannot be run, before the first step,
     and `CheckpointNotSaved` if the run ended but the best model or that of the end could not be written. Any
@@ -94,7 +94,7 @@ def _train(config: Config, task: Task | None, comm: Communicator) -> Result:
         stop = training.run()
     if stop.missing:
         raise CheckpointNotSaved(
-            f"{run.folder}: {stop.missing} Make room, or whatever else it needs, and go on by --resume."
+            f"{run.folder}: {stop.missing} Make room, or fix what else failed, and continue with --resume."
         )
     return Result(best=stop.best, final=stop.final, reason=stop.reason, run=run.folder)
 
@@ -141,10 +141,10 @@ def load_model(path: str | Path, checkpoint: str = "best", task: Task | None = N
         raise RunDirectoryError(
             f"{path} has no checkpoint `{checkpoint}`"
             + (
-                f": no model of it was evaluated. Its newest is of round {other.round}: "
+                f": the run evaluated no model. Its newest checkpoint is of round {other.round}: "
                 f'load_model("{path}", "latest").'
                 if other is not None
-                else f"; expected one in {path}/checkpoints. Let the run go on."
+                else f"; expected one in {path}/checkpoints. Resume the run."
             )
         )
     chosen = task or make_task(saved_config(saved.folder))

@@ -24,20 +24,20 @@ from hvd_train.io.output import ends_on_interrupt, print_anything, reader_may_le
 
 _DESCRIPTION = """Train a PyTorch model on HDF5 shards, on many ranks, without a master process.
 
-Started without an option it trains on the embedded default, the handwritten digits. Under horovodrun,
-mpirun or srun every rank reads its own shards, and all average their parameters every --period steps.
+Without options it trains on the embedded default, the handwritten digits. Under horovodrun, mpirun or srun
+every rank reads its own shards, and the ranks average their parameters every --period local steps.
 
-  --config FILE.toml   reads a configuration; options given beside it count more than the file.
-  --resume RUN         goes on with a run, and with its configuration.
+  --config FILE.toml   reads a configuration; options take precedence over the file.
+  --resume RUN         continues a run, with its configuration.
 
-Other commands, each with its own --help: `hvd_train launch` starts the ranks, `hvd_train doctor` says what
-would run here, `hvd_train init DIR` writes the files of a project of your own, `hvd_train shard write | info
-| check`, `hvd_train bench allreduce`, and `hvd_train restarts` for job scripts."""
+Other commands, each with its own --help: `hvd_train launch` starts the ranks, `hvd_train doctor` checks what
+would run here, `hvd_train init DIR` writes the files of a new project, `hvd_train shard write | info |
+check`, `hvd_train bench allreduce`, and `hvd_train restarts` for job scripts."""
 
 DIVERGED = 3
 
 _PATIENCE_S = 3.0
-"""How much later than rank 0 another rank may say what both of them found, each for itself."""
+"""Seconds that another rank waits before it reports an error that rank 0 may report as well."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -177,9 +177,9 @@ def _in_job(args: list[str], parse: _Parse[T], work: Callable[[T], int | None]) 
 
 
 def _parse_after_rank_0(args: list[str], parse: _Parse[T]) -> T:
-    """`parse` on another rank. Before there is a communicator no rank knows of the others. What is wrong with
-    the options is mostly wrong on every rank: rank 0 says so at once and its launcher ends the job; a rank
-    that is still there after some seconds has a reason of its own, and says it."""
+    """`parse` on another rank. Before there is a communicator no rank knows of the others. Wrong
+    options are mostly wrong on every rank: rank 0 reports them at once and its launcher ends the job; a rank
+    that still runs after some seconds has an error of its own, and reports it."""
     try:
         return parse(args, quiet=True)
     except (UserError, SystemExit) as error:
@@ -190,11 +190,11 @@ def _parse_after_rank_0(args: list[str], parse: _Parse[T]) -> T:
 
 
 def _report(error: HvdTrainError, launcher: Launcher) -> None:
-    """Says what ended the work, once a job, and gives the rank that says it the time to do so: most launchers
-    end all ranks as soon as one has ended with a code."""
+    """Reports what ended the work, once per job, and gives the reporting rank the time to do so: most
+    launchers end all ranks as soon as one has ended with a nonzero code."""
     speaks = launcher.rank == 0
     if isinstance(error, LauncherMismatch):
-        # Nothing tells these processes when rank 0 gets here, and whether.
+        # These processes cannot know whether and when rank 0 gets here.
         speaks = launcher.speaks
         if launcher.rank:
             time.sleep(_PATIENCE_S if speaks else 2 * _PATIENCE_S)  # srun kills after 10 s
@@ -220,7 +220,7 @@ def _say(error: HvdTrainError) -> None:
 
 def parse(args: Sequence[str], quiet: bool = False) -> Config:
     """The configuration of a training: the file of --config or of the run to resume, the embedded default
-    where nothing says what to train, and the options over it.
+    if neither names what to train, and the options, which take precedence.
 
     Raises `UserError`; exits with code 2 for an option that does not exist, with 0 for --help; `quiet`
     prints neither.
@@ -249,7 +249,7 @@ def _take(args: list[str], flag: str) -> tuple[list[str], str | None]:
     for i, argument in enumerate(args):
         if argument == flag:
             if i + 1 == len(args):
-                raise ConfigError(f"{flag} is the last word: expected a value after it.")
+                raise ConfigError(f"{flag} is the last argument: expected a value after it.")
             return args[:i] + args[i + 2 :], args[i + 1]
         if argument.startswith(f"{flag}="):
             return args[:i] + args[i + 1 :], argument.partition("=")[2]

@@ -30,8 +30,8 @@ class DataConfig:
     `digits` for the embedded default."""
 
     validation: float | str = ""
-    """Validation data of a source that has no manifest: a path or glob, or a fraction (0.1) cut off
-    the training rows in blocks. Empty: what the manifest says, else none."""
+    """Validation data of a source without a manifest: a path or glob pattern, or a fraction of the training
+    rows (0.1), split off in blocks. Empty: the validation part of the manifest, else none."""
 
     inputs: str = "inputs"
     """Name of the HDF5 dataset that holds the inputs; samples are along the first axis."""
@@ -43,12 +43,12 @@ class DataConfig:
     """Samples of one local step on one rank."""
 
     reading: Literal["auto", "memory", "stream"] = "auto"
-    """`memory` holds the rank's rows in memory, `stream` reads blocks of rows in random order as they
-    are needed; `auto` chooses memory if the rows of all ranks of a host fit into half of what is free
-    there: by the kernel, the job's cgroups, Slurm's allocation, and `ulimit -v` and `-d`."""
+    """`memory` keeps the rank's rows in memory; `stream` reads blocks of rows in random order as they are
+    needed. `auto` chooses memory if the rows of all ranks of a host fit into half of its free memory, within
+    the limits of the kernel, the job's cgroups, the Slurm allocation, and `ulimit -v` and `-d`."""
 
     scale: float | None = None
-    """Integer inputs are multiplied by this before the model. Default: what the shard says, else 1."""
+    """Factor applied to integer inputs before the model. Default: the one recorded in the shard, else 1."""
 
     def __post_init__(self) -> None:
         require_usable(self, "data.")
@@ -64,7 +64,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The built-in models. A task of your own builds its own model and may ignore this."""
+    """The built-in models. Your own task builds its own model and may ignore these keys."""
 
     name: Literal["mlp", "cnn"] = "mlp"
     """`mlp`: fully connected layers. `cnn`: convolutions, for images and for token sequences."""
@@ -105,13 +105,13 @@ class OptimConfig:
     """Learning rate, used as given: it is not multiplied by the world size."""
 
     args: dict[str, Value] = field(default_factory=dict)
-    """Further arguments of the class, by name. Empty: its defaults, but Nesterov momentum 0.9 for SGD."""
+    """Keyword arguments of the optimizer. Empty: its defaults, except Nesterov momentum 0.9 for SGD."""
 
     clip_norm: float = 0.0
     """Clip the gradient to this 2-norm; 0: do not clip."""
 
     accumulate: int = 1
-    """Batches whose gradients are summed, weighted by their samples, for one local step."""
+    """Batches per local step; their gradients are summed, weighted by their samples."""
 
     precision: Literal["float32", "bf16"] = "float32"
     """`bf16` runs forward and loss under torch.autocast in bfloat16; parameters stay float32."""
@@ -125,29 +125,29 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRateConfig:
-    """How the learning rate changes. It is a function of the round or of the samples that all ranks
-    have used together, hence the same on every rank."""
+    """Schedule of the learning rate: a function of the round, or of the samples that all ranks together have
+    used, and therefore the same on every rank."""
 
     schedule: Literal["constant", "step", "cosine"] = "constant"
-    """`step` multiplies by `factor` every `every`; `cosine` falls to `floor` at `total`."""
+    """`step` multiplies it by `factor` every `every` units; `cosine` lowers it to `floor` at `total`."""
 
     unit: Literal["rounds", "samples"] = "rounds"
-    """What `warmup`, `every` and `total` count."""
+    """Unit of `warmup`, `every` and `total`."""
 
     warmup: int = 0
     """Units over which the rate rises linearly at the start."""
 
     every: int = 0
-    """Units between two steps of `step`."""
+    """Units between two reductions by the schedule `step`."""
 
     factor: float = 0.1
-    """What `step` multiplies by."""
+    """Factor of the schedule `step`."""
 
     total: int = 0
-    """Units, warm-up included, after which `cosine` has reached `floor`."""
+    """Units, including the warm-up, after which `cosine` reaches `floor`."""
 
     floor: float = 0.0
-    """Fraction of the learning rate at which `cosine` ends."""
+    """Final value of `cosine`, as a fraction of the learning rate."""
 
     def __post_init__(self) -> None:
         require_usable(self, "learning_rate.")
@@ -168,31 +168,31 @@ class SyncConfig:
     """What is averaged, and how often."""
 
     mode: Annotated[Literal["average", "none"], arg(aliases=["--sync"])] = "average"
-    """`none` never averages: the baseline that shows what averaging gains and what it costs."""
+    """`none` never averages: a baseline for the gain and the cost of averaging."""
 
     period: Annotated[int, arg(aliases=["--period"])] = 10
     """Local steps between two averages (k)."""
 
     optimizer_state: Literal["average", "keep", "reset"] = "average"
-    """`average` it as the parameters, `keep` it on each rank, or `reset` it after each average."""
+    """`average` it like the parameters, `keep` it on each rank, or `reset` it after each average."""
 
     batch_norm: Literal["average", "keep"] = "average"
-    """What happens to floating-point buffers such as the running statistics of batch norm."""
+    """`average` floating-point buffers, such as running statistics, or `keep` them on each rank."""
 
     wire: Annotated[Literal["float32", "bfloat16", "float16", "int8"], arg(aliases=["--wire"])] = "float32"
-    """Type of the elements that are sent between hosts (backend ring). The short types carry differences from
-    the last average, rounded; within a host nothing is rounded."""
+    """Data type of the elements sent between hosts (backend ring). The 16- and 8-bit types carry rounded
+    differences from the last average; within a host nothing is rounded."""
 
     stall_timeout_s: float = 300.0
     """Seconds without progress after which a rank that others wait for counts as lost, and the job ends. A
     rank makes progress while it computes, reads, evaluates or writes, however long that takes."""
 
     step_timeout_s: float = 0.0
-    """Seconds that one local step may take, however busy the rank is: ends a rank that computes for ever.
-    0: no limit."""
+    """Time limit in seconds for one local step, even if the rank is busy: ends a computation that never
+    returns. 0: no limit."""
 
     check_every: int = 10
-    """Rounds between two checks that all ranks hold the same bits, and two measurements of the drift;
+    """Rounds between two checks that all ranks hold the same bits, and between two measurements of the drift;
     0: never."""
 
     def __post_init__(self) -> None:
@@ -207,7 +207,7 @@ class SyncConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StopConfig:
-    """When the run ends. The first rule that holds ends it; every rule may be combined with every other."""
+    """When the run ends. The first rule that holds ends it; all rules can be combined."""
 
     patience: Annotated[int, arg(aliases=["--patience"])] = 5
     """Stop after this many evaluations without an improvement; 0: never."""
@@ -222,7 +222,7 @@ class StopConfig:
     """Stop after this many passes over all shards."""
 
     max_rounds: Annotated[int | None, arg(aliases=["--max-rounds"])] = None
-    """Stop after this many rounds, those before a resume included."""
+    """Stop after this many rounds, including those before a resume."""
 
     max_seconds: Annotated[float | None, arg(aliases=["--max-seconds"])] = None
     """Stop after this many seconds of training, counted from this start."""
@@ -247,10 +247,10 @@ class StopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """The error on the validation data, shared by all ranks."""
+    """Evaluation on the validation data, divided among the ranks."""
 
     metric: str = "error"
-    """The metric that the watch follows: `loss`, or one that the task returns."""
+    """The metric for the stop rules and the best checkpoint: `loss`, or one that the task returns."""
 
     mode: Literal["min", "max"] = "min"
     """Whether a smaller or a larger value of the metric is better."""
@@ -275,7 +275,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """What is kept on disk. The best error, the end and an interruption are always saved."""
+    """Checkpoints. One is always saved at a new best error, at the end and at an interruption."""
 
     every_rounds: int = 0
     """Also save a checkpoint every this many rounds; 0: no further ones."""
@@ -297,7 +297,7 @@ class Config:
     """Name of the run's folder. Empty: the Slurm job's id, else task, date and four hex digits."""
 
     runs: str = "runs"
-    """The folder that holds the runs; every rank must see it."""
+    """The folder that holds the runs; every rank must have access to it."""
 
     task: str = "classification"
     """`classification`, `regression`, `next-token`, or your own: `file.py:Class`, `package.module:Class`."""
@@ -306,11 +306,11 @@ class Config:
     """Weight of each class in the loss (classification). Empty: all 1."""
 
     backend: Literal["auto", "solo", "mpi", "horovod", "ring"] = "auto"
-    """What averages. `auto`: ring under an MPI launcher, or mpi if ring is not built; horovod under
+    """Communication backend. `auto`: ring under an MPI launcher, or mpi if ring is not built; horovod under
     horovodrun without MPI; solo without a launcher."""
 
     threads: int = 0
-    """Threads of torch on each rank; 0: the rank's share of the cores that it may use."""
+    """Number of torch threads on each rank; 0: the rank's share of the cores that it may use."""
 
     seed: int = 0
     """Seed of the parameters, the order of the samples and dropout."""
@@ -343,7 +343,7 @@ class Config:
         _require(plain, "sync.wire", self.sync.wire, f"float32 with backend = {self.backend!r}")
         factor, minimised = self.stop.divergence, self.evaluate.mode == "min"
         contradicts = self.evaluate.metric == "loss" and not minimised
-        expected = "'min' with evaluate.metric = 'loss', which the training makes smaller"
+        expected = "'min' with evaluate.metric = 'loss', which the training minimises"
         _require(not contradicts, "evaluate.mode", self.evaluate.mode, expected)
         expected = "the rule to be off with evaluate.mode = 'max'"
         _require(factor is None or minimised, "stop.divergence", factor, expected)

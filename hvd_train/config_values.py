@@ -1,5 +1,4 @@
-"""Which values a configuration key or an option can hold at all, whatever it means. Imports neither torch nor
-MPI."""
+"""Limits on values that hold for every configuration key and every option. Imports neither torch nor MPI."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from typing import Any
 from hvd_train.errors import ConfigError
 
 LARGEST_INTEGER = 2**63 - 1
-"""What TOML, torch and NumPy hold in an integer."""
+"""The largest integer of TOML, torch and NumPy."""
 
 LARGEST_FLOAT = 3.4028234663852886e38
 """Of float32, the type of the parameters."""
@@ -27,11 +26,11 @@ def require(ok: bool, key: str, seen: object, expected: str) -> None:
 
 
 def require_usable(section: Any, prefix: str = "") -> None:
-    """Raises `ConfigError`, with the key, for a field of a dataclass that is of no use whatever it means: a
+    """Raises `ConfigError`, with the key, for a field of a dataclass with a value that no key accepts: a
     number that is not finite or too large for its type, text that is not UTF-8, a name that is too long.
 
     Args:
-        prefix: what stands before the name of a field, such as `stop.`; `--` for options.
+        prefix: what precedes the name of a field, such as `stop.`; `--` for options.
     """
     for field in dataclasses.fields(section):
         for value in _leaves(getattr(section, field.name)):

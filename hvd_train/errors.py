@@ -7,7 +7,7 @@
     |   |-- TaskError            the user's task, model or optimizer
     |   |-- EnvironmentMismatch  what is installed, or what started the program
     |   |   |-- MPIMismatch      the MPI at run time is not the one that was built against
-    |   |   `-- LauncherMismatch the processes do not see each other as the launcher promised
+    |   |   `-- LauncherMismatch the ranks do not connect as the launcher promised
     |   |-- RunDirectoryError    a run's folder or a checkpoint in it
     |   `-- RanksDisagree        the ranks were not given the same thing
     |-- CommunicationError       what went wrong between ranks; exit code 1
@@ -17,9 +17,9 @@
     |   |-- WireOverflow         a value does not fit into the type that carries it between hosts
     |   `-- BitsDiffer           the ranks do not hold the same bits after an average
     |-- RunTakenOver             another job has taken over the run's folder; exit code 1
-    `-- ViewReplaced             a tensor that lies in the flat state was replaced from outside
+    `-- ViewReplaced             a tensor of the flat state was replaced from outside
 
-Each message says what was seen, what was expected and what to do.
+Each message states what was seen, what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from collections.abc import Sequence
 class HvdTrainError(Exception):
     """Base of every error that hvd_train raises on purpose.
 
-    `agreed` says that every rank raises it, with the same message, from values that all ranks know: one
+    `agreed` is true if every rank raises it, with the same message, from values that all ranks know: one
     rank's report is enough.
     """
 
@@ -67,8 +67,8 @@ class MPIMismatch(EnvironmentMismatch):
 
 
 class LauncherMismatch(EnvironmentMismatch):
-    """The world that this process sees is not the one that its launcher promised. Each of the processes finds
-    that, and they need not know of each other."""
+    """The world that this process sees is not the one that its launcher promised. Each process
+    finds this by itself; they need not be connected."""
 
     agreed = True
 
@@ -84,7 +84,7 @@ class RanksDisagree(UserError):
 
 
 class CheckpointNotSaved(HvdTrainError):
-    """The run came to its end, but the model of the end or the best one is not on disk; exit code 1."""
+    """The run finished, but the final or the best model is not on disk; exit code 1."""
 
     agreed = True
 
@@ -100,7 +100,7 @@ class RankLost(CommunicationError):
 class BarrierTimeout(CommunicationError):
     """Some ranks did not arrive at a barrier in time.
 
-    `missing` holds their ranks, in ascending order; it is empty where the backend cannot tell.
+    `missing` holds their ranks, in ascending order; it is empty if the backend does not know them.
     """
 
     def __init__(self, message: str, missing: Sequence[int] = ()) -> None:
@@ -109,14 +109,14 @@ class BarrierTimeout(CommunicationError):
 
 
 class SizeMismatch(CommunicationError):
-    """The ranks called one collective with different sizes, types or weights that make no sense."""
+    """The ranks called one collective with different sizes or types, or with invalid weights."""
 
     agreed = True
 
 
 class WireOverflow(CommunicationError):
     """A sum of differences from the anchor does not fit into the type that carries it between hosts, or is
-    not finite. The anchor is as it was."""
+    not finite. The anchor is unchanged."""
 
     agreed = True
 
@@ -134,4 +134,4 @@ class RunTakenOver(HvdTrainError):
 
 
 class ViewReplaced(HvdTrainError):
-    """A parameter, buffer or optimizer tensor no longer lies where the flat state put it."""
+    """A parameter, buffer or optimizer tensor is no longer where the flat state put it."""

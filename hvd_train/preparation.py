@@ -83,7 +83,7 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
 
 
 def _share_cores(config: Config, comm: Communicator) -> list[int]:
-    """Sets torch's threads on this rank; returns those of every rank. Warns of cores that do not fit.
+    """Sets torch's threads on this rank; returns those of every rank. Warns of slow core bindings.
     Collective."""
     cores = comm.allgather((comm.host, machine.AFFINITY))
     of_host = [mask for host, mask in cores if host == comm.host]
@@ -99,7 +99,7 @@ def _share_cores(config: Config, comm: Communicator) -> list[int]:
 
 
 def _open_catalog(data: DataConfig, task: Task, comm: Communicator) -> Catalog:
-    """Finds the shards; each rank looks at the labels of its part. Collective."""
+    """Finds the shards; each rank reads the labels of its part. Collective."""
     shards = together(comm, lambda: find_shards(data))
     tokens = takes_tokens(task)
     mine = together(comm, lambda: summarize_labels(shards, comm.rank, comm.size, tokens=tokens))
@@ -131,7 +131,7 @@ def _build(
 
 
 def _facts(catalog: Catalog) -> dict[str, Any]:
-    """What all ranks must see alike: folders may be mounted elsewhere, but files and rows are the same."""
+    """What must be the same on every rank: files and rows; the folders may be mounted elsewhere."""
     rows = {f"rows of {Path(s.path).name} (shard {i})": s.num_samples for i, s in enumerate(catalog.shards)}
     return {
         "a sample": json.dumps(catalog.sample.to_json()),

@@ -48,7 +48,7 @@ _SHARED = frozenset(("settings", "progress", "watch", "evaluator", "period", "mo
 
 @dataclass(kw_only=True)
 class Wiring:
-    """Makes a `LocalSGD` of what was prepared."""
+    """Builds the `LocalSGD` of a prepared training."""
 
     prepared: Prepared
     faults: list[FaultReport] = field(default_factory=list, init=False)
@@ -63,7 +63,7 @@ class Wiring:
     def assemble(
         self, run: RunDirectory, recorder: Recorder, stop_request: StopRequest, claim: Ownership
     ) -> LocalSGD:
-        """The training, restored from the run's checkpoint where it goes on. Collective.
+        """The training, restored from the run's checkpoint if it is resumed. Collective.
 
         Args:
             claim: this rank's part in the job's claim to the run's folder.
@@ -220,7 +220,7 @@ class Wiring:
         prepared = self.prepared
         if prepared.config.sync.mode == "none":
             raise ConfigError(
-                "sync.mode = 'none' cannot be resumed: a checkpoint holds one model, not one a rank."
+                "sync.mode = 'none' cannot be resumed: a checkpoint holds one model, not one per rank."
             )
         states = saved_states(saved, prepared.comm.rank, parts.keys(), optional={"settings", "evaluator"})
         self.settings.load_state_dict(states.pop("settings", settings_before(before)))
@@ -246,7 +246,7 @@ class Wiring:
             )
 
     def _fitting(self, state: State, part: Stateful) -> State:
-        """What the optimizer has a use for of a part of its saved state; what it lacks is as it begins."""
+        """The part of the saved state that fits the optimizer; missing entries keep their initial values."""
         if not self.settings.optimizer_holds:
             return {}
         if self.settings.arguments_hold:

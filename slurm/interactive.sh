@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A training in an allocation of its own, with what it prints on this terminal; Ctrl-C stops it after its round.
-# Options of salloc stand before --, those of hvd_train after it; without -- you get a shell in the allocation.
+# A training in its own allocation, with its output on this terminal; Ctrl-C stops it after its round.
+# Options of salloc go before --, those of hvd_train after it; without -- you get a shell in the allocation.
 #
 #     slurm/interactive.sh --nodes=2 --ntasks=8 --time=30 -- --config run.toml
 set -euo pipefail

@@ -1,7 +1,7 @@
 # What differs from site to site: read by slurm/train.sh when the job starts, and by slurm/interactive.sh.
-# Take the # away from what you need.
+# Remove the # from what you need.
 
-# --- Account and partition. sbatch must know them before the job is there: run `. slurm/site.sh` once in the
+# --- Account and partition. sbatch must know them before the job exists: run `. slurm/site.sh` once in the
 # shell that you submit from, or give --account and --partition to sbatch. Any option of sbatch has such a
 # variable; salloc takes SALLOC_ACCOUNT and SALLOC_PARTITION.
 # export SBATCH_ACCOUNT=my_project SALLOC_ACCOUNT=my_project
@@ -23,16 +23,17 @@ else
     python=python3
 fi
 
-# --- Who starts the ranks: srun, which must know the MPI's PMI (`srun --mpi=list`), or mpirun (slurm/site-nopmix.sh).
+# --- Launcher: srun, which must know the MPI's PMI (`srun --mpi=list`), or mpirun (slurm/site-nopmix.sh).
 # export HVD_TRAIN_LAUNCHER=srun
 # export SLURM_MPI_TYPE=pmix
 
 # --- Network interface between hosts, where the one that leads to the others is the wrong one.
 # export HVD_TRAIN_INTERFACE=ib0
 
-# --- Seconds after which a start that has not come to its first step is ended (0: never), and tried again.
+# --- Seconds after which a start that has not reached its first step is ended (0: never), and tried again.
 # export HVD_TRAIN_START_TIMEOUT=1800
 
-# --- After an interruption: 0 leaves the job where it is; so many starts without a new checkpoint are enough.
+# --- After an interruption: 0 does not put the job into the queue again; give up after this many
+# consecutive starts without a new checkpoint.
 # export HVD_TRAIN_REQUEUE=0
 # export HVD_TRAIN_RESTARTS=3

@@ -5,19 +5,20 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
-# One training as a batch job. Options of sbatch stand before the script, those of hvd_train after it:
+# One training as a batch job. Options of sbatch go before the script, those of hvd_train after it:
 #
 #     sbatch --nodes=4 --ntasks=16 --time=8:00:00 slurm/train.sh --config run.toml
 #     sbatch --nodes=4 --ntasks-per-node=4 slurm/train.sh --config run.toml         # the same number of ranks
 #     sbatch --array=1-3 --output=%x-%A_%a.log slurm/train.sh --config run.toml     # seeds 1, 2 and 3
 #
-# A rank is a task of Slurm: --ntasks, or --ntasks-per-node times --nodes; without both it is one rank a node.
-# Submit from the folder that holds slurm/. What the site needs stands in slurm/site.sh, which is read first.
+# A rank is a task of Slurm: --ntasks, or --ntasks-per-node times --nodes; without both, one rank per node.
+# Submit from the folder that holds slurm/. What the site needs is in slurm/site.sh, which is read first.
 #
-# 120 s before the time limit the run is told to stop after its round; it writes a checkpoint, the job puts itself
-# into the queue again, and goes on from there. So it does after a preemption and after the loss of a node, until
-# HVD_TRAIN_RESTARTS (3) starts in a row have brought no checkpoint; HVD_TRAIN_REQUEUE=0 leaves that to you. A start
-# that fails before its first step, in MPI for instance, is tried again at once, up to as many times.
+# 120 s before the time limit the run is asked to stop after its round. It writes a checkpoint, and the job
+# puts itself into the queue again and resumes from there. The same happens after a preemption and after the
+# loss of a node, until HVD_TRAIN_RESTARTS (3) starts in a row have written no checkpoint; HVD_TRAIN_REQUEUE=0
+# leaves that to you. A start that fails before its first step, in MPI for instance, is tried again at once,
+# up to as many times.
 # The job's exit code is that of the training: 0 finished, 1 failed, 2 what you gave cannot be run, 3 it diverged,
 # 75 interrupted and not put into the queue again. A job that depends on this one (afterok) starts after the real
 # end only.
@@ -28,11 +29,11 @@ job=${job:-$SLURM_JOB_ID}
 restart=${SLURM_RESTART_COUNT:-0}
 say() { printf 'slurm/train.sh: %(%F %T)T %s\n' -1 "$*"; }
 
-# --- What Slurm tells: USR1 to this shell before the time limit; TERM when it ends the job itself.
-training='' told='' stopped=''
+# --- Signals of Slurm: USR1 to this shell before the time limit; TERM when it ends the job itself.
+training='' notified='' stopped=''
 stop_training() {
     say "$1: the training stops after its round, with a checkpoint"
-    told=1 stopped=1
+    notified=1 stopped=1
     # USR1 and not TERM, which Slurm sends to the training as well: a second TERM might end it at once.
     if [[ -n $training ]]; then kill -USR1 "$training" 2>/dev/null; fi
 }
@@ -41,7 +42,7 @@ trap 'stop_training "TERM, Slurm ends this job"' TERM
 
 site=${HVD_TRAIN_SITE:-slurm/site.sh}
 if [[ ! -f $site ]]; then
-    say "no $site in $PWD; submit from the folder that holds slurm/, or say which folder with sbatch --chdir"
+    say "no $site in $PWD; submit from the folder that holds slurm/, or name that folder with sbatch --chdir"
     exit 2
 fi
 . "$site"
@@ -55,15 +56,15 @@ given() { [[ " ${options[*]} " == *" $1 "* || " ${options[*]} " == *" $1="* ]]; 
 options=("$@")
 if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]] && ! given --seed; then options+=(--seed "$SLURM_ARRAY_TASK_ID"); fi
 if [[ $restart != 0 ]] && ! given --resume; then options+=(--resume auto); fi
-# Against it the training holds the length of its rounds.
+# The training compares the length of its rounds with it.
 export HVD_TRAIN_SIGNAL_LEAD_S=${HVD_TRAIN_SIGNAL_LEAD_S:-120}
 
 worth_a_start() { "$python" -m hvd_train restarts --limit "${HVD_TRAIN_RESTARTS:-3}" -- "${options[@]}"; }
 
 preempted() { [[ $(scontrol show job --oneliner "$SLURM_JOB_ID") == *" PreemptTime=2"* ]]; }
 
-# Whether every host of the job can start a process. Slurm takes a lost one for down only after a while, in which
-# mpirun has ended long ago.
+# Whether every host of the job can start a process. Slurm marks a lost one as down only after a while;
+# mpirun has ended long before.
 hosts_answer() {
     timeout 60 srun --overlap --mpi=none --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
         --ntasks-per-node=1 --cpus-per-task=1 true >/dev/null 2>&1
@@ -88,27 +89,27 @@ if [[ $restart != 0 ]] && ! worth_a_start; then
     exit 75
 fi
 
-# Only where it says yes now does a no mean something later.
+# A failure later means something only if the check succeeds now.
 can_ask=''
 if hosts_answer; then can_ask=1; fi
 
 launch() {
-    # Nobody would tell a training that begins now to stop.
-    if [[ -n $stopped ]]; then status=75 why_stopped='told to stop before a start'; return; fi
+    # A training that begins now would not get the signal.
+    if [[ -n $stopped ]]; then status=75 why_stopped='asked to stop before a start'; return; fi
     # In the background: a shell sees no signal while it waits for a command in the foreground.
     "$python" -m hvd_train launch --launcher "${HVD_TRAIN_LAUNCHER:-srun}" \
         ${HVD_TRAIN_INTERFACE:+--interface "$HVD_TRAIN_INTERFACE"} \
         ${HVD_TRAIN_START_TIMEOUT:+--start-timeout "$HVD_TRAIN_START_TIMEOUT"} -- "${options[@]}" &
     training=$!
-    while told=''; wait "$training"; status=$?; [[ -n $told ]]; do :; done
+    while notified=''; wait "$training"; status=$?; [[ -n $notified ]]; do :; done
     training=''
 }
 
-# How many starts of the run have come to their first step.
+# How many starts of the run have reached their first step.
 begun() { "$python" -m hvd_train restarts --begun -- "${options[@]}" 2>/dev/null; }
 
-# Whether the start that has just ended never came to its first step, and another may: not after a stop, nor where
-# what was given cannot be run (2) or does not converge (3).
+# Whether the start that has just ended never reached its first step, and another may: not after a stop, nor
+# where what was given cannot be run (2) or does not converge (3).
 worth_another_try() {
     [[ -z $stopped && $status != [023] && $status != 75 && $try -lt ${HVD_TRAIN_RESTARTS:-3} ]] &&
         ! preempted && [[ $(begun) == "$before" ]] && [[ -z $can_ask || $(hosts_answer && echo yes) == yes ]] &&
@@ -124,7 +125,7 @@ while worth_another_try; do
     launch
 done
 
-# --- What becomes of the job.
+# --- What happens to the job.
 case $status in
     0 | 2 | 3) exit "$status" ;;
     75)

@@ -3,7 +3,7 @@
 #     cmake -D PYTHON=... -D WORK_DIR=... -P build.cmake
 #
 # The sdist comes from the package index by version and checksum and is patched; patches/ says why. PYTHON's
-# environment holds torch; mpicxx and make are on PATH.
+# environment has torch; mpicxx and make are on PATH.
 cmake_minimum_required(VERSION 3.21)
 
 set(VERSION 0.28.1)
@@ -98,7 +98,7 @@ else()
     unpack_sdist(source)
     apply_patches(${source})
     build_wheel(${source} built)
-    # In the cache a wheel appears whole or not at all, whoever else builds it at the same time.
+    # A wheel appears in the cache complete or not at all, even if another process builds it at the same time.
     get_filename_component(name ${built} NAME)
     string(RANDOM LENGTH 8 suffix)
     file(COPY_FILE ${built} ${cached}/${name}.${suffix})

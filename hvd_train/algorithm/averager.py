@@ -1,4 +1,4 @@
-"""Averaging in a training loop of your own."""
+"""Averaging in your own training loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hvd_train.comm.base import Communicator
 
 
 class Averager:
-    """Averages a model and its optimizer every `period` local steps, in a training loop of your own.
+    """Averages a model and its optimizer every `period` local steps, in your own training loop.
 
         averager = hvd_train.Averager(model, optimizer, comm, period=10)
         for inputs, targets in batches:
@@ -24,18 +24,19 @@ class Averager:
             averager.step(len(inputs))
         averager.finish()
 
-    Making one is collective: parameters, buffers and optimizer state are laid out flat and become those of
-    rank 0. Every rank must then call `step` equally often; a rank that is out of data calls `step(0)`.
+    The constructor is collective: parameters, buffers and optimizer state are laid out flat and take the
+    values of rank 0. Every rank must call `step` the same number of times; a rank that is out of data calls
+    `step(0)`.
 
     Args:
         model: on the CPU. Its parameters keep their identity; their data moves.
-        optimizer: of the model's parameters. Load its state before.
+        optimizer: of the model's parameters. Load its state first.
         comm: from `hvd_train.connect()`.
         period: local steps between two averages.
         optimizer_state: `average` its floating-point state like the parameters, `keep` it on each rank, or
             `reset` it after each average. Step counters stay each rank's own.
         batch_norm: `average` floating-point buffers of the model, or `keep` them.
-        check_every: averages between two proofs that all ranks hold the same bits; 0: never.
+        check_every: averages between two checks that all ranks hold the same bits; 0: never.
 
     Raises `TaskError` for tensors that cannot be laid out, and `RanksDisagree` if the models differ.
     """
@@ -83,8 +84,7 @@ class Averager:
         return header
 
     def finish(self) -> None:
-        """Averages what was done since the last average; with no local step since then it does nothing.
-        Collective."""
-        # The ranks count their local steps alike: each decides by itself, and all alike.
+        """Averages the local steps since the last average; does nothing if there were none. Collective."""
+        # All ranks have done the same number of local steps, so that all decide the same.
         if self._local_steps:
             self.average()

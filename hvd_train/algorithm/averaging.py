@@ -20,10 +20,10 @@ from hvd_train.errors import BitsDiffer, RanksDisagree
 from hvd_train.run.model_state import unusual
 
 _BLOCK = 1 << 16
-"""Elements that a squared distance is taken of at a time; they stay in cache between its two passes."""
+"""Elements per block of a squared distance; a block stays in cache between the two passes."""
 
 _PIECE_BYTES = 16 << 20
-"""Of a frozen tensor that are sent at a time: what is sent is copied, and MPI counts in 31 bits."""
+"""Bytes of a frozen tensor that are sent at a time: the send copies them, and MPI counts in 31 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,8 @@ class Average(Protocol):
         """x_0 := the state of rank 0. Collective."""
 
     def inspect(self, distance: bool, verify: bool) -> Inspection:
-        """Looks at this rank's state: is it finite; `distance`: how far is it from the anchor; `verify`: the
-        hash of the last average, and how far it moved. Not collective."""
+        """Inspects this rank's state: whether it is finite; with `distance` how far it is from the anchor;
+        with `verify` the hash of the last average, and how far that moved. Not collective."""
 
     def average(self, weight: float, healthy: bool, verify: bool = True) -> None:
         """Replaces the state by the weighted mean over the ranks; `verify` takes a hash of it, for the next
@@ -89,9 +89,9 @@ class StateAverage:
                 )
 
     def inspect(self, distance: bool, verify: bool) -> Inspection:
-        """See `Average`. One pass over the state: a sum tells whether all is finite, and so does a squared
-        distance, which is taken in its place where it is asked for. Raises `ViewReplaced`, on this rank
-        alone, if a tensor was moved out of the flat state."""
+        """See `Average`. One pass over the state: a sum, or with `distance` the squared distance instead,
+        shows whether all values are finite. Raises `ViewReplaced`, on this rank only, if a tensor was moved
+        out of the flat state."""
         self._state.check_views()
         far = -1.0
         if distance:
@@ -108,8 +108,8 @@ class StateAverage:
         return Inspection(finite=finite, distance=far, moved=moved, hash=self._hash)
 
     def average(self, weight: float, healthy: bool, verify: bool = True) -> None:
-        """See `Average`. A rank that is not healthy takes the mean, and forgets optimizer state that is
-        its own."""
+        """See `Average`. An unhealthy rank takes the mean and drops its optimizer state where that is not
+        averaged."""
         for buffer in self._buffers:
             self._comm.average(buffer, weight)
         self._state.after_average(healthy)
@@ -130,7 +130,7 @@ class NoAverage:
         self._inner = inner
 
     def start(self) -> None:
-        """x_0 := the state of rank 0, so that all ranks start alike. Collective."""
+        """x_0 := the state of rank 0, so that all ranks start from the same state. Collective."""
         self._inner.start()
 
     def inspect(self, distance: bool, verify: bool) -> Inspection:
@@ -138,7 +138,7 @@ class NoAverage:
         return self._inner.inspect(distance=False, verify=False)
 
     def average(self, weight: float, healthy: bool, verify: bool = True) -> None:
-        """Leaves every rank as it is."""
+        """Does nothing."""
 
 
 @torch.no_grad()
@@ -173,7 +173,7 @@ def squared_distance(a: Tensor, b: Tensor) -> float:
 
 
 def _sum(a: Tensor) -> float:
-    """The sum of a flat tensor; float16 ends at 65504, so that its sums need a wider type."""
+    """The sum of a flat tensor; float16 overflows above 65504, so that its sums need a wider type."""
     return float(a.sum(dtype=torch.float32) if a.dtype is torch.float16 else a.sum())
 
 

@@ -1,4 +1,4 @@
-"""The error on the validation data, shared by all ranks: nobody waits while one rank evaluates alone."""
+"""The error on the validation data, computed by all ranks together: none waits while another evaluates."""
 
 from __future__ import annotations
 
@@ -36,33 +36,33 @@ class _Saved(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Evaluator(Stateful, Protocol):
-    """Gives the figures that the watch sees. Its state is the same on every rank."""
+    """Computes the metrics that the watch follows. Its state is the same on every rank."""
 
     num_samples: int
     """Samples of validation data; 0 where there are none."""
 
     def after_round(self, header: Header) -> None:
-        """Sees every round."""
+        """Is called after every round."""
 
     def try_out(self) -> list[str]:
-        """The names of the metrics, by way of one batch, before the first step. Changes nothing; not
-        collective. Empty on a rank that has no batch. Raises `TaskError`."""
+        """The names of the metrics, from one batch, before the first step. Changes nothing; not collective.
+        Empty on a rank that has no batch. Raises `TaskError`."""
 
     def evaluate(self) -> dict[str, float]:
         """The metrics by name. Collective."""
 
     def not_finite(self) -> str:
         """Where the first value that is not finite is in this rank's part of the validation data; empty if
-        all are finite. Reads the part again; what cannot be read is the answer."""
+        all are finite. Reads the part again; returns the error message if it cannot be read."""
 
 
 class ValidationEvaluator:
     """Evaluates the model on rows of validation data.
 
     Batch b holds the rows [b B, (b+1) B) of the whole validation data, and a single row that would be left
-    over is in the last batch, whatever the number of ranks: the figures do not depend on it. Rank r takes the
-    batches b with b mod p = r; where the ranks hold different models (`every_model`), each rank takes all
-    batches, and the figures are means over the models.
+    over is in the last batch. The batches, and with them the metrics, do not depend on the number of ranks.
+    Rank r takes the batches b with b mod p = r; where the ranks hold different models (`every_model`), each
+    rank takes all batches, and the metrics are means over the models.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class ValidationEvaluator:
         """Training does not change the validation data."""
 
     def try_out(self) -> list[str]:
-        """See `Evaluator`. Buffers of the model and the random generators are put back, so that a run which
-        goes on is the one that was not interrupted."""
+        """See `Evaluator`. Buffers of the model and the random generators are restored, so that a resumed run
+        equals one that was not interrupted."""
         if not self._batches:
             return []
         put_back = [_present_values(buffer) for buffer in self._model.buffers()]
@@ -101,7 +101,7 @@ class ValidationEvaluator:
                     call()
 
     def evaluate(self) -> dict[str, float]:
-        """Loss and metrics over all validation rows. Collective: every rank its part, the sums reduced."""
+        """Loss and metrics over all validation rows. Collective: a sum over the parts of all ranks."""
         totals: dict[str, np.ndarray] = {}
         with evaluating(self._model):
             for start, stop in self._batches:
@@ -123,7 +123,7 @@ class ValidationEvaluator:
         return {}
 
     def load_state_dict(self, state: State) -> None:
-        """Takes it back."""
+        """Raises `RunDirectoryError` for the state of another evaluator."""
         checked(state, _NoState)
 
     def _sums(self, start: int, stop: int) -> Sums:
@@ -132,7 +132,7 @@ class ValidationEvaluator:
         return self._task.evaluate(self._model, self._task.transform(batch))
 
     def _reduce(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
-        # A rank without a batch does not know the names; it takes part with zeros all the same.
+        # A rank without a batch does not know the names; it contributes zeros.
         known = self._comm.allgather(sorted(totals))
         names = max(known, key=len)
         unlike = [r for r, theirs in enumerate(known) if theirs and theirs != names]
@@ -173,7 +173,7 @@ class TrainingLossEvaluator:
         return {"loss": loss, "error": loss}
 
     def not_finite(self) -> str:
-        """The rounds have named what was not finite."""
+        """Empty: the reports of the rounds have named it."""
         return ""
 
     def state_dict(self) -> dict[str, Any]:
@@ -181,13 +181,13 @@ class TrainingLossEvaluator:
         return {"loss_sum": self._loss_sum, "samples": self._samples}
 
     def load_state_dict(self, state: State) -> None:
-        """Takes them back."""
+        """Restores them."""
         saved = checked(state, _Saved)
         self._loss_sum, self._samples = saved.loss_sum, saved.samples
 
 
 def _present_values(buffer: Tensor) -> Callable[[], object]:
-    """What gives a buffer its present values back, in place."""
+    """A function that restores the present values of a buffer, in place."""
     if buffer.layout is torch.strided:
         # Its memory: an expanded tensor, whose elements share it, cannot be written to.
         buffer = torch.empty(0, dtype=torch.uint8).set_(buffer.untyped_storage())

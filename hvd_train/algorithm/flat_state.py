@@ -1,5 +1,5 @@
-"""The flat state: everything that is averaged lies in one contiguous buffer per type, and the model's
-parameters, its floating-point buffers and the optimizer's moments are views of it. Complex numbers lie in the
+"""The flat state: everything that is averaged is in one contiguous buffer per type, and the model's
+parameters, its floating-point buffers and the optimizer's moments are views of it. Complex numbers are in the
 buffer of their real type.
 
 An average is then one call on one buffer: no copy in or out, no loop over tensors.
@@ -21,13 +21,13 @@ from hvd_train.errors import TaskError, ViewReplaced
 from hvd_train.run.model_state import unusual
 
 ALIGNMENT = 64
-"""Bytes to which each tensor is aligned: a cache line, and what vector kernels like best. The same in
+"""Bytes to which each tensor is aligned: a cache line, which also suits vector kernels. The same in
 every backend, so that it cannot change a result."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of the flat state: where it lies, and who holds it."""
+    """One tensor of the flat state: where it is, and which tensor is a view of it."""
 
     name: str
     kind: Literal["parameter", "buffer", "moment"]
@@ -43,7 +43,7 @@ class Entry:
 
 
 class FlatState:
-    """Lays a model and its optimizer out in averaging buffers. Making one plans the layout, and is not
+    """Lays a model and its optimizer out in averaging buffers. The constructor plans the layout and is not
     collective; `place` then makes the buffers.
 
     Args:
@@ -93,7 +93,7 @@ class FlatState:
             self._hand_over(entry, view)
 
     def rebind(self, comm: Communicator) -> None:
-        """Moves everything to buffers of `comm`, the communicator of the ranks that live after some were
+        """Moves everything to buffers of `comm`, the communicator of the surviving ranks after some were
         lost. The values are those of the newest average that is complete in all buffers. Collective.
 
         Raises `CommunicationError`, on every rank, where there is no such average.
@@ -134,8 +134,8 @@ class FlatState:
 
     def check_views(self) -> None:
         """Takes the value of a buffer that the model assigned anew, as `self.mean = 0.9 * self.mean + ...`
-        does, into the flat state. Raises `ViewReplaced`, naming the tensor, if another one no longer lies
-        where it was put, or if a parameter appeared, or was unfrozen, since."""
+        does, into the flat state. Raises `ViewReplaced`, naming the tensor, if another one is no longer
+        where it was placed, or if a parameter was added or unfrozen since."""
         held = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         for entry in self.entries:
             expected = self.buffers[entry.dtype].live.data_ptr() + entry.start * entry.dtype.itemsize
@@ -153,15 +153,15 @@ class FlatState:
             if p.requires_grad and not self._trainable.get(name):
                 did = "was unfrozen" if name in self._trainable else "appeared"
                 raise ViewReplaced(
-                    f"parameter `{name}` {did} after the flat state was laid out, so that no average has it. "
+                    f"parameter `{name}` {did} after the flat state was laid out and is not averaged. "
                     "Make all parameters in build_model, and freeze there only what stays frozen; in your "
                     "own loop make a new averager."
                 )
         self._check_moments()
 
     def _take_back(self, entry: Entry, value: Tensor | None) -> bool:
-        """Copies `value`, which the model has in the place of a buffer, into it, and puts that back. Returns
-        whether that could be done."""
+        """Copies `value`, which the model assigned in place of a buffer, into that buffer, and puts the
+        buffer back. Returns whether that was possible."""
         holder = entry.holder
         if entry.kind != "buffer" or value is None or unusual(value):
             return False
@@ -183,7 +183,7 @@ class FlatState:
                 )
 
     def after_average(self, healthy: bool) -> None:
-        """Forgets the optimizer's state where it was not averaged and must not stay: with the policy
+        """Clears the optimizer's state where it was not averaged and must not be kept: with the policy
         `reset`, and with `keep` on a rank whose values were not finite."""
         if self._policy == "reset" or (self._policy == "keep" and not healthy):
             self.optimizer.state.clear()
@@ -213,20 +213,20 @@ def _model_tensors(model: nn.Module, with_buffers: bool) -> Iterator[tuple[str, 
 def _require_ready(kind: str, name: str, tensor: Tensor) -> None:
     if nn.parameter.is_lazy(tensor):
         raise TaskError(
-            f"{kind} `{name}` has no shape yet: its module is lazy. Call the model on one batch before."
+            f"{kind} `{name}` has no shape yet: its module is lazy. Call the model on one batch first."
         )
     if tensor.device.type != "cpu":
         raise TaskError(f"{kind} `{name}` is on {tensor.device}; expected cpu: only CPUs are averaged today.")
 
 
 def _is_averaged(tensor: Tensor) -> bool:
-    """Whether a parameter or buffer is of a kind that can lie in the flat state."""
+    """Whether a parameter or buffer is of a kind that can be in the flat state."""
     return not unusual(tensor) and (tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype) in DTYPES
 
 
 def _lay_out(tensors: list[tuple[str, str, Tensor]]) -> tuple[list[Entry], dict[torch.dtype, int]]:
     """Places the tensors one after another in the buffer of their dtype. Tensors that are the same memory
-    under two names get one place; such that overlap in part are refused."""
+    under two names get one place; tensors that overlap in part are refused."""
     entries: list[Entry] = []
     numels: dict[torch.dtype, int] = {}
     places: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Entry] = {}

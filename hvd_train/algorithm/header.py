@@ -62,7 +62,7 @@ class Header:
         self._columns = {f.name: table[:, i] for i, f in enumerate(fields(Row))}
         healthy = (self._columns["finite"] == 1) & np.isfinite(self._columns["loss_sum"])
         self.weights = np.where(healthy, self._columns["samples"], 0.0)
-        """What each rank's parameters weigh: its samples, 0 for a rank that is not finite."""
+        """The weight of each rank's parameters: its samples, 0 for a rank that is not finite."""
         self.unhealthy = [int(r) for r in np.flatnonzero(~healthy)]
         """Ranks with values that are not finite."""
 

@@ -30,7 +30,7 @@ from hvd_train.run.claim import Ownership
 from hvd_train.run.signals import StopRequest
 
 _NO_SUCH_ROW = (
-    ", though every row was. Lower optim.lr, set optim.clip_norm, or bring large inputs and targets to about "
+    ", though every row was. Lower optim.lr, set optim.clip_norm, or scale large inputs and targets to about "
     "1."
 )
 
@@ -48,7 +48,7 @@ class Clock:
 
 @dataclass(kw_only=True)
 class LocalSGD:
-    """One training, ready to run: every part is made, and restored where a run goes on."""
+    """One training, ready to run: every part is constructed, and restored if the run is resumed."""
 
     comm: Communicator
     worker: Worker
@@ -68,7 +68,7 @@ class LocalSGD:
     _figures_reported: bool = field(default=False, init=False)
 
     def run(self) -> StopReport:
-        """Trains until the stop flag. Collective; every rank returns the same but for `seconds`."""
+        """Trains until the stop flag. Collective; every rank returns the same, except for `seconds`."""
         self.synchronizer.start()  # x_0 := the state of rank 0
         clock, began_with, verdict = Clock(), self.progress.samples, GO_ON
         while not verdict.stop:
@@ -110,7 +110,7 @@ class LocalSGD:
 
     def _report_unhealthy(self, header: Header) -> None:
         everywhere = len(header.unhealthy) == header.size
-        # A rank that keeps its values stays not finite: its rows are read again in the first of these rounds.
+        # A rank that keeps its values remains not finite: its rows are read again in the first round only.
         fresh = frozenset(header.unhealthy) - self._unhealthy
         where = ", as in the round before."
         if fresh:
@@ -131,7 +131,7 @@ class LocalSGD:
         )
 
     def _report_figures(self, figures: dict[str, float]) -> None:
-        """Once: which rows make the figures of the validation data not finite. Collective."""
+        """Reports, once, which rows make the metrics of the validation data not finite. Collective."""
         names = [name for name, value in figures.items() if not math.isfinite(value)]
         if not names or self._figures_reported or not self.evaluator.num_samples:
             return
@@ -156,16 +156,16 @@ class LocalSGD:
         return verdict
 
     def _evaluation_is_due(self, verdict: Verdict) -> bool:
-        """Whether to evaluate now: where it is due, and at the end; but not where the time is short, nor the
-        untrained model that is left where the first round diverged."""
+        """Whether to evaluate now: when an evaluation is due, and at the end. Not after an interruption, when
+        time is short, and not if the first round diverged, which leaves the untrained model."""
         if verdict.stop:
             untrained = verdict.reason == "diverged" and self.progress.rounds == 1
             return verdict.reason != "interrupted" and not untrained
         return self.progress.evaluation_is_due(self.evaluation, self.worker.epochs)
 
     def _evaluate(self, verdict: Verdict) -> Verdict:
-        """Evaluates, and says whether the error ends the run; a reason that it already has stays, unless the
-        error says that the training diverged."""
+        """Evaluates and decides whether the error ends the run. A reason that `verdict` already has is kept,
+        unless the error shows that the training diverged."""
         began = time.perf_counter()
         phase("evaluation")
         figures = self.evaluator.evaluate()

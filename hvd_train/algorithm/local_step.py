@@ -34,7 +34,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     if not params:
         raise TaskError(
             f"{type(model).__name__} has no parameter that requires a gradient; expected at least one. "
-            "Look at what build_model freezes."
+            "Check what build_model freezes."
         )
     args = _arguments(cls, config)
     # On CPUs, too, torch's fused step is several times faster than its default, which loops over tensors.
@@ -101,8 +101,8 @@ def _arguments(cls: type[Optimizer], config: OptimConfig) -> dict[str, Any]:
 class LocalStep:
     """One optimizer step on this rank's batches: forward, backward, clip, step. Never communicates.
 
-    The model must be in training mode. Its gradients are the optimizer's to use between two steps. They may
-    be sparse, where the optimizer takes such.
+    The model must be in training mode. Its gradients may be sparse, if the optimizer accepts them. They are
+    discarded at the start of the next step.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, task: Task, config: OptimConfig) -> None:
@@ -130,7 +130,7 @@ class LocalStep:
         for batch in batches:
             mean, n = self._loss(batch)
             if n:
-                # How many samples there will be is known after the last batch only: sums now, divided below.
+                # The number of samples is known only after the last batch: sum now, divide below.
                 (mean if len(batches) == 1 else mean * n).backward()  # type: ignore[no-untyped-call]
                 loss_sum += mean.item() * n
                 num_samples += n
@@ -176,7 +176,7 @@ class LocalStep:
 
 
 def _clip_sparse(params: Sequence[nn.Parameter], max_norm: float) -> None:
-    """As `clip_grad_norm_`, which takes no sparse gradients. Rows that came twice are added up first."""
+    """As `clip_grad_norm_`, which takes no sparse gradients. Repeated rows are added up first."""
     values = []
     for p in params:
         assert p.grad is not None  # the caller chose them

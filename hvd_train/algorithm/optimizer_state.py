@@ -2,7 +2,7 @@
 
 torch's optimizers create their state inside the first step. A rank that is out of data would then have
 none, and ranks could not agree on a layout. So one step is run on a scratch copy of the parameters, all
-zeros with gradients of zero, and what appears is taken over: moments of nothing are their initial values.
+zeros with gradients of zero, and the state that appears is used: moments of zeros are their initial values.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from hvd_train.errors import RunDirectoryError, TaskError
 from hvd_train.run.model_state import finder, plain_names
 
 _INITIAL_COUNTERS = {"step": 0.0, "mu_product": 1.0, "mu": 1.0}
-"""Counters after no step at all. One more, ASGD's `eta`, begins as the learning rate."""
+"""Counters before the first step. One more, ASGD's `eta`, begins as the learning rate."""
 _COUNTERS = {*_INITIAL_COUNTERS, "eta"}
 
 
 def as_real(tensor: Tensor) -> Tensor:
-    """The numbers of a tensor, without its history: those of a complex one as pairs in a last dimension."""
+    """The values of a tensor, detached; those of a complex one as pairs in a last dimension."""
     return torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
 
 
@@ -42,8 +42,8 @@ def sparse_parameters(model: nn.Module) -> set[nn.Parameter]:
 
 
 def densifies(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> bool:
-    """Whether sparse gradients of a parameter group are made dense: SGD's momentum, which lies in the flat
-    state, is dense; torch would add a dense tensor to a sparse one, which it cannot."""
+    """Whether sparse gradients of a parameter group are made dense: SGD's momentum, which is in the flat
+    state, is dense, and torch cannot add a dense tensor to a sparse one."""
     return isinstance(optimizer, torch.optim.SGD) and group["momentum"] != 0
 
 
@@ -57,7 +57,7 @@ def materialise(
     own. The parameters of `sparse` will get sparse gradients.
 
     Raises `TaskError` for an optimizer that cannot step without a closure or with such gradients, or that
-    keeps counters which one cannot know the beginning of.
+    keeps counters whose initial values are not known.
     """
     missing = [
         p
@@ -155,7 +155,7 @@ class OptimizerState:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes the values back. Raises `TaskError` for a parameter that the model does not have, and
+        """Restores the values. Raises `TaskError` for a parameter that the model does not have, and
         `RunDirectoryError` for a value that this optimizer does not keep, or keeps in another shape."""
         values: list[tuple[nn.Parameter, str, Any]] = []
         known = set()
@@ -188,8 +188,8 @@ def _require_like(full: str, held: Mapping[str, Any], key: str, value: Any) -> N
     it holds anything yet."""
     if held and key not in held:
         raise RunDirectoryError(
-            f"`{full}` is no state of this optimizer, which keeps {', '.join(sorted(held))}; expected the "
-            "optimizer that the run began with"
+            f"`{full}` is not in the state of this optimizer, which keeps "
+            f"{', '.join(sorted(held))}; expected the optimizer that the run began with"
         )
     like = held.get(key)
     if torch.is_tensor(like):

@@ -1,4 +1,4 @@
-"""How far a run has come; the same on every rank."""
+"""How many rounds and samples a run has done; the same on every rank."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: State) -> None:
-        """Takes them back."""
+        """Restores them."""
         saved = checked(state, _Saved)
         self.rounds, self.samples = saved.rounds, saved.samples
         self.looked_at_epoch = saved.looked_at_epoch

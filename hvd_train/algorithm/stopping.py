@@ -1,7 +1,7 @@
-"""The watch: it sees the error curve and says when the run ends, and why.
+"""The watch: it follows the error curve and decides when the run ends, and why.
 
-Every rank feeds its watch the same values, so that every rank has the curve; the word that counts is
-that of rank 0, which is broadcast, as only one clock may decide.
+Every rank gives its watch the same values, so that every rank has the curve. All ranks follow the decision of
+rank 0, which is broadcast, as only one clock may decide.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hvd_train.io.stateful import Count, State, checked
 
 @dataclass(frozen=True)
 class Verdict:
-    """The stop flag of rank 0; `reason` is a key of `record.wording.REASONS`, empty while the run goes on."""
+    """The decision of rank 0; `reason` is a key of `record.wording.REASONS`, empty while it continues."""
 
     reason: str = ""
 
@@ -66,7 +66,7 @@ class Watch:
         return self.curve[-1][1] if self.curve else None
 
     def after_round(self, header: Header, rounds: int, epochs: int, seconds: float) -> Verdict:
-        """What the limits say after `rounds` rounds, `epochs` full epochs and `seconds` of training."""
+        """Decision by the limits after `rounds` rounds, `epochs` full epochs and `seconds` of training."""
         if len(header.unhealthy) == header.size:
             return Verdict("diverged")
         if header.stop:
@@ -82,7 +82,7 @@ class Watch:
         return GO_ON
 
     def after_evaluation(self, rounds: int, value: float) -> Verdict:
-        """Takes a new value of the metric, measured after `rounds` rounds; what the error rules say."""
+        """Adds a value of the metric, measured after `rounds` rounds; returns the decision on it."""
         self.curve.append((rounds, value))
         if not math.isfinite(value):
             return Verdict("diverged")
@@ -104,7 +104,7 @@ class Watch:
         return self.best is not None and self.best_round == rounds
 
     def state_dict(self) -> dict[str, Any]:
-        """The curve and where its best lies."""
+        """The curve and its best point."""
         return {
             "curve": [list(point) for point in self.curve],
             "best": self.best,
@@ -113,8 +113,8 @@ class Watch:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Takes back the curve. A run that had ended by patience is watched afresh from its end: it was
-        resumed to go on."""
+        """Restores the curve. The patience of a run that had ended by it is counted from 0: it was resumed to
+        continue."""
         saved = checked(state, _Saved)
         self.curve = saved.curve
         self.best, self.best_round = saved.best, saved.best_round
@@ -127,7 +127,7 @@ class Watch:
         return min(points, key=lambda point: self._sign * point[1])[0] if points else None
 
     def take_best(self, rounds: int | None) -> None:
-        """Takes the value after `rounds` rounds for the best, as the model of a better one is lost. With None
+        """Makes the value after `rounds` rounds the best, as the model of a better one is lost. With None
         the next evaluation is the best."""
         self.best, self.best_round = None, 0
         if rounds is not None:

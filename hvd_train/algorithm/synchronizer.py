@@ -11,13 +11,13 @@ from hvd_train.liveness import phase
 
 
 class Synchronizer:
-    """Brings the states of the ranks together after their local steps.
+    """Synchronizes the states of the ranks after their local steps.
 
     Args:
         average: of the model's state.
         check_every: rounds between two checks that all ranks hold the same bits; 0: never.
-        measure_drift: whether the rounds that are checked measure the drift as well. It takes no further pass
-            over the state, but a dearer one.
+        measure_drift: whether the rounds that are checked measure the drift as well. That needs no further
+            pass over the state, but makes the pass more expensive.
     """
 
     def __init__(
@@ -31,8 +31,8 @@ class Synchronizer:
         self.drift: float | None = None
         """Of the round before the last one: it is known one round later. None where it was not measured."""
         self.communication_s = 0.0
-        """Seconds of the last round on this rank: checks and average. Belongs to the next header; whoever
-        communicates besides in that round adds to it."""
+        """Seconds of the last round on this rank: checks and average. Goes into the next header; other
+        communication in that round is added to it."""
         self.wait_s = 0.0
         """Seconds of the last round on this rank: the header, which waits for the slowest rank."""
 
@@ -72,5 +72,5 @@ class Synchronizer:
         return header
 
     def _is_checked(self, rounds: int) -> bool:
-        """Whether the average that `rounds` rounds come before is checked, one round later."""
+        """Whether the average that follows `rounds` rounds is checked, one round later."""
         return self._check_every > 0 and rounds % self._check_every == 0

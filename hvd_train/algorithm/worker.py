@@ -39,7 +39,7 @@ def steps_per_epoch(samples_per_rank: Sequence[int], batch_size: int, accumulate
 
 
 class Worker:
-    """Draws batches and steps. Stateful: the epoch, the step in it, and the reader's cursor.
+    """Draws batches and takes local steps. Stateful: the epoch, the step in it, and the reader's cursor.
 
     Args:
         reader: of this rank's rows.
@@ -61,13 +61,12 @@ class Worker:
         self.epochs = 0
         """Full epochs done; the same on all ranks."""
         self._rows = 0
-        """Rows of this epoch that its steps so far have taken from a rank that has as many."""
+        """Rows that the steps of this epoch have taken so far on the rank with most rows."""
         self.restarted = False
-        """Whether the state that was loaded does not fit the rows that this rank has now, so that its epoch
-        must begin anew; then so must that of every rank, or they would not pass to the next at the same
-        step."""
+        """Whether the loaded state does not fit the present rows of this rank, so that its epoch must begin
+        anew. Then the epoch of every rank must, or the ranks would not pass to the next at the same step."""
         self._began = reader.state_dict()
-        """Where the reader stood before the last round."""
+        """The state of the reader before the last round."""
         reader.start_epoch(0)
 
     @property
@@ -76,7 +75,7 @@ class Worker:
         return self.epochs + (self._steps_per_epoch - self._steps_left()) / self._steps_per_epoch
 
     def run(self, period: int) -> Work:
-        """`period` local steps. A rank whose rows are used up does nothing in the rest of an epoch."""
+        """`period` local steps. A rank that is out of rows does nothing in the rest of the epoch."""
         self._began = self._reader.state_dict()
         samples, loss_sum = 0, 0.0
         data_s = compute_s = 0.0
@@ -99,7 +98,7 @@ class Worker:
 
     def not_finite(self) -> str:
         """Where the first value that is not finite is among the rows of the last round; empty if all are
-        finite. Reads them again; what cannot be read is the answer."""
+        finite. Reads them again; returns the error message if they cannot be read."""
         try:
             return self._reader.not_finite_since(self._began)
         except DataError as error:
@@ -120,7 +119,7 @@ class Worker:
         return -(-num_batches(self._most_rows - self._rows, self._batch_size) // self._accumulate)
 
     def _rows_of_step(self) -> int:
-        """Rows that the next step takes from a rank that has as many as any."""
+        """Rows that the next step takes on the rank with most rows."""
         left = self._most_rows - self._rows
         taken = 0
         for _ in range(self._accumulate):
@@ -135,13 +134,13 @@ class Worker:
             self._reader.start_epoch(self.epochs)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this rank stands in its data."""
+        """The position of this rank in its data."""
         return {"epochs": self.epochs, "rows": self._rows, "reader": self._reader.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
-        """Goes on from there, with the rows that the epoch has left; see `restarted`."""
+        """Continues from there, with the rows that are left in the epoch; see `restarted`."""
         saved = checked(state, _Saved)
-        # Older checkpoints count steps; whether those were of such batches, the reader's position tells.
+        # Older checkpoints count steps; the reader's position shows whether those had such batches.
         rows = saved.steps * self._batch_size * self._accumulate if saved.rows is None else saved.rows
         self._reader.load_state_dict(saved.reader)
         self.epochs, self._rows = saved.epochs, rows

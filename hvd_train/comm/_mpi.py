@@ -1,4 +1,4 @@
-"""The one place that imports mpi4py: told which MPI to load, initialised on demand, never by an import."""
+"""The only module that imports mpi4py. It selects the MPI library, and initialises MPI only on demand."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def load() -> Any:
     for name, value in mpi_build.mpi4py_environment().items():
         os.environ.setdefault(name, value)
     if not os.environ.keys() & {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK"}:
-        # A process that Open MPI's launcher did not start is alone, and Open MPI 5.0 would leave the shared
-        # memory that it makes for peers behind.
+        # A process that Open MPI's launcher did not start is alone, and Open MPI 5.0 would not remove the
+        # shared memory that it makes for peers.
         os.environ.setdefault("OMPI_MCA_btl", "self")
     try:
         import mpi4py
@@ -52,7 +52,7 @@ def load() -> Any:
 
 
 def library_version(mpi: Any) -> str:
-    """The first line of what the loaded library says of itself, such as `Open MPI v5.0.11`."""
+    """The name and version that the loaded library reports, such as `Open MPI v5.0.11`."""
     first: str = mpi.Get_library_version().split("\n")[0].split("\0")[0]
     return first.partition(", package")[0].strip()
 
@@ -72,16 +72,16 @@ def start(mpi: Any) -> None:
     if mpi.Is_finalized():
         raise EnvironmentMismatch(
             "MPI was finalised in this process and cannot be started again. Expected no call of MPI_Finalize "
-            "before the last training: leave it out, it is done when the process ends."
+            "before the last training: remove the call, MPI is finalised when the process ends."
         )
     ending.announce(None)
     if not mpi.Is_initialized():
         if "OMPI_MCA_mpi_ft_enable" in os.environ:
-            # Under fault tolerance MPI_Finalize ends in a barrier of the ranks that live. The launcher's own
+            # Under fault tolerance MPI_Finalize ends in a barrier of the surviving ranks. The launcher's own
             # fence, which it would enter after that, was seen to wait for a dead rank for ever (5.0.11).
             os.environ.setdefault("OMPI_MCA_async_mpi_finalize", "1")
         with warnings.catch_warnings():
-            # Every rank's, that the launcher may be another MPI's: what comes of that is one error.
+            # Every rank warns that the launcher may be another MPI's: that is reported once, as an error.
             warnings.filterwarnings("ignore", message="suspicious MPI execution environment")
             mpi.Init_thread(mpi.THREAD_SERIALIZED)
         _started.append(_Started(mpi, os.getpid()))
@@ -98,7 +98,7 @@ class _Started:
     pid: int
     """Of the process that did it: a fork of it ends without MPI."""
     world: Any = None
-    """A duplicate of MPI_COMM_WORLD for the end, which no call before it can be mistaken for."""
+    """A duplicate of MPI_COMM_WORLD for the end, so that no earlier call can match it."""
 
 
 _started: list[_Started] = []
@@ -125,7 +125,7 @@ def finish() -> None:
 
 
 def _wait_for_others(mpi: Any, world: Any) -> None:
-    """MPI_Finalize does it as well, but for ever."""
+    """MPI_Finalize waits as well, but without a deadline."""
     failing = ending.announced()
     if failing is None and _ulfm.is_on(mpi):
         return  # ranks may be missing, which MPI_Finalize can do without
@@ -138,7 +138,7 @@ def _wait_for_others(mpi: Any, world: Any) -> None:
     if failing is not None and not came:
         sys.stdout.flush()
         sys.stderr.write(
-            f"hvd_train: {failing.who} ends with exit code {failing.code}, the others go on after "
+            f"hvd_train: {failing.who} ends with exit code {failing.code}, others still run after "
             f"{_OTHERS_S:g} s: the job ends.\n"
         )
         sys.stderr.flush()

@@ -57,7 +57,7 @@ def _variable(mpi: Any, name: str) -> Iterator[tuple[Any, ctypes.c_void_p | None
 def _library(mpi: Any) -> Any | None:
     """The library with its tools interface ready, until the process ends: MPI_T_finalize of MPICH 4.3 frees
     strings that its collectives go on to read. None if it has no such interface."""
-    # mpi4py's module depends on the library: its symbols are found through it, wherever the library lies.
+    # mpi4py's module depends on the library: its symbols are found through it, wherever the library is.
     library = ctypes.CDLL(mpi.__file__)
     provided = ctypes.c_int()
     ready = library.MPI_T_init_thread(_THREAD_SINGLE, ctypes.byref(provided)) == mpi.SUCCESS

@@ -1,7 +1,7 @@
-"""Open MPI's fault tolerance (ULFM), and what it needs besides. What is said of Open MPI was seen of 5.0.11.
+"""Open MPI's fault tolerance (ULFM), and what it needs besides. Statements on Open MPI are about 5.0.11.
 
-A rank that finds that another has died revokes their communicator, so that all ranks that wait in it, or come
-to it, have an error. `mpi` is the module mpi4py.MPI, a `comm` one of its communicators.
+A rank that finds that another has died revokes their communicator, so that all ranks that wait in it, or
+enter it later, get an error. `mpi` is the module mpi4py.MPI, a `comm` one of its communicators.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from hvd_train.comm import _mpi_t
 
 
 def is_on(mpi: Any) -> bool:
-    """Whether the ranks that live can go on after one died: under `mpirun --with-ft ulfm`, which sets this
-    variable. That the library has the functions for it says nothing. After MPI_Init."""
+    """Whether the surviving ranks can continue after one died: under `mpirun --with-ft ulfm`, which sets this
+    variable. That the library has the functions is not enough. After MPI_Init."""
     return bool(_mpi_t.read(mpi, "mpi_ft_enable"))
 
 
@@ -29,8 +29,8 @@ def is_loss(mpi: Any, error: Exception | None) -> bool:
 
 
 def is_broken(comm: Any) -> bool:
-    """Whether this rank knows of a loss. To be asked after calls that went well, too: MPI_Allgatherv of a few
-    values says that it did when it did not. Not collective."""
+    """Whether this rank knows of a loss. Check after successful calls, too: MPI_Allgatherv of a few values
+    reports success where it failed. Not collective."""
     return bool(comm.Is_revoked() or dead(comm))
 
 
@@ -41,9 +41,9 @@ def dead(comm: Any) -> list[int]:
 
 def ranks(comm: Any, group: Any) -> list[int]:
     """The ranks of a group, ascending, as `comm` counts them; frees the group. Not collective."""
-    everybody = comm.Get_group()
-    found: list[int] = sorted(group.Translate_ranks(None, everybody))
-    everybody.Free()
+    all_ranks = comm.Get_group()
+    found: list[int] = sorted(group.Translate_ranks(None, all_ranks))
+    all_ranks.Free()
     group.Free()
     return found
 
@@ -70,11 +70,11 @@ def agree(mpi: Any, comm: Any, value: int, give_up: GiveUp) -> int | None:
 
 
 def all_went_well(mpi: Any, comm: Any, well: bool, give_up: GiveUp) -> bool | None:
-    """Whether a call went well on every rank that lives; not so where one of them has come to `meet` instead.
+    """Whether a call went well on every surviving rank; not so where one of them has come to `meet` instead.
     None after giving up. Collective, after the call.
 
-    Success on one rank alone says little: collectives of Open MPI were seen to succeed, with values from
-    nowhere, when a peer died. A rank that died before it had done its part is known to be dead after this.
+    Success on one rank alone says little: collectives of Open MPI were seen to succeed, with undefined
+    values, when a peer died. A rank that died before it had done its part is known to be dead after this.
     """
     flags = agree(mpi, comm, _encode(-1, calling=True, well=well), give_up)
     return None if flags is None else bool(flags & _WELL)
@@ -126,5 +126,5 @@ _abandoned: list[tuple[Any, ...]] = []
 
 
 def abandon(*used: Any) -> None:
-    """Keeps requests that were given up, and the memory that MPI goes on to use, until the process ends."""
+    """Keeps requests that were given up, and the memory that MPI continues to use, until the process ends."""
     _abandoned.append(used)

@@ -20,7 +20,7 @@ class SetupFailed(UserError):
 
 
 class RankFailed(HvdTrainError):
-    """A rank raised an exception that is nobody's input; the message holds its traceback."""
+    """A rank raised an exception that the user's input did not cause; the message holds its traceback."""
 
     agreed = True
 
@@ -66,7 +66,7 @@ class Attempt(Generic[T]):
 
 
 def attempt(comm: Communicator, action: Callable[[], T]) -> Attempt[T]:
-    """Runs `action` on every rank and lets every rank know how it went on the others. Collective; `action`
+    """Runs `action` on every rank and tells every rank the outcome on the others. Collective; `action`
     must not be. Raises nothing of what `action` raises, but for exceptions that end the process."""
     value: T | None = None
     failure: Failure | None = None

@@ -31,7 +31,7 @@ _GRACE_S = 3.0
 """Seconds that a rank which lost contact gives the one at fault to report it."""
 
 _READING_S = 0.5
-"""Seconds that a launcher has to read a rank's last words: MPICH's ends all ranks without reading on."""
+"""Seconds for the launcher to read a rank's last output: MPICH's ends all ranks without reading the rest."""
 
 
 class Op(enum.Enum):
@@ -81,7 +81,7 @@ class Communicator(ABC):
 
     `rank`, `size`, `local_rank`, `local_size`, `host` (its name) and `num_hosts` are plain values, fixed
     when the communicator is made. `name` is the backend's, `library` says what moves the bytes,
-    `loses_ranks` whether those that live can go on by `survivors` after a `RankLost`.
+    `loses_ranks` whether the surviving ranks can continue by `survivors` after a `RankLost`.
 
     No method waits for ever: a rank that waits for one that makes no progress raises `BarrierTimeout`, which
     names it, as `liveness` says.
@@ -164,7 +164,7 @@ class Communicator(ABC):
 
     def recover(self, buffers: Sequence[Buffer]) -> list[Buffer]:
         """New buffers of this communicator for those of one that lost ranks: anchor and live are the newest
-        average that every one of `buffers` has complete on some rank that lives; their values move to the
+        average that every one of `buffers` has complete on some surviving rank; their values move to the
         ranks that lack them. `buffers` are averaged together, in this order. Collective, among survivors.
 
         Raises `CommunicationError`, on every rank, where no average was complete.
@@ -176,7 +176,7 @@ class Communicator(ABC):
         roots = [[r for r, of in enumerate(versions) if number in of[i]] for i in range(len(buffers))]
         if not all(roots):
             raise CommunicationError(
-                "no complete average is left on the ranks that live: the newest of each buffer are "
+                "no complete average is left on the surviving ranks: the newest of each buffer are "
                 f"{newest}. Start again from a checkpoint.",
                 agreed=True,
             )
@@ -221,7 +221,7 @@ class Communicator(ABC):
         """
 
     def mpi_comm(self) -> int | None:
-        """The address of an MPI_Comm that nobody else uses: a duplicate, whose calls return their errors. It
+        """The address of an MPI_Comm that nothing else uses: a duplicate, whose calls return their errors. It
         is revoked and freed with this communicator. None where the backend has no MPI. Collective."""
         return None
 
@@ -235,15 +235,15 @@ class Communicator(ABC):
         return
 
     def survivors(self) -> Communicator:
-        """The ranks that live, in their order, as a new communicator; this one cannot be used afterwards.
-        Collective among those that live, after each has had its `RankLost`.
+        """The surviving ranks, in their order, as a new communicator; this one cannot be used afterwards.
+        Collective among the survivors, after each has had its `RankLost`.
 
         Raises `CommunicationError` where `loses_ranks` is false.
         """
         raise CommunicationError(
             f"{self.where}: backend `{self.name}` ({self.library}) cannot "
-            "go on without a lost rank. Expected backend `ring` or `mpi` on Open MPI 5, started by `mpirun "
-            "--with-ft ulfm`. Start again from the last checkpoint."
+            "continue without a lost rank. Expected backend `ring` or `mpi` on Open MPI 5, started by "
+            "`mpirun --with-ft ulfm`. Start again from the last checkpoint."
         )
 
     def abort(self, code: int) -> NoReturn:
@@ -286,7 +286,7 @@ class Communicator(ABC):
     def _end_job(self, error: BaseException) -> NoReturn:
         """Reports an exception that only this rank has, and ends the job."""
         if isinstance(error, CommunicationError):
-            # The cause lies with another rank, which reports it; the launcher then ends this one.
+            # Another rank is the cause and reports it; the launcher then ends this one.
             time.sleep(_GRACE_S)
         if isinstance(error, UserError):
             sys.stderr.write(f"hvd_train: {self.where}: {error}\n")

@@ -34,14 +34,14 @@ def slice_bounds(numel: int, size: int, rank: int) -> tuple[int, int]:
 class Buffer:
     """A flat CPU tensor of this rank that can be averaged, with two slots for its anchor.
 
-    `live` is where the rank trains: shape [numel], written by anybody. `anchor` is the newest complete
+    `live` is where the rank trains: shape [numel], written by any code. `anchor` is the newest complete
     average x_t, `previous` the one before; both have the shape and dtype of `live` and are read-only by
     agreement. Before the first average both hold zeros.
 
     Args:
         live, slots: three tensors of one shape and dtype.
         owned: [start, stop) of the slice that this rank owns.
-        complete: for a slot, 0 or 1, the number of the average that lies complete in it, 0 for none; where
+        complete: for a slot, 0 or 1, the number of the average that is complete in it, 0 for none; where
             ranks share slots it knows of averages that this rank has not seen the end of.
     """
 
@@ -140,7 +140,7 @@ class Buffer:
         return self._averaged
 
     def averages(self) -> dict[int, Tensor]:
-        """The complete averages that can still be had here, by their numbers: at most two. Also after an
+        """The complete averages that are still available here, by their numbers: at most two. Also after an
         average that failed."""
         if self._complete is not None:
             found = {self._complete(slot): self._slots[slot] for slot in (0, 1)}

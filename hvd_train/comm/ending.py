@@ -18,7 +18,7 @@ _failing: Failing | None = None
 
 
 def announce(failing: Failing | None) -> None:
-    """Says how this process is going to end; None: not known, or well."""
+    """Announces how this process is going to end; None: not known, or successfully."""
     global _failing
     _failing = failing
 

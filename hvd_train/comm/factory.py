@@ -38,7 +38,7 @@ def connect(
             without MPI, solo where nothing did.
         wire: what carries an element between hosts under `ring`: `float32`, `bfloat16`, `float16`, `int8`.
         stall_timeout_s: seconds without progress after which a rank that others wait for is given up.
-        step_timeout_s: seconds without a finished step after which that is so however busy it is; 0: never.
+        step_timeout_s: seconds without a finished step after which even a busy rank is given up; 0: never.
         shared_folder: a folder that all hosts see. Each rank leaves a sign of life there, and more of them in
             long steps. Where not all ranks of several hosts see it, they wait for `stall_timeout_s`, or for
             longer after longer rounds.
@@ -55,7 +55,7 @@ def connect(
         comm.close()
         raise mismatch(launcher, comm.name, comm.library, comm.size)
     try:
-        # Before the ring is brought up: other versions may do that otherwise, and wait for each other.
+        # Before the ring is set up: other versions may do that differently, and wait for each other.
         require_equal(comm, "versions", versions(comm), "Install the same on every host.")
     except RanksDisagree:
         comm.close()

@@ -28,12 +28,12 @@ from hvd_train.liveness import Liveness
 T = TypeVar("T")
 
 _PAUSE_S = 1e-4
-"""Between two looks whether a call is done."""
+"""Seconds between two polls of a call."""
 
 
 def load() -> Any:
     """The module horovod.torch. Raises `EnvironmentMismatch` if it is missing or does not load."""
-    # Horovod looks for work every cycle; a round has a handful of short dependent calls, and at the
+    # Horovod checks for work every cycle; a round has a handful of short dependent calls, and at the
     # default of 1 ms each would wait for half a cycle.
     os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")
     try:
@@ -74,8 +74,8 @@ class HorovodCommunicator(Communicator):
             raise RankLost(f"{what} failed on {self.where}: {error}") from error
 
     def _wait(self, what: str, handle: int) -> Any:
-        """The result of a call that does not block. Every wait of this backend is here, so that each has its
-        end."""
+        """The result of a call that does not block. Every wait of this backend is here, so that each has a
+        deadline."""
         with self._errors(what):
             began = time.monotonic()
             while not self._hvd.poll(handle):

@@ -29,14 +29,14 @@ _ARRIVED, _RELEASED = 1, 2
 _GO_ON = -1
 """What a rank that does not give up brings to the agreement with those that do: neutral under "and"."""
 
-_ROLL_CALL = 0.1
-"""How long ranks that gave up waiting look for who is missing, as a part of the time that they waited."""
+_FIND_MISSING = 0.1
+"""Time in which ranks that gave up find the missing ones, as a fraction of the time that they waited."""
 
-_PARTING_S = 30.0
+_ABORT_WAIT_S = 30.0
 """How long a rank that gives up waits for the others, which may be in their local steps."""
 
 _PIECE = 1 << 30
-"""Bytes of one message: many an MPI counts in 32 bits."""
+"""Bytes of one message: many MPI libraries count in 32 bits."""
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -44,11 +44,11 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 class MPICommunicator(Communicator):
     """All ranks of MPI_COMM_WORLD, on a duplicate of it. Making one is collective; it initialises MPI.
 
-    Raises `LauncherMismatch` where it is certain that MPI would find this process alone.
+    Raises `LauncherMismatch` where it is certain that MPI would see a world of size 1.
 
     Args:
         liveness: how long to wait for other ranks; by default as `Liveness` says.
-        comm: a communicator of mpi4py to use, and to own, instead: ranks that are left of a world.
+        comm: a communicator of mpi4py to use, and to own, instead: the surviving ranks of a world.
     """
 
     def __init__(self, liveness: Liveness | None = None, comm: Any = None) -> None:
@@ -64,21 +64,21 @@ class MPICommunicator(Communicator):
         self.host = self._mpi.Get_processor_name()
         self._comm = comm or world
         self._owned: list[Any] = []
-        """Freed in the end, and not before: to make a communicator while another rank's word that one of the
-        same number is revoked is still under way crashes Open MPI."""
+        """Freed at the end, and not before: Open MPI crashes if a communicator is made while the message that
+        one of the same number was revoked is still under way."""
         self._private: list[Any] = []
         self._ops = {Op.SUM: self._mpi.SUM, Op.MIN: self._mpi.MIN, Op.MAX: self._mpi.MAX}
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
         if comm is None:
             _mpi.meet_at_end(lambda: self._duplicate(world))
             self._comm = self._derive(world)
-        # Not by MPI_Comm_split_type, which waits without a deadline. Hosts may bear the same name.
+        # Not by MPI_Comm_split_type, which waits without a deadline. Hosts may have the same name.
         hosts = self.allgather((self.host, _boot_id()))
         members = [r for r, host in enumerate(hosts) if host == hosts[self.rank]]
         self.local_rank, self.local_size = members.index(self.rank), len(members)
         self.num_hosts = len(set(hosts))
         self._closing = self._derive(self._comm)
-        """For the last barrier, which no other call can be mistaken for: ranks may end too early."""
+        """For the last barrier, so that no other call can match it: ranks may end too early."""
 
     def _derive(self, parent: Any) -> Any:
         """A duplicate of `parent`, which ends with this communicator. Collective."""
@@ -95,8 +95,8 @@ class MPICommunicator(Communicator):
 
     @contextmanager
     def _errors(self, what: str, confirmed: bool = True) -> Iterator[None]:
-        """Gives what fails in a call to MPI the errors of this package. Where ranks can be lost, and the call
-        is to be `confirmed`, it is collective, and nobody goes on before the call went well everywhere."""
+        """Translates failures of an MPI call to the errors of this package. Where ranks can be lost, and the
+        call is to be `confirmed`, it is collective: no rank continues before the call went well on all."""
         failed: Exception | None = None
         try:
             yield
@@ -125,10 +125,10 @@ class MPICommunicator(Communicator):
         return well if failed is None or lost else not _ulfm.dead(self._comm)
 
     def _lost(self, what: str) -> RankLost:
-        # Others may wait for this rank, which will not come, and need not have seen the death.
+        # Others may wait for this rank, which will not arrive, and may not have seen the death.
         self.revoke()
         dead = _ulfm.dead(self._comm)
-        why = f"ranks {', '.join(map(str, dead))} died" if dead else "another rank says that one died"
+        why = f"ranks {', '.join(map(str, dead))} died" if dead else "another rank reports that one died"
         return RankLost(f"{what} failed on {self.where}: {why}.")
 
     def has_lost(self) -> bool:
@@ -158,21 +158,21 @@ class MPICommunicator(Communicator):
         return new
 
     def _meet(self, comm: Any, value: int) -> int:
-        """`_ulfm.meet`, for as long as the ranks that live may take."""
+        """`_ulfm.meet`, for as long as the surviving ranks may take."""
         met = _ulfm.meet(self._mpi, comm, value, self.liveness.give_up)
         if met is None:
             raise self.liveness.error(self.where)
         return met
 
     def _without_dead(self) -> MPICommunicator | None:
-        """One attempt of `survivors`; None, on every rank that lives, if one more died meanwhile."""
+        """One attempt of `survivors`; None, on every surviving rank, if one more died meanwhile."""
         comm: Any = None
         try:
             comm = self._comm.Shrink()
         except self._mpi.Exception as error:
             if not _ulfm.is_loss(self._mpi, error):
                 raise
-        # Nobody has it before all have: to revoke one that another rank is still making crashes that rank.
+        # No rank uses it before all have it: revoking one that another rank still makes crashes that rank.
         if not self._meet(self._comm, int(comm is not None)):
             return None
         self._owned.append(comm)
@@ -216,14 +216,14 @@ class MPICommunicator(Communicator):
         if _ulfm.wait(request.Test, self.liveness.give_up):
             return
         _ulfm.abandon(request, *memory)
-        raise self.liveness.error(self.where, self._roll_call())
+        raise self.liveness.error(self.where, self._find_missing())
 
-    def _roll_call(self) -> dict[int, str]:
-        """The ranks that do not come, where no signs are seen. Of ranks that gave up."""
+    def _find_missing(self) -> dict[int, str]:
+        """The ranks that do not arrive, where no signs are seen. Called by ranks that gave up."""
         if self.liveness.sees_signs:
             return {}
         try:
-            self.barrier(_ROLL_CALL * self.liveness.stall_timeout_s)
+            self.barrier(_FIND_MISSING * self.liveness.stall_timeout_s)
         except BarrierTimeout as error:
             return dict.fromkeys(error.missing, "")
         return {}
@@ -263,8 +263,8 @@ class MPICommunicator(Communicator):
             with self.liveness, self._errors("barrier"):
                 self._wait(self._comm.Ibarrier())
             return
-        # MPI's barrier cannot say who is missing. Here rank 0 hears from each rank and tells each rank who
-        # did not come; the others grant it twice the time, so that its answer is heard before they give up.
+        # MPI's barrier cannot report who is missing. Here each rank reports to rank 0, which tells them who
+        # did not arrive; the others wait twice as long, so that its answer arrives before they give up.
         with self.liveness, self._errors("barrier", confirmed=False):
             if self.rank == 0:
                 self._collect(timeout_s)
@@ -309,10 +309,10 @@ class MPICommunicator(Communicator):
 
     def _abort(self, code: int) -> NoReturn:
         if self.loses_ranks:
-            # MPI_Abort then ends this process alone and nobody is told. Where not all that live come to hear
-            # of it in time, a death by a signal is at least seen.
+            # MPI_Abort then ends this process only and informs no rank. Where not all survivors learn of it
+            # in time, a death by a signal is at least detected.
             self.revoke()
-            patience = _PARTING_S
+            patience = _ABORT_WAIT_S
             if _ulfm.meet(self._mpi, self._comm, code, lambda waited_s: waited_s > patience) is None:
                 os.kill(os.getpid(), signal.SIGKILL)
         self._mpi.COMM_WORLD.Abort(code)

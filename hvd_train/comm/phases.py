@@ -44,13 +44,13 @@ def agree_on_shares(comm: Communicator, buffer: Buffer, weight: float) -> list[f
     """Each rank's weight over the sum of all, by rank; None if that sum is 0. Collective.
 
     Every rank sees every rank's call: all raise the same error, or none. It also holds a rank back from
-    overwriting the older slot until all have completed the newer one, as nobody gets here before.
+    overwriting the older slot until all have completed the newer one, as no rank gets here before.
     """
     return shares_of(comm.gather_values(row_of(buffer, weight)).tolist())
 
 
 def row_of(buffer: Buffer, weight: float) -> list[float]:
-    """What a rank tells the others before an average."""
+    """What a rank reports to the others before an average."""
     return [float(weight), float(buffer.numel), float(DTYPES.index(buffer.dtype))]
 
 

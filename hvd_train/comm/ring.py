@@ -1,8 +1,8 @@
 """Averaging in shared memory within a host and by rings of messages between hosts.
 
-The parameters themselves lie in memory that the ranks of a host have mapped. On one host every rank reduces
+The parameters themselves are in memory that the ranks of a host have mapped. On one host every rank reduces
 the slice that it owns with plain loads and stores: no staging, no message. Between hosts the sums of the
-hosts go round in rings of MPI messages, one ring for each rank of a host. docs/ring.md tells the whole.
+hosts go round in rings of MPI messages, one ring for each rank of a host. See docs/ring.md.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ first."""
 _OPS = {Op.SUM: _shm.Op.SUM, Op.MIN: _shm.Op.MIN, Op.MAX: _shm.Op.MAX}
 
 _SPINS = 20_000
-"""Looks for the others before a rank goes to sleep: some tenths of a millisecond."""
+"""Polls for the others before a rank goes to sleep: some tenths of a millisecond."""
 
 _PHASES = {
     _shm.Phase.LOCAL_STEPS: "local steps",
@@ -70,7 +70,7 @@ if _ring is not None:
 
 @dataclass
 class _Memory:
-    """What a buffer's tensors lie in."""
+    """The memory of a buffer's tensors."""
 
     flat: _shm.FlatBuffer
     staged: tuple[_shm.FlatBuffer, Tensor] | None = None
@@ -78,7 +78,7 @@ class _Memory:
 
 
 class RingCommunicator(Communicator):
-    """The ranks of `inner`, which brings them together and exchanges small Python values. Making one is
+    """The ranks of `inner`, which connects them and exchanges small Python values. The constructor is
     collective.
 
     Args:
@@ -147,7 +147,7 @@ class RingCommunicator(Communicator):
         return "" if phase == _PHASES[_shm.Phase.LOCAL_STEPS] else phase
 
     def buffer(self, numel: int, dtype: torch.dtype) -> Buffer:
-        """A buffer whose live tensor lies in memory that all ranks of the host have mapped, and whose anchors
+        """A buffer whose live tensor is in memory that all ranks of the host have mapped, and whose anchors
         they share. Collective.
 
         Raises `TypeError` for a type that is not in `DTYPES`, and, on every rank, `SizeMismatch` where the
@@ -171,7 +171,7 @@ class RingCommunicator(Communicator):
         return buffer
 
     def _allocate(self, flat: _shm.FlatBuffer, num_bytes: int) -> None:
-        # Before anybody writes: the first touch of memory that a container does not have ends the process.
+        # Before any rank writes: the first touch of memory that a container does not have ends the process.
         try:
             flat.allocate()
             failed = False
@@ -205,7 +205,7 @@ class RingCommunicator(Communicator):
 
     @contextmanager
     def _waiting(self, num_bytes: int = 0) -> Iterator[None]:
-        """Around a collective call: counts it, and gives what fails in it the errors of this package."""
+        """Around a collective call: counts it, and translates its failures to the errors of this package."""
         try:
             with self.liveness.call(num_bytes):
                 yield
@@ -264,13 +264,13 @@ class RingCommunicator(Communicator):
 
     def _memory(self, buffer: Buffer) -> _Memory:
         if not isinstance(buffer.memory, _Memory):
-            raise TypeError("this buffer is not of this communicator; make one by its `buffer`")
+            raise TypeError("this buffer belongs to another communicator; make one with `buffer` of this one")
         return buffer.memory
 
     def _require_idle(self) -> None:
         if self._pending is not None:
             raise CommunicationError(
-                "an average that `start_average` began is not ended: call `wait` on it before anything else."
+                "an average started by `start_average` is still pending: call `wait` on it first."
             )
 
     def _explain(self, error: Exception, timeout_s: float | None = None) -> HvdTrainError:
@@ -291,7 +291,7 @@ class RingCommunicator(Communicator):
                 f"{error} ({WIRES[self._wire]}), or is not finite. Choose `--wire float32` or bfloat16, or a "
                 "smaller learning rate."
             )
-        # MPI may call it otherwise when a peer dies in the midst of a message.
+        # MPI may report another error when a peer dies in the middle of a message.
         if _ring is not None and isinstance(error, _ring.MPIFailure) and not self._inner.has_lost():
             return CommunicationError(f"{where}: {error}")
         self._team.revoke()
@@ -338,7 +338,7 @@ class RingCommunicator(Communicator):
             raise self._explain(error, timeout_s) from None
 
     def survivors(self) -> RingCommunicator:
-        """See `Communicator.survivors`. The ranks that live get new shared memory; `recover` then moves the
+        """See `Communicator.survivors`. The surviving ranks get new shared memory; `recover` then moves the
         buffers to it."""
         return RingCommunicator(self._inner.survivors(), WIRES[self._wire])
 

@@ -1,4 +1,4 @@
-"""Which ranks share a host: found by trying, not by name, and memory for each such group."""
+"""Which ranks share a host, found by probing their memory, not by name; and memory for each such group."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Hosts:
         except RuntimeError as error:
             comm.revoke()  # the others wait for this rank
             raise RankLost(
-                f"{comm.where}: rank {self.local[0]} is gone, or its memory is: {error}."
+                f"{comm.where}: cannot map the memory of rank {self.local[0]}, which may have died: {error}."
             ) from None
 
 
@@ -52,8 +52,8 @@ def find_hosts(comm: Communicator) -> Hosts:
     """Groups the ranks by whether they can read a random number from a peer's memory, whatever their hosts
     are called. Collective.
 
-    Raises `EnvironmentMismatch`, on every rank, if they cannot be grouped: some see others that do not see
-    them.
+    Raises `EnvironmentMismatch`, on every rank, if they cannot be grouped: a rank can map the memory of some
+    ranks of a host, but not of all.
     """
     probe = _shm.Region.create(0)
     addresses = comm.allgather(probe.address())
@@ -64,7 +64,7 @@ def find_hosts(comm: Communicator) -> Hosts:
     firsts = comm.allgather(first)  # nor is a probe freed before all have tried
     odd = [r for r, f in enumerate(firsts) if firsts[f] != f]
     if odd:
-        comm.barrier()  # of a rank that died meanwhile, some saw the memory
+        comm.barrier()  # raises here if that is due to a rank that died meanwhile
         near = firsts[odd[0]]
         raise EnvironmentMismatch(
             f"shared memory is not transitive: rank {odd[0]} can map the memory of rank {near}, and rank "

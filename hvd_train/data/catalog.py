@@ -60,7 +60,7 @@ class Catalog:
 
 
 def open_catalog(data: DataConfig, *, tokens: bool = False) -> Catalog:
-    """All of it in one process: finds the shards, looks at their labels and makes the catalog.
+    """All of it in one process: finds the shards, summarizes their labels and makes the catalog.
 
     Args:
         tokens: the inputs hold tokens, which are numbered as the targets are.
@@ -114,7 +114,7 @@ def _summarize_part(
     known = [_recorded(info, spec.targets) for info in infos]
     unread = [info for info, labels in zip(infos, known, strict=True) if labels is None]
     found = [labels for labels in known if labels is not None and rank == 0]
-    # What is a target and an input token at once is no place for a mark to be ignored.
+    # A target that is also an input token cannot be a mark to be ignored.
     ignore = not (tokens and spec.inputs == spec.targets)
     found.append(_read_labels(deal(_whole(unread), world_size)[rank], spec.targets, ignore))
     if tokens and spec.inputs != spec.targets and is_class_dtype(spec.fields[spec.inputs].dtype):

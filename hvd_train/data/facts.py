@@ -13,7 +13,7 @@ from hvd_train.data.format import Facts
 
 
 def digest(data: bytes) -> str:
-    """xxh3_128 of `data`, 32 hex digits. It finds damage; it is no protection against an intention."""
+    """xxh3_128 of `data`, 32 hex digits. It detects damage, not deliberate changes."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
@@ -30,11 +30,11 @@ def encode(facts: Facts) -> bytes:
 def decode(text: bytes, written_digest: bytes) -> Facts:
     """The inverse of `encode`. Raises ValueError if `text` is not what `written_digest` was taken of."""
     if digest(text).encode() != written_digest:
-        raise ValueError("what the file records of itself is not what was written")
+        raise ValueError("the metadata in the file is not what was written")
     try:
         facts = msgspec.json.decode(text, type=Facts)
     except msgspec.MsgspecError as error:
-        raise ValueError(f"what the file records of itself: {error}") from None
+        raise ValueError(f"the metadata in the file: {error}") from None
     if facts.checksum_rows < 1:
         raise ValueError(f"checksums of blocks of {facts.checksum_rows} rows")
     return facts

@@ -24,5 +24,5 @@ def require_regular(path: str | Path, expected: str) -> None:
     """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
+        kind = _KINDS.get(stat.S_IFMT(mode), "not a regular file")
         raise DataError(f"{path}: is {kind}. Expected {expected}: name a regular file.")

@@ -1,4 +1,4 @@
-"""Where a value is that is not finite: asked once a loss or a parameter is not."""
+"""Finds the first value that is not finite, for a loss or a parameter that is not."""
 
 from __future__ import annotations
 

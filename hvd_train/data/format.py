@@ -63,8 +63,8 @@ READABLE_SCHEMAS = (1, 2)
 
 MANIFEST_NAME = "manifest.json"
 
-# Where a shard written by this program keeps what it knows of itself. A file with none of these is read as
-# well. What grows with the data is in datasets, since an attribute ends at 64 KiB.
+# Where a shard written by this program keeps its metadata. A file with none of these is read as
+# well. What grows with the data is in datasets, since an attribute is limited to 64 KiB.
 ATTR_SCHEMA = "hvd_train_schema"
 ATTR_FACTS = "hvd_train_facts"
 ATTR_FACTS_DIGEST = "hvd_train_facts_digest"
@@ -131,7 +131,7 @@ class ShardInfo:
     """Rows of one HDF5 chunk of the first dataset asked for; None where it is not chunked."""
 
     contiguous: bool
-    """Whether every dataset lies in one piece in the file."""
+    """Whether every dataset is contiguous in the file."""
 
     compressed: bool
     """Whether any dataset passes through a filter (compression, shuffle, checksum)."""
@@ -167,7 +167,7 @@ class ShardEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The shards that lie beside a manifest.json, by part, in the order in which ranks take them."""
+    """The shards next to a manifest.json, by part, in the order in which ranks take them."""
 
     schema: int = SCHEMA_VERSION
     sample: SampleSpec

@@ -32,7 +32,7 @@ Array = npt.NDArray[Any]
 _MAX_LISTED = 12
 
 _PIECE_BYTES = 64 << 20
-"""Read at a time: a rank that reads for long shows after each piece that it works."""
+"""Bytes read at a time: a rank that reads for long reports progress after each piece."""
 _MAX_SOFT_LINKS = 16
 # HDF5 reads rows that were never written as zeros, without an end where the number of rows is damaged.
 _MOST_BYTES = 1 << 30
@@ -55,7 +55,7 @@ def _explained(path: str, remedy: str) -> Iterator[None]:
 
 _NOT_HDF5 = "Expected a complete HDF5 file: copy or write it again."
 _DAMAGED = (
-    "The file is damaged, or needs an HDF5 filter that is not installed: `hvd_train shard check` tells more."
+    "The file is damaged, or needs an HDF5 filter that is not installed: `hvd_train shard check` says more."
 )
 _CHANGED = "It was damaged or changed after it was written: copy or write it again."
 
@@ -65,7 +65,7 @@ class ShardFile:
     """One HDF5 file, open for reading, and the datasets of a sample in it.
 
     Raises `DataError` on opening for everything that makes the file unusable: not HDF5, truncated, a
-    dataset that is missing, lies outside the file, or is not numeric, lengths that differ, facts that are
+    dataset that is missing, is outside the file, or is not numeric, lengths that differ, facts that are
     not those that were written. A file without samples is opened; `info.num_samples` is 0 then.
     """
 
@@ -102,7 +102,7 @@ class ShardFile:
         num_samples = self.info.num_samples
         if not 0 <= start < stop <= num_samples:
             raise DataError(
-                f"{self._path}: rows {start} to {stop} were asked for, the file has {num_samples}. It was "
+                f"{self._path}: rows {start} to {stop} requested, but the file has {num_samples}. It was "
                 "replaced by a shorter one: start the run again."
             )
         with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _DAMAGED):
@@ -212,9 +212,7 @@ class ShardFile:
         marked = facts or fmt.ATTR_NUM_SAMPLES in attributes or _find(self._file, fmt.GROUP) is not None
         expected = {None: not marked, 1: not facts, 2: len(facts) == 2}
         if not expected[schema]:
-            raise DataError(
-                f"{self._path}: written by hvd_train, but has lost its record of what. {_CHANGED}"
-            )
+            raise DataError(f"{self._path}: written by hvd_train, but its metadata is missing. {_CHANGED}")
         if schema == 1:
             recorded = _integer(attributes.get(fmt.ATTR_NUM_SAMPLES))
             if recorded is not None and recorded != num_samples:
@@ -409,7 +407,7 @@ def _create(path: Path) -> h5py.File:
     # The format of HDF5 1.8 (2008): the oldest in which headers, links and attributes have checksums.
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_libver_bounds(h5py.h5f.LIBVER_V18, h5py.h5f.LIBVER_V18)
-    # best-effort: a lock keeps two writers apart where the file system has locks, and is no condition.
+    # best-effort: a lock keeps two writers apart where the file system has locks, and is not required.
     access.set_file_locking(True, True)
     creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     creation.set_obj_track_times(False)

@@ -1,4 +1,4 @@
-"""Which HDF5 types a sample may have. They are looked at here, before any value is read."""
+"""Which HDF5 types a sample may have. They are checked here, before any value is read."""
 
 from __future__ import annotations
 

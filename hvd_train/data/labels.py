@@ -1,4 +1,4 @@
-"""What the integers of a dataset look like, and whether they can be class numbers (or tokens).
+"""A summary of the integers of a dataset, and whether they can be class numbers (or tokens).
 
 Plain values and pure functions of arrays; nothing is read or printed here.
 """
@@ -105,7 +105,7 @@ def labels_of_counts(counts: tuple[int, ...], name: str, file: str) -> Labels:
 
 
 def join(labels: Iterable[Labels]) -> Labels:
-    """Of all of them together; of equal extremes the first stays."""
+    """The summary of all of them together; of equal extremes the first is kept."""
     return reduce(_join_two, labels, Labels())
 
 
@@ -134,7 +134,7 @@ def objection(labels: Labels, name: str, path: str, *, tokens: bool = False) -> 
     low, high, classes = labels.lowest, labels.highest, labels.num_classes
     expected = f"expected {'tokens' if tokens else 'class numbers'} 0, 1, 2, ..."
     if low is None or high is None:
-        return f"{path}: every value of `{name}` is {IGNORED}, which marks what does not count; {expected}"
+        return f"{path}: every value of `{name}` is {IGNORED}, which marks targets to ignore; {expected}"
     if low.value < 0:
         seen = str(low)
     elif classes > max(MAX_CLASSES, labels.count):
@@ -143,9 +143,7 @@ def objection(labels: Labels, name: str, path: str, *, tokens: bool = False) -> 
     else:
         return ""
     if tokens:
-        remedy = (
-            f"Number the tokens from 0. Only targets of their own may hold {IGNORED}, where nothing counts."
-        )
+        remedy = f"Number the tokens from 0. Only a separate dataset of targets may hold {IGNORED}."
     else:
         remedy = f"{_numbering(low, high, labels.odd)}, or take task = 'regression' for a quantity."
     return f"{seen}; {expected} {remedy}"
@@ -177,8 +175,8 @@ def misfit(name: str, field: FieldSpec) -> str:
 
 
 def remark(targets: Array, name: str, path: str) -> str:
-    """What a classification would say of `targets` that look meant as classes; empty if nothing. For whoever
-    writes them and does not know the task: other tasks take such targets as they are."""
+    """What a classification would report of `targets` that are probably classes; empty if nothing. For
+    writing shards, when the task is not known: other tasks take such targets as they are."""
     field = FieldSpec(shape=targets.shape[1:], dtype=targets.dtype.name)
     if is_class_dtype(field.dtype) and not _one_hot(targets):
         return objection(labels_of(targets, name, path), name, path)
@@ -231,5 +229,5 @@ def unscaled(labels: Labels, field: FieldSpec, num_rows: int) -> str:
     return (
         f"{high.file}: `{high.name}` is {field.dtype} with values up to {most} in its first {num_rows} rows, "
         "and no scale is known: the model takes them as they are. Give "
-        f"--data.scale {1 / by:.3g} (1/{by}) to bring them to about 1, or --data.scale 1 if this is meant."
+        f"--data.scale {1 / by:.3g} (1/{by}) to bring them to about 1, or --data.scale 1 if this is intended."
     )

@@ -44,7 +44,7 @@ class Source:
 def locate(path: str, key: str) -> Source:
     """The shards of a folder (by its manifest.json, else its .h5 and .hdf5 files), a file, or a glob pattern.
 
-    Files are sorted by name, shards of a manifest stand as it lists them. Raises `DataError`, with `key`
+    Files are sorted by name, shards of a manifest keep its order. Raises `DataError`, with `key`
     as the name of what the user gave, where nothing is found.
     """
     if os.path.isdir(path):

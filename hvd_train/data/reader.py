@@ -34,13 +34,13 @@ Mode = Literal["memory", "stream"]
 BLOCK_BYTES = 256 << 10
 WINDOW_BLOCKS = 128
 _ORDER_BYTES = 16
-"""Of a row's place in the order of an epoch; when an epoch begins, the order before is still there."""
+"""Of a row in the order of an epoch: when an epoch begins, the order of the one before still exists."""
 
 
 class Reader(ABC):
     """The rows of one rank in an order that is a pure function of (seed, epoch, the rank's part).
 
-    A new reader stands at the start of epoch 0. No method is collective. `DataError` where a shard
+    A new reader is at the start of epoch 0. No method is collective. `DataError` where a shard
     cannot be read.
     """
 
@@ -168,8 +168,8 @@ class MemoryReader(Reader):
 class StreamReader(Reader):
     """Reads blocks of rows in random order, and mixes the rows of a window of blocks in memory.
 
-    While one window is used up, a background thread reads the next, so at most two are in memory. A
-    block is a whole number of HDF5 chunks: no chunk is decompressed twice in an epoch, save where a span
+    While one window is consumed, a background thread reads the next, so at most two are in memory. A
+    block is a whole number of HDF5 chunks: no chunk is decompressed twice in an epoch, except where a span
     begins or ends within it.
     """
 
@@ -298,7 +298,7 @@ class _Saved(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Cursor:
-    """Where a reader stands, and the random generators that belong to its part of the data."""
+    """The position of a reader, and the random generators that belong to its part of the data."""
 
     def __init__(self, spans: Sequence[Span], seed: int, mode: Mode, layout: bytes) -> None:
         # Names without folders: data that moved to another place is still the same data.

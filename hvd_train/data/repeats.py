@@ -14,7 +14,7 @@ from hvd_train.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What tells the rows of a shard from those of others."""
+    """What identifies the rows of a shard."""
 
     path: str
 
@@ -45,7 +45,7 @@ def origin_of(shard: ShardFile, manifest: str) -> Origin:
 def refuse_repeats(train: Sequence[Origin], validation: Sequence[Origin]) -> None:
     """Raises `DataError`, with both names, where two shards are one file or hold the same rows.
 
-    Shards of one part that one manifest lists may be equal: their rows were so when they were written.
+    Shards of one part that one manifest lists may be equal: they were written that way.
     """
     files: dict[Hashable, Origin] = {}
     contents: dict[str, Origin] = {}

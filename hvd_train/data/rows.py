@@ -58,7 +58,7 @@ class Rows:
             num_bytes = num_rows * self.row_bytes
             raise DataError(
                 f"{self.spans[0].shard}: {num_rows} rows need {num_bytes} bytes of memory, which this "
-                "process cannot have. Read them with data.reading = 'stream', or in smaller batches."
+                "process cannot allocate. Read them with data.reading = 'stream', or in smaller batches."
             ) from None
 
     def read(self, start: int, stop: int) -> dict[str, Array]:
@@ -91,7 +91,7 @@ class Rows:
         self._verifiers[key].read_into(shard, start, stop, out)
 
     def info(self, span: Span) -> ShardInfo:
-        """The header of the shard that `span` lies in."""
+        """The header of the shard that `span` is in."""
         return self._shard(span.shard).info
 
     def close(self) -> None:
@@ -113,7 +113,7 @@ class Rows:
         if shard.info.fields != self.fields or self._infos.setdefault(path, shard.info) != shard.info:
             shard.close()
             raise DataError(
-                f"{path}: another file has taken its place since the run began. Put back the one that "
-                "the run began with, or start anew."
+                f"{path}: the file was replaced after the run began. Restore the file that the run began "
+                "with, or start a new run."
             )
         return shard

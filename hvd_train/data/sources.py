@@ -1,4 +1,4 @@
-"""Arrays from the files that people have: idx, .npz, and the digits that scikit-learn ships."""
+"""Arrays from common file formats, idx and .npz, and the digits that scikit-learn ships."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def load_source(paths: Sequence[str], inputs: str = "inputs", targets: str = "ta
     seen = len(arrays.inputs), len(arrays.targets)
     if seen[0] != seen[1] or seen[0] == 0:
         raise DataError(
-            f"{' and '.join(paths)}: {seen[0]} inputs and {seen[1]} targets. Expected as many of one as of "
-            "the other, and at least 1: give the two halves of one data set."
+            f"{' and '.join(paths)}: {seen[0]} inputs and {seen[1]} targets. Expected the same number of "
+            "each, and at least 1: give the inputs and the targets of one data set."
         )
     return arrays
 
@@ -77,7 +77,7 @@ def load_digits() -> Arrays:
     except ImportError:
         raise DataError(
             "digits: these data come with scikit-learn, which is not installed. "
-            "Install it with `pip install hvd_train[demo]`, or give data.path shards of your own."
+            "Install it with `pip install hvd_train[demo]`, or set data.path to shards of your own."
         ) from None
     digits = load()
     return Arrays(digits.images.astype(np.uint8), digits.target.astype(np.int64), 1 / 16)

@@ -48,7 +48,7 @@ class Verifier:
                 self._compare(file, block, out[first - start : last - start])
 
     def _read_edge(self, file: ShardFile, block: int, start: int, stop: int, out: Array) -> int:
-        """Reads a block of which rows lie outside `start` to `stop`; returns where it ends within them."""
+        """Reads a block of which rows are outside `start` to `stop`; returns where it ends within them."""
         first, last = self.rows_of(block)
         begin, end = max(first, start), min(last, stop)
         rows = file.read(self._name, first, last)
@@ -74,7 +74,7 @@ class Verifier:
 
 
 def describe(path: str, name: str, start: int, stop: int) -> str:
-    """What is said of damaged rows, `start` up to `stop`."""
+    """The message about damaged rows, `start` up to `stop`."""
     return (
         f"{path}: dataset `{name}`, rows {start} to {stop - 1}: not what was written. The file is damaged: "
         "copy or write it again."

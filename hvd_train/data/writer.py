@@ -1,4 +1,4 @@
-"""Writing shards and the manifest beside them."""
+"""Writing shards and the manifest next to them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ INPUTS, TARGETS = "inputs", "targets"
 
 _CHECKSUM_BYTES = 64 << 10
 _GZIP_CHUNK_BYTES = 256 << 10
-# A vocabulary beyond this would make the counts larger than many a shard.
+# A vocabulary beyond this would make the counts larger than many shards.
 _MAX_COUNTED_CLASSES = 65_536
 _MAX_LISTED_CLASSES = 1000
 
@@ -59,7 +59,7 @@ def write_part(
 
     Rows are shuffled first if `shuffle_seed` is given, then cut into `shards` even row ranges, or with
     `by_class` into contiguous ranges of classes. gzip needs chunks and chooses their rows if `chunk_rows`
-    is None; without either, datasets are contiguous. Every file is renamed into being, the manifest last.
+    is None; without either, datasets are contiguous. Files are renamed into place, the manifest last.
 
     Raises `DataError` where the part exists already and `force` is not set, the data cannot be cut so, or
     the other part has other samples; OSError where the folder cannot be written.

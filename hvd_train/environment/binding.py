@@ -27,7 +27,7 @@ class CoreBinding:
     """Cores of the process that started this one, which the rank might have had as well."""
 
     promised_cores: int
-    """What Slurm says that each task gets (SLURM_CPUS_PER_TASK); 0 without Slurm."""
+    """Cores that Slurm allocated to each task (SLURM_CPUS_PER_TASK); 0 without Slurm."""
 
     threads: int
     """Those of torch on this rank."""
@@ -65,11 +65,11 @@ class Complaint:
 
 
 def complaints(bindings: Sequence[CoreBinding], unbind: str, cores_are_dealt: bool) -> list[Complaint]:
-    """What slows the ranks down that sit so: at most one complaint of each kind, which names the first host.
+    """What slows ranks with these bindings down: at most one complaint of each kind, naming the first host.
 
     Args:
         bindings: of all ranks.
-        unbind: what to tell the launcher so that it binds nothing.
+        unbind: the launcher with its option to bind nothing, for the remedy.
         cores_are_dealt: whether the launcher gives each rank the cores that the job asked for, and no other.
     """
     hosts: dict[str, list[CoreBinding]] = {}
@@ -116,7 +116,7 @@ def _too_many_threads(of_host: Sequence[CoreBinding], start: str) -> tuple[str, 
         return None
     first = crowded[0]
     seen = f"{_ranks(crowded, of_host)} set to {first.threads} threads on {counted(len(first.cores), 'core')}"
-    return seen, f"Give fewer `--threads`, or start the ranks with {start}."
+    return seen, f"Lower `--threads`, or start the ranks with {start}."
 
 
 def _fewer_than_promised(of_host: Sequence[CoreBinding], start: str) -> tuple[str, str] | None:
@@ -133,7 +133,7 @@ def _idle_cores(of_host: Sequence[CoreBinding], start: str) -> tuple[str, str] |
     there = of_host[0].starter_cores
     if any(len(binding.cores) > 1 for binding in of_host) or there < 2 * len(of_host):
         return None
-    seen = f"{_ranks(of_host, of_host)} bound to one core each, and {there} are there"
+    seen = f"{_ranks(of_host, of_host)} bound to one core each, and {there} are available"
     return seen, f"Start them with {start}, so that each gets more threads."
 
 

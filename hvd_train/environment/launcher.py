@@ -1,4 +1,4 @@
-"""What started this process, as its environment tells. No MPI is loaded for it."""
+"""What started this process, according to its environment. No MPI is loaded for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hvd_train.errors import LauncherMismatch
 
 _PMI = "mpiexec of MPICH or Intel MPI"
 
-# A launcher stands before those that may have started it: its own variables count.
+# A launcher comes before those that may have started it: its own variables count.
 _PROMISES = (
     # launcher, variable of the world size, variable of the rank, what it provides
     ("horovodrun over Gloo", "HOROVOD_SIZE", "HOROVOD_RANK", "gloo"),
@@ -33,13 +33,13 @@ _UNBIND = {
 
 @dataclass(frozen=True, kw_only=True)
 class Launcher:
-    """Who started this process, as one of how many."""
+    """What started this process, and how many with it."""
 
     name: str
     """In words, for messages; empty if nothing did."""
 
     size: int | None
-    """Processes that it promised to start together; 1 if nothing did, None where it does not say."""
+    """Processes that it promised to start together; 1 if nothing did, None if unknown."""
 
     rank: int
     """This process's number among them."""
@@ -56,7 +56,7 @@ class Launcher:
 
     @property
     def deals_cores(self) -> bool:
-        """Whether it gives each process the cores that the job asked for; mpirun binds as it likes."""
+        """Whether it gives each process the cores that the job asked for; mpirun has its own rules."""
         return self.name in ("srun", "flux run")
 
     @property
@@ -66,13 +66,13 @@ class Launcher:
 
     @property
     def speaks(self) -> bool:
-        """Whether this process says what all of them may find, each for itself. Where the launcher does not
-        say how many it started, rank 0 cannot find that it is not the only one, and rank 1 can."""
+        """Whether this process reports an error that each of them may find by itself. If the number of
+        processes is unknown, rank 0 cannot find that it is not the only one, but rank 1 can."""
         return self.rank == 0 or (self.size is None and self.rank == 1)
 
 
 def detect(environ: Mapping[str, str] = os.environ) -> Launcher:
-    """Reads the launcher's own variables. A process that nothing started is one of one."""
+    """Reads the launcher's own variables. A process without a launcher is the only one."""
     found = [
         Launcher(name=name, size=int(environ[size]), rank=int(environ.get(rank) or 0), provides=provides)
         for name, size, rank, provides in _PROMISES
@@ -86,7 +86,7 @@ def detect(environ: Mapping[str, str] = os.environ) -> Launcher:
     if found:
         return found[0]
     if environ.get("PMIX_RANK", "").isdigit():
-        # PMIx itself puts no size into the environment: prterun, for one, says no more.
+        # PMIx itself puts no size into the environment: prterun, for example, adds none.
         return Launcher(
             name="a launcher that speaks PMIx", size=None, rank=int(environ["PMIX_RANK"]), provides="mpi"
         )
@@ -106,11 +106,11 @@ def forgotten_tasks(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def require_way_in(library: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Before MPI is initialised: refuses a library that cannot find the others by what the launcher has set.
-    MPI would find it too, but after a message of its own from every process, or by ending each.
+    """Before MPI is initialised: refuses a library that cannot connect by what the launcher has set.
+    MPI would find it too, but each process would print a message of its own, or crash.
 
     Args:
-        library: all that the loaded MPI says of itself, by MPI_Get_library_version.
+        library: the loaded MPI's MPI_Get_library_version.
 
     Raises `LauncherMismatch` where it is certain; whether the world is the promised one is known later.
     """
@@ -153,8 +153,8 @@ def _remedy(launcher: Launcher, library: str, environ: Mapping[str, str]) -> str
     fits = f"srun --mpi={SRUN_TYPES.get(mpi_build.parse_version(library)[0], 'pmix')}"
     if launcher.name == "srun":
         return (
-            f"`srun --mpi={environ.get('SLURM_MPI_TYPE', 'none')}` does not bring the processes of this MPI "
-            f"together. Start it with `{fits}` (`srun --mpi=list` says what this Slurm has), or within the "
+            f"`srun --mpi={environ.get('SLURM_MPI_TYPE', 'none')}` does not connect the processes of this "
+            f"MPI. Start it with `{fits}` (`srun --mpi=list` lists what this Slurm supports), or within the "
             f"allocation with {_own_mpirun()}."
         )
     if launcher.provides == "gloo":

@@ -67,7 +67,7 @@ _CGROUP_LIMITS = (
 
 def _left_by_cgroup(folder: Path) -> Iterator[int]:
     """What each limit of a cgroup leaves. Cached pages of files that have not been used lately count as used
-    there, but the kernel gives them up before it refuses memory."""
+    there, but the kernel reclaims them before it refuses memory."""
     stat = dict(line.split(" ", 1) for line in _text(folder / "memory.stat").splitlines() if " " in line)
     reclaimable = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
     for limit, used in _CGROUP_LIMITS:
@@ -131,7 +131,7 @@ def _mounted_cgroup(root: Path, controller: str) -> tuple[Path, str] | None:
 
 
 def _text(path: Path) -> str:
-    """What a file of the kernel says; nothing where there is no such file."""
+    """The contents of a file of the kernel; empty if there is no such file."""
     try:
         return path.read_text().strip()
     except OSError:

@@ -18,7 +18,7 @@ REMEDY = (
     "the new one: `make setup`, or `pip install` the package again with its mpicc on PATH"
 )
 
-# Vendors that build on MPICH stand before it: their version line names it as well.
+# Vendors that build on MPICH come before it: their version line names it as well.
 _FAMILIES = (
     ("Open MPI", r"Open MPI v(\S+?)(?:,|\s|$)"),
     ("Intel MPI", r"Intel\(R\) MPI Library (\S+)"),
@@ -45,7 +45,7 @@ class BuildInfo:
     """The record of one build."""
 
     mpi: MPIBuild | None
-    """None if the build saw no MPI; then whatever MPI is found at run time is taken."""
+    """None if the build saw no MPI; then any MPI that is found at run time is used."""
 
 
 def load(path: Path = RECORD) -> BuildInfo:
@@ -70,7 +70,7 @@ def load(path: Path = RECORD) -> BuildInfo:
 
 
 def mpi4py_environment(path: Path = RECORD) -> dict[str, str]:
-    """The environment variables that make mpi4py load the recorded library, and with which that finds its own
+    """The environment variables that make mpi4py load the recorded library, and that library find its own
     parts; empty if none was recorded.
 
     They must be set before mpi4py is imported. MPI4PY_MPIABI is left unset on purpose: with it mpi4py picks
@@ -92,15 +92,15 @@ def mpi4py_environment(path: Path = RECORD) -> dict[str, str]:
             # A process that no launcher started starts a daemon of Open MPI 4, from there.
             environment["OPAL_PREFIX"] = home
         if "munge" in os.environ.get("PMIX_SECURITY_MODE", ""):
-            # Slurm offers two ways to prove who is who. The PMIx of a wheel was built without the first and
-            # takes the second, but every rank would say so in eight lines.
+            # Slurm offers two ways to authenticate. The PMIx of a wheel was built without the first, munge,
+            # and uses the second, but every rank would print a warning of eight lines.
             environment["PMIX_MCA_psec"] = "native"
     return environment
 
 
 def home_if_moved(file: str) -> str:
-    """Where an Open MPI lies that was moved after its build, as a wheel's is: it does not find itself. Empty
-    for one that lies where it was built.
+    """The prefix of an Open MPI that was moved after its build, as a wheel's is: it does not find its own
+    files. Empty for one that is where it was built.
 
     Args:
         file: its mpirun or its library.
@@ -114,7 +114,7 @@ def check_mpi(library_version: str, path: Path = RECORD) -> None:
     """Compare the MPI at run time, by its MPI_Get_library_version, with the recorded one. Not collective.
 
     Family and version number count, not the packager's remarks after them. Raises `MPIMismatch`; without a
-    recorded MPI every MPI is taken.
+    recorded MPI any MPI is accepted.
     """
     mpi = load(path).mpi
     if mpi is not None and parse_version(library_version) != parse_version(mpi.version):

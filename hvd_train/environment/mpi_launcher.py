@@ -1,4 +1,4 @@
-"""Whose launcher an `mpirun` is, by what it says of itself. Starts no rank; imports neither torch nor MPI."""
+"""Which MPI an `mpirun` belongs to, by its `--version`. Starts no rank; imports neither torch nor MPI."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 _TIMEOUT_S = 10.0
 
-# As in `mpi_build`: vendors that build on MPICH stand before it.
+# As in `mpi_build`: vendors that build on MPICH come before it.
 _FAMILIES = (
     ("Open MPI", r"\(Open MPI\) (\S+)"),
     ("Intel MPI", r"Intel\(R\) MPI Library .*?Version (\S+)"),
@@ -16,19 +16,19 @@ _FAMILIES = (
 )
 
 SRUN_TYPES = {"Open MPI": "pmix", "MPICH": "pmi2", "MVAPICH": "pmi2", "Intel MPI": "pmi2"}
-"""By family of the MPI: the srun --mpi=TYPE under which its processes mostly find each other."""
+"""By family of the MPI: the srun --mpi=TYPE under which its processes usually connect."""
 
 
 @dataclass(frozen=True)
 class MPILauncher:
-    """What a launcher says of itself. `family` is a name that `mpi_build.parse_version` gives too, so that
+    """The MPI of a launcher. `family` is a name that `mpi_build.parse_version` gives too, so that
     launcher and library can be compared; both are empty for a program that is none of these."""
 
     family: str
     version: str
     known_to_horovodrun: bool = True
-    """Whether horovodrun makes out whose it is. Of MPICH's own it does only where that name happens to stand
-    among the options that it was built with."""
+    """Whether horovodrun recognises it. It recognises MPICH's own only if that name happens to be among the
+    options that it was built with."""
 
     def __str__(self) -> str:
         return f"{self.family} {self.version}".strip() or "an unknown MPI"

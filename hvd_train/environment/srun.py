@@ -1,4 +1,4 @@
-"""What srun says of how it starts an MPI. Imports neither torch nor MPI."""
+"""The ways in which srun can start an MPI. Imports neither torch nor MPI."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from hvd_train.io.output import warn
 from hvd_train.liveness import mark
 
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
-"""What a file system answers that has no fsync for a folder, or for files: some of NFS, FUSE and SMB. Whether
-the bytes reached the disk it says in other words: EIO, ENOSPC, EDQUOT."""
+"""Errors of a file system without fsync for folders, or for files: some of NFS, FUSE and SMB. If bytes did
+not reach the disk, the error is another: EIO, ENOSPC, EDQUOT."""
 
 _PIECE_BYTES = 64 << 20
 
@@ -23,7 +23,7 @@ _warned = False
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path`; what the body wrote there becomes `path` when it ends.
+    """Yields a temporary name next to `path`; what the body wrote there becomes `path` when it ends.
 
     The file's bytes and then its name are forced to disk. If the body raises, `path` stays as it was
     and the temporary file is removed. Raises OSError where the folder cannot be written.

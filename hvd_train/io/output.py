@@ -1,4 +1,4 @@
-"""Standard output and error that may be gone: behind a closed pipe, or on a full disk."""
+"""Standard output and error that may fail: a closed pipe, or a full disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What survives a restart: whatever gives its state as tensors and JSON scalars, and takes it back."""
+"""What survives a restart: objects that return their state as tensors and JSON values, and restore it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Stateful(Protocol):
         ...
 
     def load_state_dict(self, state: State) -> object:
-        """Takes back what `state_dict` gave. Raises `RunDirectoryError` for anything else, and has then
-        taken nothing."""
+        """Restores what `state_dict` returned. Raises `RunDirectoryError` for anything else, and then changes
+        nothing."""
         ...
 
 

@@ -19,7 +19,7 @@ def refuse_utf16(content: bytes) -> None:
     """Raises `UnicodeError` for the content of a file that begins with the byte order mark of UTF-16, as some
     editors write it."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UnicodeError("it begins with the byte order mark of UTF-16; expected UTF-8: save it as that")
+        raise UnicodeError("it begins with the byte order mark of UTF-16; expected UTF-8: save it as UTF-8")
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""Which hosts a job runs on and how many ranks each takes: what stands after --hosts, or a host file in the
+"""Which hosts a job runs on and how many ranks each takes: the value of --hosts, or a host file in the
 syntax of any launcher.
 
     node1 slots=2      Open MPI, horovodrun

@@ -1,4 +1,4 @@
-"""`hvd_train launch`: starts a training by the launcher that fits, and says how it ended.
+"""`hvd_train launch`: starts a training with a suitable launcher, and reports how it ended.
 
 Imports neither torch nor MPI.
 """
@@ -91,7 +91,7 @@ def _check_hosts(options: Options, config: Config | None) -> int:
 def exit_status(
     ended: Ended, outcome: Outcome, launcher: str, before: list[str], resumable: bool = True
 ) -> int:
-    """The exit code, by the run's own record; and what is to be said of it."""
+    """The exit code, by the run's own record. Prints how the run ended, and how to continue."""
     line = shlex.join(["python", "-m", "hvd_train", "launch", *before, "--", "--resume", str(outcome.folder)])
     go_on = f"Go on: {line}" if resumable else "With sync.mode = 'none' it cannot go on."
     stop = outcome.stop()
@@ -114,12 +114,12 @@ def exit_status(
         return DIVERGED
     if reason:
         if ended.status:
-            warn(f"{launcher} ended with {ended.status}, but the run had come to its end ({reason}).")
+            warn(f"{launcher} ended with {ended.status}, but the run had finished ({reason}).")
         return FINISHED
     if ended.status == USER_ERROR and not ended.signal:
         return USER_ERROR
     warn(
-        f"the run did not come to its end: {launcher} ended with {ended.status}, and "
+        f"the run did not finish: {launcher} ended with {ended.status}, and "
         f"{outcome.folder / EVENTS_FILE} has no `stop`. {there}"
     )
     return 128 + ended.signal if ended.signal else FAILED

@@ -17,8 +17,8 @@ from hvd_train.environment.mpi_launcher import MPILauncher
 from hvd_train.launching.hosts import Host
 
 KEEPALIVE = {"time": 5, "intvl": 1, "probes": 3}
-"""Seconds without a word until a host is asked, between two questions, and how many may stay unanswered. By
-Open MPI's own values a host that is cut off is noticed after many minutes."""
+"""TCP keepalive: seconds of silence before the first probe, seconds between two probes, and how many may stay
+unanswered. With Open MPI's defaults a disconnected host is noticed only after many minutes."""
 
 FAILURE_DETECTOR = {
     "mpi_ft_detector": "true",
@@ -73,7 +73,7 @@ class Request:
     """Whether more ranks run on this host than it has cores."""
 
     more: tuple[str, ...] = ()
-    """Options of the launcher that the user wants."""
+    """Options of the launcher that the user gave."""
 
     @property
     def leaves_this_host(self) -> bool:
@@ -96,8 +96,8 @@ def exported(environ: Mapping[str, str]) -> list[str]:
 
 
 def allow_root(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Open MPI refuses to start for root, lest a mistake harms the machine. In a container there often is no
-    other user, so root is let through; PRTE_ is for Open MPI 5."""
+    """Open MPI refuses to run as root by default. In a container root is often the only user, so it is
+    allowed here; PRTE_ is for Open MPI 5."""
     if os.getuid() != 0:
         return {}
     names = [f"{mpi}_ALLOW_RUN_AS_ROOT{end}" for mpi in ("OMPI", "PRTE") for end in ("", "_CONFIRM")]
@@ -145,9 +145,9 @@ def hydra(request: Request, mpirun: str, is_intel: bool) -> Line:
 
 
 def horovodrun(request: Request, program: str, mpirun: str, launcher: MPILauncher, gloo: bool) -> Line:
-    """horovodrun over `mpirun`, whose `launcher` says whose that is, or over Gloo.
+    """horovodrun over `mpirun`, which `launcher` identifies, or over Gloo.
 
-    It writes mpirun's options itself and passes its own environment on: what mpirun is to know stands there.
+    It writes mpirun's options itself and passes its own environment on: settings for mpirun are variables.
     """
     environ = allow_root()
     tools = list(dict.fromkeys(str(Path(p).parent) for p in (mpirun, program) if p))
@@ -168,7 +168,7 @@ def horovodrun(request: Request, program: str, mpirun: str, launcher: MPILaunche
 
 
 def srun(request: Request, program: str, mpi_type: str) -> Line:
-    """srun; `mpi_type` is empty where the site's default is to hold."""
+    """srun; `mpi_type` is empty for the site's default."""
     environ = {}
     if request.network and not request.says("btl_tcp_if_"):
         environ["OMPI_MCA_btl_tcp_if_include"] = request.network
@@ -186,7 +186,7 @@ def srun(request: Request, program: str, mpi_type: str) -> Line:
 
 
 def _open_mpi_parameters(request: Request) -> tuple[dict[str, str], dict[str, str]]:
-    """What the ranks and what the launcher's daemons are told."""
+    """MCA parameters of the ranks, and of the launcher's daemons."""
     mpi: dict[str, str] = {}
     daemons: dict[str, str] = {}
     if request.network and not request.says("btl_tcp_if_"):

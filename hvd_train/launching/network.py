@@ -26,7 +26,7 @@ class Way:
 
 def leading_to_others(hosts: Iterable[str]) -> Way | None:
     """The way to the first of `hosts` that is another host than this one; None if there is
-    none, or it cannot be told. Without it an MPI may take one that no other host can reach, such as docker0.
+    none, or if it is unknown. Without it an MPI may take one that no other host can reach, such as docker0.
 
     Asks for the addresses of the hosts, which takes seconds where the name service does not answer.
     """
@@ -38,7 +38,7 @@ def leading_to_others(hosts: Iterable[str]) -> Way | None:
 
 
 def is_this_host(host: str) -> bool:
-    """Whether a name means this host; no where it cannot be told."""
+    """Whether a name means this host; False if that is unknown."""
     local, remote = _route(host)
     return bool(remote) and _is_here(local, remote)
 

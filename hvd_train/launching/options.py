@@ -14,16 +14,16 @@ from hvd_train.config_values import require_usable
 from hvd_train.errors import ConfigError
 from hvd_train.launching.hosts import MOST_SLOTS, Host, parse_hosts, read_hostfile
 
-_DESCRIPTION = """Start a training on many ranks, by the launcher that fits, and say how it ended.
+_DESCRIPTION = """Start a training on many ranks with a suitable launcher, and report how it ended.
 
   python -m hvd_train launch -np 2 -- --config run.toml
   python -m hvd_train launch --hosts node1:2,node2:2 -- --config run.toml
   python -m hvd_train launch --hostfile hosts -- bench allreduce
 
-What stands after -- are the options of hvd_train. Exit code: 0 finished; 75 interrupted with a checkpoint, so
-run it again with --resume; 1 failed; 2 what you gave cannot be run. The run's own record decides, not the
-launcher's status. SIGINT, SIGTERM or SIGUSR1 ends the run after its round, with a checkpoint; a second
-SIGINT, as by Ctrl-C, at once."""
+The options after -- are those of hvd_train. Exit code: 0 finished; 75 interrupted with a checkpoint, so run
+it again with --resume; 1 failed; 2 what you gave cannot be run. It is decided by the run's own record, not by
+the launcher's status. SIGINT, SIGTERM or SIGUSR1 ends the run after its round, with a checkpoint; a second
+SIGINT (Ctrl-C) ends it at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Options:
     """Network interface between hosts. Default: the one that leads to the first other host."""
 
     fault_tolerance: bool = False
-    """Let the other ranks go on when a rank is killed. Needs mpirun of Open MPI 5; the ranks then communicate
+    """Let the other ranks go on if a rank is killed. Needs mpirun of Open MPI 5; the ranks then communicate
     over TCP and shared memory only."""
 
     gloo: bool = False
@@ -73,7 +73,7 @@ class Options:
         if self.start_timeout < 0:
             raise ConfigError(f"--start-timeout {self.start_timeout:g}: expected 0 or a number of seconds.")
         if self.hosts and self.hostfile:
-            raise ConfigError("--hosts and --hostfile both say which hosts: expected one of them.")
+            raise ConfigError("--hosts and --hostfile are both given: expected one of them.")
         if self.gloo and self.launcher != "horovodrun":
             raise ConfigError(
                 f"--gloo with --launcher {self.launcher}: only horovodrun starts ranks over Gloo. Add "
@@ -104,7 +104,7 @@ def split(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def parse(args: Sequence[str]) -> Options:
-    """The options in what stands before `--`.
+    """The options before `--`.
 
     Raises `ConfigError` for a value that makes no sense; exits with code 2 for an option that does not exist,
     with 0 for --help.

@@ -1,4 +1,4 @@
-"""How a run ended, by what it wrote into its own record."""
+"""How a run ended, from its own record."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Outcome:
         return 0, 0
 
     def stop(self) -> dict[str, Any]:
-        """The event of its end, as docs/events.md has it; empty if it did not come to its end."""
+        """The event of its end, as docs/events.md has it; empty if it did not finish."""
         return next((event for event in reversed(list(self._new())) if event.get("event") == "stop"), {})
 
     def _new(self) -> Iterator[dict[str, Any]]:
@@ -56,6 +56,6 @@ class Outcome:
 
     def _events(self) -> Iterator[dict[str, Any]]:
         with contextlib.suppress(OSError):
-            # Without it a network file system may go on saying that there is no such folder.
+            # Without it a network file system may keep reporting that the folder does not exist.
             os.listdir(self.folder.parent)
             yield from read_events(self.folder / EVENTS_FILE, skip_damaged=True)

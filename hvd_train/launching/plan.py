@@ -15,9 +15,9 @@ from hvd_train.launching.lines import Line, Request
 from hvd_train.launching.options import Options
 
 FAULT_TOLERANCE_COSTS = (
-    "fault tolerance is on: ranks of different hosts talk by TCP, as Open MPI turns the transports of fast "
-    "fabrics (UCX, libfabric, InfiniBand) off; a rank that calls no MPI for 300 s is dead; a lost host "
-    "still ends the job"
+    "fault tolerance is on: ranks of different hosts communicate over TCP, as Open MPI turns the transports "
+    "of fast fabrics (UCX, libfabric, InfiniBand) off; a rank that calls no MPI for 300 s counts as dead; a "
+    "lost host still ends the job"
 )
 
 
@@ -25,8 +25,8 @@ def line(options: Options, launcher: str, program: Sequence[str]) -> Line:
     """What starts `program` on every rank by `launcher`. Raises `UserError` for what cannot be started."""
     if options.fault_tolerance and launcher != "mpirun":
         raise EnvironmentMismatch(
-            f"--fault-tolerance under {launcher}: only mpirun of Open MPI 5 keeps a job alive that has lost "
-            "a rank. Use --launcher mpirun, or leave it out."
+            f"--fault-tolerance under {launcher}: only mpirun of Open MPI 5 keeps a job running after "
+            "the loss of a rank. Use --launcher mpirun, or leave it out."
         )
     if launcher == "srun":
         return _srun(options, program)
@@ -43,7 +43,7 @@ def line(options: Options, launcher: str, program: Sequence[str]) -> Line:
     if not family.known_to_horovodrun:
         raise EnvironmentMismatch(
             f"horovodrun takes {mpirun} of {family} for an unknown MPI: it looks for `MPICH` in what `mpirun "
-            "--version` prints, and this one does not say it. Use --launcher mpirun, or --gloo."
+            "--version` prints, and this one does not print it. Use --launcher mpirun, or --gloo."
         )
     return lines.horovodrun(request, programs.horovodrun(), mpirun, family, options.gloo)
 
@@ -89,8 +89,8 @@ def _mpirun(options: Options, program: Sequence[str], from_slurm: bool) -> Line:
     is_open_mpi = launcher.family == "Open MPI"
     if options.fault_tolerance and not (is_open_mpi and launcher.version.split(".")[0] >= "5"):
         raise EnvironmentMismatch(
-            f"--fault-tolerance with {path} of {launcher}: only Open MPI 5 keeps a job alive that has lost a "
-            "rank. Leave it out, or build the package with Open MPI 5."
+            f"--fault-tolerance with {path} of {launcher}: only Open MPI 5 keeps a job running after the "
+            "loss of a rank. Leave it out, or build the package with Open MPI 5."
         )
     ranks = _num_ranks(options, from_slurm)
     hosts = () if from_slurm else placed(options.named_hosts, ranks)
@@ -103,7 +103,7 @@ def _mpirun(options: Options, program: Sequence[str], from_slurm: bool) -> Line:
 
 
 def _allocated() -> tuple[Host, ...]:
-    """The hosts of the allocation; none where they cannot be told: they only serve to choose a network."""
+    """The hosts of the allocation; none if they are unknown: they only serve to choose a network."""
     try:
         return slurm.hosts() if slurm.in_allocation() else ()
     except EnvironmentMismatch:
@@ -115,9 +115,9 @@ def _num_ranks(options: Options, from_slurm: bool) -> int:
     ranks = options.ranks or (slurm.num_tasks() if from_slurm else slots)
     if not ranks:
         where = (
-            "the Slurm allocation was asked for no number of tasks"
+            "the Slurm allocation has no number of tasks"
             if from_slurm
-            else "nothing says how many ranks"
+            else "the number of ranks is not given"
         )
         raise ConfigError(f"{where}: expected -np N{'' if from_slurm else ', or --hosts H1:2,H2:2'}.")
     return ranks
@@ -134,8 +134,8 @@ def placed(hosts: Sequence[Host], ranks: int) -> tuple[Host, ...]:
     slots = sum(host.slots for host in hosts)
     if ranks > slots:
         raise ConfigError(
-            f"-np {ranks}, but {', '.join(map(str, hosts))} take {slots}: expected at most as many ranks as "
-            "slots. Raise the number behind a host's name, or lower -np."
+            f"-np {ranks}, but {', '.join(map(str, hosts))} have {slots} slots: expected at most one "
+            "rank per slot. Raise the number after a host's name, or lower -np."
         )
     found: list[Host] = []
     for host in hosts:

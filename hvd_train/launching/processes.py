@@ -84,7 +84,7 @@ def send(pid: int, number: signal.Signals) -> None:
 
 
 def send_all(number: signal.Signals, spare: str = "") -> None:
-    """A signal to every descendant, but to those whose command says `spare`."""
+    """A signal to every descendant, except those whose command contains `spare`."""
     for pid in descendants():
         if not (spare and any(spare in word for word in command(pid))):
             send(pid, number)

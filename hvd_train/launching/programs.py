@@ -23,7 +23,7 @@ def environment_first(path: str) -> str:
 
 def horovodrun() -> str:
     """Its absolute path. Raises `EnvironmentMismatch`."""
-    remedy = "`make setup` builds Horovod and says why where it cannot; or use --launcher mpirun"
+    remedy = "`make setup` builds Horovod, or prints why it cannot; or use --launcher mpirun"
     return _program("horovodrun", remedy)
 
 

@@ -1,8 +1,8 @@
 """`hvd_train restarts`: whether another start of a run is worth it. Imports neither torch nor MPI.
 
 A job script asks before it puts its job into the queue once more, and before it starts one that the queue
-gave back to it. The run's own events.jsonl is all that counts: a start that brings no checkpoint of a later
-round than the one that it went on from was in vain.
+gave back to it. Only the run's own events.jsonl counts: a start that writes no checkpoint of a later round
+than the one that it resumed from was without progress.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hvd_train.run.layout import EVENTS_FILE, folder_of
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Whether another start of a run is worth it: exit code 0 if so, 1 if not, and a line that says why.
+    """Decide whether to start a run again: exit code 0 if so, 1 if not, and a line with the reason.
 
     The options of the training, which name the run, follow `--`:
     `restarts --limit 3 -- --name long`."""
@@ -55,13 +55,13 @@ class StartsSoFar:
     """Rounds that the next start will find done."""
 
     starts: int
-    """Starts that came to their first step."""
+    """Starts that reached their first step."""
 
     without_progress: int
-    """The last starts that have not brought it further than this: with 1 it is not known yet."""
+    """The number of last starts that have not gone beyond this round; 1 is not conclusive yet."""
 
     diverged: bool = False
-    """Whether the last start ended as the training diverged: the next one would go on from there."""
+    """Whether the last start ended because the training diverged: the next one would resume from there."""
 
 
 def progress(events: Iterable[Mapping[str, Any]]) -> StartsSoFar:
@@ -101,8 +101,8 @@ def main(options: Options, training: Config) -> int:
         print(f"{folder}: another start goes on from round {found.round}", flush=True)
         return 0
     print(
-        f"{folder}: {found.without_progress} starts in a row went on from round {found.round} and brought no "
-        f"later checkpoint; expected fewer than {options.limit}. Look at what ended them, or lower "
+        f"{folder}: {found.without_progress} starts in a row resumed from round {found.round} and wrote no "
+        f"later checkpoint; expected fewer than {options.limit}. Find out what ended them, or lower "
         "checkpoint.every_rounds.",
         flush=True,
     )

@@ -1,4 +1,4 @@
-"""What Slurm says of the allocation that this process is in."""
+"""The Slurm allocation that this process is in."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def in_allocation(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def num_tasks(environ: Mapping[str, str] = os.environ) -> int | None:
-    """Ranks that the allocation was asked for: its tasks, or tasks per node times nodes; where neither was
-    given one a node, as srun starts them. None outside of one."""
+    """Ranks that the allocation was asked for: its tasks, or tasks per node times nodes; without
+    either, one per node, as srun starts them. None outside of one."""
     names = ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_NNODES")
     texts = [environ.get(name, "") for name in names]
     tasks, per_node, nodes = (int(t) if t.isascii() and t.isdigit() else None for t in texts)
@@ -35,14 +35,14 @@ def mpi_types() -> frozenset[str]:
 
 
 def hosts(environ: Mapping[str, str] = os.environ) -> tuple[Host, ...]:
-    """The allocation's hosts with their tasks. Raises `EnvironmentMismatch` if Slurm does not tell."""
+    """The allocation's hosts with their tasks. Raises `EnvironmentMismatch` if they are unknown."""
     listed = environ.get("SLURM_JOB_NODELIST", "")
     names = _ask("scontrol", "show", "hostnames", listed).split()
     tasks = expand_tasks(environ.get("SLURM_TASKS_PER_NODE", ""))
     if not names or len(names) != len(tasks):
         raise EnvironmentMismatch(
             f"the hosts of Slurm's job {environ.get('SLURM_JOB_ID')} are unknown: SLURM_JOB_NODELIST = "
-            f"{listed!r}, which scontrol takes for {len(names)} hosts, and SLURM_TASKS_PER_NODE = "
+            f"{listed!r}, which scontrol expands to {len(names)} hosts, and SLURM_TASKS_PER_NODE = "
             f"{environ.get('SLURM_TASKS_PER_NODE', '')!r}. Name them with --hosts."
         )
     return tuple(Host(name, count) for name, count in zip(names, tasks, strict=True))

@@ -1,12 +1,12 @@
-"""Runs a launcher so that nothing of it stays behind, however this program ends.
+"""Runs a launcher and leaves no process of it behind, however this program ends.
 
     hvd_train launch     what the user sees and signals; passes the signals on
       keeper             in a session of its own; becomes the parent of every orphan below it
         launcher         in a session of its own
           ...            ranks, daemons, ssh; horovodrun starts its mpirun in yet another session
 
-If `hvd_train launch` is killed, the kernel tells the keeper, which ends all others. If the keeper is killed,
-the kernel tells the launcher.
+If `hvd_train launch` is killed, the kernel signals the keeper, which ends all others. If the keeper is
+killed, the kernel signals the launcher.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Job:
     """Whether the ranks listen to a request to stop: before they do, a signal kills them. None for ranks that
     never do, and are ended at once."""
     start_timeout_s: float = 0.0
-    """The job is ended if its ranks have not met by then; 0: never."""
+    """The job is ended if its ranks have not connected by then; 0: never."""
     have_met: Callable[[], bool] | None = None
     """Whether the ranks have connected. None where that is not known."""
 
@@ -104,7 +104,7 @@ def run(job: Job) -> Ended:
 
 
 def _keep(job: Job, parent: int, pipe: int) -> None:
-    """The keeper's life, at whose end it tells `hvd_train launch` how the launcher ended."""
+    """Runs the keeper, which finally reports to `hvd_train launch` how the launcher ended."""
     os.setsid()
     processes.adopt_orphans()
     processes.die_with(parent, _PARENT_DIED)
@@ -132,7 +132,7 @@ class _Keeper:
     status: int | None = None
     """The launcher's, once it has ended."""
     start_by: float = field(default=float("inf"))
-    """When the ranks must have met, by the monotonic clock."""
+    """When the ranks must have connected, by the monotonic clock."""
 
     def run(self) -> Ended:
         process = subprocess.Popen(  # kept: one that is dropped takes its child's status with it
@@ -195,8 +195,8 @@ class _Keeper:
             return
         running = dict.fromkeys(filter(None, map(processes.description, processes.descendants())))
         warn(
-            f"the ranks have not met within {self.job.start_timeout_s:g} s (--start-timeout); the job ends. "
-            f"Expected all of them to connect and to open the data by then. Still running here: "
+            f"the ranks have not connected within {self.job.start_timeout_s:g} s (--start-timeout); the job "
+            f"ends. Expected all of them to connect and to open the data by then. Still running here: "
             f"{', '.join(running) or 'nothing'}. `launch --check-hosts` and `doctor` find what hangs."
         )
         self._end(launcher)

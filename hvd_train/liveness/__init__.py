@@ -35,7 +35,7 @@ _REMOVAL_S = 1.0
 """How long the end of a job waits for the removal of its signs: the file system may not answer."""
 
 _OLD_S = 86_400.0
-"""Age from which signs are those of a job that was killed: one that is in need of them renews them."""
+"""Age from which signs are those of a job that was killed: a job that uses them renews them."""
 
 _BUSY_FACTOR, _WAIT_FACTOR = 3.0, 2.0
 """Without signs: how many times the longest work of this rank, and its longest wait, it waits for others."""
@@ -64,7 +64,7 @@ class Liveness:
 
     Args:
         stall_timeout_s: seconds without progress after which a rank that others wait for is given up.
-        step_timeout_s: seconds without a mark after which that is so however busy it is; 0: never.
+        step_timeout_s: seconds without a mark after which even a busy rank is given up; 0: never.
     """
 
     def __init__(self, stall_timeout_s: float = STALL_TIMEOUT_S, step_timeout_s: float = 0.0) -> None:
@@ -83,7 +83,7 @@ class Liveness:
         self._grown_s = stall_timeout_s
 
     def share(self, rank: int, hosts: Sequence[str], folder: Path | None, token: str) -> None:
-        """From now on this rank leaves signs in `folder` and looks there for those of the others.
+        """From now on this rank leaves signs in `folder` and reads those of the others there.
 
         Args:
             hosts: of all ranks, by rank.
@@ -106,11 +106,11 @@ class Liveness:
         return self._signs is not None and self._signs.sees_all()
 
     def of_survivors(self) -> Liveness:
-        """For a new communicator of the ranks that are left, which see no signs yet."""
+        """For a new communicator of the surviving ranks, which see no signs yet."""
         return Liveness(self.stall_timeout_s, self.step_timeout_s)
 
     def stop_sharing(self) -> None:
-        """The ranks see no signs of each other any more. All ranks must do that in the same place."""
+        """The ranks no longer see signs of each other. All ranks must call it in the same place."""
         self._signs, self.hooks = None, 0
 
     def discard(self) -> None:
@@ -182,10 +182,10 @@ class Liveness:
         limit_s = self.stall_timeout_s if self._signs is not None else self.allowed_s
         found = " ".join(self._name(rank, late[rank]) for rank in sorted(late)) or "No rank"
         if not late and self._signs is None:
-            found = "It cannot be told which of the others"
+            found = "It is not known which rank"
         return BarrierTimeout(
             f"{where} waits in: {next(reversed(_trail))}. {found} made no progress for {limit_s:g} s. "
-            "Look what stopped it; where a healthy rank may be silent for longer, raise "
+            "Find out what stopped it; if a healthy rank may be silent for longer, raise "
             "sync.stall_timeout_s.",
             sorted(late),
         )

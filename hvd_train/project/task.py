@@ -1,4 +1,4 @@
-"""What is trained: the model, its loss, and the figures to look at. run.toml names the class."""
+"""What is trained: the model, its loss and its metrics. run.toml names the class."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import hvd_train
 
 
 class MyTask(hvd_train.Task):
-    """Handwritten digits, told apart by a small convolutional net.
+    """Handwritten digits, classified by a small convolutional network.
 
-    Every rank makes a task of its own, and calls its methods on batches of its own: none may communicate.
+    Every rank makes its own task and calls the methods on its own batches. A method must not communicate.
     """
 
     def build_model(self, spec: hvd_train.SampleSpec) -> nn.Module:
-        """The same on every rank: torch is seeded before. `spec` tells the names, shapes and dtypes of one
+        """The same on every rank: torch is seeded before. `spec` gives the names, shapes and dtypes of one
         sample's datasets, and the number of classes where the targets are classes."""
         height, width = spec.fields[spec.inputs].shape
         assert spec.num_classes is not None
@@ -30,7 +30,7 @@ class MyTask(hvd_train.Task):
         )
 
     def transform(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A batch as the other methods get it, of one as the shards hold it: images of integers from 0 to 16.
+        """Makes the batch that the other methods get from one of the shards: images of integers from 0 to 16.
         The keys are the names of the datasets. Augment here."""
         return {"inputs": batch["inputs"].float().unsqueeze(1) / 16, "targets": batch["targets"]}
 
@@ -39,7 +39,7 @@ class MyTask(hvd_train.Task):
         return F.cross_entropy(model(batch["inputs"]), batch["targets"]), len(batch["targets"])
 
     def metrics(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
-        """Each figure as a sum and what it is divided by, so that the ranks' parts add up to the exact mean.
+        """Each metric as a sum and its divisor, so that the parts of all ranks add up to the exact mean.
         The run ends when `error` no longer falls, or the one that `evaluate.metric` names."""
         wrong = (model(batch["inputs"]).argmax(dim=1) != batch["targets"]).sum().item()
         return {"error": (wrong, len(batch["targets"]))}

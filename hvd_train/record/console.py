@@ -34,7 +34,7 @@ def make_console(stream: TextIO | None = None) -> Recorder:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether somebody looks at `stream`: a terminal that has a width. Some MPI launchers give a rank a
+    """Whether `stream` is a terminal with a width. Some MPI launchers give a rank a
     pseudo-terminal without a size, whose other end is a pipe or a file."""
     try:
         return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
@@ -43,7 +43,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 class _Lasting:
-    """A stream to write to that swallows everything once it cannot be written: a run outlives its reader."""
+    """A stream that discards all output once it cannot be written: a run continues without its reader."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -192,7 +192,7 @@ class BarConsole(Recorder):
             soft_wrap=True,
         )
         one_line = Column(no_wrap=True, overflow="crop")
-        # Drawn by `report` alone: a thread that draws would take turns with the local steps.
+        # Drawn by `report` alone: a thread that draws would compete with the local steps.
         self._progress = Progress(
             BarColumn(_BAR_WIDTH),
             TextColumn("{task.description}", markup=False, table_column=one_line),

@@ -47,7 +47,7 @@ class EventLog(Recorder):
     Every line is one write to the operating system, so a killed process tears at most the last line. What is
     torn is cut off when the log is opened again. Rounds that end within a tenth of a second become one line;
     every other event is written at once, after the rounds before it. A line that cannot be written is left
-    out whole; the first one is warned of on standard error.
+    out whole; the first one causes a warning on standard error.
 
     Args:
         path: created if it does not exist; its folder must.
@@ -93,7 +93,7 @@ class EventLog(Recorder):
             self._rounds = None
 
     def _write(self, event: str, time_s: float, fields: dict[str, Any]) -> None:
-        # msgspec writes a float that is not finite as null; JSON has no word for it.
+        # msgspec writes a float that is not finite as null; JSON cannot represent it.
         values = {"event": event, "schema": SCHEMA, "time_s": time_s, **fields}
         try:
             line = msgspec.json.encode(values, enc_hook=_python_number) + b"\n"
@@ -162,7 +162,7 @@ def _append(descriptor: int, line: bytes) -> None:
 
 
 def _cut_torn_line(descriptor: int) -> None:
-    """Cuts off what stands behind the last line end."""
+    """Cuts off what follows the last line end."""
     size = end = os.fstat(descriptor).st_size
     block = 1 << 16
     while end > 0:

@@ -14,7 +14,7 @@ LEAD_VARIABLE = "HVD_TRAIN_SIGNAL_LEAD_S"
 
 
 def make_notice(environ: Mapping[str, str] = os.environ) -> tuple[Recorder, ...]:
-    """A `Notice` where the environment tells the lead time of the signal; none elsewhere."""
+    """A `Notice` if the environment gives the lead time of the signal; else none."""
     try:
         lead_s = float(environ.get(LEAD_VARIABLE, ""))
     except ValueError:
@@ -24,8 +24,8 @@ def make_notice(environ: Mapping[str, str] = os.environ) -> tuple[Recorder, ...]
 
 @final
 class Notice(Recorder):
-    """Warns once of a round longer than half of `lead_s` seconds: a signal is obeyed after the round that it
-    falls into, and the checkpoint must be written in what is left."""
+    """Warns once of a round longer than half of `lead_s` seconds: a signal takes effect after the
+    current round, and the checkpoint must be written in the time that is left."""
 
     def __init__(self, lead_s: float) -> None:
         self._lead_s = lead_s

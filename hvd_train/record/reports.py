@@ -39,8 +39,8 @@ class RunStart:
     """The run's folder."""
 
     round: int = 0
-    """Rounds done before this start: 0, or the round that was resumed. Events of later rounds that stand
-    before this header in the same log were undone by the resume."""
+    """Rounds done before this start: 0, or the round that was resumed. Events of later rounds that
+    precede this header in the same log were undone by the resume."""
 
     task: str
     model: str
@@ -53,7 +53,7 @@ class RunStart:
 
     backend: str
     lost_rank: str
-    """What a killed rank means for this run: `ends the job` or `is survived`."""
+    """If a rank is killed, it `ends the job` or `is survived`."""
 
     stall_timeout_s: float = 300.0
     """Seconds without progress after which a rank that others wait for is given up."""
@@ -129,7 +129,7 @@ class RoundReport:
 @final
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
-    """One look at the validation data (or at the smoothed training loss)."""
+    """One evaluation on the validation data, or of the smoothed training loss."""
 
     round: int
     epoch: float
@@ -229,7 +229,7 @@ class Recorder(ABC):
 
 @final
 class NullRecorder(Recorder):
-    """Of the ranks that record nothing."""
+    """For the ranks that record nothing."""
 
     def header(self, header: RunStart) -> None: ...
 

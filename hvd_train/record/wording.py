@@ -1,4 +1,4 @@
-"""What the console says, as lines of text: the header, the running line, the end."""
+"""What the console prints, as lines of text: the header, the running line, the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run that goes on takes over from the checkpoints on disk: `best`, `latest` and watch then agree."""
+"""What a resumed run takes over from the checkpoints on disk: `best`, `latest` and watch then agree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hvd_train.run.saved_checkpoint import SavedCheckpoint, what_is_wrong
 
 
 class ErrorCurve(Protocol):
-    """What the watch of a training knows of its errors."""
+    """The part of the watch that holds the errors of a training."""
 
     curve: list[tuple[int, float]]
     """(round, value of the metric) of every evaluation so far."""
@@ -24,7 +24,7 @@ class ErrorCurve(Protocol):
         ...
 
     def take_best(self, rounds: int | None) -> None:
-        """Takes the value after `rounds` rounds for the best; with None the next evaluation is the best."""
+        """Makes the value after `rounds` rounds the best; with None the next evaluation is the best."""
         ...
 
 
@@ -58,7 +58,7 @@ def _act(checkpoints: Checkpoints, watch: ErrorCurve, saved: SavedCheckpoint) ->
         checkpoints.name(saved.round, {"latest"})
     if watch.best is None:
         if beside.resolve() == checkpoints.folder.resolve():
-            checkpoints.name(None, {"best"})  # it was best by another measure
+            checkpoints.name(None, {"best"})  # it was best by another metric
         return None
 
     def checkpoint(rounds: int) -> Path:

@@ -78,7 +78,7 @@ class Checkpoints:
     """What the model was built for."""
     recorder: Recorder
     claim: Ownership = field(default_factory=NoClaim)
-    """Of this job to the run's folder; rank 0 looks at it before anything there changes."""
+    """Of this job to the run's folder; rank 0 checks it before it changes anything there."""
     failure: str = field(default="", init=False)
     """Why the last attempt to save failed; empty if it did not."""
     _best: _Packed | None = field(default=None, init=False)
@@ -263,8 +263,8 @@ class Checkpoints:
             "files": dict(sorted(files.items())),
         }
         _write(temporary / MANIFEST_FILE, seal(manifest).encode())
-        # What a job that was taken over has prepared is removed by the next one, after this look: it can be
-        # published before, or not at all.
+        # A job that takes over removes what the one before has prepared: after this check that is published
+        # before its removal, or not at all.
         self.claim.check()
         put(temporary, self.folder / f"round-{rounds}")
         self.name(rounds, names)
@@ -309,7 +309,7 @@ class Checkpoints:
             best_round: of the best model; None if nothing was evaluated. After an interruption it may be
                 missing: the run goes on.
         """
-        # Rank 0's look at the folder counts: on a network file system the others may see an older one.
+        # Rank 0's view of the folder counts: on a network file system other ranks may see an older state.
         mine = self._missing(rounds, stop_reason, best_round) if self.comm.rank == 0 else ""
         return self.comm.broadcast(mine)
 
@@ -342,8 +342,8 @@ def _entry(content: bytes) -> dict[str, Any]:
 
 
 def put(temporary: Path, final: Path) -> None:
-    """Gives a complete folder its name. One that has the name already, of rounds that are done again, stays
-    until then. Raises OSError."""
+    """Renames a complete folder to its final name. One that has that name, from rounds that are repeated,
+    stays until then. Raises OSError."""
     old = final.with_name(f".{final.name}.old.tmp")
     if final.exists():
         os.replace(final, old)

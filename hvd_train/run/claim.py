@@ -1,10 +1,10 @@
-"""One job at a time in a run's folder, on any file system that the hosts share, whatever ends the job before.
+"""One job at a time in a run's folder, on any file system that the hosts share, however the job before ended.
 
     RUN/.claim-3.json      the job that is training; the highest number counts
 
 A claim is a file with the next number, made under its full name by a hard link, which one of several jobs can
-do. It holds who made it, and its holder renews its time of change. At its end it is marked as released;
-its name stays, so that no number is used twice. A job that finds a claim takes over if the holder has ended:
+do. It names its holder, which renews its modification time. At its end it is marked as released; its name
+stays, so that no number is used twice. A job that finds a claim takes over if the holder has ended:
 that is known at once on the same host, by /proc, and for an earlier start of the same Slurm job; elsewhere it
 counts as ended when the claim has not been renewed for `STALE_S`. Clocks of hosts are never compared, and
 nothing is locked.
@@ -40,12 +40,14 @@ BEAT_S = 5.0
 
 STALE_S = 60.0
 """A claim from elsewhere that is not renewed for so long counts as that of a job that has ended. Many times
-`BEAT_S`: a thread renews it, which waits while another one holds Python's lock."""
+`BEAT_S`: a thread renews it, which waits while another one holds the GIL."""
 
 POLL_S = 5.0
 """Seconds between two reads of the file by `poll`."""
 
-_POLL_S = 0.5
+_WAIT_POLL_S = 0.5
+"""Seconds between two reads of a claim while a job waits to take it over."""
+
 _NAME = re.compile(r"\.claim-(\d+)\.json")
 
 
@@ -56,15 +58,15 @@ class Holder:
     host: str
     pid: int
     boot: str
-    """Of the kernel's start that the process lives in."""
+    """The boot of the kernel that the process runs on."""
     pids: str
-    """Its name space of process numbers: containers on one host have several."""
+    """Its PID namespace: containers on one host have several."""
     start: int
-    """When the process began, in clock ticks since `boot`: numbers are used again."""
+    """When the process began, in clock ticks since `boot`: process numbers are reused."""
     job: str
     """Slurm's job with its cluster, empty outside of one."""
     restart: int
-    """How often Slurm has put the job into the queue again."""
+    """How often Slurm has requeued the job."""
     since: str
     token: str
     released: bool = False
@@ -94,7 +96,7 @@ class Holder:
         return bool(self.job) and self.job == other.job and self.restart < other.restart
 
     def lives(self, here: Holder) -> bool | None:
-        """Whether the process is there, stopped or not; None if `here`, this process, cannot see that: on
+        """Whether the process exists, stopped or not; None if `here`, this process, cannot see that: on
         another host, in another container, or where only its owner may see it."""
         place = (self.host, self.boot, self.pids)
         if not all(place) or place != (here.host, here.boot, here.pids):
@@ -110,7 +112,7 @@ class Ownership(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Looks at the claim. Comes right before something is given its final name in the run's folder.
+        """Reads the claim. Call it right before something is given its final name in the run's folder.
 
         Raises `RunTakenOver` if another job has taken the run over.
         """
@@ -132,7 +134,7 @@ class Ownership(ABC):
 
 @final
 class NoClaim(Ownership):
-    """Of the ranks that publish nothing by themselves."""
+    """For ranks that publish nothing themselves."""
 
     def check(self) -> None: ...
 
@@ -149,7 +151,7 @@ class Claim(Ownership):
     folder: Path
     number: int
     took_over: bool
-    """Whether the claim before it was not released: what its holder has left may be half done."""
+    """Whether the claim before it was not released: what its holder has left may be incomplete."""
     beat_s: float
     holder: Holder
     _polled: float = field(default_factory=time.monotonic, init=False)
@@ -163,7 +165,7 @@ class Claim(Ownership):
     def check(self) -> None:
         self._polled = time.monotonic()
         try:
-            # Opening it has a network file system ask its server; a list of names may be an old one.
+            # Opening it makes a network file system ask its server; a directory listing may be out of date.
             seen, newest = _read_claim(self._path), _newest(self.folder)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ESTALE):
@@ -214,10 +216,10 @@ def take(
 
     Args:
         folder: which exists.
-        environ: tells of a Slurm job.
+        environ: names the Slurm job, if any.
         stale_s, beat_s: instead of `STALE_S` and `BEAT_S`.
 
-    Raises `RunDirectoryError` if a job that lives holds it, and `OSError` if the folder cannot be written.
+    Raises `RunDirectoryError` if a running job holds it, and `OSError` if the folder cannot be written.
     """
     stale_s = STALE_S if stale_s is None else stale_s
     beat_s = BEAT_S if beat_s is None else beat_s
@@ -228,7 +230,7 @@ def take(
         if ended is None or not _create(folder, before + 1, mine):
             continue  # another job was faster
         if _newest(folder) != before + 1:
-            # This process slept, while others came and went and removed the claims that they followed.
+            # This process was suspended, while other jobs took, released and removed claims.
             _path(folder, before + 1).unlink(missing_ok=True)
             continue
         if ended:
@@ -238,8 +240,8 @@ def take(
 
 
 def _ended(folder: Path, number: int, mine: Holder, stale_s: float) -> str | None:
-    """Who has held this claim, and why it no longer does; empty if it was released, None if it has gone
-    meanwhile. Raises `RunDirectoryError` if its holder lives."""
+    """Who held this claim, and why it no longer does; empty if it was released, None if it was removed
+    meanwhile. Raises `RunDirectoryError` if its holder is running."""
     path = _path(folder, number)
     seen = _read_claim(path)
     if seen is None:
@@ -254,11 +256,11 @@ def _ended(folder: Path, number: int, mine: Holder, stale_s: float) -> str | Non
         raise _in_use(folder, holder)
     if lives is False:
         return f"{holder}, which has ended"
-    who = holder or "a job that cannot be made out"
+    who = holder or "an unknown job"
     warn(f"{folder} is claimed by {who}. Waiting {stale_s:g} s for a sign of life from there.")
     deadline = time.monotonic() + stale_s
     while time.monotonic() < deadline:
-        time.sleep(min(_POLL_S, stale_s))
+        time.sleep(min(_WAIT_POLL_S, stale_s))
         now = _read_claim(path)
         if now is None or (now.holder is not None and now.holder.released):
             return None
@@ -282,7 +284,7 @@ class _Seen:
 
 
 def _read_claim(path: Path) -> _Seen | None:
-    """What the file says now; None if it is not there."""
+    """The claim in a file; None if there is no file."""
     try:
         with open(path, "rb") as file:  # a network file system asks its server when it opens a file
             content, changed_ns = file.read(), os.fstat(file.fileno()).st_mtime_ns
@@ -305,7 +307,7 @@ def _numbers(folder: Path) -> list[int]:
 
 
 def forget(folder: Path) -> None:
-    """Removes all claims; for the holder, of a folder that is to be removed."""
+    """Removes all claims. For the holder, before it removes the folder."""
     _remove_older(folder, _newest(folder) + 1)
 
 

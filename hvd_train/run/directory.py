@@ -1,4 +1,4 @@
-"""The folder of a run: its making, its claim, and what a resume goes on from."""
+"""The folder of a run: its creation, its claim, and the checkpoint that a resume continues from."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from hvd_train.run.saved_checkpoint import find_checkpoint, newest_whole
 
 @dataclass(frozen=True, kw_only=True)
 class RunDirectory:
-    """Where a run lies, and the checkpoint that it goes on from, if any. Both paths are absolute: a task may
+    """Where a run is, and the checkpoint that it continues from, if any. Both paths are absolute: a task may
     change the working directory."""
 
     folder: Path
@@ -54,7 +54,7 @@ def open_run(config: Config) -> tuple[RunDirectory, Claim]:
     folder, is_new = folder_of(config)
     folder = folder.absolute()
     if config.resume not in ("", "auto"):
-        _to_go_on_from(config.resume)  # nothing is written into what is no run, and no new name is used up
+        _to_go_on_from(config.resume)  # nothing is written where there is no run, and no name is taken
     if is_new and not _make(folder):
         if config.resume != "auto":
             raise exists_already(folder)
@@ -125,14 +125,14 @@ def discard(folder: Path, claim: Ownership) -> None:
 
 
 def _make(folder: Path) -> bool:
-    """Makes it; False if it is there."""
+    """Creates the folder; False if it exists."""
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
         return False
     except OSError as error:
         raise RunDirectoryError(
-            f"{folder}: cannot be made: {error.strerror}. Choose another --runs."
+            f"{folder}: cannot be created: {error.strerror}. Choose another --runs."
         ) from None
     return True
 
@@ -148,9 +148,9 @@ def _writing_to(folder: Path) -> Iterator[None]:
 
 
 def _shut_out(folder: Path) -> None:
-    """Keeps the holder of the claim before from doing anything more to the run, should it wake between its
-    last look at the claim and what it was about to do: what it has prepared has gone before it can rename it,
-    and what it appends to the log goes to a file that has no name any more."""
+    """Keeps the holder of the claim before from changing the run, should it continue between its last check
+    of the claim and what it was about to do. What it has prepared is removed before it can rename it, and
+    what it appends to the log goes to an unlinked file."""
     for prepared in (*folder.glob(".*.tmp"), *(folder / CHECKPOINTS).glob(".*.tmp")):
         # Renamed first: a folder that is removed file by file could be published half empty meanwhile.
         rubbish = prepared.with_name(f".{secrets.token_hex(4)}.rubbish")

@@ -1,5 +1,5 @@
-"""What lies where in the folder of a run, and how the folder is named. Imports no torch: runs are looked at
-from login nodes too."""
+"""The layout of a run's folder, and how the folder is named. Imports no torch: runs are inspected on login
+nodes, too."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def saved_config(path: Path) -> Config:
     folder = run_of(path)
     file = folder / CONFIG_FILE
     if not os.path.isfile(file):  # Path.is_file() fails for a name that is too long
-        raise RunDirectoryError(f"{path} is no run: there is no {file}. Give --resume the folder of a run.")
+        raise RunDirectoryError(f"{path} is not a run: there is no {file}. Give --resume a run's folder.")
     return named(load_config(file), folder)
 
 
@@ -135,7 +135,7 @@ def follow(folder: Path, pointer: str) -> Path | None:
     """The checkpoint that `best` or `latest` in a checkpoints folder names, whether it is there or not; None
     if nothing is named.
 
-    What index.json says counts: it has a checksum, and is written first. Runs of earlier versions have none.
+    index.json has precedence: it has a checksum, and is written first. Runs of earlier versions have none.
     """
     try:
         name = unseal(parse(_text(folder / INDEX_FILE).encode()))[pointer]
@@ -145,12 +145,12 @@ def follow(folder: Path, pointer: str) -> Path | None:
 
 
 def line_of(folder: Path, pointer: str) -> str:
-    """What `best` or `latest` itself says; empty if it cannot be read."""
+    """The line in the file `best` or `latest`; empty if it cannot be read."""
     return _text(folder / pointer).strip()
 
 
 def _text(file: Path) -> str:
-    """What a small file says; nothing if it cannot be read, or is no regular file."""
+    """The text of a small file; empty if it cannot be read, or is not a regular file."""
     try:
         return file.read_text(encoding="utf-8") if file.is_file() else ""
     except (OSError, UnicodeDecodeError):

@@ -1,7 +1,7 @@
 """A model's state as a file holds it: named as the task wrote the model, in types that the file can hold.
 
 `torch.compile` and `DataParallel` wrap a module and put a name of their own into the names of its state.
-Files do not have it: what a compiled model learned loads into the plain one, and vice versa.
+Files do not contain it: the state of a compiled model loads into the plain one, and vice versa.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def unusual(tensor: Tensor) -> str:
 
 @functools.cache
 def _has_place(dtype: torch.dtype) -> bool:
-    """Whether the file format knows a type: it has been adding to them."""
+    """Whether the file format has a type: newer versions have more."""
     try:
         return load(save({"x": torch.zeros(1, dtype=dtype)}))["x"].dtype is dtype
     except Exception:  # each version has errors of its own

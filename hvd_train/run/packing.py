@@ -48,9 +48,9 @@ def require_savable(state: Mapping[str, Any], where: str) -> None:
         if reason:
             name = key.encode(errors="backslashreplace").decode()
             raise TaskError(
-                f"`{name}` in the state of {where} cannot be saved in a checkpoint: {reason}. Expected dense "
-                "tensors of a type that safetensors knows, and beside them numbers, text, lists and "
-                "dictionaries with text as keys. For a buffer that can be computed again: "
+                f"`{name}` in the state of {where} cannot be saved in a checkpoint: {reason}. Expected a "
+                "number, text, a list, a dictionary with text as keys, or a dense tensor of a type that "
+                "safetensors supports. For a buffer that can be computed again: "
                 "register_buffer(..., persistent=False)."
             )
 
@@ -62,7 +62,7 @@ def _refusal(key: str, value: Any) -> str:
             same = repr(json.loads(json.dumps(value))) == repr(value)
         except (TypeError, ValueError, RecursionError) as error:
             return f"it is a {type(value).__name__}: {error}"
-        return "" if same else f"{value!r} is not what JSON gives back"
+        return "" if same else f"{value!r} is changed by a round trip through JSON"
     if value.layout is not torch.strided:
         return f"it is a tensor with the layout {value.layout}"
     unusual = key == "__metadata__" or not key.isascii()

@@ -24,13 +24,13 @@ class _Saved(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def seed_rank(seed: int, rank: int) -> None:
-    """Gives each rank numbers of its own, so that dropout differs between ranks."""
+    """Seeds each rank differently, so that dropout differs between ranks."""
     torch.manual_seed((seed * 1_000_003 + rank + 1) % 2**64)
 
 
 @contextmanager
 def generators_as_they_are() -> Iterator[None]:
-    """After the body torch's, numpy's and Python's global generators go on as if it had drawn nothing."""
+    """Restores the state of torch's, numpy's and Python's global generators after the body."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield
@@ -44,7 +44,7 @@ class RandomState:
     """The generator's state. Stateful; a rank that the checkpoint does not know is seeded anew.
 
     Args:
-        rank, size: of this rank and world; a state is taken back only by the same ones.
+        rank, size: of this rank and world; a state is restored only on the same ones.
         seed: of the run.
     """
 
@@ -53,16 +53,16 @@ class RandomState:
         self._place = [rank, size]
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, uint8, and whose it is."""
+        """The state, uint8, and the rank and size that it belongs to."""
         return {"torch": torch.get_rng_state(), "place": self._place}
 
     def load_state_dict(self, state: State) -> None:
-        """Goes on from there."""
+        """Restores the state, or seeds anew."""
         saved = checked(state, _Saved)
         if list(saved.place) == self._place:
             try:
                 torch.set_rng_state(saved.torch)
             except (RuntimeError, TypeError) as error:
-                raise RunDirectoryError(f"`torch` is no state of its generator: {error}") from None
+                raise RunDirectoryError(f"`torch` is not a state of torch's generator: {error}") from None
         else:
             seed_rank(self._seed + 1, self._place[0])

@@ -62,7 +62,7 @@ def restore_model(saved: SavedCheckpoint, model: nn.Module) -> None:
     except UserError:
         raise
     except Exception as error:  # of torch, or of the model's own code
-        raise saved.refusal(f"{MODEL_FILE}: the model does not take it: {error}") from error
+        raise saved.refusal(f"{MODEL_FILE}: the model does not accept it: {error}") from error
 
 
 def _difference(model: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
@@ -82,5 +82,5 @@ def _difference(model: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
 def _kind(value: Any) -> str:
     """Type and shape, in words."""
     if not isinstance(value, Tensor):
-        return "no tensor"
-    return "not made yet" if is_lazy(value) else f"{value.dtype} {list(value.shape)}"
+        return "not a tensor"
+    return "not initialised" if is_lazy(value) else f"{value.dtype} {list(value.shape)}"

@@ -1,4 +1,4 @@
-"""What becomes of a run that goes on with another configuration: one rule for each key.
+"""What happens if a run is resumed with another configuration: one rule for each key.
 
 A checkpoint holds the configuration that it was written with as the part `settings`: config.toml in the run's
 folder may have been edited since, or be that of a start that brought no checkpoint.
@@ -112,8 +112,8 @@ class _Saved(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Settings:
-    """The configuration as a part of a checkpoint. Stateful; taken back first, since it says what of the
-    other parts still holds.
+    """The configuration as a part of a checkpoint. Stateful; restored first, since it decides which of the
+    other parts still hold.
 
     Args:
         config: of this start.
@@ -147,7 +147,7 @@ class Settings:
         now, before = _plain(self._now), _plain(saved.config)
         changed = [key for key in RULES if key in before and before[key] != now[key]]
         for key in changed:
-            # A model without dropout has fewer layers, and other names of those behind it.
+            # A model without dropout has fewer layers, and other names of those after it.
             other_layers = RULES[key] is Rule.DROPOUT and 0 in (before[key], now[key])
             if RULES[key] is Rule.REFUSED or other_layers:
                 raise ConfigError(
@@ -180,7 +180,7 @@ class Settings:
             )
         ]
         other_rows = "data.validation" in changed if validation is None else validation != self._validation
-        return [*reasons, "the validation rows are others"] if other_rows else reasons
+        return [*reasons, "the validation rows differ"] if other_rows else reasons
 
 
 def settings_before(config: Config | None) -> State:

@@ -1,6 +1,6 @@
 """Reading checkpoints: which there are, which are whole, and what they hold. Not collective.
 
-Damage of any kind is one `RunDirectoryError`, which names a checkpoint beside it that is whole.
+Any damage is a `RunDirectoryError`, which names another checkpoint of the run that is whole.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class SavedCheckpoint:
         """The model's state by name: tensors, and what else its `state_dict` gave."""
         tensors, extra = self._read(MODEL_FILE)
         if not isinstance(extra, dict) or extra.keys() & tensors.keys():
-            raise self.refusal(f"{MODEL_FILE}: the state beside its tensors is {extra!r}")
+            raise self.refusal(f"{MODEL_FILE}: the state that is not tensors is {extra!r}")
         return {**tensors, **extra}
 
     def parts(self, rank: int) -> dict[str, dict[str, Any]]:
@@ -222,7 +222,7 @@ def _refusal(folder: Path, error: _Damaged) -> RunDirectoryError:
 
 
 def _nearest_first(folder: Path) -> list[Path]:
-    """The other checkpoints beside one, in the order in which a run should go on from them: of earlier rounds
+    """The other checkpoints of a run, in the order in which it should continue from them: of earlier rounds
     first, as later ones were undone by a resume."""
     others = [f for f in checkpoints_in(folder.parent) if f != folder]
     if not is_checkpoint_name(folder.name):
@@ -274,8 +274,8 @@ def _warn_of_a_line_that_does_not_count(folder: Path, pointer: str) -> None:
     named, line = follow(folder, pointer), line_of(folder, pointer)
     if named is not None and line and line != named.name:
         warn(
-            f"{folder / pointer} says {line!r}, but {INDEX_FILE} beside it {named.name}, which counts. For "
-            "another one give the path of its folder."
+            f"{folder / pointer} names {line!r}, but {INDEX_FILE} next to it {named.name}, which is used. "
+            "For another checkpoint give the path of its folder."
         )
 
 
@@ -290,7 +290,7 @@ def newest_whole(run: Path) -> tuple[Path | None, tuple[str, ...]]:
     newest = checkpoint_of(run, "latest")
     if newest is None:
         return None, ()
-    left = [] if first in (None, newest) else [f"{first}: it is not there."]
+    left = [] if first in (None, newest) else [f"{first}: does not exist."]
     for candidate in (newest, *_nearest_first(newest)):
         wrong = what_is_wrong(candidate)
         if not wrong:

@@ -14,9 +14,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class StopRequest:
     """While it is entered, a signal asks for a stop after the round. A second SIGINT ends at once.
 
-    Only somebody at a keyboard sends that. SIGTERM and SIGUSR1 come several times without meaning more: Slurm
-    sends SIGTERM to the tasks of a preempted job when its grace begins and when it ends, and its srun passes
-    on another; a job script forwards what mpirun forwards as well. Who means the end sends SIGKILL next.
+    Only a person at a keyboard sends a second SIGINT. SIGTERM and SIGUSR1 may come several times without
+    meaning more: Slurm sends SIGTERM to the tasks of a preempted job at the beginning and at the end of its
+    grace time, and srun forwards another; a job script forwards what mpirun forwards as well. To end the
+    process at once, they send SIGKILL next.
     """
 
     def __init__(self) -> None:

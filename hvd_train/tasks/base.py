@@ -16,11 +16,11 @@ Sums = dict[str, tuple[float, float]]
 
 
 class Task(ABC):
-    """What to train: a model, its loss, and the figures to look at.
+    """What to train: a model, its loss, and the metrics to report.
 
     Your own task derives from this class. Name it by `--task mytask.py:MyTask` or
     `--task package.module:MyTask`. It is constructed without arguments, once on every rank. No method
-    may communicate; every rank calls them on batches of its own, and not equally often.
+    may communicate; each rank calls them on its own batches, and not the same number of times.
     """
 
     @abstractmethod
@@ -28,8 +28,8 @@ class Task(ABC):
         """A new model for samples of this shape, on the CPU and in training mode; modules in it that are in
         evaluation mode, such as a frozen batch norm, stay so.
 
-        Draw random numbers from torch's global generator only: it is seeded before the call. Is called
-        before every other method, also when a finished model is loaded.
+        Draw random numbers from torch's global generator only: it is seeded before the call. This
+        method is called before every other one, also when a finished model is loaded.
         """
 
     @abstractmethod
@@ -41,9 +41,9 @@ class Task(ABC):
         """
 
     def metrics(self, model: nn.Module, batch: Batch) -> Sums:
-        """Further figures of an evaluation batch: name -> (sum, count). Default: none.
+        """Further metrics of an evaluation batch: name -> (sum, count). Default: none.
 
-        The figure reported is the sum of sums over all batches and ranks divided by the sum of counts.
+        The value reported is the sum of sums over all batches and ranks divided by the sum of counts.
         The watch follows the one that `evaluate.metric` names, by default `error`.
         """
         return {}

@@ -24,7 +24,7 @@ _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "Storage size ca
 """What torch says of a tensor that is too large."""
 
 _ROWS = 2
-"""Rows that lazy modules are shown: enough for any shape, and the same on every rank."""
+"""Rows that are passed through lazy modules: enough for any shape, and the same on every rank."""
 
 
 def build(task: Task, catalog: Catalog) -> nn.Module:
@@ -33,7 +33,7 @@ def build(task: Task, catalog: Catalog) -> nn.Module:
 
     Lazy modules get their shapes from a forward pass on the first rows, in evaluation mode.
 
-    Raises `TaskError` for what is no module, stays lazy, or cannot be saved.
+    Raises `TaskError` for a result that is not a module, stays lazy, or cannot be saved.
     """
     model = _new_model(task, catalog.sample)
     if not isinstance(model, nn.Module):

@@ -126,7 +126,7 @@ class NextToken(Task):
 
     Loss: cross entropy in nats, averaged over positions and samples; exp(loss) is the perplexity. In a
     dataset of targets, -100 marks positions that do not count: the loss of a sample is the mean over its
-    others, and a sample without any other is none.
+    others, and a sample without any other does not count.
     Metric: `error`, the share of positions that count whose most probable token is not the right one.
     """
 
@@ -210,7 +210,7 @@ def _that_count(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _at_least_float32(outputs: Tensor) -> Tensor:
-    """Loss and metrics are summed in float32 or better, also behind a model under bf16 autocast."""
+    """Loss and metrics are summed in float32 or better, also after a model under bf16 autocast."""
     return outputs if outputs.dtype in (torch.float32, torch.float64) else outputs.float()
 
 
@@ -224,7 +224,7 @@ def _wrong(logits: Tensor, targets: Tensor) -> Sums:
 
 
 def is_built_in(task: Task) -> bool:
-    """Whether it is one of this module, whose models torch can lay out without memory for them."""
+    """Whether it is a task of this module, whose models can be built on the meta device, without memory."""
     return isinstance(task, (Classification, Regression, NextToken))
 
 

@@ -52,7 +52,7 @@ def _unknown(name: str) -> str:
 
 
 def _load_file(path: Path) -> ModuleType:
-    """The module in `path`, always from its source: n ranks that write bytecode beside it, or find bytecode
+    """The module in `path`, always from its source: n ranks that write bytecode next to it, or find bytecode
     of an edit made in the same second, would not agree on what they run."""
     if not path.is_file():
         near = difflib.get_close_matches(path.name, sorted(p.name for p in path.parent.glob("*.py")), n=1)
@@ -92,7 +92,7 @@ def _load_module(name: str) -> ModuleType:
 
 
 def _make_importable(directory: Path) -> None:
-    """Lets a task import what lies beside it; last in the search, so that it hides no installed package."""
+    """Lets a task import what is next to it; last on the path, so that it hides no installed package."""
     place = str(directory.resolve())
     if place not in sys.path:
         sys.path.append(place)

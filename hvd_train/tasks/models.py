@@ -1,4 +1,4 @@
-"""The built-in models, for a task that brings none of its own.
+"""The built-in models, for tasks that do not define their own.
 
 They take samples as the shards hold them: integers of any width are scaled, other floating-point types
 become the type of the parameters, images without a channel axis get one. A loaded model can therefore be
@@ -51,7 +51,7 @@ def build_sequence_model(config: ModelConfig, vocabulary: int) -> nn.Module:
 
 
 def describe(model: nn.Module) -> str:
-    """A model in a few words: `mlp 64-128-64-10`; for one that is not built in its class."""
+    """A short description of a model: `mlp 64-128-64-10`, or the class of a model that is not built in."""
     return model.summary if isinstance(model, (Mlp, Cnn, TokenMlp, TokenCnn)) else type(model).__name__
 
 
@@ -157,7 +157,7 @@ class Cnn(nn.Module):
 @final
 class TokenMlp(nn.Module):
     """The embeddings of the last `context` tokens side by side, then fully connected layers, the same ones
-    at every position. What lies before the first token counts as zeros."""
+    at every position. Positions before the first token are zeros."""
 
     def __init__(
         self, vocabulary: int, embedding: int, context: int, hidden: Sequence[int], dropout: float

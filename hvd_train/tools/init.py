@@ -1,4 +1,4 @@
-"""`hvd_train init`: the files of a project of your own. Imports neither torch nor MPI."""
+"""`hvd_train init`: writes the files of a new project. Imports neither torch nor MPI."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Args:
     job. Each works as it is, and its comments say what to change."""
 
     folder: Annotated[Positional[str], arg(metavar="DIR")]
-    """Made if it is missing. A file that is there is never replaced."""
+    """Folder of the project; created if missing. An existing file is never replaced."""
 
     def __post_init__(self) -> None:
         require(self.folder != "", "DIR", self.folder, "a folder; `.` is this one")
@@ -45,7 +45,7 @@ class Args:
 
 def main(argv: Sequence[str]) -> int:
     """Runs `init` with the arguments after that word; returns the exit code, 2 with a message on stderr for
-    what cannot be done as it was asked."""
+    a request that cannot be carried out."""
     try:
         args = tyro.cli(Args, prog="hvd_train init", args=list(argv))
         write(Path(args.folder))
@@ -66,8 +66,8 @@ def write(folder: Path) -> None:
     there = [name for name in names if os.path.lexists(folder / name)]
     if there:
         raise ConfigError(
-            f"{folder} has {', '.join(there)} already; expected a folder without. Nothing was written: name "
-            "another folder, or move what is there."
+            f"{folder} has {', '.join(there)} already; expected a folder without them. Nothing was "
+            "written: name another folder, or move these files."
         )
     try:
         for name in names:
@@ -83,7 +83,7 @@ def write(folder: Path) -> None:
 def _copy(source: Path, target: Path) -> None:
     """A new file; scripts may be executed."""
     mode = 0o777 if os.access(source, os.X_OK) else 0o666
-    # Refuses a file that somebody has made by now.
+    # Fails if the file exists by now.
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with open(descriptor, "wb") as file:
         file.write(source.read_bytes())

@@ -33,19 +33,19 @@ class WriteArgs:
     """An idx file of inputs and one of targets (plain or .gz), one .npz file, or the word `digits`."""
 
     out: str
-    """Folder for the shards and their manifest.json; made if it is missing."""
+    """Folder for the shards and their manifest.json; created if missing."""
 
     part: Literal["train", "validation"] = "train"
     """Which part of the data set the shards are; the manifest keeps both."""
 
     shards: int = 1
-    """Number of files. One per rank is the normal case."""
+    """Number of files; usually one per rank."""
 
     by_class: bool = False
-    """Cut by contiguous ranges of classes instead of even ranges of rows."""
+    """Split by contiguous ranges of classes instead of equal ranges of rows."""
 
     shuffle: bool = False
-    """Shuffle the rows before they are cut. Readers shuffle too, but only within a rank's shards."""
+    """Shuffle the rows before they are split. Readers shuffle too, but only within a rank's shards."""
 
     seed: int = 0
     """Seed of --shuffle."""
@@ -63,7 +63,7 @@ class WriteArgs:
     """Name of the array of targets in a .npz file."""
 
     scale: float | None = None
-    """Recorded as what integer inputs are multiplied by. Default: 1/255 for 8-bit images, 1/16 for digits."""
+    """Factor for integer inputs, recorded in the shards. Default: 1/255 for 8-bit images, 1/16 for digits."""
 
     force: bool = False
     """Replace shards that exist."""
@@ -95,7 +95,7 @@ class InfoArgs:
 @dataclass(frozen=True, kw_only=True)
 class CheckArgs:
     """Read every row and compare it with the recorded checksums, counts and manifest; count values that are
-    not finite. Exit code 1 if anything is not as it was written."""
+    not finite. Exit code 1 if anything differs from what was written."""
 
     paths: Annotated[Positional[tuple[str, ...]], arg(metavar="PATH...")]
     """Files, folders or glob patterns."""
@@ -111,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs `shard` with the arguments after that word.
 
     Returns the exit code: 0, 1 for shards that `check` found damaged, 2 with a message on stderr for
-    what cannot be done as it was asked.
+    a request that cannot be carried out.
     """
     try:
         args: WriteArgs | InfoArgs | CheckArgs = tyro.extras.subcommand_cli_from_dict(
@@ -157,7 +157,7 @@ def write(args: WriteArgs) -> int:
         raise DataError(f"{args.out}: cannot be written: {error}. Give --out a folder that can be.") from None
     said = remark(arrays.targets, args.targets, args.sources[-1])
     if said:
-        warn(f"written, but a classification would refuse it: {said}")
+        warn(f"written, but the task `classification` would refuse it: {said}")
     for entry in manifest.train if args.part == "train" else manifest.validation:
         print(f"{os.path.join(args.out, entry.file)}: {entry.num_samples} samples")
     return 0

@@ -178,7 +178,7 @@ BROKEN = (
     Broken(stuck_sshd, "ssh", "silent", ("timed out", "Restart sshd on h2")),
     Broken(no_login, "ssh", "denied", ("Permission denied", "`ssh-copy-id h2`")),
     Broken(unknown_key, "ssh", "host key", ("Host key verification failed", "`ssh h2`")),
-    Broken(cut, "reachable", "", ("port 22", "its link is")),
+    Broken(cut, "reachable", "", ("port 22", "its link are up")),
     Broken(no_python, "python", "absent", (f"{BIN}/", "same path", "Set up the same environment")),
     Broken(other_version, "package", "0.0.9", ("hvd_train is 0.0.9", "Install the same version")),
     Broken(hanging_package, "package", "silent", ("no answer within", "import hvd_train")),
@@ -230,7 +230,7 @@ def test_four_hosts_that_are_well(hosts: Hosts, tmp_path: Path) -> None:
     assert table["h2"] == table["10.99.0.3"] == dict.fromkeys(CHECKS, "ok")
     assert table["h4"] == table["h2"] | {"cores": f"{cores} < {cores + 1}"}
     assert f"warning: h4: cores: {cores + 1} slots on {cores} cores; " in job.stdout
-    assert f"Give it fewer: h4:{cores}.\n" in job.stdout
+    assert f"Give it fewer slots: h4:{cores}.\n" in job.stdout
     assert "\nh2, 10.99.0.3, h4 connected from eth0 there to 10.99.0.1 (eth0) here.\n" in job.stdout
     assert job.stdout.endswith("4 hosts checked, none failed.\n")
     assert not (tmp_path / "runs").exists()

@@ -89,6 +89,6 @@ def test_a_lost_host_is_a_failure(launcher: str, hosts: Hosts, tmp_path: Path) -
         finally:
             hosts.boot(2)
         assert process.returncode == 1, said
-        assert "the run did not come to its end" in said
+        assert "the run did not finish" in said
         assert "Go on: python -m hvd_train launch" in said or "There is no checkpoint" in said
         assert_nothing_is_left(process, 5)

@@ -209,7 +209,7 @@ def test_a_job_that_gets_no_further_ends(tmp_path: Path) -> None:
     (run / "events.jsonl").write_text('{"event": "header", "round": 0}\n' * 2)
     ended = script(tmp_path, SLURM_RESTART_COUNT="2", HVD_TRAIN_RESTARTS="2")
     assert ended.returncode == 75, ended.stderr
-    assert "runs/17: 2 starts in a row went on from round 0 and brought no later checkpoint" in ended.stdout
+    assert "runs/17: 2 starts in a row resumed from round 0 and wrote no later checkpoint" in ended.stdout
     assert "job 17 on h1, start 3" in ended.stdout
     assert "job 17 ends here, interrupted" in ended.stdout
 

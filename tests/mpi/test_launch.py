@@ -91,7 +91,7 @@ def test_a_killed_rank_is_a_failure(tmp_path: Path) -> None:
         os.kill(ranks[1], signal.SIGKILL)
         _, said = process.communicate(timeout=60)
         assert process.returncode == 1, said
-        assert "the run did not come to its end: mpirun ended with " in said
+        assert "the run did not finish: mpirun ended with " in said
         assert "Its newest checkpoint is round-" in said
         assert_nothing_is_left(process, 5)
 
@@ -165,7 +165,7 @@ def test_a_start_that_hangs_is_ended(tmp_path: Path) -> None:
     training = ["--", "--runs", str(tmp_path), "--name", "a", *SHORT]
     job = run([*launch, *training], deadline_s=60, env={"PATH": path})
     assert job.returncode == 1, job.output
-    assert "the ranks have not met within 2 s (--start-timeout); the job ends" in job.stderr
+    assert "the ranks have not connected within 2 s (--start-timeout); the job ends" in job.stderr
     assert "Still running here: " in job.stderr
 
 

@@ -44,7 +44,7 @@ def test_ranks_that_share_one_core_and_too_many_threads_are_warned_of(tmp_path: 
     same, threads = messages(job.output)
     assert "all ranks are bound to core 0 of" in same
     assert "-bind-to none`" in same
-    assert "all ranks are set to 3 threads on 1 core. Give fewer `--threads`" in threads
+    assert "all ranks are set to 3 threads on 1 core. Lower `--threads`" in threads
 
 
 def test_one_process_in_an_allocation_of_several_tasks_is_warned_of(tmp_path: Path) -> None:

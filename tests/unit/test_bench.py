@@ -52,7 +52,7 @@ def test_options_are_read() -> None:
     [
         (["--backends", "ring,nccl"], "expected names of ring, mpi, horovod, gloo"),
         (["--repeat", "0"], "expected at least 1 call"),
-        (["--wire-rate", "-1"], "expected bits a second"),
+        (["--wire-rate", "-1"], "expected bits per second"),
         (["--sizes", ","], "expected at least one size"),
     ],
 )

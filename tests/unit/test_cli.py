@@ -149,7 +149,7 @@ def test_a_resumed_run_keeps_its_configuration(tmp_path: Path) -> None:
         flat = flatten(parse(["--resume", str(path), "--max-rounds", "9", "--name", "new"]))
         assert flat == {**expected, "resume": str(path), "stop.max_rounds": 9, "name": "new"}
     assert parse(["--resume", "auto", "--name", "a"]).data == embedded_config().data
-    with pytest.raises(RunDirectoryError, match=r"nowhere is no run: there is no .*nowhere/config\.toml"):
+    with pytest.raises(RunDirectoryError, match=r"nowhere is not a run: there is no .*nowhere/config\.toml"):
         parse(["--resume", str(tmp_path / "nowhere")])
 
 
@@ -185,11 +185,11 @@ def test_other_ranks_say_nothing_of_a_mistyped_option(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--config"], "--config is the last word: expected a value after it."),
-        (["--resume"], "--resume is the last word: expected a value after it."),
+        (["--config"], "--config is the last argument: expected a value after it."),
+        (["--resume"], "--resume is the last argument: expected a value after it."),
         (["--config", "gone.toml"], "gone.toml: cannot read the configuration"),
         (["--period", "0"], "sync.period = 0: expected at least 1 local step"),
-        (["--resume", "nowhere"], "nowhere is no run"),
+        (["--resume", "nowhere"], "nowhere is not a run"),
         (["--resume", "auto"], "expected --name NAME"),
         (["--data", "nowhere/*.h5"], "nowhere/*.h5"),
         (["--task", "clasification"], "Did you mean `classification`?"),
@@ -251,5 +251,5 @@ def test_shard_commands_go_to_their_tool(tmp_path: Path, capsys: pytest.CaptureF
     assert "a.h5" in capsys.readouterr().out
     assert main(["shard", "info", str(tmp_path / "none.h5")]) == 2
     assert "none.h5" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="is the last word"):
+    with pytest.raises(ConfigError, match="is the last argument"):
         parse(["--config"])

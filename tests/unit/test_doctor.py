@@ -206,7 +206,7 @@ def test_limits_matter_where_something_needs_more(tmp_path: Path) -> None:
     assert pinned.seen == "64.0 KiB, but mlx5_0 must pin memory"
     assert limited(resource.RLIMIT_NOFILE, 300, lambda: host.open_files(2)).status == "ok"
     files = limited(resource.RLIMIT_NOFILE, 300, lambda: host.open_files(100))
-    assert files.seen == "300 open files, and a rank among 100 may need 356"
+    assert files.seen == "300 open files, and a rank in a world of 100 may need 356"
     assert "`ulimit -n 356`" in files.remedy
 
 

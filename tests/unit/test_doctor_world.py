@@ -88,7 +88,7 @@ def test_hosts_with_different_versions_are_an_error() -> None:
         ("error", "2.4", (0,)),
         ("error", "2.5", (1,)),
     ]
-    assert all("install the same on every host" in f.check.remedy for f in findings)
+    assert all("install the same version on every host" in f.check.remedy for f in findings)
     broken = Check(name="torch", status="error", seen="cannot be imported", remedy="pip install torch")
     assert world.merge([reports[0], report(1, "b", broken)])[1].check == broken, "its own remedy stays"
 
@@ -194,7 +194,7 @@ def test_data_are_held_whole_or_by_windows(reading: str, free: int, data: int) -
 
 
 @pytest.mark.parametrize(("ranks", "backend"), [(2, "ring"), (2, "mpi"), (1, "solo")])
-def test_memory_is_reckoned_for_the_ranks_of_a_host(ranks: int, backend: str) -> None:
+def test_memory_is_estimated_for_the_ranks_of_a_host(ranks: int, backend: str) -> None:
     need = needs(process_bytes=10)
     at = Place(ranks=ranks, world_size=ranks, num_hosts=1, backend=backend)
     needed = state_bytes(need, at) + ranks * 10 * MIB

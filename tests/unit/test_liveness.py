@@ -63,7 +63,7 @@ def test_the_error_names_rank_host_and_where_it_may_be() -> None:
     assert error.missing == (1,)
     assert str(error) == (
         "rank 0 of 2 (h1) waits in: header. Rank 1 (h2), in: before, reading, local step or header, made no "
-        "progress for 7 s. Look what stopped it; where a healthy rank may be silent for longer, raise "
+        "progress for 7 s. Find out what stopped it; if a healthy rank may be silent for longer, raise "
         "sync.stall_timeout_s."
     )
 
@@ -76,7 +76,7 @@ def test_what_a_rank_is_seen_to_do_counts_more_than_where_it_may_be() -> None:
 def test_where_nothing_is_known_no_rank_is_named() -> None:
     error = Liveness().error("rank 0 of 3")
     assert error.missing == ()
-    assert "It cannot be told which of the others made no progress for 300 s" in str(error)
+    assert "It is not known which rank made no progress for 300 s" in str(error)
 
 
 def test_a_rank_alone_has_no_signs(tmp_path: Path) -> None:

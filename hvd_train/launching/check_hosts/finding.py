@@ -32,7 +32,7 @@ OK = Finding()
 
 
 class CheckFailed(Exception):
-    """A check after which none other can be done on this host."""
+    """A failed check, without which no further check of this host is possible."""
 
     def __init__(self, check: str, finding: Finding) -> None:
         super().__init__(f"{check}: {finding.seen}")

@@ -1,4 +1,4 @@
-"""What the facts of a host mean for a training, beside those of the host that starts it."""
+"""Judges the facts of a host, compared with those of the host that starts the training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hvd_train.launching.check_hosts.remote import ProbeResult
 from hvd_train.launching.hosts import Host
 
 SKEW_S = 2.0
-"""Clocks that are further apart are warned of."""
+"""A larger difference of the clocks causes a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,8 @@ def judge_own(host: Host, standard: Standard) -> dict[str, Finding]:
 
 
 def judge(host: Host, result: ProbeResult, standard: Standard) -> dict[str, Finding]:
-    """The findings, by check, on a host that was visited. Of the checks whose facts are missing the first is
-    a failure, and the others are left out: it hung or broke there."""
+    """The findings, by check, on a host that was probed. Of the checks whose facts are missing
+    the first fails and the others are left out: the probe hung or broke there."""
     facts = result.facts
     checks: tuple[tuple[str, Iterable[str], Callable[[], Finding]], ...] = (
         ("python", ["python"], lambda: _python(facts, standard)),
@@ -73,7 +73,7 @@ def _missing(check: str, result: ProbeResult, standard: Standard) -> Finding:
     }.get(check, f"`{standard.python} -c 'import hvd_train'`")
     return Finding(
         cell="silent",
-        seen=f"the check did not come to its end there: {result.end}",
+        seen=f"the check did not finish there: {result.end}",
         expected="an answer within a second or two",
         remedy=f"Log in and try {by_hand}",
     )
@@ -182,14 +182,14 @@ def _port(result: ProbeResult, port: int) -> Finding:
         cell=answer["found"],
         seen=f"it cannot connect to {result.home}, port {port}, of this host: {answer['wrong']}",
         expected="a connection, as the launcher's daemons and the ranks make them on any port",
-        remedy="Let the firewalls of these hosts pass TCP on all ports from each other (`nft list ruleset` "
+        remedy="Let the firewalls of these hosts accept TCP from each other on all ports (`nft list ruleset` "
         "shows them)",
     )
 
 
 def _clock(host: Host, result: ProbeResult) -> Finding:
-    """Its clock less this host's lies between what the probe's end says and what its start says, since the
-    one was after the question and the other before the answer. What is nearest to zero is what is sure."""
+    """The clock's offset from this host's is between the bounds given by the probe's end and its start, since
+    the one came after the question and the other before the answer. The smallest possible offset counts."""
     lowest = result.facts["ended"] - result.answered
     highest = result.facts["started"] - result.asked
     if abs(max(lowest, min(0.0, highest))) <= SKEW_S:
@@ -212,7 +212,7 @@ def _cores(host: Host, facts: Facts) -> Finding:
     return Finding(
         cell=f"{cores} < {host.slots}",
         seen=f"{host.slots} slots on {cores} cores",
-        expected="a core for each rank at least",
-        remedy=f"Give it fewer: {host.name}:{cores}",
+        expected="at least one core for each rank",
+        remedy=f"Give it fewer slots: {host.name}:{cores}",
         warning=True,
     )

@@ -25,7 +25,7 @@ from contextlib import suppress
 from typing import Any, TypedDict
 
 MARK = "hvd_train probe:"
-"""Begins each line of a fact: what the host prints at a login stands between them."""
+"""Begins each line of a fact, as a host may print other lines at a login."""
 
 REPLY = b"hvd_train\n"
 """What the listener answers to the right token."""
@@ -37,7 +37,7 @@ _SIOCGIFADDR = 0x8915
 
 
 class ProbeRequest(TypedDict):
-    """What a probe is asked to look at."""
+    """What a probe is to check."""
 
     cwd: str
     path: list[str]
@@ -55,7 +55,7 @@ class ProbeRequest(TypedDict):
 
 
 class Answer(TypedDict):
-    """What was found; or what went wrong, and `found` says it in a word for the table."""
+    """What was found; or what went wrong, and `found` names it in a word for the table."""
 
     found: str
     wrong: str
@@ -122,7 +122,7 @@ def _package() -> Answer:
     try:
         package = importlib.import_module("hvd_train")
         return Answer(found=package.__version__, wrong="")
-    except Exception as error:  # whatever is wrong with it: it is said
+    except Exception as error:  # whatever is wrong with it is reported
         return Answer(found="absent", wrong=" ".join(f"{type(error).__name__}: {error}".split()))
 
 

@@ -35,7 +35,7 @@ _SSH_OPTIONS = {
 }
 
 _SSH_SAYS = (
-    # What stands in its output, a word for it, what to do.
+    # Part of its output, a word for it, what to do.
     (
         "IDENTIFICATION HAS CHANGED",
         "host key",
@@ -50,9 +50,9 @@ _SSH_SAYS = (
     (
         "Permission denied",
         "denied",
-        "Let your key in: `ssh-copy-id {host}`; load one that has a passphrase: `ssh-add`",
+        "Install your key: `ssh-copy-id {host}`; load a key that has a passphrase: `ssh-add`",
     ),
-    ("timed out", "silent", "Restart sshd on {host}, or see what keeps that host busy"),
+    ("timed out", "silent", "Restart sshd on {host}, or find out what keeps that host busy"),
 )
 
 
@@ -65,10 +65,10 @@ class _Way(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """What a probe told."""
+    """What a probe reported."""
 
     facts: Facts
-    """Those that it came to."""
+    """Those that it reached."""
     asked: float
     """This host's clock before, in seconds since 1970."""
     answered: float
@@ -80,7 +80,7 @@ class ProbeResult:
 
 
 def probe_host(name: str, python: str, request: ProbeRequest, deadline: float) -> ProbeResult | None:
-    """Goes to a host and runs the probe there; None if the name is this host's own.
+    """Logs in to a host and runs the probe there; None if the name is this host's own.
 
     Args:
         python: the interpreter's path.
@@ -148,7 +148,7 @@ def _resolve(name: str, way: _Way) -> list[tuple[socket.AddressFamily, tuple[str
 
 
 class _Within(threading.Thread, Generic[T]):
-    """Nothing ends a name's resolution before its time: a thread that the program does not wait for."""
+    """A thread that the program does not wait for, as the resolution of a name cannot be cancelled."""
 
     def __init__(self, function: Callable[[], T]) -> None:
         super().__init__(daemon=True)
@@ -195,8 +195,8 @@ def _reach(way: _Way, addresses: Sequence[tuple[socket.AddressFamily, tuple[str,
                 cell="refused",
                 seen=f"{where} refuses a connection",
                 expected="its sshd there",
-                remedy="Start sshd on that host (`systemctl start ssh`, or `sshd`), or write the port "
-                "that it has into ~/.ssh/config here",
+                remedy="Start sshd on that host (`systemctl start ssh`, or `sshd`), or set its port in "
+                "~/.ssh/config here",
             ),
         )
     silent = isinstance(failure, TimeoutError)
@@ -207,8 +207,8 @@ def _reach(way: _Way, addresses: Sequence[tuple[socket.AddressFamily, tuple[str,
             cell="silent" if silent else "no route",
             seen=f"{where}: {reason}",
             expected="a connection",
-            remedy="See whether that host is up, its link is (`ip link` there), and no firewall drops the "
-            "port; or leave it out of the hosts",
+            remedy="Check that this host and its link are up (`ip link` there), and that no firewall drops "
+            "the port; or leave it out of the hosts",
         ),
     )
 
@@ -233,7 +233,7 @@ def _probe(name: str, python: str, request: ProbeRequest, deadline: float) -> Pr
     except subprocess.TimeoutExpired as late:
         status, out, err = None, late.stdout or b"", f"no answer within {timeout_s:.0f} s"
     answered = time.time()
-    facts = told(out.decode(errors="replace"))
+    facts = parse_facts(out.decode(errors="replace"))
     reason = err.strip().rpartition("\n")[2].strip(" .\r")
     if not facts:
         raise _no_facts(name, python, status, err, reason)
@@ -241,7 +241,7 @@ def _probe(name: str, python: str, request: ProbeRequest, deadline: float) -> Pr
     return ProbeResult(facts=facts, asked=asked, answered=answered, home=request["home"], end=end)
 
 
-def told(out: str) -> Facts:
+def parse_facts(out: str) -> Facts:
     """The facts in what a host printed."""
     whole = out.split("\n")[:-1]  # the last line is empty, or was cut off
     lines = (line.removeprefix(probe.MARK) for line in whole if line.startswith(probe.MARK))
@@ -249,7 +249,7 @@ def told(out: str) -> Facts:
 
 
 def _no_facts(name: str, python: str, status: int | None, err: str, reason: str) -> CheckFailed:
-    """Why a probe told nothing."""
+    """Why a probe reported nothing."""
     if status is None:
         return CheckFailed(
             "ssh",
@@ -293,7 +293,7 @@ def _ssh_finding(name: str, err: str, reason: str) -> Finding:
             break
     return Finding(
         cell=cell,
-        seen=f"ssh said: {reason or 'nothing'}",
+        seen=f"ssh printed: {reason or 'nothing'}",
         expected="a login without a question",
         remedy=remedy.format(host=name),
     )

@@ -25,14 +25,14 @@ from hvd_train.launching.check_hosts.remote import ProbeResult, probe_host
 from hvd_train.launching.hosts import Host
 
 LIMIT_S = 7.0
-"""For all that up to 32 hosts are asked; each further one adds 50 ms, as an ssh is started for each."""
+"""For all checks of up to 32 hosts; each further one adds 50 ms, as an ssh is started for each."""
 
 _TOKEN_S = 5.0
 
 
 def run(hosts: Sequence[Host], runs: Path, mpirun: str | None, python: str = sys.executable) -> int:
     """Checks all hosts at once and prints a table, with a line for each failure under it. Returns the exit
-    status: 1 if a host failed, else 0; warnings leave it at that. It takes 10 s at most.
+    status: 1 if a host failed, else 0; warnings do not change it. It takes 10 s at most.
 
     Args:
         runs: the folder of the runs, which is made for this time if there is none.
@@ -58,7 +58,7 @@ def run(hosts: Sequence[Host], runs: Path, mpirun: str | None, python: str = sys
             results = {host: pool.submit(probe_host, host.name, python, request, deadline) for host in hosts}
     standard = Standard(facts=here.result(), python=python, request=request)
     rows = {host.name: _row(host, asked, standard) for host, asked in results.items()}
-    print("\n".join([*table(rows), "", *_ways_home(results), *explanations(rows), _verdict(rows)]))
+    print("\n".join([*table(rows), "", *_ways_home(results), *explanations(rows), _summary(rows)]))
     return int(any(finding.failed for row in rows.values() for finding in row.values()))
 
 
@@ -71,7 +71,7 @@ def _row(host: Host, asked: Future[ProbeResult | None], standard: Standard) -> d
 
 
 def _ways_home(results: Mapping[Host, Future[ProbeResult | None]]) -> list[str]:
-    """Over which interfaces the hosts reached this one: what a launcher may have to be told."""
+    """The interfaces over which the hosts reached this one, which a launcher may need as an option."""
     ways: dict[tuple[str, str], list[str]] = {}
     for host, asked in results.items():
         found = None if asked.exception() else asked.result()
@@ -85,7 +85,7 @@ def _ways_home(results: Mapping[Host, Future[ProbeResult | None]]) -> list[str]:
     ]
 
 
-def _verdict(rows: Mapping[str, Mapping[str, Finding]]) -> str:
+def _summary(rows: Mapping[str, Mapping[str, Finding]]) -> str:
     failed = [host for host, row in rows.items() if any(finding.failed for finding in row.values())]
     checked = f"{counted(len(rows), 'host')} checked"
     return f"{checked}, {len(failed)} failed: {listed(failed)}." if failed else f"{checked}, none failed."
@@ -113,7 +113,7 @@ def _marked(runs: Path) -> Iterator[str]:
 
 
 class _Listener(ThreadingTCPServer):
-    """Waits on a free port, and answers to who knows the token."""
+    """Listens on a free port, and answers clients that know the token."""
 
     daemon_threads = True
     request_queue_size = 1024  # all hosts call at once
@@ -129,7 +129,7 @@ class _Listener(ThreadingTCPServer):
         super().server_bind()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Who connected has gone, or said nothing in time: the host that ought to have will say so."""
+        """The client has gone, or sent nothing in time. If it was a probe, it reports that itself."""
 
 
 class _Caller(StreamRequestHandler):

@@ -8,6 +8,6 @@ limit      what memory and wire allow
 clock      one timed call, cold or warm; many of them, interleaved
 session    the peers of one job, open, and their measurements
 rows       medians, bus bandwidth, ratios
-text       the report for people
+text       the report as text
 run        the whole
 """

@@ -25,7 +25,7 @@ def largest_cache(root: Path = Path("/")) -> int:
     """Bytes of the largest cache of this host's cores; 0 where the system does not say.
 
     Args:
-        root: where /sys lies.
+        root: the folder that holds /sys.
     """
     sizes = root.glob("sys/devices/system/cpu/cpu*/cache/index*/size")
     return max((int(path.read_text().strip().removesuffix("K")) << 10 for path in sizes), default=0)
@@ -51,7 +51,7 @@ class Clock:
     def __init__(self, comm: Communicator) -> None:
         self._comm = comm
         self._values = Values(comm.rank)
-        # Twice the largest cache: which lines it gives up first is its own affair.
+        # Twice the largest cache, as it is unknown which lines are evicted first.
         self._block = np.zeros(max(2 * largest_cache(), _LEAST_FLUSH) // 8)
 
     def _flush(self) -> None:
@@ -77,7 +77,7 @@ class Clock:
                     self._check(contestants[i], expected[i], thorough=repetition < 0)
                     if repetition >= 0:
                         figures[i, repetition] = figure
-                # Another one is first each time: what comes first may find another machine.
+                # Another one is first each time: the first call may run under other conditions.
                 order = order[1:] + order[:1]
         return figures
 

@@ -45,7 +45,7 @@ def reachable(candidates: Sequence[str], port: int) -> tuple[str, str]:
 
 
 def _store(address: str, port: int, comm: Communicator) -> Any:
-    """Where the ranks find each other: served by rank 0, and not waited for."""
+    """The store by which the ranks connect: served by rank 0, which does not wait for the others."""
     # torch has it, but does not export it by its name.
     return dist.TCPStore(  # type: ignore[attr-defined]
         address, port, comm.size, comm.rank == 0, _TIMEOUT, wait_for_workers=False
@@ -56,7 +56,7 @@ class GlooPeer(Peer):
     """all_reduce in place over TCP.
 
     Args:
-        comm: brings the ranks together; on one host they talk over the loopback.
+        comm: connects the ranks; on one host gloo uses the loopback.
     """
 
     name = "gloo"

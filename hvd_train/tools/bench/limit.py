@@ -24,7 +24,7 @@ class MemoryLimit(Peer):
     all ranks meet: before that no average is complete.
 
     Args:
-        comm: brings the ranks together.
+        comm: connects the ranks.
     """
 
     name = "limit"

@@ -32,7 +32,7 @@ _UNITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Measure one average of float32 by each backend, beside what memory and wire allow.
+    """Time one average of float32 by each backend, and compare it with the limit of memory and network.
 
     Start it by mpirun, horovodrun or srun, on at least 2 ranks. benchmarks/README.md explains the columns."""
 
@@ -49,7 +49,7 @@ class Options:
     """Type of the elements that the ring sends between hosts."""
 
     wire_rate: Annotated[float | None, arg(metavar="BITS_PER_S")] = None
-    """Bandwidth of a host in each direction, in bits per second. It is then part of the limit."""
+    """Bandwidth of a host in each direction, in bits per second. If given, it is part of the limit."""
 
     json: bool = False
     """Print one JSON object instead of tables."""
@@ -62,7 +62,7 @@ class Options:
         if self.repeat < 1:
             raise ConfigError(f"--repeat {self.repeat}: expected at least 1 call.")
         if self.wire_rate is not None and not 0 < self.wire_rate < float("inf"):
-            raise ConfigError(f"--wire-rate {self.wire_rate:g}: expected bits a second, such as 1e9.")
+            raise ConfigError(f"--wire-rate {self.wire_rate:g}: expected bits per second, such as 1e9.")
         if not self.num_bytes:
             raise ConfigError("--sizes: expected at least one size, such as 4MiB.")
 
@@ -82,11 +82,11 @@ def _words(text: str) -> list[str]:
 
 
 def parse_size(text: str) -> int:
-    """Bytes, of text such as `4MiB`. Raises `ConfigError` for what is no size or not whole elements."""
+    """Bytes, of text such as `4MiB`. Raises `ConfigError` for other text, or parts of elements."""
     found = re.fullmatch(r"(\d+) ?([a-zA-Z]*)", text)
     if found is None or found[2] not in _UNITS:
         units = ", ".join(filter(None, _UNITS))
-        raise ConfigError(f"--sizes: {text!r} is no size. Expected a whole number and a unit of {units}.")
+        raise ConfigError(f"--sizes: {text!r} is not a size. Expected a whole number and a unit of {units}.")
     num_bytes = int(found[1]) * _UNITS[found[2]]
     if num_bytes == 0 or num_bytes % ITEM_BYTES:
         raise ConfigError(f"--sizes: {text}: expected whole float32 elements, of {ITEM_BYTES} bytes each.")

@@ -39,13 +39,13 @@ class Contestant:
     setting: str
 
     live: Tensor
-    """float32 [numel]: what this rank brings, and where it finds the result."""
+    """float32 [numel]: the values of this rank, and the place of the result."""
 
     call: Callable[[], object]
     """What is timed. Collective."""
 
     outputs: Sequence[Callable[[], Tensor]]
-    """Where the result must lie after it."""
+    """Where the result must be after it."""
 
     mean: bool
     """Whether it is the weighted mean of the ranks, or else their sum."""
@@ -81,7 +81,7 @@ class Peer(ABC):
     """A backend. Making one is not collective, and raises `EnvironmentMismatch` where the backend cannot be
     used on this rank. All else is collective.
 
-    `library` says, after `open`, what it is and how it is set.
+    `library` describes, after `open`, what it is and how it is set.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Peer(ABC):
 
 def meet(comm: Communicator) -> None:
     """Returns when all ranks have called it. Collective."""
-    # Nobody has the sum before all have come; the barriers of some backends sleep between their looks.
+    # No rank has the sum before every rank has called; barriers of some backends sleep between polls.
     comm.allreduce(np.zeros(1), Op.SUM)
 
 
@@ -144,7 +144,7 @@ def summing(
 
 
 def _control_values(comm: Communicator) -> tuple[np.ndarray, np.ndarray]:
-    """What this rank brings, and the sum."""
+    """The values of this rank, and the sum."""
     values = np.arange(CONTROL_VALUES, dtype=np.float64)
     return values + comm.rank, comm.size * values + sum(range(comm.size))
 
@@ -163,7 +163,7 @@ class RingPeer(Peer):
     """The backend `ring`; it writes the anchor too, which the others do not.
 
     Args:
-        inner: brings the ranks together.
+        inner: connects the ranks.
         wire: what carries an element between hosts.
     """
 

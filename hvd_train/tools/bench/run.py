@@ -48,7 +48,7 @@ def run(options: Options, version: str) -> None:
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
     with _stdout_for_the_report(), connect("mpi" if launcher.provides == "mpi" else "horovod") as comm:
-        require_equal(comm, "options", vars(options), "Give every rank the same.")
+        require_equal(comm, "options", vars(options), "Give every rank the same options.")
         together(comm, lambda: _require_memory(options, comm))
         report = _measure(comm, options) | _circumstances(version, load)
     if launcher.rank == 0:
@@ -77,7 +77,7 @@ def _measure(comm: Communicator, options: Options) -> dict[str, Any]:
 
 
 def _circumstances(version: str, load: float) -> dict[str, Any]:
-    """What a figure is worth nothing without."""
+    """The conditions of the measurement."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "versions": {

@@ -36,7 +36,7 @@ class Session:
     def __init__(self, inner: Communicator, options: Options) -> None:
         self._options = options
         self.comm = inner
-        """What brings the ranks together: the ring where there is one, as its sums are the fastest."""
+        """Connects the ranks: the ring if there is one, as its sums are the fastest."""
         self.left_out: dict[str, str] = {}
         self._peers: list[Peer] = []
         ring = self._open("ring", lambda: RingPeer(inner, options.wire))
@@ -131,7 +131,7 @@ class Session:
         }
 
     def with_wire(self, row: Row) -> Row:
-        """The limit's row with what the wire needs, where its rate is told: the longer of the two counts."""
+        """The limit's row with what the wire needs, if its rate is given: the longer of the two counts."""
         options, hosts = self._options, self.comm.num_hosts
         wire_s = None
         if options.wire_rate is not None and hosts > 1:

@@ -12,7 +12,7 @@ _HEAD = ["size", "backend", "setting", "caches", "median", "min", "max", "bus GB
 
 
 def in_words(report: dict[str, Any]) -> str:
-    """Everything that is in the report, for people."""
+    """The whole report, as text."""
     parts = ["\n".join(_circumstances(report)), align(_rows(report))]
     if report["control"]:
         parts.append(align(_control_rows(report["control"])))
@@ -34,7 +34,7 @@ def _circumstances(report: dict[str, Any]) -> list[str]:
 
 
 def _rows(report: dict[str, Any]) -> list[list[str]]:
-    """By size and temperature, fastest first, the limit behind them."""
+    """By size and temperature, fastest first, the limit last."""
     measured = [*report["rows"], *report["variants"]]
     limits = {place(row): row for row in report["limit"]}
     cells = [_HEAD]

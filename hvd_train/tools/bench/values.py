@@ -75,7 +75,7 @@ class Expected:
         self._low, self._high = self._exact - off, self._exact + off
 
     def check(self, tensor: Tensor, what: str, parts: int, *, thorough: bool) -> None:
-        """Looks at all elements of `tensor`, float32 [numel], or at samples: the ends of its `parts` slices
+        """Checks all elements of `tensor`, float32 [numel], or samples: the ends of its `parts` slices
         and a thousand between them. Raises `CommunicationError` for a wrong one."""
         index = self._suspects(tensor) if thorough else _samples(tensor.numel(), parts)
         found, at = tensor.numpy()[index], index % _PERIOD
@@ -88,8 +88,8 @@ class Expected:
             )
 
     def _suspects(self, tensor: Tensor) -> np.ndarray:
-        """Indices of the elements that are not known to be right after a look at the whole rows: those of the
-        first bad row, else those after the last row."""
+        """Indices of the elements that are not known to be right once the whole rows are checked: those of
+        the first bad row, else those after the last row."""
         rows, rest = _rows(tensor)
         for number, row in enumerate(rows):
             if not ((row >= self._low) & (row <= self._high)).all():

@@ -1,4 +1,4 @@
-"""What one check says, and the one way to run it."""
+"""The result of one check, and the one way to run it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Check:
     seen: str
 
     remedy: str = ""
-    """What to do; empty where all is well, or where `seen` says it."""
+    """What to do; empty if all is well, or if `seen` states it."""
 
     alike: str = ""
     """What must be the same on every rank; empty where ranks may differ."""
@@ -51,8 +51,8 @@ def attempt(name: str, check: Callable[[], Check]) -> Check:
 
 
 def failed(name: str, seen: str) -> Check:
-    """The error of a check that came to no result."""
-    remedy = "Nothing is known of this part. If a training works, this is a defect of doctor: report it."
+    """The error of a check that has no result."""
+    remedy = "This part was not checked. If a training works, this is a bug in doctor: report it."
     return Check(name=name, status="error", seen=seen, remedy=remedy)
 
 

@@ -1,4 +1,4 @@
-"""The parent's end of `probe`: a child that may hang or crash, and what it had said by then."""
+"""The parent's side of `probe`: a child that may hang or crash, and what it reported until then."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _PACKAGES = str(Path(__file__).resolve().parents[3])
 
 @dataclass(kw_only=True)
 class ChildReport:
-    """What a child said."""
+    """What a child reported."""
 
     checks: list[Check] = field(default_factory=list)
     joined: bool = False
     world: dict[str, Any] | None = None
-    """On rank 0, once the ranks came together."""
+    """On rank 0, once the ranks have connected."""
     failure: Check | None = None
-    """Why it did not come to its end."""
+    """Why it did not finish."""
     agreed: bool = False
     """Whether every rank knows of the failure."""
 
@@ -71,8 +71,8 @@ class Child:
 
     def _failure(self, doing: tuple[str, str], how: str) -> Check:
         remedy = (
-            "What it printed on standard error says more. If it is MPI: start with the launcher of the same "
-            "MPI, under Slurm by `srun --mpi=pmix`; a slow file system needs a larger --timeout."
+            "See its output on standard error. If MPI failed: start with the launcher of the same MPI, under "
+            "Slurm by `srun --mpi=pmix`; a slow file system needs a larger --timeout."
         )
         name, words = doing
         return Check(name=name, status="error", seen=f"{words} {how}", remedy=remedy)
@@ -85,7 +85,7 @@ class Child:
 
 
 def _understand(said: str) -> tuple[ChildReport, tuple[str, str]]:
-    """What was told; name and words of what was begun last."""
+    """What was reported; name and words of the check that was begun last."""
     child_report, doing = ChildReport(), ("python", "starting Python")
     for line in said.splitlines():
         try:

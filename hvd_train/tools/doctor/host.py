@@ -13,7 +13,7 @@ from hvd_train.tools.doctor.check import Check, numbers, size
 ROOT = Path("/")
 
 _SEGMENT_BYTES = 16 << 20
-"""What Open MPI 5.0 puts into /dev/shm for each rank of a host, though little of it is ever touched."""
+"""What Open MPI 5.0 allocates in /dev/shm for each rank of a host, though it uses little of it."""
 
 _FILES = 256
 """Files that a rank may have open beside its connections: libraries, shards, memory of its peers."""
@@ -35,9 +35,7 @@ def cpu_limit(root: Path = ROOT) -> Check:
     if limit >= len(machine.AFFINITY):
         return Check(name="cpu.max", seen=seen)
     seen = f"{seen}, fewer than the {len(machine.AFFINITY)} cores of the affinity mask"
-    remedy = (
-        "Start no more ranks than that; threads are counted by it. Or raise the container's or job's limit."
-    )
+    remedy = "Start no more ranks than that, or raise the limit of the container or job. Threads respect it."
     return Check(name="cpu.max", status="warning", seen=seen, remedy=remedy)
 
 
@@ -49,13 +47,13 @@ def single_copy(root: Path = ROOT) -> Check:
     with_xpmem = "/dev/xpmem is there" if xpmem else "no /dev/xpmem"
     seen = {
         "0": f"CMA is open to processes of one user (ptrace_scope 0); {with_xpmem}",
-        "1": f"CMA needs a peer's leave (ptrace_scope 1), which Open MPI gives; {with_xpmem}",
+        "1": f"CMA needs the peer's permission (ptrace_scope 1), which Open MPI gives; {with_xpmem}",
     }.get(scope)
     if seen is not None or xpmem:
         return Check(name=name, seen=seen or f"CMA is closed (ptrace_scope {scope}), but {with_xpmem}")
     seen = f"CMA is closed (ptrace_scope {scope}), and {with_xpmem}"
     remedy = (
-        "Only `--backend mpi` and Horovod lose by it: messages within a host are copied twice. As root: "
+        "It slows down only `--backend mpi` and Horovod: messages within a host are copied twice. As root: "
         "`sysctl kernel.yama.ptrace_scope=0`."
     )
     return Check(name=name, status="warning", seen=seen, remedy=remedy)
@@ -73,7 +71,7 @@ def shared_memory(root: Path = ROOT) -> Check:
         os.close(descriptor)
     folder = root / "dev/shm"
     if not folder.is_dir():
-        remedy = "Mount a tmpfs there: MPI within a host uses it. The ring's own memory does not lie in it."
+        remedy = "Mount a tmpfs there: MPI within a host uses it. The ring's own memory is not in it."
         return Check(name=name, status="warning", seen="memfd works, but there is no /dev/shm", remedy=remedy)
     free = os.statvfs(folder)
     free_bytes = free.f_bavail * free.f_frsize
@@ -81,8 +79,8 @@ def shared_memory(root: Path = ROOT) -> Check:
         return Check(name=name, seen=f"memfd works; /dev/shm is of {size(free.f_blocks * free.f_frsize)}")
     seen = f"memfd works, but /dev/shm has only {size(free_bytes)} free"
     remedy = (
-        f"An MPI may want up to {size(_SEGMENT_BYTES)} a rank there (the ring's own memory does not lie in "
-        "it): give the container more (`--shm-size=1g`), or remove what was left behind."
+        f"An MPI may want up to {size(_SEGMENT_BYTES)} a rank there (the ring's own memory is not in it): "
+        "give the container more (`--shm-size=1g`), or remove files that were left there."
     )
     return Check(name=name, status="warning", seen=seen, remedy=remedy)
 
@@ -118,7 +116,7 @@ def open_files(world_size: int) -> Check:
     needed = world_size + _FILES
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return Check(name=name, seen=f"{'unlimited' if soft == resource.RLIM_INFINITY else soft} open files")
-    seen = f"{soft} open files, and a rank among {world_size} may need {needed}"
+    seen = f"{soft} open files, and a rank in a world of {world_size} may need {needed}"
     remedy = f"`ulimit -n {needed}` before the launcher (the hard limit is {hard}), on every host."
     return Check(name=name, status="warning", seen=seen, remedy=remedy)
 

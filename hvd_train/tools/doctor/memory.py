@@ -53,7 +53,7 @@ class Need:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """The ranks of a host, which hold more than others if rank 0 is among them: it is assumed to be."""
+    """The ranks of a host. Rank 0, which holds more than the others, is assumed to be among them."""
 
     ranks: int
     world_size: int

@@ -40,7 +40,7 @@ def _list(found: Sequence[Interface]) -> str:
 
 
 def _options(mpi: str, name: str) -> str:
-    """How each launcher is told which interface to use."""
+    """The options of each launcher that name the interface to use."""
     gloo = f"horovodrun --gloo: `--network-interfaces {name}`"
     if mpi.startswith("Open MPI"):
         daemons = "--mca" if mpi.startswith("Open MPI 4") else "--prtemca"

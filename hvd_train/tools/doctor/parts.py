@@ -17,12 +17,12 @@ from hvd_train.errors import EnvironmentMismatch
 from hvd_train.tools.doctor import software
 from hvd_train.tools.doctor.check import Check
 
-TALKATIVE = {
-    "OMPI_MCA_ompi_display_comm": "mpi_init",  # Open MPI 5.0: a table of who talks to whom by what
+DEBUG_VARIABLES = {
+    "OMPI_MCA_ompi_display_comm": "mpi_init",  # Open MPI 5.0: a table of the transports between ranks
     "MPIR_CVAR_DEBUG_SUMMARY": "1",  # MPICH: the netmod, and libfabric's provider
     "I_MPI_DEBUG": "4",  # Intel MPI: the provider
 }
-"""Variables by which each MPI, in MPI_Init, says on standard output what it chose."""
+"""Variables with which each MPI, in MPI_Init, prints its choice of transports on standard output."""
 
 _PMLS = ("ob1", "cm", "ucx")
 _BTLS = ("sm", "vader", "tcp", "ofi", "uct", "openib")
@@ -33,7 +33,7 @@ def torch() -> Check:
     try:
         module: Any = import_module("torch")
     except ImportError as error:
-        remedy = "`pip install torch`, or `make setup`; without it nothing trains."
+        remedy = "`pip install torch`, or `make setup`; training needs it."
         return Check(name="torch", status="error", seen=f"cannot be imported: {error}", remedy=remedy)
     version = str(module.__version__)
     seen = f"{version}, for CPUs with {module.backends.cpu.get_cpu_capability()}"
@@ -43,15 +43,13 @@ def torch() -> Check:
 def shm() -> Check:
     """The ring's part within a host."""
     return _extension(
-        "_shm", "ring in a host", "`auto` takes mpi: install the package where cmake and c++ are."
+        "_shm", "ring in a host", "`auto` takes mpi. For the ring install the package with cmake and c++."
     )
 
 
 def ring() -> Check:
     """The ring's part between hosts; after MPI was loaded, which it needs."""
-    remedy = (
-        "On one host nothing is lost. For several install the package where mpicxx is, of the MPI that runs."
-    )
+    remedy = "One host does not need it. For several install the package with mpicxx of the same MPI on PATH."
     return _extension("_ring", "ring of hosts", remedy)
 
 
@@ -90,11 +88,11 @@ def _loaded_from() -> str:
 
 
 def horovod() -> Check:
-    """How Horovod was built: what `horovodrun --check-build` says, of torch alone."""
+    """How Horovod was built: what `horovodrun --check-build` prints, for torch alone."""
     version = software.installed("horovod")
     if not version:
         remedy = (
-            "Only horovodrun and `--backend horovod` need it: `make setup` builds it, or says why it cannot."
+            "Only horovodrun and `--backend horovod` use it: `make setup` builds it, or prints why it cannot."
         )
         return Check(name="Horovod", status="warning", seen="not installed", remedy=remedy)
     try:
@@ -119,7 +117,7 @@ def fault_tolerance(mpi: Any, fabrics: Sequence[str]) -> Check:
     family, version = mpi_build.parse_version(mpi.Get_library_version())
     cost = "it restricts MPI to shared memory and TCP, without the transports of fast networks"
     if _ulfm.is_on(mpi):
-        seen = f"on: the ranks that live go on after a loss; {cost}"
+        seen = f"on: the other ranks go on after a loss; {cost}"
         if not fabrics:
             return Check(name=name, seen=seen)
         remedy = f"Leave `--with-ft ulfm` out to use {', '.join(fabrics)}; a killed rank then ends the job."
@@ -127,14 +125,14 @@ def fault_tolerance(mpi: Any, fabrics: Sequence[str]) -> Check:
     if family == "Open MPI" and int(version.partition(".")[0]) >= 5:
         seen = f"off: a killed rank ends the job. `mpirun --with-ft ulfm` turns it on: {cost}. srun cannot"
         return Check(name=name, seen=seen)
-    return Check(name=name, seen="off: a killed rank ends the job. Only Open MPI 5 can do otherwise")
+    return Check(name=name, seen="off: a killed rank ends the job. Only Open MPI 5 can turn it on")
 
 
 def transports(mpi: Any, said: str, fabrics: Sequence[str]) -> Check:
     """What moves messages. After MPI_Init, on rank 0 of several.
 
     Args:
-        said: what MPI printed in MPI_Init with the variables of `TALKATIVE`.
+        said: what MPI printed in MPI_Init with the variables of `DEBUG_VARIABLES`.
         fabrics: adapters of fast networks.
     """
     version = mpi.Get_library_version()
@@ -177,7 +175,7 @@ def check_mpich(version: str, said: str) -> Check:
     seen = [f"device {device[1]}"] if device else []
     seen += [f"netmod {netmod[1].lower()}"] if netmod else []
     seen += [f"libfabric's provider {provider[1]}"] if provider else []
-    return Check(name="transports", seen=", ".join(seen) or "this MPI does not say")
+    return Check(name="transports", seen=", ".join(seen) or "not reported by this MPI")
 
 
 def flush_libraries() -> None:
@@ -185,7 +183,7 @@ def flush_libraries() -> None:
     ctypes.CDLL(None).fflush(None)
 
 
-def ask_to_talk() -> None:
+def set_debug_variables() -> None:
     """Before MPI is loaded."""
-    for name, value in TALKATIVE.items():
+    for name, value in DEBUG_VARIABLES.items():
         os.environ.setdefault(name, value)

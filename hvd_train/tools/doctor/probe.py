@@ -1,12 +1,12 @@
-"""The child that loads libraries, starts MPI and brings the ranks together: `python -m` this module.
+"""The child that loads libraries, starts MPI and connects the ranks: `python -m` this module.
 
-It says what it finds as it goes, one JSON object a line on standard output, so that what it had found is
+It reports each result at once, one JSON object a line on standard output, so that the results so far are
 known if it hangs or crashes:
 
     {"begin": ["MPI", ...]}   the check that it does next, and in words
     {"check": {...}}          of this rank
-    {"failed": {...}}         a check: the ranks did not come together; "agreed" if every rank knows
-    {"joined": {...}}         they did; on rank 0 with everything that is known of all
+    {"failed": {...}}         a check: the ranks did not connect; "agreed" if every rank knows
+    {"joined": {...}}         they connected; on rank 0 with everything that is known of all
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ Run = Callable[[str, Callable[[], Check]], Check]
 """`attempt` or `attempt_apart`."""
 
 
-class _Voice:
-    """What the parent hears."""
+class _Output:
+    """The pipe to the parent."""
 
     def __init__(self) -> None:
         # Libraries print to standard output; here that goes to a file.
@@ -48,24 +48,24 @@ class _Voice:
         os.dup2(self._printed.fileno(), 1)
         self.checks: list[Check] = []
 
-    def tell(self, kind: str, value: Any) -> None:
+    def send(self, kind: str, value: Any) -> None:
         self._to_parent.write(json.dumps({kind: value}) + "\n")
         self._to_parent.flush()
 
     def begin(self, name: str, words: str = "") -> None:
-        """Tells what is done next."""
-        self.tell("begin", [name, words or f"finding out about {name}"])
+        """Reports what is done next."""
+        self.send("begin", [name, words or f"checking {name}"])
 
     def check(self, name: str, check: Callable[[], Check], run: Run = attempt) -> None:
-        """Makes one check, and tells it."""
+        """Runs one check, and reports it."""
         self.begin(name)
         self.checks.append(run(name, check))
-        self.tell("check", self.checks[-1].to_json())
+        self.send("check", self.checks[-1].to_json())
 
     def fail(self, seen: str, remedy: str, agreed: bool) -> None:
-        """Tells why the ranks do not come together, and whether all of them know."""
+        """Reports why the ranks do not connect, and whether all of them know."""
         check = Check(name="world", status="error", seen=seen, remedy=remedy)
-        self.tell("failed", {"check": check.to_json(), "agreed": agreed})
+        self.send("failed", {"check": check.to_json(), "agreed": agreed})
 
     def printed(self) -> str:
         """What libraries have printed so far. After they were flushed."""
@@ -87,73 +87,73 @@ class _Library:
 def main() -> None:
     """The argument is the options of doctor as JSON; this rank's report so far comes on standard input."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # whoever ends the parent ends this one
-    voice, options = _Voice(), Options(**json.loads(sys.argv[1]))
-    parts.ask_to_talk()
+    output, options = _Output(), Options(**json.loads(sys.argv[1]))
+    parts.set_debug_variables()
     launcher, library = detect(), _Library()
-    voice.check("torch", parts.torch)
-    has_torch = voice.checks[0].status == "ok"
+    output.check("torch", parts.torch)
+    has_torch = output.checks[0].status == "ok"
     # It may have been built for another torch, or beside another MPI than the one that is loaded next.
-    voice.check("Horovod", parts.horovod, attempt_apart)
-    voice.check("ring in a host", parts.shm)
-    need = _need(voice, options) if launcher.rank == 0 and has_torch else None
-    voice.check("MPI", library.load)
-    voice.check("mpirun", lambda: parts.mpirun(library.mpi, launcher))
-    voice.check("ring of hosts", parts.ring)
+    output.check("Horovod", parts.horovod, attempt_apart)
+    output.check("ring in a host", parts.shm)
+    need = _need(output, options) if launcher.rank == 0 and has_torch else None
+    output.check("MPI", library.load)
+    output.check("mpirun", lambda: parts.mpirun(library.mpi, launcher))
+    output.check("ring of hosts", parts.ring)
     if not has_torch:
-        voice.fail("no world without torch", "See torch.", agreed=False)
+        output.fail("the ranks cannot connect without torch", "See torch.", agreed=False)
         return
-    several = f"bringing {launcher.size or 'an unknown number of'} ranks together"
-    voice.begin("world", several if launcher.size != 1 else "MPI_Init")
+    several = f"connecting {launcher.size or 'an unknown number of'} ranks"
+    output.begin("world", several if launcher.size != 1 else "MPI_Init")
     from hvd_train.comm.factory import connect
 
     try:
         comm = connect()
     except HvdTrainError as error:
-        voice.fail(str(error), "", error.agreed)
+        output.fail(str(error), "", error.agreed)
         return
     if need is not None:
         from hvd_train.tools.doctor.need import of_process
 
         need["process_bytes"], need["library_bytes"] = of_process()
     with comm:
-        _tell_world(voice, comm, options, library.mpi, need)
+        _send_world(output, comm, options, library.mpi, need)
 
 
-def _need(voice: _Voice, options: Options) -> dict[str, Any] | None:
+def _need(output: _Output, options: Options) -> dict[str, Any] | None:
     from hvd_train.tools.doctor import need
 
-    voice.begin("model", "building the model")
+    output.begin("model", "building the model")
     try:
         return asdict(need.of(options.load(), options.parameters))
     except HvdTrainError as error:
         check = Check(name="model", status="error", seen=str(error))
     except Exception as error:
         check = failed("model", f"it cannot be built: {type(error).__name__}: {error}")
-    voice.checks.append(check)
-    voice.tell("check", check.to_json())
+    output.checks.append(check)
+    output.send("check", check.to_json())
     return None
 
 
-def _tell_world(voice: _Voice, comm: Communicator, options: Options, mpi: Any, need: Any) -> None:
+def _send_world(output: _Output, comm: Communicator, options: Options, mpi: Any, need: Any) -> None:
     """Collective."""
     of_world: list[Check] = []
     alone = comm.name == "solo"
     if mpi and (alone or detect().provides == "mpi"):
         from hvd_train.comm import _mpi
 
-        _mpi.start(mpi)  # alone nobody has; in a job of MPI it is up
-        voice.check("fault tolerance", lambda: parts.fault_tolerance(mpi, fabrics()))
+        _mpi.start(mpi)  # not yet done for a single process; in a job of MPI it is up
+        output.check("fault tolerance", lambda: parts.fault_tolerance(mpi, fabrics()))
         if alone:
             _mpi.finish()
         elif comm.rank == 0:
             parts.flush_libraries()
-            said = voice.printed()
+            said = output.printed()
             of_world.append(attempt("transports", lambda: parts.transports(mpi, said, fabrics())))
     if not alone:
         shared = storage.seen_by_all(comm, Path(options.load().runs))
         of_world += [shared] if shared else []
     report = json.loads(sys.stdin.read())
-    report["checks"] += [check.to_json() for check in voice.checks]
+    report["checks"] += [check.to_json() for check in output.checks]
     reports = comm.allgather(report)
     world = {
         "reports": reports,
@@ -163,7 +163,7 @@ def _tell_world(voice: _Voice, comm: Communicator, options: Options, mpi: Any, n
         "num_hosts": comm.num_hosts,
         "need": need,
     }
-    voice.tell("joined", world if comm.rank == 0 else None)
+    output.send("joined", world if comm.rank == 0 else None)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ from hvd_train.tools.doctor.text import in_words
 from hvd_train.tools.doctor.world import Report, ReportedCheck
 
 _AFTER_RANK_0_S = 3.0
-"""Before there is a world, a rank other than 0 speaks only if rank 0 has not ended the job by then."""
+"""Before there is a world, a rank other than 0 reports only if rank 0 has not ended the job by then."""
 
 
 def run(options: Options, version: str) -> int:
-    """Looks, and prints the report on rank 0. Collective where a launcher started several processes.
+    """Runs the checks and prints the report on rank 0. Collective where a launcher started several processes.
 
     Args:
         version: of hvd_train.
@@ -42,7 +42,7 @@ def run(options: Options, version: str) -> int:
     finally:
         child.kill()
     if launcher.rank > 0:
-        return 0 if child_report.joined and child_report.failure is None else _speak_alone(child_report)
+        return 0 if child_report.joined and child_report.failure is None else _report_alone(child_report)
     reports = _reports(launcher, checks, child_report)
     return _print(options, _conclude(reports, child_report, launcher), {r.rank: r.host for r in reports})
 
@@ -91,8 +91,8 @@ def _report(launcher: Launcher, checks: Sequence[Check]) -> Report:
     )
 
 
-def _speak_alone(child_report: ChildReport) -> int:
-    """A rank that did not come into the world says why, unless all ranks know and rank 0 says it."""
+def _report_alone(child_report: ChildReport) -> int:
+    """A rank that did not connect prints why, unless all ranks know and rank 0 prints it."""
     time.sleep(_AFTER_RANK_0_S)
     if not child_report.agreed:
         for check in (*child_report.checks, *filter(None, [child_report.failure])):
@@ -106,7 +106,7 @@ def _speak_alone(child_report: ChildReport) -> int:
 
 
 def _reports(launcher: Launcher, checks: Sequence[Check], child_report: ChildReport) -> list[Report]:
-    """Of all ranks, where they came together; else what this one knows."""
+    """Of all ranks, if they connected; else what this one knows."""
     if child_report.world is not None:
         return [Report.from_json(report) for report in child_report.world["reports"]]
     mine = [*checks, *child_report.checks, *filter(None, [child_report.failure])]
@@ -126,7 +126,7 @@ def _conclude(
         backend = facts["backend"]
         findings += [ReportedCheck(Check(**check), everyone, True) for check in facts["checks"]]
         findings += world.checks_of_job(reports, backend, facts["num_hosts"], facts["need"], launcher)
-        if child_report.failure is not None:  # after all was said
+        if child_report.failure is not None:  # after everything was reported
             findings.append(ReportedCheck(child_report.failure, everyone, True))
     return findings, backend, _start(findings, backend, launcher)
 
@@ -147,7 +147,7 @@ def _start(findings: Sequence[ReportedCheck], backend: str, launcher: Launcher) 
         return f"{alone}; {taken} for several: `mpirun {binding}-np {ranks} python -m hvd_train`."
     if "Gloo" in _seen(findings, "Horovod"):
         return f"{alone}; horovod for several: `horovodrun --gloo -np {ranks} python -m hvd_train`."
-    return f"{alone}. Nothing here starts several."
+    return f"{alone}. No launcher for several was found."
 
 
 def _seen(findings: Sequence[ReportedCheck], name: str) -> str:

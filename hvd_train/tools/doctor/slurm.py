@@ -30,7 +30,7 @@ def allocation(environ: Mapping[str, str] = os.environ) -> Check:
 
 
 def srun(mpi: str, environ: Mapping[str, str] = os.environ) -> Check:
-    """Whether srun speaks what the MPI understands.
+    """Whether srun supports the MPI.
 
     Args:
         mpi: family and version of the MPI; empty if there is none.
@@ -45,7 +45,7 @@ def srun(mpi: str, environ: Mapping[str, str] = os.environ) -> Check:
         first = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "nothing")
         in_job = "SLURM_JOB_ID" in environ
         remedy = "Set SLURM_CONF, or run this where Slurm is set up. Without it, start by mpirun."
-        seen = f"{program} says: {first}"
+        seen = f"{program} prints: {first}"
         return Check(name=name, status="warning" if in_job or mpi else "ok", seen=seen, remedy=remedy)
     seen = f"--mpi=list has {', '.join(types) or 'neither pmix nor pmi2'}"
     return _fit(name, mpi, types, seen, environ.get("SLURM_MPI_TYPE", ""))

@@ -21,7 +21,7 @@ def python() -> Check:
 
 
 def package(version: str) -> Check:
-    """This package, and where it lies."""
+    """This package, and its folder."""
     folder = Path(mpi_build.__file__).parents[1]
     return Check(name="hvd_train", seen=f"{version}, {folder}", alike=version)
 
@@ -32,7 +32,7 @@ def build_record() -> Check:
     mpi = mpi_build.load().mpi
     if mpi is None:
         remedy = (
-            "Any MPI that is found is taken. `make setup`, or `pip install` with mpicc on PATH, records one."
+            "Any MPI that is found is used. `make setup`, or `pip install` with mpicc on PATH, records one."
         )
         return Check(name=name, status="warning", seen="built without an MPI", remedy=remedy)
     if not Path(mpi.library).exists():
@@ -62,9 +62,9 @@ def installed(distribution: str) -> str:
 
 
 def started_by(launcher: Launcher) -> Check:
-    """What started this process, as its environment tells."""
+    """What started this process, according to its environment."""
     if not launcher.name:
-        seen = "nothing: this is one process of one"
+        seen = "nothing: this is a single process"
     else:
         seen = f"{launcher.name}, as one of {launcher.size}; it provides {launcher.provides}"
     return Check(name="started by", seen=seen)
@@ -91,19 +91,19 @@ def mpirun(library_version: str, launcher: Launcher, search: str | None = None) 
         return Check(name=name, seen=f"{seen}; there is no library to compare it with")
     if not found.family:
         remedy = (
-            f"It should be that of {family} {version}: if ranks find themselves alone, call that one by its "
-            "path."
+            f"It should be that of {family} {version}: if each rank sees a world of size 1, call that one by "
+            "its path."
         )
         return Check(name=name, status="warning", seen=seen, remedy=remedy)
     if (found.family, found.version) == (family, version):
         return Check(name=name, seen=f"{seen}: the library's own")
     seen = f"{seen}, but the library is {family} {version}"
     if found.family == family and _major(found.version) == _major(version):
-        remedy = f"They mostly work together. If not, put the mpirun of {version} first on PATH."
+        remedy = f"They usually work together. If not, put the mpirun of {version} first on PATH."
         return Check(name=name, status="warning", seen=seen, remedy=remedy)
     remedy = (
-        f"Put the mpirun of {family} {version} first on PATH, or call it by its path: ranks that this one "
-        "starts would each find themselves alone."
+        f"Put the mpirun of {family} {version} first on PATH, or call it by its path: each rank that this "
+        "one starts would see a world of size 1."
     )
     return Check(name=name, status="error", seen=seen, remedy=remedy)
 

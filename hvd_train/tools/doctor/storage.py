@@ -65,7 +65,7 @@ def _write_as_a_checkpoint(folder: Path) -> OSError | None:
 
 
 def file_locking(runs: Path, environ: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Check:
-    """Whether files there can be locked, as HDF5 does unless it is told not to. This program reads shards
+    """Whether files there can be locked, as HDF5 does unless configured not to. This program reads shards
     without locks, and writes them with locks where there are some."""
     name = "HDF5 locks"
     folder = existing(runs)
@@ -86,7 +86,7 @@ def file_locking(runs: Path, environ: Mapping[str, str] = os.environ, root: Path
 
 
 def file_system(folder: Path, root: Path = Path("/")) -> str:
-    """The type of the file system that a folder lies on, as the kernel calls it."""
+    """The type of the file system that a folder is on, as the kernel calls it."""
     best, kind = -1, "an unknown file system"
     for line in (root / "proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
@@ -99,7 +99,7 @@ def file_system(folder: Path, root: Path = Path("/")) -> str:
 
 def seen_by_all(comm: Communicator, runs: Path) -> Check | None:
     """Whether a file that rank 0 makes in the folder of the runs is there for every rank; None if it cannot
-    make one, which `runs_folder` tells. Collective."""
+    make one, which `runs_folder` reports. Collective."""
     name = "shared runs"
     file = None
     if comm.rank == 0:
@@ -116,6 +116,6 @@ def seen_by_all(comm: Communicator, runs: Path) -> Check | None:
     blind = [rank for rank, sees in enumerate(there) if not sees]
     if not blind:
         return Check(name=name, seen=f"every rank sees what rank 0 writes in {Path(path).parent}")
-    seen = f"what rank 0 writes in {Path(path).parent} is not there on {ranks(blind)}"
+    seen = f"what rank 0 writes in {Path(path).parent} is not visible on {ranks(blind)}"
     remedy = "Choose a folder that every host mounts under the same name, by --runs."
     return Check(name=name, status="error", seen=seen, remedy=remedy)

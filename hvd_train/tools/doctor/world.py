@@ -1,4 +1,4 @@
-"""What can be said once all ranks have reported: what is alike, what differs, what each host must hold."""
+"""The reports of all ranks: what is alike, what differs, how much memory each host needs."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ class ReportedCheck:
 
     check: Check
     ranks: tuple[int, ...]
-    """The ranks that say so, ascending."""
+    """The ranks that report it, ascending."""
     everywhere: bool
-    """Whether no rank says otherwise, or it is said of the job as a whole."""
+    """Whether no rank reports otherwise, or it concerns the job as a whole."""
 
 
 def merge(reports: Sequence[Report]) -> list[ReportedCheck]:
-    """Each check once where all ranks that made it say the same, else once for those that say the same. What
+    """Each check once if all ranks that made it report the same, else once for each different result. What
     must be alike and is not is an error."""
     said: dict[str, dict[Check, list[int]]] = {}
     for report in reports:
@@ -72,7 +72,7 @@ def merge(reports: Sequence[Report]) -> list[ReportedCheck]:
         unlike = len({check.alike for check in of_name}) > 1
         for check, ranks in of_name.items():
             if unlike and check.status != "error":
-                remedy = "It must be the same on every rank: install the same on every host."
+                remedy = "It must be the same on every rank: install the same version on every host."
                 check = replace(check, status="error", remedy=remedy)
             found.append(ReportedCheck(check, tuple(ranks), len(of_name) == 1))
     return found
@@ -126,7 +126,7 @@ def _of_all(reports: Sequence[Report], check: Check) -> ReportedCheck:
 
 
 def _each(checks: Mapping[str, Sequence[Check]], hosts: Mapping[str, list[Report]]) -> list[ReportedCheck]:
-    """The checks of each host, once where all hosts say the same."""
+    """The checks of each host, once if all hosts report the same."""
     said: dict[Check, list[int]] = {}
     for host, of_host in hosts.items():
         for check in checks[host]:
@@ -192,7 +192,8 @@ def memory(of_host: Sequence[Report], backend: str, need: Need, world_size: int,
     )
     if needed(ranks) > free:
         remedy = (
-            "Use fewer ranks a host, `sync.optimizer_state = 'keep'` or a smaller model, or raise the limit."
+            "Use fewer ranks per host, `sync.optimizer_state = 'keep'` or a smaller model, or raise the "
+            "limit."
         )
         return Check(name="memory", status="error", seen=seen, remedy=remedy)
     # Alone: would one rank a core fit, as mpirun would start them?

@@ -105,7 +105,7 @@ def test_values_that_are_classes(values: npt.ArrayLike) -> None:
         ([1, -1, 0], ["holds -1 in row 1", "Number the classes from 0"]),
         ([0, MAX_CLASSES], ["1,048,577 classes for 2 values, 2 of them different", "numpy.unique(y, return"]),
         (17 * 10**17 + np.arange(2000), ["in row 1999", "more than 1,000 of them different", "'regression'"]),
-        ([-100, -100], ["a.h5: every value of `y` is -100, which marks what does not count"]),
+        ([-100, -100], ["a.h5: every value of `y` is -100, which marks targets to ignore"]),
     ],
 )
 def test_values_that_are_no_classes_are_refused_with_what_to_do(

@@ -427,7 +427,7 @@ def test_rows_read_across_more_files_than_are_kept_open(tmp_path: Path) -> None:
 def test_rows_of_a_shard_that_became_shorter_are_an_error(tmp_path: Path) -> None:
     path = write_foreign(tmp_path / "a.h5", 10)
     rows = Rows([Span(str(path), 0, 20)], FIELDS)
-    with pytest.raises(DataError, match=r"a\.h5: rows 0 to 20 were asked for, the file has 10"):
+    with pytest.raises(DataError, match=r"a\.h5: rows 0 to 20 requested, but the file has 10"):
         rows.read(0, 20)
     rows.close()
 

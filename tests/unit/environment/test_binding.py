@@ -57,21 +57,21 @@ ALL = range(8)
         (
             bindings([0], [1]),
             [
-                f"on h1 all ranks are bound to one core each, and 8 are there. Start them with {UNBIND}, so "
-                "that each gets more threads."
+                f"on h1 all ranks are bound to one core each, and 8 are available. Start them with {UNBIND}, "
+                "so that each gets more threads."
             ],
         ),
         (
             bindings([0]) + bindings([0], host="h2", first=1),
             [
-                f"on h1 and 1 other host rank 0 is bound to one core each, and 8 are there. Start them with "
-                f"{UNBIND}, so that each gets more threads."
+                f"on h1 and 1 other host rank 0 is bound to one core each, and 8 are available. Start them "
+                f"with {UNBIND}, so that each gets more threads."
             ],
         ),
         (
             bindings(ALL) + bindings([1], host="h2", first=1, threads=4),
             [
-                "on h2 rank 1 is set to 4 threads on 1 core. Give fewer `--threads`, or start the ranks with "
+                "on h2 rank 1 is set to 4 threads on 1 core. Lower `--threads`, or start the ranks with "
                 f"{UNBIND}."
             ],
         ),
@@ -104,7 +104,7 @@ def test_what_srun_deals_is_what_the_job_asked_for() -> None:
     )
 
 
-def test_take_seat() -> None:
+def test_core_binding() -> None:
     binding = core_binding(3, "h2", 5, {"SLURM_CPUS_PER_TASK": "6"})
     assert (binding.rank, binding.host, binding.threads, binding.promised_cores) == (3, "h2", 5, 6)
     assert binding.cores <= set(range(os.cpu_count() or 1))

@@ -157,14 +157,12 @@ def test_require_way_in(library: str, environ: dict[str, str], has_way_in: bool)
         (
             SRUN,
             OPEN_MPI_5,
-            "`srun --mpi=none` does not bring the processes of this MPI together. Start it with "
-            "`srun --mpi=pmix` (",
+            "`srun --mpi=none` does not connect the processes of this MPI. Start it with `srun --mpi=pmix` (",
         ),
         (
             SRUN_PMIX,
             MPICH_4,
-            "`srun --mpi=pmix` does not bring the processes of this MPI together. Start it with "
-            "`srun --mpi=pmi2` (",
+            "`srun --mpi=pmix` does not connect the processes of this MPI. Start it with `srun --mpi=pmi2` (",
         ),
         (MPICH, OPEN_MPI_5, "(Open MPI 5.0.11) sees a world of 1: the launcher belongs to another MPI"),
         (

@@ -21,7 +21,7 @@ from hvd_train.launching.check_hosts import run as check_hosts
 from hvd_train.launching.check_hosts.finding import OK, CheckFailed, Finding, explanations, table
 from hvd_train.launching.check_hosts.judge import Standard, judge
 from hvd_train.launching.check_hosts.probe import Answer, Facts, ProbeRequest, RecordedMPI
-from hvd_train.launching.check_hosts.remote import ProbeResult, told
+from hvd_train.launching.check_hosts.remote import ProbeResult, parse_facts
 from hvd_train.launching.hosts import Host
 
 SOURCE = Path(probe.__file__).read_text()
@@ -157,8 +157,8 @@ def test_what_hung_is_the_first_that_is_missing() -> None:
 
 def test_facts_among_what_a_login_prints() -> None:
     whole = f'Welcome!\n{probe.MARK} ["python", "3.9.1"]\nnews\n{probe.MARK} ["cores", 4]\n'
-    assert told(f'{whole}{probe.MARK} ["torch", "2') == {"python": "3.9.1", "cores": 4}
-    assert told("Welcome!\n") == {}
+    assert parse_facts(f'{whole}{probe.MARK} ["torch", "2') == {"python": "3.9.1", "cores": 4}
+    assert parse_facts("Welcome!\n") == {}
 
 
 def test_the_table_and_its_lines() -> None:
@@ -227,7 +227,7 @@ def test_a_probe_says_which_python_it_is(tmp_path: Path) -> None:
             done = subprocess.run(
                 [python, "-"], input=program, capture_output=True, text=True, timeout=30, check=True
             )
-            facts = told(done.stdout)
+            facts = parse_facts(done.stdout)
             assert facts["python"] == version
             assert list(facts) == list(Facts.__annotations__)
             assert facts["cores"] == len(os.sched_getaffinity(0))

@@ -344,10 +344,10 @@ def test_a_run_without_a_name_gets_one(machine_with: Machine, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "nothing says how many ranks: expected -np N, or --hosts H1:2,H2:2"),
+        ("", "the number of ranks is not given: expected -np N, or --hosts H1:2,H2:2"),
         ("-np 0", "-np 0: expected at least 1 rank"),
-        ("-np 5 --hosts h1:2,h2:2", "-np 5, but h1:2, h2:2 take 4: expected at most as many ranks as slots"),
-        ("--hosts h1:2 --hostfile f", "--hosts and --hostfile both say which hosts"),
+        ("-np 5 --hosts h1:2,h2:2", "-np 5, but h1:2, h2:2 have 4 slots: expected at most one rank per slot"),
+        ("--hosts h1:2 --hostfile f", "--hosts and --hostfile are both given"),
         ("--hosts h1:x", "--hosts h1:x: 'x' is no number of ranks"),
         ("--hostfile gone", "gone: cannot read the hosts"),
         ("-np 2 --gloo", "--gloo with --launcher auto: only horovodrun starts ranks over Gloo"),
@@ -358,7 +358,7 @@ def test_a_run_without_a_name_gets_one(machine_with: Machine, capsys: pytest.Cap
             "-np 2 --launcher horovodrun --fault-tolerance",
             "--fault-tolerance under horovodrun: only mpirun of",
         ),
-        ("-np 2 --fault-tolerance", "of Open MPI 4.1.8: only Open MPI 5 keeps a job alive"),
+        ("-np 2 --fault-tolerance", "of Open MPI 4.1.8: only Open MPI 5 keeps a job running"),
         ("-np 2 --nonsense", "--nonsense"),
     ],
 )
@@ -381,7 +381,7 @@ def test_what_cannot_be_started_has_exit_code_2(
     [
         ("--perod 3", "--period"),
         ("--period 0", "sync.period = 0: expected at least 1 local step"),
-        ("--resume nowhere", "nowhere is no run"),
+        ("--resume nowhere", "nowhere is not a run"),
         ("--resume auto", "expected --name NAME"),
         ("--runs . --name taken", "taken exists already; expected a new name"),
         ("bench", "expected `bench allreduce`"),

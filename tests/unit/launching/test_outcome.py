@@ -61,9 +61,9 @@ def test_the_record_decides(
     assert record.has_begun()
     assert code(record, status) == expected
     said = capsys.readouterr().err
-    assert ("the run did not come to its end" in said) is (expected == 1)
+    assert ("the run did not finish" in said) is (expected == 1)
     assert (f"Go on: python -m hvd_train launch -np 2 -- --resume {run}" in said) is (expected == 75)
-    assert ("but the run had come to its end" in said) is (expected == 0 and status != 0)
+    assert ("but the run had finished" in said) is (expected == 0 and status != 0)
     assert ("the training diverged" in said) is (expected == 3)
 
 

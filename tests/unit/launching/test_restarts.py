@@ -87,7 +87,7 @@ def test_the_command_looks_at_the_run_that_the_options_name(tmp_path: Path) -> N
     assert worth.stdout == "runs/17: another start goes on from round 5\n"
     over = restarts("--", "--name", "17", "--patience", "3", cwd=tmp_path)
     assert over.returncode == 1
-    assert over.stdout.startswith("runs/17: 3 starts in a row went on from round 5 and brought no later")
+    assert over.stdout.startswith("runs/17: 3 starts in a row resumed from round 5 and wrote no later")
     begun = restarts("--begun", "--", "--name", "17", cwd=tmp_path)
     assert (begun.returncode, begun.stdout) == (0, "4\n")
     assert restarts("--begun", "--", "--name", "18", cwd=tmp_path).stdout == "0\n"

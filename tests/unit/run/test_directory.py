@@ -124,7 +124,7 @@ def test_a_name_that_exists_is_refused_and_left_as_it_is(run: Path) -> None:
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        RunDirectoryError, match=r"file/r: cannot be made: Not a directory\. Choose another --runs"
+        RunDirectoryError, match=r"file/r: cannot be created: Not a directory\. Choose another --runs"
     ):
         opened(Config(name="r", runs=str(tmp_path / "file")))
 
@@ -213,7 +213,7 @@ def test_a_folder_may_have_been_given_a_name_that_no_run_has(run: Path) -> None:
 def test_what_cannot_be_resumed(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="neither a run's folder nor a checkpoint"):
         opened(Config(resume=str(tmp_path / "nowhere")))
-    with pytest.raises(RunDirectoryError, match="nowhere is no run"):
+    with pytest.raises(RunDirectoryError, match="nowhere is not a run"):
         saved_config(tmp_path / "nowhere")
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").mkdir()

@@ -219,7 +219,7 @@ def test_a_training_that_diverges_at_once_recommends_no_model(
     (stop,) = events(tmp_path / "r", "stop")
     assert (stop["reason"], stop["best"], stop["final"]) == ("diverged", None, None)
     assert set(stop["checkpoints"]) == {"latest"}, "the last good parameters, here the first ones"
-    with pytest.raises(RunDirectoryError, match="no checkpoint `best`: no model of it was evaluated"):
+    with pytest.raises(RunDirectoryError, match="no checkpoint `best`: the run evaluated no model"):
         hvd_train.load_model(tmp_path / "r")
 
 

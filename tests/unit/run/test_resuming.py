@@ -214,7 +214,7 @@ def first_value(recorder: Remembered) -> EvaluationReport:
     [
         ("evaluate.metric", "loss", "evaluate.metric was 'error' and is 'loss'"),
         ("evaluate.mode", "max", "evaluate.mode was 'min' and is 'max'"),
-        ("data.validation", 0.5, "the validation rows are others"),
+        ("data.validation", 0.5, "the validation rows differ"),
         ("class_weights", [1.0] * 6 + [2.0], ""),
         ("task", "tests/unit/trainings.py:Same", "task was "),
     ],

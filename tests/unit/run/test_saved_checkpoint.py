@@ -182,7 +182,7 @@ def test_a_pointer_that_is_damaged_names_no_other_model(
     found = find_checkpoint(tmp_path, pointer)
     assert found is not None
     assert found.round == 20
-    assert ("says 'round-10', but index.json beside it round-20" in capsys.readouterr().err) is (
+    assert ("names 'round-10', but index.json next to it round-20" in capsys.readouterr().err) is (
         content == b"round-10\n"
     )
 
@@ -233,8 +233,8 @@ def test_a_path_that_leads_nowhere(path: str, tmp_path: Path) -> None:
         ("watch", {"curve": [[4, 0.5], [5]]}, r"array` of length 2, got 1 - at `curve\[1\]"),
         ("watch", {"since_best": -1}, "Expected `int` >= 0"),
         ("random", {"place": [0]}, "`place`"),
-        ("random", {"torch": torch.zeros(3, dtype=torch.uint8)}, "`torch` is no state of its generator"),
-        ("random", {"torch": torch.zeros(3)}, "`torch` is no state of its generator"),
+        ("random", {"torch": torch.zeros(3, dtype=torch.uint8)}, "`torch` is not a state of torch's"),
+        ("random", {"torch": torch.zeros(3)}, "`torch` is not a state of torch's generator"),
         (
             "optimizer",
             {"weight/exp_avg": torch.ones(1)},
@@ -244,7 +244,7 @@ def test_a_path_that_leads_nowhere(path: str, tmp_path: Path) -> None:
         (
             "optimizer",
             {"weight/momentum": torch.ones(1, 2)},
-            "no state of this optimizer, which keeps exp_avg, ",
+            "not in the state of this optimizer, which keeps exp_avg, ",
         ),
         (
             "optimizer",
