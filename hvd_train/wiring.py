@@ -93,13 +93,7 @@ class Wiring:
     ) -> LocalSGD:
         prepared = self.prepared
         config, comm = prepared.config, prepared.comm
-        flat = FlatState(
-            prepared.model,
-            prepared.optimizer,
-            comm,
-            optimizer_state=config.sync.optimizer_state,
-            batch_norm=config.sync.batch_norm,
-        )
+        flat = self._make_flat_state()
         self.reader = self._make_reader()
         validation = [(span.shard, span.start, span.stop) for span in prepared.catalog.validation]
         self.settings = Settings(anchored(config), validation)
@@ -136,6 +130,16 @@ class Wiring:
             stop_request=stop_request,
             progress=progress,
             evaluation=config.evaluate,
+        )
+
+    def _make_flat_state(self) -> FlatState:
+        prepared = self.prepared
+        return FlatState(
+            prepared.model,
+            prepared.optimizer,
+            prepared.comm,
+            optimizer_state=prepared.config.sync.optimizer_state,
+            batch_norm=prepared.config.sync.batch_norm,
         )
 
     def _optimizer_parts(self, flat: FlatState) -> dict[str, Stateful]:

@@ -25,7 +25,8 @@ from hvd_train.data.format import (
     ShardEntry,
     is_class_dtype,
 )
-from hvd_train.data.h5 import Array, write_file
+from hvd_train.data.h5 import Array
+from hvd_train.data.h5_write import write_file
 from hvd_train.data.manifest import load_manifest, save_manifest
 from hvd_train.data.sources import Arrays
 from hvd_train.errors import DataError
