@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.deadlines import Deadline
+from tests.deadlines import Deadline, calibration
+
+TEST_LIMIT_S = 1200
+"""Of one test on an idle machine: beyond all deadlines of its jobs."""
 
 NOT_OURS = ("sem.", "mpich_shm_")
 """How files begin that others leave: the C library its semaphores, MPICH its own memory when a rank of any
@@ -37,6 +40,16 @@ def _nothing_stays_in_shared_memory() -> Iterator[None]:
     while (left := abandoned_shared_memory() - before) and not deadline.passed():
         time.sleep(0.1)
     assert not left, "the test left files in /dev/shm"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("timeout") is None:
+        config.option.timeout = TEST_LIMIT_S * calibration()
+
+
+def pytest_report_header() -> str:
+    return f"deadlines: {calibration():.1f} times those of an idle machine, or longer while it gets slower"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

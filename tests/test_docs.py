@@ -285,7 +285,7 @@ def test_every_decision_is_recorded_in_the_same_form() -> None:
         assert heads[1:] == ["## Context", "## Decision", "## Consequence"], record.name
 
 
-def test_the_changelog_knows_the_version() -> None:
+def test_the_changelog_has_the_version() -> None:
     text = (ROOT / "CHANGELOG.md").read_text()
     released = f"## [{hvd_train.__version__}]" in text
     assert released or f"## [Unreleased]\n\nTo become {hvd_train.__version__}." in text

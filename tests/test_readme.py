@@ -166,7 +166,7 @@ def test_the_reasons_for_not_running_are_needed() -> None:
         assert any(c.startswith(beginning) for c in all_commands), f"nothing begins with {beginning!r}"
 
 
-def test_what_make_does_is_what_ci_runs() -> None:
+def test_ci_runs_what_make_runs() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     named = [c for b in BLOCKS if b.language == "sh" for c in commands(b) if c.startswith(MAKE)]

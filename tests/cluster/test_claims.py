@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.hosts import Hosts, mpirun
+from tests.deadlines import seconds
 from tests.launching import Job, Process, wait_for
 from tests.mpi.jobs import events, has_recorded
 
@@ -81,7 +82,7 @@ def test_a_job_on_another_host_is_refused_until_the_first_has_gone(hosts: Hosts,
 
 
 @pytest.mark.timeout(500)
-def test_a_job_that_comes_back_after_it_was_taken_over_writes_nothing(hosts: Hosts, tmp_path: Path) -> None:
+def test_a_job_that_continues_after_a_takeover_writes_nothing(hosts: Hosts, tmp_path: Path) -> None:
     with training(hosts, tmp_path) as (process, ranks):
         assert len(ranks) == 2
         for pid in ranks:
@@ -92,7 +93,7 @@ def test_a_job_that_comes_back_after_it_was_taken_over_writes_nothing(hosts: Hos
         written = {p: p.read_bytes() for p in (tmp_path / "r").rglob("*") if p.is_file()}
         for pid in ranks:
             os.kill(pid, signal.SIGCONT)
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=seconds(120))
         assert process.returncode != 0
         (line,) = [line for line in said.splitlines() if "was taken over by" in line]
         assert "by process" in line

@@ -11,6 +11,7 @@ import pytest
 
 from tests.cluster.hosts import Hosts
 from tests.cluster.project import BY_MPIRUN, PATIENT, Project
+from tests.deadlines import seconds
 from tests.launching import wait_for
 from tests.mpi.jobs import events, has_recorded, model_bytes
 
@@ -33,7 +34,7 @@ def by_line(project: Project, name: str) -> Iterator[str]:
     with project.slurm.hosts.start(1, line, cwd=project.folder) as process:
         wait_for(lambda: has_recorded(project.run(name), "round", 2), 60, process)
         yield name
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=seconds(60))
         assert process.returncode == 0, said
 
 

@@ -218,7 +218,7 @@ def named_things() -> dict[str, str]:
     return seen | {"mounts": Path("/proc/self/mounts").read_text(), "hostname": os.uname().nodename}
 
 
-def test_two_sets_of_hosts_do_not_meet_and_nothing_of_them_stays(emulated: None) -> None:
+def test_two_sets_of_hosts_are_separate_and_leave_nothing(emulated: None) -> None:
     names = named_things()
     with Hosts(2) as one, Hosts(2) as other:
         with receiver(one, 2):
@@ -231,7 +231,7 @@ def test_two_sets_of_hosts_do_not_meet_and_nothing_of_them_stays(emulated: None)
     assert named_things() == names
 
 
-def test_hosts_do_not_outlive_who_made_them(emulated: None) -> None:
+def test_hosts_do_not_outlive_their_creator(emulated: None) -> None:
     """Not even one that had no time to clean up, nor what ran on them."""
     program = """
 import sys, time

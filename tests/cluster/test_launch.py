@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.hosts import Hosts
+from tests.deadlines import seconds
 from tests.launching import Process, assert_nothing_is_left, wait_for
 from tests.mpi.jobs import SHORT, events, has_recorded
 
@@ -60,7 +61,7 @@ def test_it_trains_over_two_hosts(hosts: Hosts, tmp_path: Path) -> None:
 def test_a_signal_ends_it_with_a_checkpoint_and_75(launcher: str, hosts: Hosts, tmp_path: Path) -> None:
     with training(hosts, tmp_path, launcher) as (process, pid):
         os.kill(pid, signal.SIGTERM)
-        out, said = process.communicate(timeout=60)
+        out, said = process.communicate(timeout=seconds(60))
         assert process.returncode == 75, said
         assert "4 ranks on 2 hosts (h1, h2)" in out
         assert "SIGTERM: the run ends after its round, with a checkpoint" in said
@@ -85,7 +86,7 @@ def test_a_lost_host_is_a_failure(launcher: str, hosts: Hosts, tmp_path: Path) -
     with training(hosts, tmp_path, launcher) as (process, _):
         hosts.poweroff(2)
         try:
-            _, said = process.communicate(timeout=60)  # it was seen to take 13 s, over Gloo 34
+            _, said = process.communicate(timeout=seconds(60))  # it was seen to take 13 s, over Gloo 34
         finally:
             hosts.boot(2)
         assert process.returncode == 1, said

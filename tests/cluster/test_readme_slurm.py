@@ -42,5 +42,5 @@ def test_it_trains(command: str, slurm: Slurm, checkout: Path) -> None:
     assert "stopped   the limit of rounds is reached (round 4)" in said
 
 
-def test_there_are_such_commands() -> None:
+def test_the_commands_exist() -> None:
     assert {command.split()[0] for command in COMMANDS} == {"sbatch", "launch/srun.sh"}

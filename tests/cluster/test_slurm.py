@@ -15,7 +15,7 @@ import pytest
 from tests.cluster.hosts import Hosts
 from tests.cluster.project import BY_MPIRUN, LONG, Project
 from tests.cluster.slurm import Slurm, missing
-from tests.deadlines import Deadline
+from tests.deadlines import Deadline, seconds
 from tests.launching import ROOT
 from tests.mpi.jobs import SHORT, events, model_bytes
 
@@ -171,7 +171,7 @@ def test_an_srun_of_another_mpi_is_refused_in_one_message(mpi: str, project: Pro
     assert not project.run(job).exists()
 
 
-def test_an_array_is_one_run_for_each_seed(project: Project) -> None:
+def test_an_array_job_has_one_run_for_each_seed(project: Project) -> None:
     own = ("--array=1-2", "--output=%x-%A_%a.log", "--ntasks=1")
     array = project.submit(*own, training=SHORT)
     for task in (1, 2):
@@ -197,11 +197,11 @@ def script(folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     environ = {"PATH": os.environ["PATH"], "VENV": sys.prefix, **job, **env}
     line = ["bash", str(ROOT / "slurm/train.sh")]
     return subprocess.run(
-        line, cwd=folder, env=environ, capture_output=True, text=True, timeout=60, check=False
+        line, cwd=folder, env=environ, capture_output=True, text=True, timeout=seconds(60), check=False
     )
 
 
-def test_a_job_that_gets_no_further_ends(tmp_path: Path) -> None:
+def test_a_job_without_progress_ends(tmp_path: Path) -> None:
     """Slurm gives a preempted job back without asking: the script looks before it starts again."""
     shutil.copytree(ROOT / "slurm", tmp_path / "slurm")
     run = tmp_path / "runs" / "17"
@@ -214,7 +214,7 @@ def test_a_job_that_gets_no_further_ends(tmp_path: Path) -> None:
     assert "job 17 ends here, interrupted" in ended.stdout
 
 
-def test_a_job_that_lacks_its_folder_or_its_package_says_so(tmp_path: Path) -> None:
+def test_a_job_without_its_folder_or_package_reports_it(tmp_path: Path) -> None:
     lost = script(tmp_path)
     assert lost.returncode == 2
     assert f"no slurm/site.sh in {tmp_path}; submit from the folder that holds slurm/" in lost.stdout

@@ -93,7 +93,7 @@ def test_starts_that_always_fail_are_not_tried_for_ever(project: Project) -> Non
     assert (project.folder / "tries").read_text() == "xxx"
 
 
-def test_what_another_try_cannot_help_is_not_tried_again(project: Project) -> None:
+def test_a_permanent_failure_is_not_retried(project: Project) -> None:
     """A user's error, and a failure after the first step."""
     wrong = project.submit("--ntasks=2", training=("--optim.name", "SDG", *SHORT))
     assert project.wait(wrong, "FAILED", deadline_s=60)["ExitCode"] == "2:0"

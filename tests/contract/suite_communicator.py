@@ -21,6 +21,7 @@ from hvd_train.comm.base import Communicator, Op
 from hvd_train.comm.buffer import Buffer
 from hvd_train.comm.factory import connect
 from hvd_train.errors import BarrierTimeout, CommunicationError, SizeMismatch
+from tests.deadlines import Deadline
 
 BACKEND = os.environ["CONTRACT_BACKEND"]
 HOSTS = [int(ranks) for ranks in os.environ["CONTRACT_HOSTS"].split(",")]
@@ -118,7 +119,7 @@ def test_a_rank_of_weight_zero_contributes_nothing_even_if_it_is_not_finite(comm
             assert_average(comm, buffer, weights)
 
 
-def test_without_any_weight_the_anchor_stays(comm: Communicator) -> None:
+def test_without_any_weight_the_anchor_is_kept(comm: Communicator) -> None:
     buffer = filled(comm, 1009, torch.float32)
     comm.average(buffer, 1.0)
     anchor = buffer.anchor.clone()
@@ -160,7 +161,7 @@ def test_the_slice_step_changes_the_owned_slice_in_place(comm: Communicator, dty
         assert ((buffer.live.double() - reference).abs() <= bound).all()
 
 
-def test_runs_repeat_bit_for_bit_however_the_timing_falls(comm: Communicator) -> None:
+def test_runs_repeat_to_the_bit_for_any_timing(comm: Communicator) -> None:
     results = []
     for attempt in range(4):
         buffer = filled(comm, 65_537, torch.float32)
@@ -182,7 +183,7 @@ def test_wrong_sizes_on_one_rank_are_an_error_on_all(comm: Communicator) -> None
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
-def test_a_senseless_weight_is_an_error_on_all(comm: Communicator, weight: float) -> None:
+def test_an_invalid_weight_is_an_error_on_all_ranks(comm: Communicator, weight: float) -> None:
     odd = comm.size - 1
     buffer = filled(comm, 10, torch.float32)
     with pytest.raises(SizeMismatch, match=f"rank {odd} gave the weight {weight}"):
@@ -340,7 +341,7 @@ def test_a_barrier_names_the_missing_ranks(comm: Communicator) -> None:
             assert caught.value.missing == (absent,)
         (MEETING / str(comm.rank)).touch()
     # Nobody ends, and takes the transport with it, before the last has waited in vain.
-    deadline = time.monotonic() + 60
+    deadline = Deadline(60)
     while len(list(MEETING.iterdir())) < comm.size - 1:
-        assert time.monotonic() < deadline, "some ranks did not notice that one is missing"
+        assert not deadline.passed(), "some ranks did not notice that one is missing"
         time.sleep(0.02)

@@ -16,11 +16,11 @@ def kill_in(layout: str, phase: str, hosts: Hosts | None = None) -> None:
 
 
 @pytest.mark.parametrize("phase", PHASES["one host"])
-def test_the_others_of_the_host_go_on(phase: str, fault_tolerance: None) -> None:
+def test_the_others_of_the_host_continue(phase: str, fault_tolerance: None) -> None:
     kill_in("one host", phase)
 
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("phase", PHASES["two hosts"])
-def test_the_others_of_both_hosts_go_on(phase: str, two_hosts: Hosts) -> None:
+def test_the_others_of_both_hosts_continue(phase: str, two_hosts: Hosts) -> None:
     kill_in("two hosts", phase, two_hosts)

@@ -9,7 +9,7 @@ from tests.faults.mutate_checkpoints import BAD, count
 
 
 @pytest.mark.parametrize("corrected", [False, True])
-def test_no_mutant_is_taken_for_good_or_ends_in_a_foreign_error(corrected: bool) -> None:
+def test_no_mutant_is_accepted_or_raises_a_foreign_error(corrected: bool) -> None:
     """`python -m tests.faults.mutate_checkpoints` makes thousands."""
     mutate_checkpoints.shown.clear()
     counts = count(120, seed=7, corrected=corrected)

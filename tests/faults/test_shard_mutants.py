@@ -14,7 +14,7 @@ COUNT = 150
 
 
 @pytest.mark.parametrize("corrected", [False, True], ids=["as-they-were", "corrected"])
-def test_no_damage_passes_for_data(corrected: bool) -> None:
+def test_no_damage_is_read_as_data(corrected: bool) -> None:
     options = ["shards", "--count", str(COUNT), "--seed", "3", *(["--corrected"] if corrected else [])]
     job = run([sys.executable, "-m", "tests.faults.mutants", *options], deadline_s=280)
     assert job.returncode == 0, job.output

@@ -13,6 +13,7 @@ from typing import Any
 
 from tests import launching
 from tests.cluster.hosts import Hosts, mpirun
+from tests.deadlines import seconds
 from tests.faults.rank import (
     AFTER_MAPPING,
     AGREEMENT,
@@ -130,7 +131,7 @@ def _judge(trial: Trial, job: Job, reports: list[dict[str, Any]], death: dict[st
     living = [rank for rank in range(RANKS) if rank != trial.victim]
     assert [report["rank"] for report in reports] == living, said
     slowest_s = max(report["lost_at"] for report in reports) - death["at"]
-    assert slowest_s < LOST_WITHIN_S, said
+    assert slowest_s < seconds(LOST_WITHIN_S), said
     assert {report["size"] for report in reports} == {len(living)}, said
     # All have one anchor, the right one, and the same three right averages after it.
     assert len({report["anchor"] for report in reports}) == 1, said

@@ -153,7 +153,7 @@ def odd_step(module: nn.Module, optimizer: torch.optim.Optimizer, comm: Communic
 
 
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "RMSprop", "Adagrad", "NAdam"])
-def test_an_odd_model_is_bit_identical_after_every_average(comm: Communicator, name: str) -> None:
+def test_an_unusual_model_is_bit_identical_after_every_average(comm: Communicator, name: str) -> None:
     torch.manual_seed(comm.rank)  # every rank begins with parameters of its own
     module = Odd()
     optimizer = getattr(torch.optim, name)([p for p in module.parameters() if p.requires_grad], lr=0.01)

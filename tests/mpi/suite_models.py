@@ -147,7 +147,7 @@ REFUSED: list[tuple[type[Odd], OptimConfig, str]] = [
 @pytest.mark.parametrize(
     ("task", "optim", "message"), REFUSED, ids=[f"{t.__name__}-{o.name}" for t, o, _ in REFUSED]
 )
-def test_it_is_refused_by_name_before_the_first_step(
+def test_it_is_refused_with_its_name_before_the_first_step(
     task: type[Odd], optim: OptimConfig, message: str, comm: Communicator, config: Config
 ) -> None:
     if task is odd_models.BatchNorm:
@@ -158,7 +158,7 @@ def test_it_is_refused_by_name_before_the_first_step(
     assert "\n" not in str(raised.value)
 
 
-def test_what_is_frozen_comes_from_rank_0_in_pieces(
+def test_frozen_tensors_come_from_rank_0_in_pieces(
     comm: Communicator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pieces of 7 bytes: fewer than some elements have, and no divisor of any tensor."""

@@ -85,7 +85,7 @@ def test_a_backend_that_is_named_must_be_usable() -> None:
     assert job.output.count("--backends names mpi, which cannot be used") == 1, job.output
 
 
-def test_what_does_not_fit_into_memory_is_refused_before_it_is_tried() -> None:
+def test_what_exceeds_the_memory_is_refused_beforehand() -> None:
     job = run(command("mpirun", 2, [*BENCH, "--sizes", "4000GiB"]), deadline_s=60)
     assert job.returncode == 2, job.output
     assert job.output.count("may need") == 1

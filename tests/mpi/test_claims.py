@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.deadlines import seconds
 from tests.launching import Job, Process, command, members, run, start, wait_for
 from tests.mpi.jobs import events, has_recorded
 
@@ -80,7 +81,7 @@ def test_a_second_job_is_refused_and_a_killed_one_taken_over(tmp_path: Path) -> 
         assert first.poll() is None
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
-        first.wait(timeout=60)
+        first.wait(timeout=seconds(60))
     reached = max(e["round"] for e in events(tmp_path / "r", "checkpoint"))
     over = second(tmp_path, rounds=reached + 3)
     assert over.returncode == 0, over.output
@@ -115,7 +116,7 @@ def test_a_job_that_was_taken_over_ends_and_publishes_nothing(ranks: int, tmp_pa
         assert not [name for name in before if name.endswith(".tmp") or "/.round" in name]
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
-        stdout, stderr = process.communicate(timeout=90)
+        stdout, stderr = process.communicate(timeout=seconds(90))
         assert process.returncode not in (0, 2), stdout + stderr
         if ranks == 1:
             assert process.returncode == 1

@@ -41,7 +41,7 @@ def shards(folder: Path, inputs: npt.NDArray[np.generic], targets: npt.NDArray[n
             file["targets"] = targets[rows]
 
 
-def test_what_is_said_of_labels_scales_copies_and_values_that_are_not_finite(tmp_path: Path) -> None:
+def test_messages_about_labels_scales_copies_and_values_that_are_not_finite(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(100, 6)).astype("f4")
     labels = np.arange(100) % 3

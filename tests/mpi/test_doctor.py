@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.deadlines import seconds
 from tests.launching import AS_ROOT, PLACEMENT, mpi_abi, run, start, tool
 
 DOCTOR = [sys.executable, "-m", "hvd_train", "doctor"]
@@ -67,13 +68,13 @@ def test_alone_as_json() -> None:
     assert "ring for several: `mpirun" in report["start"]
 
 
-def test_ranks_that_find_themselves_alone() -> None:
+def test_ranks_that_are_alone() -> None:
     """A launcher of another MPI starts n processes, each of which has a world of its own."""
     size, rank, name = OTHER[mpi_abi()]
     alone = {size: "2", **AS_ROOT}
     with start(DOCTOR, env={**alone, rank: "1"}) as other:
         job = run(DOCTOR, deadline_s=60, env={**alone, rank: "0"})
-        stdout, stderr = other.communicate(timeout=60)
+        stdout, stderr = other.communicate(timeout=seconds(60))
     text = " ".join(job.stdout.split())
     assert f"{name} started this process as one of 2, but backend `mpi`" in text
     assert "sees a world of 1: the launcher belongs to another MPI" in text

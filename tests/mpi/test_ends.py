@@ -61,7 +61,7 @@ def test_a_rank_that_alone_exits_with_a_code_ends_the_job(backend: str) -> None:
     assert "the other rank came to its end" not in job.stdout
 
 
-def test_an_interrupt_in_a_loop_of_ones_own_leaves_no_traceback() -> None:
+def test_an_interrupt_in_your_own_loop_prints_no_traceback() -> None:
     job = end("interrupted")
     assert job.returncode == 130, job.output
     assert "rank 1 of 2" in job.stderr

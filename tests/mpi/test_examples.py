@@ -40,7 +40,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_task_of_ones_own_comes_close_to_the_noise(table: Path, tmp_path: Path) -> None:
+def test_your_own_task_comes_close_to_the_noise(table: Path, tmp_path: Path) -> None:
     options = ("--config", "examples/tabular.toml", "--data", str(table / "shards"), "--name", "table")
     train("mpirun", 2, tmp_path, *options, deadline_s=120)
     (stop,) = events(tmp_path / "table", "stop")
@@ -55,7 +55,7 @@ def test_a_task_of_ones_own_comes_close_to_the_noise(table: Path, tmp_path: Path
     assert float((predicted - targets.float()).square().mean()) == pytest.approx(stop["best"], rel=1e-4)
 
 
-def test_a_loop_of_ones_own_learns_what_no_rank_sees() -> None:
+def test_your_own_loop_learns_what_no_single_rank_has() -> None:
     job = run(command("mpirun", 2, [str(EXAMPLES / "own_loop.py")]), deadline_s=100)
     assert job.returncode == 0, job.output
     (line,) = job.stdout.splitlines()

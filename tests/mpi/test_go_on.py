@@ -66,7 +66,7 @@ def test_the_lines_at_the_end_of_a_run_work_anywhere(kind: str, tmp_path: Path) 
     assert "Linear" in loaded.stdout
 
 
-def test_a_run_without_averages_names_no_way_to_go_on(tmp_path: Path) -> None:
+def test_a_run_without_averages_suggests_no_resume(tmp_path: Path) -> None:
     said = train(tmp_path, "--sync", "none", "--max-rounds", "2", "--patience", "0")
     assert "go on" not in said
     assert "load it" in said

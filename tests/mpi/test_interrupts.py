@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.deadlines import seconds
 from tests.launching import ROOT, assert_nothing_is_left, command, members, start, wait_for
 
 LISTENING = (
@@ -58,7 +59,7 @@ def test_it_ends_by_the_signal_without_a_traceback(args: list[str], library: str
     with start(line, cwd=slow, env=never_loads(slow, library)) as process:
         wait_for(lambda: bool(loading(slow)), 60, process)
         process.send_signal(signal.SIGINT)
-        out, said = process.communicate(timeout=60)
+        out, said = process.communicate(timeout=seconds(60))
         assert process.returncode == -signal.SIGINT, out + said
         assert "Traceback" not in said
         assert_nothing_is_left(process, 10)
@@ -71,7 +72,7 @@ def test_every_rank_does(slow: Path) -> None:
         wait_for(lambda: len(loading(slow)) == 2, 90, process)
         for rank in set(loading(slow)) & set(members(process.mark)):
             os.kill(rank, signal.SIGINT)
-        out, said = process.communicate(timeout=60)
+        out, said = process.communicate(timeout=seconds(60))
         assert process.returncode not in (0, 1), out + said
         assert "Traceback" not in out + said
         assert_nothing_is_left(process, 10)

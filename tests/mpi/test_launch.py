@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.deadlines import seconds
 from tests.launching import (
     Process,
     assert_nothing_is_left,
@@ -50,7 +51,7 @@ def test_a_signal_interrupts_it_and_a_resume_finishes_it(tmp_path: Path) -> None
     with start([*LAUNCH, "--", "--runs", str(tmp_path), "--name", "a", *ENDLESS]) as process:
         wait_for_event(process, tmp_path / "a", "round")
         process.send_signal(signal.SIGUSR1)
-        out, said = process.communicate(timeout=60)
+        out, said = process.communicate(timeout=seconds(60))
         assert process.returncode == 75, out + said
         assert_nothing_is_left(process, 5)
     line = said.partition("Go on: python ")[2].strip()
@@ -69,7 +70,7 @@ def test_a_second_interrupt_ends_it_at_once(tmp_path: Path) -> None:
         assert process.stderr is not None
         assert "SIGINT: the run ends after its round" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=seconds(30))
         assert process.returncode == 128 + signal.SIGINT, said
         assert "There is no checkpoint: start it anew" in said
         assert_nothing_is_left(process, 5)
@@ -89,7 +90,7 @@ def test_a_killed_rank_is_a_failure(tmp_path: Path) -> None:
         ranks = [p for p in members(process.mark) if Path(f"/proc/{p}/cmdline").read_text().startswith(line)]
         assert len(ranks) == 2
         os.kill(ranks[1], signal.SIGKILL)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=seconds(60))
         assert process.returncode == 1, said
         assert "the run did not finish: mpirun ended with " in said
         assert "Its newest checkpoint is round-" in said
@@ -106,7 +107,7 @@ def test_an_interruption_without_its_checkpoint_is_a_failure(tmp_path: Path) -> 
         before = events(tmp_path / "a", "checkpoint")[-1]["round"]
         wait_for(lambda: has_recorded(tmp_path / "a", "fault"), 120, process)
         process.send_signal(signal.SIGTERM)
-        out, said = process.communicate(timeout=60)
+        out, said = process.communicate(timeout=seconds(60))
         assert process.returncode == 1, out + said
         assert_nothing_is_left(process, 5)
     (stop,) = events(tmp_path / "a", "stop")

@@ -18,7 +18,7 @@ def write(path: Path, rows: int, seed: int) -> None:
         file["targets"] = generator.integers(0, 3, rows)
 
 
-def test_models_out_of_the_ordinary(tmp_path: Path) -> None:
+def test_unusual_models(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     write(tmp_path / "data" / "0.h5", 33, 0)
     write(tmp_path / "data" / "1.h5", 32, 1)

@@ -48,7 +48,7 @@ def test_another_configuration_on_one_rank(launcher: str, tmp_path: Path) -> Non
     assert not (tmp_path / "r").exists()
 
 
-def test_a_bad_option_is_said_once(tmp_path: Path) -> None:
+def test_a_bad_option_is_reported_once(tmp_path: Path) -> None:
     # MPICH's mpirun lets the others live when one ends before MPI_Init: each says it. `launch` asks first.
     speakers = 1 if mpi_abi() == "openmpi" else 2
     job = train("mpirun", 2, tmp_path, "--perod", "3", succeeds=False)
@@ -161,7 +161,7 @@ ANOTHER_MPI = {
 
 
 @pytest.mark.parametrize("backend", ["auto", "solo"])
-def test_processes_that_do_not_see_each_other_refuse(backend: str, tmp_path: Path) -> None:
+def test_processes_that_do_not_see_each_other_are_refused(backend: str, tmp_path: Path) -> None:
     """Three, as a launcher of another MPI starts them, which ends all when one has ended. Rank 0 is late."""
     variables, rank, name = ANOTHER_MPI[mpi_abi()]
     python = f"{sys.executable} -m hvd_train --runs {tmp_path} --backend {backend}"

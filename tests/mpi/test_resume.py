@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 from hvd_train.run.saved_checkpoint import what_is_wrong
+from tests.deadlines import seconds
 from tests.launching import Process, command, members, start, wait_for
 from tests.mpi.jobs import events, has_recorded, model_bytes, train
 
@@ -38,7 +39,7 @@ def interrupt(launcher: str, runs: Path, name: str, send: int, *, to_ranks: bool
                 os.kill(pid, send)
         else:
             os.kill(process.pid, send)
-        process.wait(timeout=30)
+        process.wait(timeout=seconds(30))
     return process
 
 

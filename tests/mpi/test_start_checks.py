@@ -55,7 +55,7 @@ def test_one_process_in_an_allocation_of_several_tasks_is_warned_of(tmp_path: Pa
     assert "the allocation has 8 tasks, and this is one process" in message
 
 
-def test_a_launcher_that_says_nothing_of_the_world_starts_one_world(tmp_path: Path) -> None:
+def test_a_launcher_that_sets_no_world_size_starts_one_world(tmp_path: Path) -> None:
     """prterun sets PMIX_RANK and no size: what it starts must not take itself for single processes."""
     prterun = BIN / "prterun"
     if not prterun.exists() or mpi_abi() != "openmpi":

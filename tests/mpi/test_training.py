@@ -15,7 +15,7 @@ TASKS = "tests/mpi/sleepy.py"
 DIGITS = ("--config", "hvd_train/demo/digits.toml")
 
 
-def test_two_ranks_learn_together_what_neither_can_alone(tmp_path: Path) -> None:
+def test_two_ranks_learn_together_what_neither_learns_alone(tmp_path: Path) -> None:
     job = train("mpirun", 2, tmp_path, "--name", "together", deadline_s=90)
     (stop,) = events(tmp_path / "together", "stop")
     assert stop["reason"] == "patience"

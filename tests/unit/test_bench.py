@@ -31,7 +31,7 @@ def test_a_size_has_a_unit(text: str, num_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "MiB", "1.5MiB", "-4B", "0B", "6B", "4mib", "4 M iB"])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_an_invalid_size_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--sizes"):
         parse_size(text)
 
@@ -56,7 +56,7 @@ def test_options_are_read() -> None:
         (["--sizes", ","], "expected at least one size"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(args: list[str], said: str) -> None:
+def test_invalid_options_are_refused(args: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         parse(["allreduce", *args])
 
@@ -70,7 +70,7 @@ def test_options_that_make_no_sense_are_refused(args: list[str], said: str) -> N
         (["bench", "allreduce"], "started as one process. Expected at least 2 ranks"),
     ],
 )
-def test_what_cannot_be_measured_is_one_message(
+def test_an_impossible_measurement_is_one_message(
     args: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(args) == 2
@@ -107,7 +107,7 @@ def test_a_right_mean_is_accepted_and_a_wrong_element_is_not(size: int) -> None:
             expected.check(wrong, "ring", size, thorough=False)
 
 
-def test_a_look_at_samples_sees_the_ends_of_every_slice() -> None:
+def test_sampling_includes_the_ends_of_every_slice() -> None:
     size = 3
     expected = Expected(range(size), mean=True, calls=1)
     base, extra = divmod(NUMEL, size)

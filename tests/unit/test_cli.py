@@ -13,6 +13,7 @@ from hvd_train.cli import main, parse
 from hvd_train.config import Config, DataConfig, flatten
 from hvd_train.config_file import embedded_config, to_toml
 from hvd_train.errors import ConfigError, RunDirectoryError
+from tests.deadlines import seconds
 from tests.launching import ROOT, environment, tool
 from tests.unit.data.shards import write_foreign
 
@@ -22,7 +23,7 @@ HEAVY = ("torch", "mpi4py", "h5py", "horovod")
 def child(program: str, *args: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-c", program, *args]
     env = environment({"PYTHONPATH": str(ROOT), "COLUMNS": "100"})
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, env=env, check=False)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=seconds(60), env=env, check=False)
 
 
 HELP = f"""
@@ -69,7 +70,7 @@ print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
     assert "-m hvd_train --seed 3 --name classification-" in job.stdout
 
 
-def test_the_reader_of_the_help_may_leave() -> None:
+def test_the_reader_of_the_help_may_close_the_pipe() -> None:
     argv = [sys.executable, "-m", "hvd_train", "--help"]
     with subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment({"PYTHONPATH": str(ROOT)})
@@ -78,7 +79,7 @@ def test_the_reader_of_the_help_may_leave() -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(timeout=60) == 1
+        assert process.wait(timeout=seconds(60)) == 1
 
 
 SHORT = [
@@ -120,7 +121,7 @@ def test_every_field_has_its_long_option() -> None:
     assert parse(["--data", "x", "--data.validation", "held-out"]).data.validation == "held-out"
 
 
-def test_without_a_word_it_is_the_embedded_default() -> None:
+def test_without_options_it_is_the_embedded_default() -> None:
     assert parse([]) == embedded_config()
     assert parse(["--period", "3"]).data == embedded_config().data
     assert parse(["--data", "digits"]) == Config(data=DataConfig(path="digits"))
@@ -128,7 +129,7 @@ def test_without_a_word_it_is_the_embedded_default() -> None:
     assert parse(["--task=regression"]).model == Config().model
 
 
-def test_options_count_more_than_the_file(tmp_path: Path) -> None:
+def test_options_take_precedence_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text('seed = 5\n[data]\npath = "x"\nbatch_size = 8\n[sync]\nperiod = 20\n', encoding="utf-8")
     for args in (["--config", str(file), "--period", "3"], ["--period=3", f"--config={file}"]):
@@ -175,7 +176,7 @@ def test_a_mistyped_option_names_the_nearest(
     assert re.search(rf"\s{nearest}[\s,]", said.err.partition("Perhaps you meant")[2]), said.err
 
 
-def test_other_ranks_say_nothing_of_a_mistyped_option(capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_ranks_do_not_report_a_mistyped_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         parse(["--perod", "3"], quiet=True)
     assert end.value.code == 2
@@ -198,7 +199,7 @@ def test_other_ranks_say_nothing_of_a_mistyped_option(capsys: pytest.CaptureFixt
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_run_is_said_in_one_line_with_exit_code_2(
+def test_a_failed_start_is_one_line_and_exit_code_2(
     args: list[str],
     message: str,
     tmp_path: Path,

@@ -98,7 +98,7 @@ UNUSUAL = Config(
 @pytest.mark.parametrize(
     "config", [Config(), embedded_config(), UNUSUAL], ids=["default", "embedded", "unusual"]
 )
-def test_what_is_written_is_read_back(config: Config, tmp_path: Path) -> None:
+def test_written_values_are_read_back(config: Config, tmp_path: Path) -> None:
     path = write(tmp_path, to_toml(config))
     again = load_config(path)
     assert again == config

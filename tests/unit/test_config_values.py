@@ -24,6 +24,7 @@ from hvd_train.run.random_state import seed_rank
 from hvd_train.tools.bench.options import Options as BenchOptions
 from hvd_train.tools.doctor.options import Options as DoctorOptions
 from hvd_train.tools.shard import WriteArgs
+from tests.deadlines import seconds
 from tests.launching import ROOT, environment
 from tests.unit.data.shards import write_foreign
 
@@ -212,6 +213,8 @@ def test_any_name_is_printed_under_any_encoding(
     for argv in (["shard", "info", name], ["shard", "check", name], ["shard", "info", name + b"/none"]):
         line = [sys.executable, "-m", "hvd_train", *argv]
         env = environment({"PYTHONPATH": str(ROOT), **variables})
-        done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, timeout=60, check=False)
+        done = subprocess.run(
+            line, cwd=tmp_path, env=env, capture_output=True, timeout=seconds(60), check=False
+        )
         assert done.returncode == (2 if argv[-1] != name else 0), done.stderr
         assert b"Traceback" not in done.stderr

@@ -20,6 +20,7 @@ from hvd_train.errors import ConfigError, DataError
 from hvd_train.tools.doctor import host, network, parts, slurm, software, storage
 from hvd_train.tools.doctor.check import Check, attempt, numbers, size
 from hvd_train.tools.doctor.options import Options, parse
+from tests.deadlines import seconds
 from tests.launching import ROOT, environment, mpi_abi, tool
 from tests.unit.environment.test_machine import tree
 
@@ -72,7 +73,7 @@ def test_words() -> None:
     assert numbers([3, 0, 1, 2, 7, 9, 10]) == "0-3,7,9-10"
 
 
-def test_options_that_make_no_sense(tmp_path: Path) -> None:
+def test_invalid_options(tmp_path: Path) -> None:
     assert parse(["--parameters", "7", "--json"]) == Options(parameters=7, json=True)
     for args in (["--parameters", "0"], ["--timeout", "0"], ["--config", str(tmp_path / "no.toml")]):
         with pytest.raises(ConfigError):
@@ -86,7 +87,9 @@ def test_the_parent_loads_neither_torch_nor_mpi() -> None:
         "print([m for m in ('torch', 'mpi4py', 'h5py', 'horovod') if m in sys.modules])"
     )
     env = environment({"PYTHONPATH": str(ROOT)})
-    job = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, timeout=60)
+    job = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=env, timeout=seconds(60)
+    )
     assert job.stdout == "[]\n", job.stderr
 
 
@@ -301,7 +304,7 @@ PMIX = LISTED + "\tpmix\nspecific pmix plugin versions available: pmix_v4\n"
         ("srun: fatal: no configuration\n", "Open MPI 5.0.11", "", "warning", "Set SLURM_CONF"),
     ],
 )
-def test_whether_srun_fits_the_mpi(
+def test_the_check_of_srun_against_the_mpi(
     text: str, mpi: str, chosen: str, status: str, words: str, tmp_path: Path
 ) -> None:
     environ = {"PATH": says(tmp_path, "srun", text), "SLURM_MPI_TYPE": chosen}
@@ -354,10 +357,12 @@ DOCTOR = [sys.executable, "-m", "hvd_train", "doctor"]
 
 def doctor(*args: str, **extra: str) -> subprocess.CompletedProcess[str]:
     env = environment({"PYTHONPATH": str(ROOT), **extra})
-    return subprocess.run([*DOCTOR, *args], capture_output=True, text=True, env=env, timeout=60, check=False)
+    return subprocess.run(
+        [*DOCTOR, *args], capture_output=True, text=True, env=env, timeout=seconds(60), check=False
+    )
 
 
-def test_a_library_that_does_not_come_back(tmp_path: Path) -> None:
+def test_a_library_that_does_not_return(tmp_path: Path) -> None:
     """The children are ended at the deadline, and doctor says what it knows without them."""
     job = doctor("--timeout", "0.05", "--json")
     report = json.loads(job.stdout)

@@ -53,12 +53,12 @@ def report(
     return Report(binding=binding, cpu_limit=None, free_bytes=free, checks=tuple(checks))
 
 
-def test_a_report_crosses_as_plain_values() -> None:
+def test_a_report_is_sent_as_plain_values() -> None:
     sent = report(3, "b", Check(name="python", seen="3.11.7", alike="3.11.7"), cores=(4, 2), free=7)
     assert Report.from_json(json.loads(json.dumps(sent.to_json()))) == sent
 
 
-def test_what_is_alike_is_said_once_and_what_differs_by_its_ranks() -> None:
+def test_equal_values_are_printed_once_and_different_ones_by_rank() -> None:
     python = Check(name="python", seen="3.11.7", alike="3.11.7")
     here, there = (Check(name="affinity", seen=f"cores {c} of 4") for c in ("0-3", "0"))
     reports = [report(r, "ab"[r // 2], python, there if r in (1, 3) else here) for r in range(4)]
@@ -93,7 +93,7 @@ def test_hosts_with_different_versions_are_an_error() -> None:
     assert world.merge([reports[0], report(1, "b", broken)])[1].check == broken, "its own remedy stays"
 
 
-def test_what_only_one_rank_of_a_host_looks_at_is_no_difference() -> None:
+def test_a_check_of_one_rank_per_host_is_not_a_difference() -> None:
     horovod = Check(name="Horovod", seen="0.28.1")
     (finding,) = world.merge([report(0, "a", horovod), report(1), report(2, "b", horovod), report(3, "b")])
     assert (finding.ranks, finding.everywhere) == ((0, 2), True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import hvd_train
+from tests.deadlines import seconds
 from tests.launching import ROOT, environment
 
 SOURCE = Path(hvd_train.__file__).read_text(encoding="utf-8")
@@ -19,7 +20,12 @@ SOURCE = Path(hvd_train.__file__).read_text(encoding="utf-8")
 def python(program: str) -> str:
     env = environment({"PYTHONPATH": str(ROOT)})
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=env, timeout=60, check=True
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=seconds(60),
+        check=True,
     )
     return result.stdout.strip()
 
@@ -57,7 +63,7 @@ def test_importing_the_package_loads_neither_torch_nor_mpi() -> None:
 
 
 @pytest.mark.parametrize("package", ["record", "launching", "run.layout", "environment", "io"])
-def test_what_reads_runs_and_starts_them_loads_neither_torch_nor_mpi(package: str) -> None:
+def test_reading_and_starting_runs_loads_neither_torch_nor_mpi(package: str) -> None:
     """All its modules are imported, by a fresh process."""
     program = f"""
 import pkgutil, sys

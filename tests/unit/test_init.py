@@ -13,6 +13,7 @@ import pytest
 
 from hvd_train.config_file import load_config
 from hvd_train.tools.init import FILES, main
+from tests.deadlines import seconds
 from tests.launching import ROOT, environment
 
 PROJECT = ROOT / "hvd_train" / "project"
@@ -29,7 +30,7 @@ def files_in(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in found)
 
 
-def test_a_new_folder_gets_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_new_folder_receives_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "a" / "my project"
     assert main([str(folder)]) == 0
     said = capsys.readouterr().out
@@ -51,7 +52,7 @@ def test_what_stands_beside_them_stays(tmp_path: Path) -> None:
     assert (tmp_path / "data.h5").read_text() == "mine"
 
 
-def test_nothing_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_files_are_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm" / "train.sh").write_text("mine")
     (tmp_path / "hosts").symlink_to("nowhere")
@@ -64,7 +65,7 @@ def test_nothing_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("folder", ["file", "file/below"])
-def test_where_no_folder_can_be(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_place_for_a_folder(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("mine")
     assert main([str(tmp_path / folder)]) == 2
     assert "Name a folder that can be written." in capsys.readouterr().err
@@ -83,7 +84,7 @@ def test_it_loads_neither_torch_nor_mpi(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         env=environment({"PYTHONPATH": str(ROOT)}),
-        timeout=60,
+        timeout=seconds(60),
         check=True,
     )
     assert job.stdout.splitlines()[-1] == "[]"
@@ -103,7 +104,7 @@ def test_what_is_built_has_the_files_themselves(tmp_path: Path) -> None:
         cwd=tree,
         env=environment(),
         capture_output=True,
-        timeout=60,
+        timeout=seconds(60),
         check=True,
     )
     (archive,) = tmp_path.glob("*.tar.gz")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hvd_train.liveness import Liveness, mark, phase
+from tests.deadlines import Deadline
 
 
 def signs_of(folder: Path) -> list[Path]:
@@ -24,7 +25,7 @@ def test_without_signs_the_time_to_wait_grows_with_the_longest_work() -> None:
         assert liveness.give_up(liveness.allowed_s + 0.1)
 
 
-def test_without_signs_it_grows_with_the_longest_wait() -> None:
+def test_without_signs_the_time_grows_with_the_longest_wait() -> None:
     liveness = Liveness(stall_timeout_s=0.01)
     with liveness:
         time.sleep(0.1)
@@ -32,14 +33,12 @@ def test_without_signs_it_grows_with_the_longest_wait() -> None:
         assert liveness.allowed_s >= 2 * 0.1
 
 
-def test_a_call_within_a_call_is_no_wait_of_its_own() -> None:
+def test_a_nested_call_is_not_a_separate_wait() -> None:
     liveness = Liveness(stall_timeout_s=0.01)
     with liveness:
-        time.sleep(0.1)
+        time.sleep(1)
         with liveness:
-            assert liveness.allowed_s < 0.2, (
-                "the time in the outer call is neither work nor a wait that ended"
-            )
+            assert liveness.allowed_s < 2, "the time in the outer call is neither work nor a wait that ended"
 
 
 def test_a_large_transfer_may_take_longer() -> None:
@@ -73,7 +72,7 @@ def test_what_a_rank_is_seen_to_do_counts_more_than_where_it_may_be() -> None:
     assert "Rank 2, in: reduce, made no progress" in str(error)
 
 
-def test_where_nothing_is_known_no_rank_is_named() -> None:
+def test_without_signs_no_rank_is_named() -> None:
     error = Liveness().error("rank 0 of 3")
     assert error.missing == ()
     assert "It is not known which rank made no progress for 300 s" in str(error)
@@ -107,13 +106,13 @@ def test_short_rounds_write_one_sign(tmp_path: Path) -> None:
     assert signs_of(tmp_path) == []
 
 
-def test_a_rank_in_one_place_for_long_leaves_more(tmp_path: Path) -> None:
+def test_a_rank_in_one_place_for_long_writes_more_signs(tmp_path: Path) -> None:
     liveness = Liveness(stall_timeout_s=0.2)
     liveness.share(0, ["h1", "h2"], tmp_path / "runs", "token")
     (sign,) = (tmp_path / "runs/.hvd_train-signs-token").iterdir()
-    first, deadline = sign.read_bytes(), time.monotonic() + 60
+    first, deadline = sign.read_bytes(), Deadline(60)
     while sign.read_bytes() == first:
-        assert time.monotonic() < deadline, "no further sign was written"
+        assert not deadline.passed(), "no further sign was written"
         time.sleep(0.01)
     liveness.stop_sharing()
     assert signs_of(tmp_path / "runs") == []

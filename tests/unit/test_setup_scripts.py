@@ -46,7 +46,7 @@ def which_mpi(machine: Path, **variables: str) -> subprocess.CompletedProcess[st
     return run(machine, "scripts/setup.sh", "--which-mpi", **variables)
 
 
-def test_a_machine_with_nothing_takes_the_wheel(machine: Path) -> None:
+def test_a_machine_without_an_mpi_uses_the_wheel(machine: Path) -> None:
     done = which_mpi(machine)
     assert (done.returncode, done.stdout.split()) == (0, ["wheel"])
 
@@ -141,7 +141,7 @@ def test_the_scripts_give_hvd_train_launch_all_that_they_are_given(machine: Path
     assert done.stdout.split("\n")[:-1] == expected
 
 
-def test_no_environment_at_all_is_said(machine: Path, tmp_path: Path) -> None:
+def test_a_missing_environment_is_reported(machine: Path, tmp_path: Path) -> None:
     (tmp_path / "launch").mkdir()
     for name in ("env.sh", "mpirun.sh"):
         shutil.copy(ROOT / "launch" / name, tmp_path / "launch" / name)

@@ -177,7 +177,7 @@ def relabel(path: Path, row: int, value: int) -> None:
 
 
 @pytest.mark.parametrize("value", [-7, 1 << 50])
-def test_targets_that_are_no_classes_are_refused_only_where_classes_are_asked_for(
+def test_targets_that_are_not_classes_are_refused_only_where_classes_are_needed(
     value: int, config: Config, tmp_path: Path
 ) -> None:
     """Whichever rank has the row: with three, the second reads it, and all say the same."""

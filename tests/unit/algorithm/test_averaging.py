@@ -179,7 +179,7 @@ def flipping(average: Callable[..., bool]) -> Callable[..., bool]:
     return average_and_flip
 
 
-def test_other_bits_are_an_error_that_names_the_ranks() -> None:
+def test_different_bits_are_an_error_that_names_the_ranks() -> None:
     def run(comm: ThreadCommunicator) -> str:
         average = state_average(model(), comm)
         if comm.rank == 2:
@@ -289,7 +289,7 @@ def test_how_often_the_averager_proves_that_bits_are_the_same(every: int, expect
     assert verified == expected
 
 
-def test_a_senseless_period_is_refused() -> None:
+def test_an_invalid_period_is_refused() -> None:
     with pytest.raises(ValueError, match="period = 0: expected at least 1 local step"):
         Averager(model(), sgd(model()), SoloCommunicator(), period=0)
 

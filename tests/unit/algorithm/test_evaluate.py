@@ -119,7 +119,7 @@ def test_the_figures_are_the_means_over_all_rows(ranks: int, batch_size: int, sp
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_batches_are_the_same_whoever_takes_them(ranks: int, spans: list[Span]) -> None:
+def test_batches_do_not_depend_on_the_rank(ranks: int, spans: list[Span]) -> None:
     results = on_ranks(ranks, lambda comm: evaluate(comm, spans, 16))
     once = [task.seen[: len(task.seen) // 2] for _, task in results]
     batches = [list(range(start, min(start + 16, ROWS))) for start in range(0, ROWS, 16)]
@@ -177,7 +177,7 @@ def header(*rows: tuple[float, float, float]) -> Header:
     return Header(np.array([[n, loss, finite, *[0.0] * 9] for n, loss, finite in rows]))
 
 
-def test_without_validation_data_it_is_the_training_loss_since_the_last_look() -> None:
+def test_without_validation_data_the_error_is_the_training_loss_since_the_last_evaluation() -> None:
     assert len(vars(Row(samples=1, loss_sum=1))) == 12
     evaluator = TrainingLossEvaluator()
     assert evaluator.num_samples == 0

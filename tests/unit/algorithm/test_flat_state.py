@@ -88,7 +88,7 @@ def test_what_is_averaged_and_what_is_taken_from_rank_0() -> None:
     assert state.moments().keys() == set(moments)
 
 
-def test_policies_leave_out_what_they_say() -> None:
+def test_policies_leave_out_their_kind_of_state() -> None:
     kept = flat(Mixed(), optimizer_state="keep", batch_norm="keep")
     assert {e.kind for e in kept.entries} == {"parameter"}
     assert kept.moments() == {}
@@ -148,7 +148,7 @@ def test_one_memory_under_two_parameter_objects_stays_one() -> None:
     assert model.b[0] == 9
 
 
-def test_what_cannot_be_averaged_is_refused_by_name() -> None:
+def test_what_cannot_be_averaged_is_refused_with_its_name() -> None:
     model = nn.Module()
     model.phase = nn.Parameter(torch.zeros(3).to(torch.float8_e5m2))
     with pytest.raises(TaskError, match=r"parameter `phase` is of dtype torch\.float8_e5m2; expected"):
@@ -223,7 +223,7 @@ def load_optimizer(_: Mixed, optimizer: torch.optim.Optimizer) -> None:
         (load_optimizer, r"optimizer state `.*/momentum_buffer` was replaced"),
     ],
 )
-def test_what_moved_is_named(change: Any, message: str) -> None:
+def test_a_moved_tensor_is_named(change: Any, message: str) -> None:
     model = Mixed()
     optimizer = sgd(model)
     state = flat(model, optimizer)
@@ -233,7 +233,7 @@ def test_what_moved_is_named(change: Any, message: str) -> None:
         state.check_views()
 
 
-def test_changes_in_place_are_no_replacement() -> None:
+def test_changes_in_place_are_not_replacements() -> None:
     model = Mixed()
     state = flat(model)
     model.load_state_dict(copy.deepcopy(model.state_dict()))
@@ -301,7 +301,7 @@ def test_buffers_that_cannot_be_averaged_are_taken_from_rank_0() -> None:
         ("average", False, False),
     ],
 )
-def test_when_optimizer_state_is_forgotten(policy: Any, healthy: bool, forgets: bool) -> None:
+def test_cases_in_which_optimizer_state_is_cleared(policy: Any, healthy: bool, forgets: bool) -> None:
     model = nn.Linear(3, 2)
     optimizer = sgd(model)
     state = flat(model, optimizer, optimizer_state=policy)

@@ -199,7 +199,7 @@ def test_arguments_reach_the_class() -> None:
         (OptimConfig(name="Adam", args={"betas": "high"}), "torch.optim.Adam cannot be made with"),
     ],
 )
-def test_what_cannot_be_an_optimizer(config: OptimConfig, message: str) -> None:
+def test_invalid_optimizers(config: OptimConfig, message: str) -> None:
     model, _, _ = start(OptimConfig())
     with pytest.raises(ConfigError, match=re.escape(message)):
         make_optimizer(model, config)
@@ -215,7 +215,7 @@ def test_what_cannot_be_an_optimizer(config: OptimConfig, message: str) -> None:
         ((0.5, 3), "Own.loss returned float as the loss;"),
     ],
 )
-def test_a_loss_that_is_none(result: object, message: str) -> None:
+def test_a_loss_that_is_not_a_tensor(result: object, message: str) -> None:
     class Own(Task):
         def build_model(self, spec: SampleSpec) -> nn.Module:
             return nn.Linear(6, 3)

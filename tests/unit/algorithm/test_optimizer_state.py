@@ -136,7 +136,7 @@ def test_optimizers_whose_state_cannot_be_known_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("name", "args"), CLASSES, ids=[f"{n}{len(a)}" for n, a in CLASSES])
-def test_saved_state_goes_on_in_the_tensors_that_are_there(name: str, args: dict[str, Any]) -> None:
+def test_saved_state_is_restored_into_the_existing_tensors(name: str, args: dict[str, Any]) -> None:
     ours = model()
     optimizer = make(ours, name, args)
     list(materialise(optimizer, names(ours)))

@@ -111,7 +111,7 @@ def test_limits(rule: dict[str, Any], seen: tuple[int, int, float], reason: str)
     assert Watch(rules(**rule)).after_round(HEALTHY, *seen) == Verdict(reason)
 
 
-def test_health_and_wishes_come_before_limits() -> None:
+def test_health_and_requests_come_before_limits() -> None:
     watch = Watch(rules(max_rounds=1))
     assert watch.after_round(ALL_SICK, 1, 0, 0.0) == Verdict("diverged")
     assert watch.after_round(ASKED, 1, 0, 0.0) == Verdict("interrupted")
@@ -154,7 +154,7 @@ def copied(watch: Watch, config: StopConfig, mode: Literal["min", "max"] = "min"
 
 
 @pytest.mark.parametrize("cut", range(9))
-def test_a_saved_watch_goes_on_as_if_nothing_had_been(cut: int) -> None:
+def test_a_restored_watch_equals_an_uninterrupted_one(cut: int) -> None:
     curve = [0.5, 0.4, 0.45, 0.39, 0.41, 0.42, 0.38, 0.4, 0.41, 0.42]
     config = rules(patience=3)
     whole = Watch(config)

@@ -73,7 +73,7 @@ def test_a_check_is_taken_every_so_many_rounds_and_compared_one_later(
     assert drifts == [3.0 if i in known else None for i in range(8)]
 
 
-def test_a_loop_of_ones_own_measures_no_drift() -> None:
+def test_your_own_loop_measures_no_drift() -> None:
     average, drifts = rounds(1, measure_drift=False)
     assert (average.measured, average.verified) == ([], [*range(8)])
     assert drifts == [None] * 8

@@ -22,7 +22,7 @@ def error_of(comm: ThreadCommunicator, failing: dict[int, Exception]) -> tuple[t
     return type(caught.value), str(caught.value), caught.value.__cause__
 
 
-def test_values_come_back_where_nothing_fails() -> None:
+def test_values_are_returned_if_nothing_fails() -> None:
     assert on_ranks(3, lambda comm: together(comm, lambda: comm.rank * 2)) == [0, 2, 4]
 
 
@@ -55,13 +55,13 @@ def test_every_rank_knows_how_an_attempt_went_on_the_others() -> None:
     assert {attempt(SoloCommunicator(), lambda: 1).why(DataError)} == {""}
 
 
-def test_what_all_say_is_said_without_ranks() -> None:
+def test_a_message_of_all_ranks_names_none() -> None:
     failing = {rank: ConfigError("bad key") for rank in range(3)}
     results = on_ranks(3, lambda comm: error_of(comm, failing))
     assert {r[:2] for r in results} == {(SetupFailed, "bad key")}
 
 
-def test_the_lowest_rank_speaks_for_those_that_say_the_same() -> None:
+def test_the_lowest_rank_reports_for_all_with_the_same_message() -> None:
     failing = {1: DataError("gone"), 2: DataError("damaged"), 3: DataError("gone")}
     results = on_ranks(4, lambda comm: error_of(comm, failing))
     assert {r[1] for r in results} == {"rank 1, 3 of 4: gone"}
@@ -109,7 +109,7 @@ def disagreement(values: list[dict[str, object]]) -> str:
     return message
 
 
-def test_what_differs_is_named_with_both_values_and_all_ranks_that_have_the_other() -> None:
+def test_a_difference_is_named_with_both_values_and_all_ranks_that_differ() -> None:
     values: list[dict[str, object]] = [{"a": 1, "b": 2}, {"a": 1, "b": 3}, {"a": 1, "b": 2}, {"a": 1, "b": 3}]
     expected = "the ranks have different things: b is 2 on rank 0 but 3 on rank 1, 3. Make them alike."
     assert disagreement(values) == expected

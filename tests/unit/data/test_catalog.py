@@ -103,7 +103,7 @@ def foreign(path: Path, targets: object, inputs: object = None) -> Path:
     return path
 
 
-def test_targets_that_are_no_classes_trouble_only_a_task_that_asks(tmp_path: Path) -> None:
+def test_targets_that_are_not_classes_affect_only_a_task_that_needs_classes(tmp_path: Path) -> None:
     foreign(tmp_path / "a.h5", [0, 1, 2])
     foreign(tmp_path / "b.h5", [0, 1, -1, 2])
     sample = open_at(tmp_path).sample
@@ -123,7 +123,7 @@ def test_a_part_without_any_class_is_named(tmp_path: Path) -> None:
         _ = sample.num_classes
 
 
-def test_values_that_recorded_counts_leave_out_are_looked_at(tmp_path: Path) -> None:
+def test_values_missing_from_recorded_counts_are_checked(tmp_path: Path) -> None:
     write_part(tmp_path / "minus", Arrays(inputs_of(0, 6), np.array([0, 1, -1, 1, 0, 1])))
     write_part(tmp_path / "ignored", Arrays(inputs_of(0, 6), np.array([0, 1, -100, 1, 0, 1])))
     assert open_at(tmp_path / "ignored").sample.num_classes == 2

@@ -58,7 +58,7 @@ def test_a_child_that_dies_is_an_error_with_the_files_name(number: signal.Signal
         in_child("a.h5", lambda: os._exit(3))
 
 
-def test_a_child_returns_what_it_found_or_raises_it(tmp_path: Path) -> None:
+def test_a_child_returns_its_result_or_raises_its_error(tmp_path: Path) -> None:
     path = write_foreign(tmp_path / "a.h5", 5)
     assert in_child(path, lambda: read_info(path, ("inputs", "targets"))).num_samples == 5
     assert in_child(path, lambda: None) is None

@@ -222,7 +222,7 @@ def test_a_shard_that_lost_or_changed_a_fact_is_damaged_not_foreign(
     assert any("train-00000-of-00001.h5" in problem for problem in problems(folder))
 
 
-def test_a_shard_that_looks_foreign_altogether_is_known_by_its_manifest(folder: Path) -> None:
+def test_a_shard_without_any_metadata_is_identified_by_its_manifest(folder: Path) -> None:
     with h5py.File(shard_of(folder), "r+") as file:
         no_traces_but_the_group(file)
         del file["_hvd_train"]
@@ -252,7 +252,7 @@ def test_a_shard_that_is_replaced_while_it_is_read(folder: Path, tmp_path: Path)
         rows.read(0, ROWS)
 
 
-def test_rows_that_no_memory_holds(tmp_path: Path) -> None:
+def test_rows_that_exceed_the_memory(tmp_path: Path) -> None:
     path = tmp_path / "wide.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("inputs", (4, 2**46), "f4", chunks=(1, 1024))

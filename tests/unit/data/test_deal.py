@@ -59,7 +59,7 @@ def test_balance_is_within_the_stated_bound(sizes: list[int], world_size: int) -
 
 @pytest.mark.parametrize("sizes", [[4], [9, 3], [30, 10, 1], [7, 7, 7], [100, 1, 1], [12, 30, 5]])
 @pytest.mark.parametrize("world_size", [3, 4, 5, 6, 7])
-def test_no_allotment_of_ranks_to_fewer_shards_is_better(sizes: list[int], world_size: int) -> None:
+def test_no_assignment_of_ranks_to_fewer_shards_is_better(sizes: list[int], world_size: int) -> None:
     loads = [num_rows(part) for part in deal(spans_of(sizes), world_size)]
     allotments = itertools.product(range(1, world_size + 1), repeat=len(sizes))
     best = min(

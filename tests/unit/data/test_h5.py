@@ -15,6 +15,7 @@ import pytest
 from hvd_train.data import h5
 from hvd_train.data.h5 import ShardFile, read_info
 from hvd_train.errors import DataError
+from tests.deadlines import seconds
 from tests.unit.data.shards import write_foreign
 
 NAMES = ("inputs", "targets")
@@ -155,7 +156,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, kept: int) -> None:
         read_info(path, NAMES)
 
 
-def test_what_is_no_file_of_hdf5_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_hdf5_is_refused(tmp_path: Path) -> None:
     text = tmp_path / "data.csv"
     text.write_text("1,2,3\n" * 1000)
     with pytest.raises(DataError, match=r"data\.csv: .*signature not found.*Expected a complete HDF5 file"):
@@ -220,7 +221,7 @@ def test_a_file_that_another_process_has_locked_can_be_read(tmp_path: Path) -> N
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"locked\n"
         assert read_info(path, NAMES).num_samples == 5
-        holder.communicate(b"\n", timeout=60)
+        holder.communicate(b"\n", timeout=seconds(60))
 
 
 def test_a_file_that_the_same_process_has_open_can_be_read(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_read(tmp_path: Path, kind: Any, raw: bytes, dtype: str, values: list[An
         (custom_float(1, (7, 2, 5, 0, 2), 15), "floating-point numbers of 8 bits with 5 of exponent and 2"),
     ],
 )
-def test_refused_by_name(tmp_path: Path, kind: Any, name: str) -> None:
+def test_refused_with_its_name(tmp_path: Path, kind: Any, name: str) -> None:
     path = write(tmp_path / "a.h5", kind, b"", 3)
     with pytest.raises(
         DataError, match=rf"a\.h5: dataset `inputs` holds {name}.*Expected integers"

@@ -108,7 +108,7 @@ def test_values_that_are_classes(values: npt.ArrayLike) -> None:
         ([-100, -100], ["a.h5: every value of `y` is -100, which marks targets to ignore"]),
     ],
 )
-def test_values_that_are_no_classes_are_refused_with_what_to_do(
+def test_values_that_are_not_classes_are_refused_with_a_remedy(
     values: npt.ArrayLike, words: list[str]
 ) -> None:
     text = refusal(values)
@@ -117,7 +117,7 @@ def test_values_that_are_no_classes_are_refused_with_what_to_do(
     assert "\n" not in text
 
 
-def test_tokens_are_refused_as_tokens() -> None:
+def test_invalid_tokens_are_reported_as_tokens() -> None:
     text = objection(look([3, -100], ignore=False), "y", "a.h5", tokens=True)
     assert text.startswith(
         "a.h5: `y` holds -100 in row 1; expected tokens 0, 1, 2, ... Number the tokens from 0."
@@ -125,7 +125,7 @@ def test_tokens_are_refused_as_tokens() -> None:
     assert "regression" not in text
 
 
-def test_types_and_shapes_that_are_no_class_number() -> None:
+def test_types_and_shapes_that_are_not_class_numbers() -> None:
     assert misfit("y", FieldSpec(shape=(1,), dtype="uint8")) == ""
     assert misfit("y", FieldSpec(shape=(), dtype="bool")) == ""
     assert ".astype('int64')" in misfit("y", FieldSpec(shape=(), dtype="float64"))
@@ -151,7 +151,7 @@ def test_types_and_shapes_that_are_no_class_number() -> None:
         (np.array([0, -1]), "a.npz: `y` holds -1 in row 1"),
     ],
 )
-def test_what_is_said_of_targets_that_look_meant_as_classes(
+def test_messages_about_targets_that_are_probably_classes(
     targets: npt.NDArray[np.generic], words: str
 ) -> None:
     said = remark(targets, "y", "a.npz")

@@ -116,7 +116,7 @@ def test_a_new_reader_stands_at_the_start_of_epoch_0(make: Make, spans: list[Spa
     reader.close()
 
 
-def test_it_goes_on_exactly_from_every_position(make: Make, spans: list[Span]) -> None:
+def test_it_resumes_exactly_from_every_position(make: Make, spans: list[Span]) -> None:
     reader = make(Rows(spans, FIELDS), 1)
     reader.start_epoch(2)
     order = drain(reader)
@@ -195,7 +195,7 @@ def test_a_rank_without_rows_is_exhausted_at_once(make: Make) -> None:
     reader.close()
 
 
-def test_a_batch_is_the_callers_to_change(make: Make, spans: list[Span]) -> None:
+def test_the_caller_may_change_a_batch(make: Make, spans: list[Span]) -> None:
     reader = make(Rows(spans, FIELDS), 0)
     expected = drain(reader)
     reader.start_epoch(0)

@@ -20,6 +20,7 @@ from hvd_train.data.catalog import open_catalog
 from hvd_train.errors import DataError, UserError
 from hvd_train.tasks.built_in import Classification
 from hvd_train.tools.shard import main
+from tests.deadlines import seconds
 from tests.unit.data.shards import write_foreign
 
 
@@ -67,7 +68,7 @@ def test_npz_with_names_and_scale(tmp_path: Path) -> None:
         (np.array([0.5, 1.0, 1.0, 0.0]), ""),
     ],
 )
-def test_targets_that_no_classification_would_take_are_written_and_named(
+def test_targets_that_no_classification_accepts_are_written_and_named(
     targets: np.ndarray, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They may be meant for another task; what is said is what the training says."""
@@ -154,7 +155,7 @@ def test_check_says_what_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["info", "file"], r"file: .*Expected a complete HDF5 file"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_exit_code_2(
+def test_an_impossible_request_is_one_line_and_exit_code_2(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -183,7 +184,7 @@ def test_it_imports_neither_torch_nor_mpi_and_help_not_even_h5py() -> None:
         "import hvd_train.data.catalog, hvd_train.data.reader, hvd_train.data.writer, hvd_train.data.check\n"
         "assert not {'torch', 'mpi4py', 'horovod', 'sklearn'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=seconds(60))
     assert done.returncode == 0, done.stderr
     assert "--by-class" in done.stdout
 

@@ -51,7 +51,7 @@ def problems(folder: Path) -> list[str]:
     "options", [{}, {"chunk_rows": 7}, {"compression": "gzip"}, {"compression": "gzip", "chunk_rows": 7}]
 )
 @pytest.mark.parametrize("shards", [1, 3, 53])
-def test_written_rows_come_back(tmp_path: Path, shards: int, options: dict[str, Any]) -> None:
+def test_written_rows_are_read_back(tmp_path: Path, shards: int, options: dict[str, Any]) -> None:
     arrays = arrays_of(53)
     manifest = write_part(tmp_path, arrays, shards=shards, **options)
     pieces = read_all(tmp_path)

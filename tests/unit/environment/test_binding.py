@@ -96,7 +96,7 @@ def test_complaints(given: list[CoreBinding], said: list[str]) -> None:
     assert list(map(str, complaints(given, UNBIND, cores_are_dealt=False))) == said
 
 
-def test_what_srun_deals_is_what_the_job_asked_for() -> None:
+def test_srun_gives_each_task_the_cores_that_the_job_asked_for() -> None:
     assert complaints(bindings([0], [1]), "`srun --cpu-bind=none`", cores_are_dealt=True) == []
     (complaint,) = complaints(bindings([0], [1], promised=4), "`srun --cpu-bind=none`", cores_are_dealt=True)
     assert (

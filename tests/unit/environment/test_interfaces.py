@@ -14,7 +14,7 @@ def test_the_loopback() -> None:
     assert str(loopback) == "lo (127.0.0.0/8)"
 
 
-def test_only_interfaces_that_are_there() -> None:
+def test_only_interfaces_that_exist() -> None:
     names = [i.name for i in interfaces()]
     assert len(set(names)) == len(names)
     assert set(names) <= {name for _, name in socket.if_nameindex()}

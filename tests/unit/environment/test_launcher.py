@@ -69,7 +69,9 @@ def test_a_process_that_nothing_started_is_solo(alone: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("environ", "name"), [(OPEN_MPI, "mpirun of Open MPI"), (GLOO, "horovodrun over Gloo"), (SRUN, "srun")]
 )
-def test_one_of_several_cannot_be_solo(alone: pytest.MonkeyPatch, environ: dict[str, str], name: str) -> None:
+def test_one_of_several_processes_cannot_be_solo(
+    alone: pytest.MonkeyPatch, environ: dict[str, str], name: str
+) -> None:
     for variable, value in environ.items():
         alone.setenv(variable, value)
     size = detect().size
@@ -82,7 +84,7 @@ def test_one_of_several_cannot_be_solo(alone: pytest.MonkeyPatch, environ: dict[
     assert isinstance(caught.value, UserError)
 
 
-def test_one_of_one_may_be_solo(alone: pytest.MonkeyPatch) -> None:
+def test_a_single_process_may_be_solo(alone: pytest.MonkeyPatch) -> None:
     alone.setenv("PMI_SIZE", "1")
     with connect("solo") as comm:
         assert comm.size == 1
@@ -105,7 +107,7 @@ def test_promised(launcher: Launcher, world_size: int, promised: bool) -> None:
     assert launcher.promised(world_size) is promised
 
 
-def test_one_speaks_for_all_that_find_themselves_alone() -> None:
+def test_one_process_reports_for_all_that_are_alone() -> None:
     def speaking(environ: dict[str, str], rank: str) -> list[int]:
         return [r for r in range(4) if detect({**environ, rank: str(r)}).speaks]
 
@@ -173,7 +175,7 @@ def test_require_way_in(library: str, environ: dict[str, str], has_way_in: bool)
         (GLOO, OPEN_MPI_5, "over Gloo there is no MPI. Choose `--backend auto`"),
     ],
 )
-def test_what_is_said(environ: dict[str, str], library: str, said: str) -> None:
+def test_messages(environ: dict[str, str], library: str, said: str) -> None:
     assert said in str(mismatch(detect(environ), "mpi", library, 1, environ))
 
 
@@ -189,14 +191,14 @@ def test_what_is_said(environ: dict[str, str], library: str, said: str) -> None:
         ({}, False),
     ],
 )
-def test_forgotten_tasks(environ: dict[str, str], warned: bool) -> None:
+def test_tasks_with_missing_methods(environ: dict[str, str], warned: bool) -> None:
     said = (
         "the allocation has 8 tasks, and this is one process. Start it with `srun`, or by `hvd_train launch`."
     )
     assert forgotten_tasks(environ) == (said if warned else "")
 
 
-def test_what_binds_nothing() -> None:
+def test_options_that_bind_nothing() -> None:
     assert detect(OPEN_MPI).unbind == "`mpirun --bind-to none`"
     assert detect(PRTERUN).unbind == "a launcher that does not bind them"
     assert [detect(e).deals_cores for e in (SRUN, SRUN_PMI2, FLUX, OPEN_MPI, MPICH, {})] == [True] * 3 + [

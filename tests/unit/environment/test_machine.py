@@ -16,6 +16,7 @@ from hvd_train.environment.machine import (
     share_of_memory,
     threads_for,
 )
+from tests.deadlines import seconds
 from tests.launching import ROOT, environment
 
 
@@ -27,7 +28,7 @@ def share(*masks: frozenset[int]) -> list[int]:
     return [fair_share(mask, masks) for mask in masks]
 
 
-def test_alone_all_cores_are_mine() -> None:
+def test_alone_a_rank_has_all_cores() -> None:
     assert share(cores(*range(8))) == [8]
 
 
@@ -142,7 +143,7 @@ def test_a_process_at_the_top_and_one_without_cgroups(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_memory_that_is_left(files: dict[str, str], expected: int, tmp_path: Path) -> None:
+def test_leftover_memory(files: dict[str, str], expected: int, tmp_path: Path) -> None:
     assert available_memory(tree(tmp_path, "/a/b", files)) == expected
 
 
@@ -222,7 +223,7 @@ def version_1(root: Path, own: str, files: dict[str, str], top: str = "/") -> Pa
         ),
     ],
 )
-def test_memory_that_is_left_by_version_1(files: dict[str, str], expected: int, tmp_path: Path) -> None:
+def test_leftover_memory_of_version_1(files: dict[str, str], expected: int, tmp_path: Path) -> None:
     assert available_memory(version_1(tmp_path, "/a", files)) == expected
 
 
@@ -279,7 +280,7 @@ def test_the_limits_of_a_process_are_each_ranks_own(
         ({"SLURM_MEM_PER_NODE": "1000000"}, 20 * 2**20),
     ],
 )
-def test_what_slurm_allocated_less_what_the_ranks_use(
+def test_the_allocated_memory_minus_that_of_the_ranks(
     environ: dict[str, str], expected: int, tmp_path: Path
 ) -> None:
     root = tree(tmp_path, "/", {}, free_kb=20 * 1024)
@@ -297,7 +298,12 @@ def test_a_limit_on_the_address_space_is_seen_by_the_process_that_has_it() -> No
     )
     env = environment({"PYTHONPATH": str(ROOT)})
     job = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=env, timeout=60, check=True
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=seconds(60),
+        check=True,
     )
     assert 0 < int(job.stdout) < 512 << 20
 
@@ -321,6 +327,11 @@ def test_the_mask_is_read_before_torch_can_change_it() -> None:
     )
     env = environment({"PYTHONPATH": str(ROOT)})
     job = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=env, timeout=60, check=True
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=seconds(60),
+        check=True,
     )
     assert job.stdout.strip() == f"[{core}]"

@@ -66,7 +66,7 @@ def test_no_record_and_no_mpi_take_any_mpi(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "{}", '{"schema": 1, "mpi": {"abi": "openmpi"}}', '{"schema": 2, "mpi": null}']
 )
-def test_a_damaged_record_is_refused_by_name(tmp_path: Path, text: str) -> None:
+def test_a_damaged_record_is_refused_with_its_name(tmp_path: Path, text: str) -> None:
     path = tmp_path / "_build.json"
     path.write_text(text)
     with pytest.raises(EnvironmentMismatch, match=re.escape(str(path))):
@@ -90,7 +90,7 @@ def open_mpi_of_an_environment(tmp_path: Path, version: str) -> tuple[Path, str]
     return path, str(library)
 
 
-def test_an_open_mpi_4_of_an_environment_is_told_where_it_lies(tmp_path: Path) -> None:
+def test_open_mpi_4_in_an_environment_gets_its_prefix(tmp_path: Path) -> None:
     path, library = open_mpi_of_an_environment(tmp_path, "4.1.8")
     expected = {"MPI4PY_LIBMPI": library, "OPAL_PREFIX": str(tmp_path)}
     assert mpi_build.mpi4py_environment(path) == expected
@@ -154,7 +154,7 @@ def test_family_and_version_of_known_mpis(line: str, expected: tuple[str, str]) 
     assert mpi_build.parse_version(line) == expected
 
 
-def test_without_mpicc_null_is_recorded_and_said(tmp_path: Path) -> None:
+def test_without_mpicc_null_is_recorded_and_reported(tmp_path: Path) -> None:
     found, said = find_mpi(str(tmp_path))
     assert found == {"schema": 1, "mpi": None}
     assert "no mpicc on PATH" in said

@@ -25,7 +25,7 @@ SAYS = {
 
 
 @pytest.mark.parametrize("text", SAYS)
-def test_what_launchers_say_of_themselves(text: str) -> None:
+def test_variables_of_the_launchers(text: str) -> None:
     assert parse(text) == SAYS[text]
 
 
@@ -37,6 +37,6 @@ def test_the_installed_launcher_is_that_of_the_recorded_library() -> None:
     assert (found.family, found.version) == mpi_build.parse_version(recorded.version)
 
 
-def test_a_program_that_is_not_there(tmp_path: Path) -> None:
+def test_a_program_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="mpirun"):
         identify(str(tmp_path / "mpirun"))

@@ -13,6 +13,7 @@ import pytest
 from hvd_train.io import atomic
 from hvd_train.io.atomic import refusal, replacing, sync
 from hvd_train.tools.doctor import storage
+from tests.deadlines import seconds
 from tests.launching import ROOT, environment
 
 SHIM = """
@@ -49,12 +50,12 @@ def python(code: str, folder: Path, shim: str) -> subprocess.CompletedProcess[st
         env=environment({"PYTHONPATH": path}),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=seconds(120),
         check=False,
     )
 
 
-def test_what_the_body_wrote_becomes_the_file(tmp_path: Path) -> None:
+def test_the_body_writes_the_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for text in ("one", "two"):
         with replacing(path) as temporary:

@@ -17,6 +17,7 @@ from hvd_train.io.output import warn
 from hvd_train.record.console import BarConsole, PlainConsole
 from hvd_train.record.events import EventLog, read_events
 from hvd_train.record.reports import FaultReport
+from tests.deadlines import seconds
 from tests.launching import ROOT, environment
 from tests.unit.run_reports import HEADER, STOP, evaluation, round_report
 
@@ -95,7 +96,7 @@ def test_a_reader_that_leaves_does_not_end_the_run() -> None:
         assert process.stdout.readline().startswith("hvd_train 0.1.0: classification")
         process.stdout.close()
         process.stdout = None
-        _, stderr = process.communicate("\n\n", timeout=60)
+        _, stderr = process.communicate("\n\n", timeout=seconds(60))
     assert stderr.splitlines() == [
         "hvd_train: standard output cannot be written: Broken pipe. Training goes on without it.",
         "still here",
@@ -114,7 +115,7 @@ def test_a_console_on_a_full_disk(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == f"hvd_train: {said}\n"
 
 
-def test_a_terminal_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_that_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a lost connection, where the run ignores the hang-up."""
     monkeypatch.setenv("TERM", "xterm")
     ours, theirs = os.openpty()
@@ -129,7 +130,7 @@ def test_a_terminal_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
         assert os.readlink(f"/proc/self/fd/{stream.fileno()}") == os.devnull
 
 
-def test_a_warning_that_nobody_can_hear_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_warning_on_a_closed_stream_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with open("/dev/full", "w", buffering=1) as stream:
         monkeypatch.setattr(sys, "stderr", stream)
         warn("hello")
@@ -137,7 +138,7 @@ def test_a_warning_that_nobody_can_hear_is_no_error(monkeypatch: pytest.MonkeyPa
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # so that it can be closed
 
 
-def test_a_whole_run_goes_on_without_its_reader(tmp_path: Path) -> None:
+def test_a_complete_run_continues_without_its_reader(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "hvd_train", "--backend", "solo", "--runs", str(tmp_path), "--name", "r"]
     with subprocess.Popen(
         [*argv, "--max-rounds", "12", "--patience", "0", "--threads", "1"],
@@ -150,7 +151,7 @@ def test_a_whole_run_goes_on_without_its_reader(tmp_path: Path) -> None:
         assert process.stderr is not None
         process.stdout.close()
         said = process.stderr.read()
-        assert process.wait(timeout=60) == 0, said
+        assert process.wait(timeout=seconds(60)) == 0, said
     assert said.count("\n") == 1
     last = json.loads((tmp_path / "r" / "events.jsonl").read_text().splitlines()[-1])
     assert (last["event"], last["round"]) == ("stop", 12)

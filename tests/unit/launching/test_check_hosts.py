@@ -23,6 +23,7 @@ from hvd_train.launching.check_hosts.judge import Standard, judge
 from hvd_train.launching.check_hosts.probe import Answer, Facts, ProbeRequest, RecordedMPI
 from hvd_train.launching.check_hosts.remote import ProbeResult, parse_facts
 from hvd_train.launching.hosts import Host
+from tests.deadlines import seconds
 
 SOURCE = Path(probe.__file__).read_text()
 
@@ -132,9 +133,7 @@ def test_a_host_that_differs(which: str) -> None:
         (1000.1, 1000.2, 1006.2, None),
     ],
 )
-def test_a_clock_that_is_surely_wrong(
-    started: float, ended: float, answered: float, cell: str | None
-) -> None:
+def test_a_clock_that_is_wrong(started: float, ended: float, answered: float, cell: str | None) -> None:
     row = found({**WELL, "started": started, "ended": ended}, answered=answered)
     assert [finding.cell for finding in row.values()] == ([] if cell is None else [cell])
     assert not any(finding.failed for finding in row.values())
@@ -146,7 +145,7 @@ def test_more_slots_than_cores() -> None:
     assert (row["cores"].cell, row["cores"].warning) == ("4 < 5", True)
 
 
-def test_what_hung_is_the_first_that_is_missing() -> None:
+def test_the_first_missing_check_is_the_one_that_hung() -> None:
     """Its file server is gone: the folder of the runs is looked at last, and the clock after it."""
     partial = Facts(**{name: WELL[name] for name in WELL if name not in ("runs", "ended")})  # type: ignore[typeddict-item, literal-required]
     row = found(partial, end="no answer within 7 s")
@@ -200,7 +199,9 @@ def interpreters() -> dict[str, str]:
     paths += map(str, Path.home().glob(".pyenv/versions/3.*/bin/python"))
     found = {}
     for path in [*paths, sys.executable]:
-        asked = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=False)
+        asked = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, timeout=seconds(30), check=False
+        )
         version = asked.stdout.removeprefix("Python ").strip()
         # A name of pyenv for a version that is not chosen answers with an error.
         if asked.returncode == 0 and tuple(map(int, re.findall(r"\d+", version))) >= (3, 8):
@@ -225,7 +226,7 @@ def test_a_probe_says_which_python_it_is(tmp_path: Path) -> None:
         program = f"{SOURCE}\nmain({json.dumps(request)!r})\n"
         for version, python in interpreters().items():
             done = subprocess.run(
-                [python, "-"], input=program, capture_output=True, text=True, timeout=30, check=True
+                [python, "-"], input=program, capture_output=True, text=True, timeout=seconds(30), check=True
             )
             facts = parse_facts(done.stdout)
             assert facts["python"] == version
@@ -237,21 +238,21 @@ def test_a_probe_says_which_python_it_is(tmp_path: Path) -> None:
             assert facts["started"] <= facts["ended"]
 
 
-def test_the_listener_answers_who_knows_the_token_and_waits_for_nobody() -> None:
+def test_the_listener_answers_only_with_the_token_and_never_blocks() -> None:
     with check_hosts._listening() as listener:
         address = ("127.0.0.1", listener.server_address[1])
         with (
-            socket.create_connection(address, timeout=10),
-            socket.create_connection(address, timeout=10) as wrong,
+            socket.create_connection(address, timeout=seconds(10)),
+            socket.create_connection(address, timeout=seconds(10)) as wrong,
         ):
             wrong.sendall(b"something else\n")
             assert wrong.recv(100) == b""
-            with socket.create_connection(address, timeout=10) as right:
+            with socket.create_connection(address, timeout=seconds(10)) as right:
                 right.sendall(f"{listener.token}\n".encode())
                 assert right.recv(100) == probe.REPLY
 
 
-def test_this_host_alone_needs_no_ssh(
+def test_a_job_on_this_host_needs_no_ssh(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")

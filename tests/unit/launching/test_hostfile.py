@@ -56,7 +56,7 @@ def test_one_file_in_all_syntaxes(tmp_path: Path) -> None:
         ("h1:2,h2:2", "'2,h2:2' is no number of ranks"),
     ],
 )
-def test_nonsense_is_refused_with_file_and_line(line: str, seen: str, tmp_path: Path) -> None:
+def test_invalid_lines_are_refused_with_file_and_line(line: str, seen: str, tmp_path: Path) -> None:
     file = tmp_path / "hosts"
     file.write_text(f"h1\n\n{line}\n")
     with pytest.raises(ConfigError) as refused:

@@ -245,7 +245,7 @@ SRUN = f"env SRUN_CPUS_PER_TASK=3 BIN/srun --ntasks 4 --export=ALL {{}}--wait=10
         ),
     ],
 )
-def test_the_line_in_an_allocation_of_slurm(
+def test_the_command_line_in_an_allocation_of_slurm(
     mpi: str,
     options: tuple[str, ...],
     line: str,
@@ -270,7 +270,7 @@ def test_the_site_chooses_the_type_of_srun(
     assert dry_run(capsys, tools) == SRUN.format("")
 
 
-def test_without_pmix_it_is_mpirun(
+def test_without_pmix_the_launcher_is_mpirun(
     machine_with: Machine, allocation: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     tools = machine_with("openmpi-5")
@@ -319,7 +319,7 @@ def test_what_a_moved_mpi_and_root_need(
     assert " -x OPAL_PREFIX " in line
 
 
-def test_options_of_the_user_stand_last_and_take_the_place_of_ours(
+def test_options_of_the_user_come_last_and_override_ours(
     machine_with: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = dry_run(
@@ -362,7 +362,7 @@ def test_a_run_without_a_name_gets_one(machine_with: Machine, capsys: pytest.Cap
         ("-np 2 --nonsense", "--nonsense"),
     ],
 )
-def test_what_cannot_be_started_has_exit_code_2(
+def test_a_job_that_cannot_be_started_has_exit_code_2(
     options: str, message: str, machine_with: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine_with("openmpi-4")
@@ -423,7 +423,7 @@ def test_the_mpirun_of_another_mpi_is_refused(
     assert f"{tools}/mpirun of MPICH 4.3.2" in said
 
 
-def test_an_mpirun_that_horovodrun_does_not_make_out_is_refused(
+def test_an_mpirun_that_horovodrun_does_not_recognise_is_refused(
     machine_with: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tools = machine_with("mpich-4")

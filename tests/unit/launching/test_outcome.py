@@ -51,7 +51,7 @@ def code(record: Outcome, status: int, number: int = 0) -> int:
         ("", 2, 2),
     ],
 )
-def test_the_record_decides(
+def test_the_record_takes_precedence(
     reason: str, status: int, expected: int, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = Outcome(run)
@@ -94,7 +94,7 @@ def test_a_failure_names_the_checkpoint_to_go_on_from(run: Path, capsys: pytest.
     assert f"newest checkpoint is round-8. Go on: python -m hvd_train launch -np 2 -- --resume {run}" in said
 
 
-def test_what_was_ended_at_once_has_the_signals_code(run: Path) -> None:
+def test_a_job_that_was_ended_at_once_has_the_code_of_the_signal(run: Path) -> None:
     assert code(Outcome(run), 1, number=signal.SIGINT) == 130
 
 
@@ -110,7 +110,7 @@ def test_the_end_of_the_job_that_has_the_folder_is_not_that_of_one_it_refused(
     assert code(record, 2) == 2
 
 
-def test_what_was_never_averaged_is_not_said_to_go_on(
+def test_no_resume_is_suggested_without_an_average(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = Outcome(tmp_path)
@@ -129,7 +129,7 @@ def test_a_run_that_does_not_exist_yet(tmp_path: Path) -> None:
     assert record.stop()["reason"] == "patience"
 
 
-def test_the_ranks_have_met_once_the_configuration_or_a_header_is_written(tmp_path: Path) -> None:
+def test_the_ranks_have_connected_once_the_configuration_or_a_header_is_written(tmp_path: Path) -> None:
     """What was there before does not count."""
     run = tmp_path
     append(run, HEADER)

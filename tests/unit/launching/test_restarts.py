@@ -12,6 +12,7 @@ import pytest
 from hvd_train.launching.restarts import StartsSoFar, progress
 from hvd_train.record.events import EventLog
 from hvd_train.record.reports import CheckpointReport
+from tests.deadlines import seconds
 from tests.launching import ROOT, environment
 from tests.unit.run_reports import HEADER, round_report
 
@@ -49,7 +50,7 @@ def events_of(starts: Starts) -> list[dict[str, object]]:
         ([(0, [5, 10]), (10, []), (5, [])], (5, 2)),
     ],
 )
-def test_starts_without_a_later_checkpoint_were_in_vain(starts: Starts, expected: tuple[int, int]) -> None:
+def test_starts_without_a_later_checkpoint_do_not_count(starts: Starts, expected: tuple[int, int]) -> None:
     round_, without_progress = expected
     assert progress(events_of(starts)) == StartsSoFar(round_, len(starts), without_progress)
 
@@ -66,7 +67,9 @@ def test_a_run_that_diverged_is_not_started_again() -> None:
 def restarts(*args: str, cwd: Path, job: str = "") -> subprocess.CompletedProcess[str]:
     env = environment({"PYTHONPATH": str(ROOT)}) | ({"SLURM_JOB_ID": job} if job else {})
     line = [sys.executable, "-m", "hvd_train", "restarts", *args]
-    return subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        line, cwd=cwd, env=env, capture_output=True, text=True, timeout=seconds(60), check=False
+    )
 
 
 def record(folder: Path, starts: Starts) -> None:
@@ -80,7 +83,7 @@ def record(folder: Path, starts: Starts) -> None:
         log.close()
 
 
-def test_the_command_looks_at_the_run_that_the_options_name(tmp_path: Path) -> None:
+def test_the_command_reads_the_run_that_the_options_name(tmp_path: Path) -> None:
     record(tmp_path / "runs" / "17", [(0, [5]), (5, []), (5, []), (5, [])])
     worth = restarts("--limit", "4", cwd=tmp_path, job="17")
     assert (worth.returncode, worth.stderr) == (0, "")
@@ -96,7 +99,7 @@ def test_the_command_looks_at_the_run_that_the_options_name(tmp_path: Path) -> N
     assert not (tmp_path / "other").exists()
 
 
-def test_what_cannot_be_understood_is_the_users(tmp_path: Path) -> None:
+def test_unknown_options_are_for_the_training(tmp_path: Path) -> None:
     for args, message in (
         (["--limit", "0"], "--limit 0: expected 1 or more"),
         (["--", "--period", "0"], "period"),

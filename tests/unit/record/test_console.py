@@ -24,6 +24,7 @@ from hvd_train.config import StopConfig
 from hvd_train.record.console import BarConsole, PlainConsole, is_terminal, make_console
 from hvd_train.record.reports import FaultReport, RunStart, StopReport
 from hvd_train.record.wording import REASONS, closing_lines, duration, header_lines, number
+from tests.deadlines import seconds
 from tests.unit.run_reports import HEADER, STOP, evaluation, round_report
 
 TEXT = """\
@@ -80,7 +81,7 @@ def last_words(**changes: object) -> list[str]:
     return closing_lines(dataclasses.replace(HEADER, **changes), STOP)[-2:]  # type: ignore[arg-type]
 
 
-def test_how_to_go_on_can_be_pasted() -> None:
+def test_the_resume_command_can_be_pasted() -> None:
     run = 'my "runs"/früh $1'
     assert last_words(run=run) == [
         'load it   hvd_train.load_model("my \\"runs\\"/früh $1")',
@@ -90,7 +91,7 @@ def test_how_to_go_on_can_be_pasted() -> None:
     assert ast.literal_eval(last_words(run=run)[0].partition("(")[2].rpartition(")")[0]) == run
 
 
-def test_a_run_that_was_never_averaged_cannot_go_on() -> None:
+def test_a_run_that_was_never_averaged_cannot_be_resumed() -> None:
     assert last_words(period=None)[1] == 'load it   hvd_train.load_model("runs/first")'
 
 
@@ -147,7 +148,7 @@ def test_every_stop_rule_and_every_reason_has_words() -> None:
         assert "{" not in first
 
 
-def test_endings_of_other_runs() -> None:
+def test_final_lines_of_other_runs() -> None:
     def ending(run: RunStart = HEADER, **changes: object) -> list[str]:
         return closing_lines(run, dataclasses.replace(STOP, **changes))  # type: ignore[arg-type]
 
@@ -204,7 +205,7 @@ def terminal(columns: int) -> Iterator[tuple[TextIO, list[bytes]]]:
         with os.fdopen(theirs, "w", encoding="utf-8") as stream:
             yield stream, seen
     finally:
-        reader.join(timeout=30)
+        reader.join(timeout=seconds(30))
         assert not reader.is_alive()
         os.close(ours)
 

@@ -29,5 +29,5 @@ def test_a_round_longer_than_half_the_notice_is_warned_of_once(capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("lead_s", [str(2 * ROUND_S), "120", "", "soon"])
-def test_otherwise_nothing_is_said(lead_s: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_otherwise_nothing_is_printed(lead_s: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said(lead_s, capsys) == []

@@ -272,7 +272,7 @@ def test_rounds_that_a_resume_has_undone_do_not_displace_those_being_done(tmp_pa
         (3, 3, "interrupted", False, "interrupted"),
     ],
 )
-def test_when_it_is_saved(
+def test_rounds_of_checkpoints(
     every: int, rounds: int, reason: str, improved: bool, expected: str | None, tmp_path: Path
 ) -> None:
     written = checkpoints(tmp_path, every_rounds=every)
@@ -400,13 +400,13 @@ def test_killed_between_the_folder_and_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "round-99\n", "../../elsewhere\n", "/etc\n"])
-def test_a_pointer_to_nowhere_is_not_followed(text: str, tmp_path: Path) -> None:
+def test_a_dangling_pointer_is_not_followed(text: str, tmp_path: Path) -> None:
     checkpoints(tmp_path).save(4, "every", best=True)
     (tmp_path / "checkpoints" / "latest").write_text(text)
     assert opened(tmp_path).round == 4
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="neither a run's folder nor a checkpoint"):
         find_checkpoint(tmp_path, "latest")
     (tmp_path / "checkpoints").mkdir()

@@ -15,7 +15,7 @@ from tests.unit.run.test_checkpoint import checkpoints, equal, full_disk, model,
 
 
 @pytest.mark.parametrize("written_since", [False, True])
-def test_the_best_that_failed_is_written_as_it_was_when_there_is_room(
+def test_a_best_that_failed_is_written_unchanged_when_there_is_room(
     written_since: bool, tmp_path: Path
 ) -> None:
     """The model has changed meanwhile; what is written is that of the best round, of every rank."""
@@ -72,7 +72,7 @@ def test_a_better_one_takes_the_place_of_the_best_that_failed(tmp_path: Path) ->
     assert [r.round for r in reports(written) if isinstance(r, FaultReport)] == [4], "one warning, not two"
 
 
-def test_what_is_missing_at_the_end(tmp_path: Path) -> None:
+def test_missing_models_at_the_end(tmp_path: Path) -> None:
     written = checkpoints(tmp_path)
     written.after_round(4, "", improved=True)
     assert written.missing(4, "patience", 4) == ""

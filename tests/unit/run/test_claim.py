@@ -19,6 +19,7 @@ import pytest
 
 from hvd_train.errors import RunDirectoryError, RunTakenOver
 from hvd_train.run.claim import Holder, NoClaim, take
+from tests.deadlines import Deadline, seconds
 from tests.launching import ROOT
 
 HOLD = """
@@ -40,11 +41,12 @@ import os, sys, time
 from pathlib import Path
 from hvd_train.run.claim import take
 from hvd_train.errors import RunDirectoryError
+from tests.deadlines import Deadline
 folder, me = Path(sys.argv[1]), sys.argv[2]
 log = os.open(folder / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-deadline = time.monotonic() + 60
+deadline = Deadline(60)
 turns = 0
-while turns < 15 and time.monotonic() < deadline:
+while turns < 15 and not deadline.passed():
     try:
         claim = take(folder)
     except RunDirectoryError:
@@ -142,7 +144,7 @@ def test_the_same_process_may_not_train_in_it_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("reaped", [True, False])
-def test_a_killed_job_is_taken_over_at_once(
+def test_a_killed_job_is_replaced_at_once(
     reaped: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with child(HOLD, str(tmp_path)) as holder:
@@ -216,8 +218,8 @@ def test_a_holder_renews_its_claim(tmp_path: Path) -> None:
     with take(tmp_path, beat_s=0.01):
         path = tmp_path / ".claim-1.json"
         os.utime(path, (1, 1))
-        deadline = time.monotonic() + 30
-        while path.stat().st_mtime < 2 and time.monotonic() < deadline:
+        deadline = Deadline(30)
+        while path.stat().st_mtime < 2 and not deadline.passed():
             time.sleep(0.01)
         assert path.stat().st_mtime > 2
 
@@ -277,7 +279,7 @@ def test_job_numbers_of_other_clusters_are_others(tmp_path: Path, capfd: pytest.
     assert "Waiting" in capfd.readouterr().err
 
 
-def test_who_was_taken_over_is_told_so(tmp_path: Path) -> None:
+def test_a_job_that_was_replaced_gets_an_error(tmp_path: Path) -> None:
     with take(tmp_path) as claim:
         claim.check()
         path = write(tmp_path, foreign(), 2)
@@ -316,7 +318,7 @@ def test_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             take(tmp_path)
 
 
-def test_of_many_jobs_that_find_a_dead_ones_claim_one_takes_over(tmp_path: Path) -> None:
+def test_of_many_jobs_that_find_a_stale_claim_one_takes_over(tmp_path: Path) -> None:
     for dead in (True, False):
         folder = tmp_path / str(dead)
         folder.mkdir()
@@ -336,7 +338,7 @@ def test_never_two_at_once(tmp_path: Path) -> None:
     with ExitStack() as stack:
         jobs = [stack.enter_context(child(TURNS, str(tmp_path), str(i), begin=False)) for i in range(4)]
         for job in jobs:
-            _, said = job.communicate(timeout=90)
+            _, said = job.communicate(timeout=seconds(90))
             assert job.returncode == 0, said
     lines = (tmp_path / "log").read_text().split("\n")[:-1]
     assert len(lines) == 4 * 15 * 2

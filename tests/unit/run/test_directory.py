@@ -92,7 +92,7 @@ def test_names(config: Config, environ: dict[str, str], name: str) -> None:
         (".hidden.py:Mine", "hidden-Mine"),
     ],
 )
-def test_a_run_without_a_name_is_called_after_its_task(task: str, name: str, tmp_path: Path) -> None:
+def test_a_run_without_a_name_is_named_after_its_task(task: str, name: str, tmp_path: Path) -> None:
     config = Config(task=task, runs=str(tmp_path))
     days = {time.strftime("%Y%m%d")}
     first, second = opened(config).folder.name, opened(config).folder.name
@@ -141,7 +141,7 @@ def test_resume_auto_goes_on_from_the_newest(run: Path) -> None:
     assert (saved.seed, saved.resume, saved.name) == (9, "", "first"), "what is done from now on"
 
 
-def test_resume_auto_starts_what_is_not_there(tmp_path: Path) -> None:
+def test_resume_auto_starts_a_missing_run(tmp_path: Path) -> None:
     found = opened(Config(name="new", runs=str(tmp_path), resume="auto"))
     assert (found.folder, found.checkpoint) == (tmp_path / "new", None)
     again = opened(Config(name="new", runs=str(tmp_path), resume="auto"))
@@ -151,7 +151,7 @@ def test_resume_auto_starts_what_is_not_there(tmp_path: Path) -> None:
     assert opened(Config(name="new", runs=str(tmp_path), resume="auto")) == again, "or in the middle of it"
 
 
-def test_resume_auto_needs_a_name_that_comes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_auto_needs_a_name_that_recurs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(runs=str(tmp_path), resume="auto")
     with pytest.raises(ConfigError, match="expected --name NAME, or a Slurm job"):
         opened(config)
@@ -210,7 +210,7 @@ def test_a_folder_may_have_been_given_a_name_that_no_run_has(run: Path) -> None:
     assert saved_config(copy) == config
 
 
-def test_what_cannot_be_resumed(run: Path, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_resumed(run: Path, tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="neither a run's folder nor a checkpoint"):
         opened(Config(resume=str(tmp_path / "nowhere")))
     with pytest.raises(RunDirectoryError, match="nowhere is not a run"):
@@ -221,7 +221,7 @@ def test_what_cannot_be_resumed(run: Path, tmp_path: Path) -> None:
         opened(Config(name="first", resume=str(run)))
 
 
-def test_what_an_earlier_holder_has_prepared_is_out_of_its_reach(run: Path) -> None:
+def test_an_earlier_holder_cannot_publish_what_it_prepared(run: Path) -> None:
     """It was stopped between its last look at the claim and what it was about to do."""
     dead = dataclasses.replace(Holder.this_process({}), start=1)
     (run / ".claim-1.json").write_text(json.dumps(dataclasses.asdict(dead)))
@@ -245,7 +245,7 @@ def test_what_an_earlier_holder_has_prepared_is_out_of_its_reach(run: Path) -> N
     ]
 
 
-def test_what_is_no_run_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("")
     with pytest.raises(RunDirectoryError, match="neither a run's folder nor a checkpoint"):
         open_run(Config(resume=str(tmp_path)))

@@ -294,7 +294,7 @@ class Named(Plain):
         (Named, UserError, "`__metadata__` in the state of the model cannot be saved"),
     ],
 )
-def test_what_can_be_known_before_the_first_step_is_refused_before_it(
+def test_errors_that_can_be_found_before_the_first_step_are(
     task: type[Plain], kind: type[Exception], message: str, config: Config, tmp_path: Path
 ) -> None:
     given = task()
@@ -304,7 +304,7 @@ def test_what_can_be_known_before_the_first_step_is_refused_before_it(
     assert given.steps == 0
 
 
-def test_without_validation_data_the_metrics_are_known_as_well(config: Config, tmp_path: Path) -> None:
+def test_without_validation_data_the_metrics_are_known_too(config: Config, tmp_path: Path) -> None:
     data = DataConfig(path=str(shard(tmp_path)))
     given = Plain()
     wrong = replace(config, data=data, evaluate=EvaluateConfig(metric="accuracy"))

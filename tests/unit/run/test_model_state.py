@@ -93,7 +93,7 @@ def test_extra_state_may_be_a_tensor() -> None:
 
 
 @pytest.mark.parametrize("extra", [{1: 2}, (1, 2), {"a": {1}}, b"x", {"t": torch.ones(2)}, [object()]])
-def test_other_extra_state_is_refused_by_name(extra: Any) -> None:
+def test_other_extra_state_is_refused_with_its_name(extra: Any) -> None:
     with pytest.raises(TaskError, match=r"the model's state `0\._extra_state` is .* cannot be saved"):
         saved_state(nn.Sequential(Keeper(extra)))
 

@@ -11,7 +11,7 @@ from hvd_train.errors import TaskError
 from hvd_train.run.packing import pack, require_savable, split, unpack
 
 
-def test_what_can_be_saved_comes_back() -> None:
+def test_saved_values_are_restored() -> None:
     flat = torch.arange(6.0)
     state: dict[str, Any] = {
         "view": flat[:4].view(2, 2),
@@ -43,7 +43,7 @@ def test_what_can_be_saved_comes_back() -> None:
         ("w", object(), "it is a object: "),
     ],
 )
-def test_what_would_not_come_back_is_refused_by_name(key: str, value: Any, message: str) -> None:
+def test_state_that_cannot_be_restored_is_refused_with_its_name(key: str, value: Any, message: str) -> None:
     with pytest.raises(TaskError, match=message) as caught:
         require_savable({"fine": torch.ones(1), key: value}, "the model")
     assert str(caught.value).startswith(
@@ -55,7 +55,7 @@ def test_what_would_not_come_back_is_refused_by_name(key: str, value: Any, messa
 @pytest.mark.parametrize(
     "content", [b"", b"\0" * 8, b"\xff" * 40, b"\2\0\0\0\0\0\0\0[]", b"\2\0\0\0\0\0\0\0{}"]
 )
-def test_other_bytes_are_one_error_or_nothing(content: bytes) -> None:
+def test_changed_bytes_are_one_error_or_none(content: bytes) -> None:
     if content.endswith(b"{}"):
         assert unpack(content) == ({}, {})
     else:

@@ -105,7 +105,7 @@ def test_the_documented_rules_are_those_of_the_code() -> None:
         ("sync.mode", "none"),
     ],
 )
-def test_what_may_not_change_is_refused_by_name(key: str, value: Any, config: Config) -> None:
+def test_a_change_that_is_not_allowed_is_refused_with_its_key(key: str, value: Any, config: Config) -> None:
     assert {k for k, rule in RULES.items() if rule is Rule.REFUSED} == {
         "model.name",
         "model.hidden",
@@ -125,7 +125,7 @@ def test_what_may_not_change_is_refused_by_name(key: str, value: Any, config: Co
     train(resumed(config, max_rounds=9), 1)
 
 
-def test_a_run_that_was_never_averaged_is_no_beginning(config: Config) -> None:
+def test_a_run_that_was_never_averaged_cannot_be_resumed_from(config: Config) -> None:
     apart = replace(config, sync=SyncConfig(mode="none", period=5))
     train(apart, 1)
     with pytest.raises(HvdTrainError, match=r"sync\.mode = 'average': the run was trained with 'none'"):
@@ -241,7 +241,7 @@ def test_a_best_that_cannot_be_compared_is_not(
     assert (tmp_path / "runs" / "r" / "checkpoints" / "best").read_text() == "round-5\n"
 
 
-def test_class_weights_change_the_loss_that_is_watched(config: Config, said: Callable[[], list[str]]) -> None:
+def test_class_weights_change_the_loss_of_the_watch(config: Config, said: Callable[[], list[str]]) -> None:
     train(config, 1)  # without validation data: the training loss
     said()
     train(changed(resumed(config, max_rounds=5), "class_weights", [1.0] * 6 + [2.0]), 1)
@@ -298,7 +298,7 @@ def test_state_that_the_optimizer_keeps_no_longer_is_dropped(config: Config, tmp
 
 
 @pytest.mark.parametrize("policies", [("average", "keep"), ("keep", "average"), ("average", "reset")])
-def test_moments_that_are_averaged_no_longer_or_now_go_on(
+def test_moments_continue_if_averaging_them_is_switched(
     policies: tuple[str, str], config: Config, tmp_path: Path
 ) -> None:
     before, after = policies
@@ -324,7 +324,7 @@ def test_the_rate_is_that_of_the_new_schedule_at_this_round(config: Config) -> N
     )
 
 
-def test_what_counts_from_the_next_round_on_does(config: Config) -> None:
+def test_settings_for_later_rounds_take_effect(config: Config) -> None:
     config = changed(config, "model.dropout", 0.3)
     train(config, 2)
     again = resumed(config, max_rounds=6, patience=2, min_delta=0.5, target_error=0.001)
@@ -384,7 +384,9 @@ def test_a_checkpoint_without_settings_is_compared_with_the_runs_configuration(
     assert ("begins anew" in "".join(said())) is (size != 4)
 
 
-def test_the_checkpoint_knows_its_configuration_better_than_the_file(config: Config, tmp_path: Path) -> None:
+def test_the_configuration_of_the_checkpoint_takes_precedence_over_the_file(
+    config: Config, tmp_path: Path
+) -> None:
     """Edited since, or of a start that was killed before it saved anything."""
     train(config, 1)
     file = tmp_path / "runs" / "r" / "config.toml"

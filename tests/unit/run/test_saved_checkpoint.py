@@ -201,7 +201,7 @@ def test_without_an_index_a_damaged_best_is_no_model_and_a_damaged_latest_the_ne
         hvd_train.load_model(run)
 
 
-def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+def test_a_file_that_is_not_regular_is_not_opened(tmp_path: Path) -> None:
     """A pipe without a writer would block for ever."""
     folder = save(tmp_path, 10)
     for name in ("manifest.json", "model.safetensors", rank_file(0)):
@@ -219,7 +219,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["no/such", "n" * 300])
-def test_a_path_that_leads_nowhere(path: str, tmp_path: Path) -> None:
+def test_a_path_that_does_not_exist(path: str, tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match=r"neither a run's folder nor a checkpoint|cannot be read"):
         find_checkpoint(tmp_path / path, "latest")
 
@@ -254,7 +254,7 @@ def test_a_path_that_leads_nowhere(path: str, tmp_path: Path) -> None:
         ("optimizer", {"weight/step": "1"}, "`weight/step` is str; expected torch.float32"),
     ],
 )
-def test_a_state_is_taken_by_its_schema_or_not_at_all(
+def test_a_state_is_loaded_by_its_schema_or_not_at_all(
     part: str, change: dict[str, Any], message: str
 ) -> None:
     taker = parts(nn.Linear(2, 1))[part]

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from hvd_train.run.signals import SIGNALS, StopRequest
+from tests.deadlines import seconds
 from tests.launching import ROOT, environment
 
 PROGRAM = """
@@ -53,7 +54,7 @@ def ask(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize("first", SIGNALS)
-def test_signals_ask_as_often_as_they_come(first: signal.Signals) -> None:
+def test_every_signal_is_a_request(first: signal.Signals) -> None:
     """Slurm and launchers send them several times, each by its own way."""
     with child() as process:
         assert ask(process) == "False\n"
@@ -68,7 +69,7 @@ def test_a_second_ctrl_c_ends_at_once() -> None:
             process.send_signal(number)
             assert ask(process) == "True\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == -signal.SIGINT
+        assert process.wait(timeout=seconds(30)) == -signal.SIGINT
         assert process.stderr is not None
         assert process.stderr.read() == "", "no traceback"
 
@@ -77,12 +78,12 @@ def test_afterwards_signals_mean_what_they_meant_before() -> None:
     with child() as process:
         process.send_signal(signal.SIGUSR1)
         assert ask(process) == "True\n"
-        stdout, _ = process.communicate(timeout=30)
+        stdout, _ = process.communicate(timeout=seconds(30))
         assert stdout == "left True\n"
         assert process.returncode == 0
 
 
-def test_handlers_are_given_back_after_an_exception() -> None:
+def test_handlers_are_restored_after_an_exception() -> None:
     before = {s: signal.getsignal(s) for s in SIGNALS}
     request = StopRequest()
 

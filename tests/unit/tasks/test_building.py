@@ -71,7 +71,7 @@ def test_a_model_without_lazy_modules_is_not_run(catalog: Catalog) -> None:
     assert torch.equal(fresh, torch.get_rng_state())
 
 
-def test_what_is_no_module_is_refused(catalog: Catalog) -> None:
+def test_a_model_that_is_not_a_module_is_refused(catalog: Catalog) -> None:
     with pytest.raises(TaskError, match=r"build_model of Given returned 3; expected a torch\.nn\.Module"):
         build(Given(3), catalog)
 
@@ -103,7 +103,7 @@ def test_modes_come_back_after_an_error() -> None:
     assert model[0].training
 
 
-def test_a_model_that_overrides_train_is_told() -> None:
+def test_a_model_that_overrides_train_gets_the_call() -> None:
     class Merging(nn.Linear):
         """Merges on the way to an evaluation, and undoes it on the way back."""
 

@@ -39,7 +39,7 @@ def test_cnn_takes_images_with_and_without_channels(shape: tuple[int, ...]) -> N
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_cnn_refuses_what_is_no_image() -> None:
+def test_cnn_refuses_inputs_that_are_not_images() -> None:
     config = ModelConfig(name="cnn")
     with pytest.raises(
         TaskError, match=r"`x` has the shape \[64\] a sample; expected images \[height, width\]"

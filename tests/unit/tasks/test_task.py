@@ -85,7 +85,7 @@ def test_classification_evaluates_loss_and_error_in_one_forward_pass() -> None:
     assert task.metrics(model, batch) == {"error": (2.0, 4.0)}
 
 
-def test_classification_refuses_targets_that_are_no_classes() -> None:
+def test_classification_refuses_targets_that_are_not_classes() -> None:
     with pytest.raises(
         TaskError, match="task classification: `targets` is of type float32; expected integers"
     ):
@@ -232,7 +232,7 @@ def test_truth_values_are_the_classes_0_and_1() -> None:
     assert task.evaluate(model, batch) == task.evaluate(model, as_numbers)
 
 
-def test_one_hot_rows_are_refused_with_what_to_store() -> None:
+def test_one_hot_rows_are_refused_with_a_remedy() -> None:
     for dtype in ("float32", "uint8", "bool"):
         spec = sample(VECTOR, FieldSpec(shape=(4,), dtype=dtype), None if dtype == "float32" else 2)
         with pytest.raises(TaskError, match=r"shape \[4\] a sample; .*one-hot rows .*\.argmax\(axis=1\)"):
@@ -260,12 +260,12 @@ def test_so_many_classes_that_their_layer_does_not_fit_are_refused(monkeypatch: 
         (sample(FieldSpec(shape=(4,), dtype="int8"), LABEL, 3), r"`targets` of shape \[\]"),
     ],
 )
-def test_next_token_refuses_what_is_no_sequence(spec: SampleSpec, message: str) -> None:
+def test_next_token_refuses_inputs_that_are_not_sequences(spec: SampleSpec, message: str) -> None:
     with pytest.raises(TaskError, match=message):
         NextToken(MLP).build_model(spec)
 
 
-def test_one_own_task_is_evaluated_by_its_loss_and_metrics() -> None:
+def test_your_own_task_is_evaluated_by_its_loss_and_metrics() -> None:
     class Own(Task):
         def build_model(self, spec: SampleSpec) -> nn.Module:
             return nn.Linear(5, 1)
@@ -365,7 +365,7 @@ def refusal(task: str) -> str:
     return str(caught.value)
 
 
-def test_names_that_lead_to_no_task(own: Path) -> None:
+def test_names_without_a_task(own: Path) -> None:
     assert refusal("clasification") == (
         "task = 'clasification': expected classification, regression, next-token, file.py:Class or "
         "package.module:Class. Did you mean `classification`?"
@@ -384,7 +384,7 @@ def test_names_that_lead_to_no_task(own: Path) -> None:
     )
 
 
-def test_classes_that_are_no_task(own: Path) -> None:
+def test_classes_that_are_not_tasks(own: Path) -> None:
     assert refusal("own.py:Own1") == (
         "task: own.py has no class 'Own1'; expected one derived from hvd_train.Task. "
         "Did you mean `own.py:Own`?"
