@@ -13,10 +13,11 @@ from hvd_train.comm.base import Communicator, OnSlice, Op
 from hvd_train.comm.buffer import Buffer, slice_bounds
 from hvd_train.comm.phases import average_in_phases
 from hvd_train.errors import BarrierTimeout, RankLost
+from tests.deadlines import calibration
 
 T = TypeVar("T")
 
-DEADLINE_S = 30.0
+DEADLINE_S = 30.0 * calibration()
 """How long a rank waits for the others: only a test that fails waits for so long."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hvd_train.comm.agree import RankFailed, SetupFailed, attempt, require_equal, together
+from hvd_train.comm.agree import RankFailed, SetupFailed, attempt, decided, require_equal, together
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.errors import ConfigError, DataError, HvdTrainError, RanksDisagree, UserError
 from tests.threads import ThreadCommunicator, on_ranks
@@ -140,3 +140,26 @@ def test_equal_values_are_no_disagreement() -> None:
         return True
 
     assert on_ranks(3, run) == [True] * 3
+
+
+def test_rank_0_decides() -> None:
+    """The stop flag: the ranks' clocks differ, and all must stop in the same round."""
+    checked: list[int] = []
+
+    def run(comm: ThreadCommunicator) -> int:
+        return decided(comm, comm.rank + 10, lambda: checked.append(comm.rank))
+
+    assert on_ranks(3, run) == [10, 10, 10]
+    assert checked == [0]
+
+
+def test_what_rank_0_finds_wrong_is_raised_on_all() -> None:
+    def check() -> None:
+        raise ConfigError("taken over")
+
+    def run(comm: ThreadCommunicator) -> str:
+        with pytest.raises(ConfigError) as caught:
+            decided(comm, comm.rank, check)
+        return str(caught.value)
+
+    assert on_ranks(3, run) == ["taken over"] * 3
