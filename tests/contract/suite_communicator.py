@@ -21,7 +21,7 @@ from hvd_train.comm.base import Communicator, Op
 from hvd_train.comm.buffer import Buffer
 from hvd_train.comm.factory import connect
 from hvd_train.errors import BarrierTimeout, CommunicationError, SizeMismatch
-from tests.deadlines import Deadline
+from tests.deadlines import Deadline, seconds
 
 BACKEND = os.environ["CONTRACT_BACKEND"]
 HOSTS = [int(ranks) for ranks in os.environ["CONTRACT_HOSTS"].split(",")]
@@ -324,9 +324,13 @@ def test_small_python_values(comm: Communicator) -> None:
     assert [v["rank"] for v in comm.allgather(mine)] == list(range(comm.size))
 
 
-def test_a_barrier_that_all_reach(comm: Communicator) -> None:
-    for _ in range(20):
-        comm.barrier(timeout_s=30)
+def test_no_rank_leaves_a_barrier_before_all_have_reached_it(comm: Communicator) -> None:
+    for late in range(comm.size):
+        for name, timeout_s in (("own", None), ("given", seconds(30))):
+            time.sleep(0.1 if comm.rank == late else 0)
+            (MEETING / f"{name}-{late}-{comm.rank}").touch()
+            comm.barrier(timeout_s)
+            assert len(list(MEETING.glob(f"{name}-{late}-*"))) == comm.size
 
 
 def test_a_barrier_names_the_missing_ranks(comm: Communicator) -> None:
@@ -339,9 +343,9 @@ def test_a_barrier_names_the_missing_ranks(comm: Communicator) -> None:
             comm.barrier(timeout_s=1)
         if comm.name in ("mpi", "ring"):
             assert caught.value.missing == (absent,)
-        (MEETING / str(comm.rank)).touch()
+        (MEETING / f"missed-{comm.rank}").touch()
     # Nobody ends, and takes the transport with it, before the last has waited in vain.
     deadline = Deadline(60)
-    while len(list(MEETING.iterdir())) < comm.size - 1:
+    while len(list(MEETING.glob("missed-*"))) < comm.size - 1:
         assert not deadline.passed(), "some ranks did not notice that one is missing"
         time.sleep(0.02)
