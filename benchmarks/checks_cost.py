@@ -1,5 +1,6 @@
-"""What the checks of a training cost: checksums of the rows that it reads, and the marks of its progress.
-Each is switched on and off in alternating blocks of rounds within one run. See README.md beside this file."""
+"""What the checks and observations of a training cost: checksums of the rows that it reads, the marks of its
+progress, the figures of ranks and layers. Each is switched on and off in alternating blocks of rounds within
+one run. See README.md beside this file."""
 
 from __future__ import annotations
 
@@ -23,11 +24,12 @@ from hvd_train import liveness
 from hvd_train.algorithm.worker import Work, Worker
 from hvd_train.cli import parse
 from hvd_train.comm.factory import connect
-from hvd_train.data.rows import Rows
 from hvd_train.preparation import prepare
+from hvd_train.record.events import EventLog
 from hvd_train.record.reports import NullRecorder
 from hvd_train.run.claim import NoClaim
 from hvd_train.run.directory import RunDirectory
+from hvd_train.run.layout import EVENTS_FILE
 from hvd_train.run.signals import StopRequest
 from hvd_train.wiring import Wiring
 
@@ -36,6 +38,7 @@ _WHAT = {
     "marks": "marks of progress",
     "first": "checksums, every block as if it were read for the first time",
     "again": "checksums, every block compared before: all epochs but the first",
+    "observation": "seconds, memory and CPU of each rank, and norms of each layer",
 }
 
 
@@ -83,20 +86,23 @@ def train(what: str, args: argparse.Namespace) -> None:
     with connect(config.backend, shared_folder=config.runs) as comm:
         wiring = Wiring(prepared=prepare(config, None, comm))
         run = RunDirectory(folder=Path(config.runs), is_new=False, checkpoint=None)
-        training = wiring.assemble(run, NullRecorder(), StopRequest(), NoClaim())
-        rows = wiring.reader._rows
+        recorder = EventLog(run.folder / EVENTS_FILE) if comm.rank == 0 else NullRecorder()
+        training = wiring.assemble(run, recorder, StopRequest(), NoClaim())
+        recorder.header(wiring.header(run, training))
         training.worker = switch = Switch(  # type: ignore[assignment]
-            training.worker, _turn(what, comm.liveness, rows), args.rounds, args.warm_up
+            training.worker, _turn(what, comm.liveness, wiring), args.rounds, args.warm_up
         )
         training.run()
+        recorder.close()
         wiring.reader.close()
         if comm.rank == 0:
             print(json.dumps({"wall": switch.wall, "cpu": switch.cpu}), flush=True)
 
 
-def _turn(what: str, patience: liveness.Liveness, rows: Rows) -> Callable[[bool], None]:
-    """What turns a check on or off."""
-    module, signs = liveness._signs, patience._signs
+def _turn(what: str, patience: liveness.Liveness, wiring: Wiring) -> Callable[[bool], None]:
+    """What turns a check, or the observation, on or off."""
+    turned_off = [time.perf_counter()]
+    module, signs, rows = liveness._signs, patience._signs, wiring.reader._rows
 
     def marks(on: bool) -> None:
         liveness._signs = module if on else None
@@ -109,7 +115,18 @@ def _turn(what: str, patience: liveness.Liveness, rows: Rows) -> Callable[[bool]
     def again(on: bool) -> None:
         rows.verify = on
 
-    return {"nothing": lambda on: None, "marks": marks, "first": first, "again": again}[what]
+    def observation(on: bool) -> None:
+        # The pause between two observations is one of blocks with observations.
+        observer, now = wiring.observer, time.perf_counter()
+        if on and not observer.enabled:
+            observer._next_s += now - turned_off[0]
+        turned_off[0] = now
+        observer.enabled = on
+
+    def nothing(on: bool) -> None: ...
+
+    turns = (nothing, marks, first, again, observation)
+    return {turn.__name__: turn for turn in turns}[what]
 
 
 def measure(what: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -177,6 +194,7 @@ def main() -> int:
     parser.add_argument("--warm-up", type=int, default=50, help="rounds at the start that do not count")
     parser.add_argument("--period", type=int, default=10, help="local steps between two averages")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on each rank")
+    parser.add_argument("--what", nargs="+", choices=_WHAT, default=list(_WHAT), help="what is switched")
     parser.add_argument("--epochs", type=int, default=20, help="epochs of the training that is calculated")
     parser.add_argument("--mnist", default=os.environ.get("MNIST_DIR"), help="folder with MNIST's idx files")
     parser.add_argument("--json", type=Path, help="write everything that was measured into this file")
@@ -189,24 +207,23 @@ def main() -> int:
     load = os.getloadavg()
     with tempfile.TemporaryDirectory() as folder:
         data = write_data(Path(folder) / "data", args.mnist, args.ranks)
-        results = [measure(what, Path(folder), args) for what in _WHAT]
+        results = [measure(what, Path(folder), args) for what in args.what]
     for r in results:
         low, high = r["wall_ratio_95"]
         print(
-            f"{r['what']:8} {r['wall_ratio']:.4f} (95 %: {low:.4f} to {high:.4f}), {r['pairs']} pairs, "
+            f"{r['what']:11} {r['wall_ratio']:.4f} (95 %: {low:.4f} to {high:.4f}), {r['pairs']} pairs, "
             f"median {r['wall_ratio_median']:.4f}; CPU {r['cpu_s_on']:.1f} s on, {r['cpu_s_off']:.1f} s off"
         )
-    low, ratio, high = of_a_training(results, args.epochs)
-    print(f"checksums in a training of {args.epochs} epochs: {ratio:.4f} ({low:.4f} to {high:.4f})")
+    checksums = of_a_training(results, args.epochs) if {"first", "again"} <= {*args.what} else None
+    if checksums:
+        low, ratio, high = checksums
+        print(f"checksums in a training of {args.epochs} epochs: {ratio:.4f} ({low:.4f} to {high:.4f})")
     if args.json:
         options = {k: v for k, v in vars(args).items() if k not in ("mnist", "json", "rank_of", "training")}
         state = {
             "what": _WHAT,
             "data": data,
-            "training_of_epochs": {
-                "epochs": args.epochs,
-                "wall_ratio_and_95": of_a_training(results, args.epochs),
-            },
+            "training_of_epochs": {"epochs": args.epochs, "wall_ratio_and_95": checksums},
             "machine": platform.platform(),
             "cores": os.cpu_count(),
             "load_before": load,

@@ -290,6 +290,18 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecordConfig:
+    """What a run reports besides its rounds, evaluations, checkpoints and faults."""
+
+    observe: bool = True
+    """Also report the seconds, memory and CPU of each rank, and norms of the parameters, updates and
+    gradients of each layer."""
+
+    def __post_init__(self) -> None:
+        require_usable(self, "record.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that determines a run."""
 
@@ -327,6 +339,7 @@ class Config:
     stop: StopConfig = field(default_factory=StopConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
 
     def __post_init__(self) -> None:
         require_usable(self)

@@ -18,7 +18,7 @@ from hvd_train.config import Config, DataConfig, flatten
 from hvd_train.data.catalog import Catalog, find_shards, make_catalog, scale_warning, summarize_labels
 from hvd_train.data.deal import Span, deal
 from hvd_train.environment import machine
-from hvd_train.environment.binding import complaints, core_binding
+from hvd_train.environment.binding import CoreBinding, complaints, core_binding
 from hvd_train.environment.launcher import detect, forgotten_tasks
 from hvd_train.errors import TaskError
 from hvd_train.io.output import warn
@@ -44,6 +44,10 @@ class Prepared:
     versions: dict[str, str]
     threads: list[int]
     """Of torch, by rank."""
+    hosts: tuple[str, ...]
+    """Names of the hosts, each once, in the order of their first ranks."""
+    host_of_rank: list[int]
+    """The index in `hosts` of each rank's host."""
     catalog: Catalog
     parts: list[tuple[Span, ...]]
     """The training rows of every rank."""
@@ -57,7 +61,8 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
     phase("set-up")
     require_equal(comm, "configurations", flatten(config), "Give every rank the same file and flags.")
     its_versions = versions(comm)
-    threads = _share_cores(config, comm)
+    bindings = _share_cores(config, comm)
+    hosts = tuple(dict.fromkeys(binding.host for binding in bindings))
     chosen = together(comm, lambda: make_task(config) if task is None else task)
     catalog = _open_catalog(config.data, chosen, comm)
     require_equal(comm, "data", _facts(catalog), "Every rank must see the same shards, whole.")
@@ -74,7 +79,9 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
         task=chosen,
         task_is_given=task is not None,
         versions=its_versions,
-        threads=threads,
+        threads=[binding.threads for binding in bindings],
+        hosts=hosts,
+        host_of_rank=[hosts.index(binding.host) for binding in bindings],
         catalog=catalog,
         parts=parts,
         model=model,
@@ -82,9 +89,9 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
     )
 
 
-def _share_cores(config: Config, comm: Communicator) -> list[int]:
-    """Sets torch's threads on this rank; returns those of every rank. Warns of slow core bindings.
-    Collective."""
+def _share_cores(config: Config, comm: Communicator) -> list[CoreBinding]:
+    """Sets torch's threads on this rank; returns them and the cores of every rank. Warns of slow core
+    bindings. Collective."""
     cores = comm.allgather((comm.host, machine.AFFINITY))
     of_host = [mask for host, mask in cores if host == comm.host]
     threads = config.threads or machine.threads_for(machine.AFFINITY, of_host, machine.cpu_limit())
@@ -95,7 +102,7 @@ def _share_cores(config: Config, comm: Communicator) -> list[int]:
     for line in warnings if comm.rank == 0 else ():
         if line:
             warn(line)
-    return [binding.threads for binding in bindings]
+    return bindings
 
 
 def _open_catalog(data: DataConfig, task: Task, comm: Communicator) -> Catalog:

@@ -13,6 +13,7 @@ from hvd_train.algorithm.evaluate import Evaluator, TrainingLossEvaluator, Valid
 from hvd_train.algorithm.flat_state import FlatState
 from hvd_train.algorithm.local_sgd import LocalSGD
 from hvd_train.algorithm.local_step import LocalStep
+from hvd_train.algorithm.observer import Observer
 from hvd_train.algorithm.optimizer_state import OptimizerState
 from hvd_train.algorithm.period import FixedPeriod
 from hvd_train.algorithm.progress import Progress
@@ -57,6 +58,8 @@ class Wiring:
     """Of this rank's rows; made by `assemble`."""
     settings: Settings = field(init=False)
     """What a resume compares; made by `assemble`."""
+    observer: Observer = field(init=False)
+    """Of the ranks and layers; made by `assemble`."""
     _saved: SavedCheckpoint | None = field(default=None, init=False)
     """The checkpoint that the run goes on from; rank 0's choice."""
 
@@ -116,6 +119,7 @@ class Wiring:
             self._saved = SavedCheckpoint.open(run.checkpoint)
             self._restore(self._saved, parts, run.before)
             self._refuse_if_over(progress, worker)
+        self.observer = self._make_observer(flat)
         return LocalSGD(
             comm=comm,
             worker=worker,
@@ -126,6 +130,7 @@ class Wiring:
             watch=watch,
             checkpoints=self._make_checkpoints(run, parts, recorder, claim),
             claim=claim,
+            observer=self.observer,
             recorder=recorder,
             stop_request=stop_request,
             progress=progress,
@@ -175,6 +180,16 @@ class Wiring:
         average = StateAverage(flat, comm)
         chosen: Average = average if sync.mode == "average" else NoAverage(average)
         return Synchronizer(chosen, comm, check_every=sync.check_every)
+
+    def _make_observer(self, flat: FlatState) -> Observer:
+        prepared = self.prepared
+        return Observer(
+            prepared.comm,
+            flat,
+            prepared.host_of_rank,
+            layers=prepared.config.sync.mode == "average",
+            enabled=prepared.config.record.observe,
+        )
 
     def _make_reader(self) -> Reader:
         prepared = self.prepared
@@ -271,10 +286,10 @@ class Wiring:
                 )
 
     def header(self, run: RunDirectory, training: LocalSGD) -> RunStart:
-        """What will run, in plain values. Collective."""
+        """What will run, in plain values."""
         prepared = self.prepared
         config = prepared.config
-        hosts = tuple(dict.fromkeys(prepared.comm.allgather(prepared.comm.host)))
+        layers = self.observer.layers
         shards = [len({span.shard for span in part}) for part in prepared.parts]
         rules = {f.name: getattr(config.stop, f.name) for f in dataclasses.fields(config.stop)}
         return RunStart(
@@ -283,8 +298,11 @@ class Wiring:
             task=type(prepared.task).__name__ if prepared.task_is_given else config.task,
             model=describe(prepared.model),
             num_parameters=sum(p.numel() for p in prepared.model.parameters()),
+            layers=[entry.name for entry in layers],
+            layer_sizes=[entry.holder.numel() for entry in layers],
             world_size=prepared.comm.size,
-            hosts=hosts,
+            hosts=prepared.hosts,
+            host_of_rank=prepared.host_of_rank,
             backend=prepared.comm.name,
             lost_rank="ends the job",
             stall_timeout_s=config.sync.stall_timeout_s,

@@ -172,6 +172,13 @@ def squared_distance(a: Tensor, b: Tensor) -> float:
     return total
 
 
+def squared_norm(a: Tensor) -> float:
+    """||a||^2 of a flat tensor, in blocks, as `squared_distance`."""
+    wide = a.dtype if a.dtype.itemsize >= 4 else torch.float32
+    blocks = (a[start : start + _BLOCK].to(wide) for start in range(0, a.numel(), _BLOCK))
+    return sum(float(block.dot(block)) for block in blocks)
+
+
 def _sum(a: Tensor) -> float:
     """The sum of a flat tensor; float16 overflows above 65504, so that its sums need a wider type."""
     return float(a.sum(dtype=torch.float32) if a.dtype is torch.float16 else a.sum())
@@ -201,6 +208,7 @@ def report(
     work: Work,
     *,
     stop: bool = False,
+    observe: bool = False,
     communication_s: float = 0.0,
     wait_s: float = 0.0,
 ) -> Row:
@@ -215,6 +223,7 @@ def report(
         samples=work.samples,
         loss_sum=work.loss_sum,
         stop=float(stop),
+        observe=float(observe),
         data_s=work.data_s,
         compute_s=work.compute_s,
         communication_s=communication_s,

@@ -37,6 +37,8 @@ class Row:
     """1 if every value that would be averaged is finite, else 0."""
     stop: float = 0.0
     """1 if this rank was asked to stop, by a signal or by its program, else 0."""
+    observe: float = 0.0
+    """1 if rank 0 asks all ranks to observe themselves after this average, else 0; see `Observer`."""
     distance: float = -1.0
     """||y_i - x_t||^2 of this rank; -1 if not measured."""
     moved: float = -1.0
@@ -85,6 +87,11 @@ class Header:
     def stop(self) -> bool:
         """Whether any rank was asked to stop."""
         return bool(self["stop"].any())
+
+    @property
+    def observe(self) -> bool:
+        """Whether all ranks observe themselves after this average."""
+        return bool(self["observe"][0])
 
     @property
     def shares(self) -> np.ndarray:

@@ -11,8 +11,11 @@ import math
 import time
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from hvd_train.algorithm.evaluate import Evaluator
 from hvd_train.algorithm.header import Header
+from hvd_train.algorithm.observer import Observer
 from hvd_train.algorithm.period import FixedPeriod
 from hvd_train.algorithm.progress import Progress
 from hvd_train.algorithm.schedule import LearningRate
@@ -24,7 +27,15 @@ from hvd_train.comm.base import Communicator
 from hvd_train.config import EvaluateConfig
 from hvd_train.errors import ConfigError
 from hvd_train.liveness import phase
-from hvd_train.record.reports import EvaluationReport, FaultReport, Recorder, RoundReport, Spread, StopReport
+from hvd_train.record.reports import (
+    PHASES,
+    EvaluationReport,
+    FaultReport,
+    Recorder,
+    RoundReport,
+    Spread,
+    StopReport,
+)
 from hvd_train.run.checkpoint import Checkpoints
 from hvd_train.run.claim import Ownership
 from hvd_train.run.signals import StopRequest
@@ -59,6 +70,7 @@ class LocalSGD:
     watch: Watch
     checkpoints: Checkpoints
     claim: Ownership
+    observer: Observer
     recorder: Recorder
     stop_request: StopRequest
     progress: Progress
@@ -75,8 +87,11 @@ class LocalSGD:
             self.learning_rate.apply(self.progress.rounds, self.progress.samples)
             period = self.period.next()
             work = self.worker.run(period)  # k local steps on this rank's own shards
-            header = self.synchronizer.synchronize(self.progress.rounds, work, self.stop_request.asked)
+            header = self.synchronizer.synchronize(
+                self.progress.rounds, work, stop=self.stop_request.asked, observe=self.observer.is_due()
+            )
             self._count(header, period)
+            self._observe(header, period)
             verdict = self._decide(header, clock)
             evaluated = self._evaluation_is_due(verdict)
             if evaluated:
@@ -89,15 +104,15 @@ class LocalSGD:
         self.progress.rounds += 1
         self.progress.samples += header.samples
         self.evaluator.after_round(header)
-        loss = header.loss
-        phases = ("data", "compute", "communication", "wait")
+        loss, observed = header.loss, self.observer.enabled
         self.recorder.report(
             RoundReport(
                 round=self.progress.rounds,
                 epoch=self.worker.progress,
                 samples=header.samples,
                 loss=float("nan") if loss is None else loss,
-                seconds={phase: Spread(*header.spread(f"{phase}_s")) for phase in phases},
+                seconds={phase: Spread(*header.spread(f"{phase}_s")) for phase in PHASES},
+                by_rank=np.stack([header[f"{phase}_s"] for phase in PHASES]) if observed else None,
                 period=period,
                 lr=self.learning_rate.current,
                 drift=self.synchronizer.drift,
@@ -107,6 +122,11 @@ class LocalSGD:
         if header.unhealthy:
             self._report_unhealthy(header)
         self._unhealthy = frozenset(header.unhealthy)
+
+    def _observe(self, header: Header, period: int) -> None:
+        if header.observe and header.samples:  # without any the anchor is that of a round before
+            for report in self.observer.observe(self.progress.rounds, period):
+                self.recorder.report(report)
 
     def _report_unhealthy(self, header: Header) -> None:
         everywhere = len(header.unhealthy) == header.size

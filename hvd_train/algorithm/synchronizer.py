@@ -40,13 +40,14 @@ class Synchronizer:
         """x_0 := the state of rank 0. Collective."""
         self._average.start()
 
-    def synchronize(self, rounds: int, work: Work, stop: bool = False) -> Header:
+    def synchronize(self, rounds: int, work: Work, stop: bool = False, observe: bool = False) -> Header:
         """x_(t+1) := sum of w_i y_i, w_i the share of rank i in the samples of the healthy ranks. Collective.
 
         Args:
             rounds: done before this one.
             work: of this rank since the last average.
             stop: whether this rank was asked to stop.
+            observe: whether rank 0 wants an observation after this round.
 
         Raises `BitsDiffer` on every rank, `ViewReplaced` on one.
         """
@@ -54,7 +55,14 @@ class Synchronizer:
         found = self._average.inspect(
             distance=self._measure_drift and self._is_checked(rounds), verify=self._is_checked(rounds - 1)
         )
-        row = report(found, work, stop=stop, communication_s=self.communication_s, wait_s=self.wait_s)
+        row = report(
+            found,
+            work,
+            stop=stop,
+            observe=observe,
+            communication_s=self.communication_s,
+            wait_s=self.wait_s,
+        )
         inspected = time.perf_counter()
         phase("header")
         header = exchange(self._comm, row)

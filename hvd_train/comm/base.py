@@ -104,6 +104,12 @@ class Communicator(ABC):
         self.liveness = Liveness() if liveness is None else liveness
 
     @property
+    def payload_bytes(self) -> int | None:
+        """Bytes that this rank has handed to the network in averages so far; None where the library under
+        the backend does not tell. Not collective."""
+        return None
+
+    @property
     def where(self) -> str:
         """This rank, in words."""
         return f"rank {self.rank} of {self.size} ({self.host})"

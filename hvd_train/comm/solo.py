@@ -29,6 +29,11 @@ class SoloCommunicator(Communicator):
         self.host = socket.gethostname()
         self.num_hosts = 1
 
+    @property
+    def payload_bytes(self) -> int:
+        """None are sent."""
+        return 0
+
     def average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> bool:
         return average_in_phases(self, self, buffer, weight, on_slice)
 

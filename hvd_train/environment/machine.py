@@ -33,6 +33,25 @@ def cpu_limit(root: Path = Path("/")) -> float | None:
     return min(limits, default=None)
 
 
+def throttling(root: Path = Path("/")) -> tuple[int, int]:
+    """Periods of this process's cgroups so far, and how many of them ended early because their limit on CPU
+    time was used up; of the cgroup that was held back most. (0, 0) without a limit.
+
+    Args:
+        root: where /proc and /sys lie.
+    """
+    seen = [(0, 0)]
+    for folder in (*_cgroups(root, ""), *_cgroups(root, "cpu")):
+        stat = dict(line.split(" ", 1) for line in _text(folder / "cpu.stat").splitlines() if " " in line)
+        seen.append((int(stat.get("nr_periods", 0)), int(stat.get("nr_throttled", 0))))
+    return max(seen, key=lambda periods_throttled: (periods_throttled[1], periods_throttled[0]))
+
+
+def resident_memory(root: Path = Path("/")) -> int:
+    """Bytes of this process in memory, those that it shares with others included."""
+    return _in_use(root, "VmRSS:")
+
+
 def available_memory(root: Path = Path("/"), ranks: int = 1, environ: Mapping[str, str] = os.environ) -> int:
     """Bytes that processes of this host can still take together: the least of what the kernel, each memory
     cgroup that they are in and Slurm's allocation leave.

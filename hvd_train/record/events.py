@@ -17,9 +17,12 @@ import msgspec
 
 from hvd_train.io.output import warn
 from hvd_train.record.reports import (
+    PHASES,
     CheckpointReport,
     EvaluationReport,
     FaultReport,
+    LayerReport,
+    MachineReport,
     Recorder,
     Report,
     RoundReport,
@@ -27,12 +30,27 @@ from hvd_train.record.reports import (
     Spread,
     StopReport,
 )
+from hvd_train.record.thinning import Budget
 
-SCHEMA = 1
+SCHEMA = 2
 SCHEMA_FILE = Path(__file__).with_name("events.schema.json")
 ROUND_LINES_PER_S = 10
 
+_BUDGETS = {  # bytes a second in the long run, bytes at once
+    "round": (350, 300_000),
+    "ranks": (500, 100_000),
+    "machine": (80, 50_000),
+    "layers": (200, 50_000),
+}
+"""What the lines of a kind may take: 4.1 MB an hour together, and 0.5 MB once. Lines of other kinds are rare,
+and all are written."""
+
+_DIGITS = 4
+"""Significant digits of figures of which there is one for each rank or layer, and of seconds."""
+
 _NAMES: dict[type[Report], str] = {
+    MachineReport: "machine",
+    LayerReport: "layers",
     EvaluationReport: "evaluation",
     CheckpointReport: "checkpoint",
     FaultReport: "fault",
@@ -45,9 +63,13 @@ class EventLog(Recorder):
     """Appends the reports of a run to `path`.
 
     Every line is one write to the operating system, so a killed process tears at most the last line. What is
-    torn is cut off when the log is opened again. Rounds that end within a tenth of a second become one line;
-    every other event is written at once, after the rounds before it. A line that cannot be written is left
-    out whole; the first one causes a warning on standard error.
+    torn is cut off when the log is opened again. A line that cannot be written is left out whole; the first
+    one causes a warning on standard error.
+
+    Rounds that end within a tenth of a second become one line, and more of them once the log has grown fast
+    for some minutes, so that an hour takes below 5 MB. The seconds of each rank are added up until their
+    budget allows a line; observations that exceed theirs are left out. Every other event is written at once,
+    after the rounds before it.
 
     Args:
         path: created if it does not exist; its folder must.
@@ -59,8 +81,10 @@ class EventLog(Recorder):
         self._path = path
         self._file = open(path, "ab+", buffering=0)  # noqa: SIM115, closed by close()
         _cut_torn_line(self._file.fileno())
+        self._budgets = {event: Budget(*sizes) for event, sizes in _BUDGETS.items()}
         self._rounds: dict[str, Any] | None = None
         self._rounds_time = 0.0
+        self._ranks: dict[str, Any] | None = None
         self._written_time = 0.0
         self._warned = False
 
@@ -69,28 +93,60 @@ class EventLog(Recorder):
 
     def report(self, report: Report) -> None:
         now = self._clock()
-        if not isinstance(report, RoundReport):
-            self._flush_rounds()
-            self._write(_NAMES[type(report)], now, vars(report))
+        if isinstance(report, RoundReport):
+            self._add_round(report, now)
             return
-        fields = {**vars(report), "rounds": (report.round, report.round)}
-        self._rounds = fields if self._rounds is None else _merge(self._rounds, fields)
-        self._rounds_time = now
-        # A clock that was set back must not hold rounds back until it has caught up.
-        if not 0 <= now - self._written_time < 1 / ROUND_LINES_PER_S:
-            self._flush_rounds()
+        event = _NAMES[type(report)]
+        if event in self._budgets:
+            if self._budgets[event].allows(now):
+                self._write(event, now, _short(vars(report)))
+            return
+        self._flush_rounds()
+        if isinstance(report, StopReport):
+            self._flush_ranks()
+        self._write(event, now, vars(report))
 
     def close(self) -> None:
         if not self._file.closed:
             self._flush_rounds()
+            self._flush_ranks()
             with self._missing_lines_are_no_error():  # some file systems report a full disk here
                 self._file.close()
 
+    def _add_round(self, report: RoundReport, now: float) -> None:
+        fields = {**vars(report), "rounds": (report.round, report.round)}
+        self._rounds = fields if self._rounds is None else _merge(self._rounds, fields)
+        self._rounds_time = now
+        # A clock that was set back must not hold rounds back until it has caught up.
+        if not 0 <= now - self._written_time < 1 / ROUND_LINES_PER_S and self._budgets["round"].allows(now):
+            self._flush_rounds()
+            if self._budgets["ranks"].allows(now):
+                self._flush_ranks()
+
     def _flush_rounds(self) -> None:
-        if self._rounds is not None:
-            self._write("round", self._rounds_time, self._rounds)
-            self._written_time = self._rounds_time
-            self._rounds = None
+        if self._rounds is None:
+            return
+        by_rank = self._rounds.pop("by_rank")
+        self._rounds["slowest"] = _slowest(by_rank)
+        if by_rank is not None:
+            self._add_ranks(by_rank)
+        self._rounds["seconds"] = _short(self._rounds["seconds"])
+        self._write("round", self._rounds_time, self._rounds)
+        self._written_time = self._rounds_time
+        self._rounds = None
+
+    def _add_ranks(self, by_rank: Any) -> None:
+        assert self._rounds is not None
+        first, last = self._rounds["rounds"]
+        if self._ranks is not None:
+            first, by_rank = self._ranks["rounds"][0], self._ranks["seconds"] + by_rank
+        self._ranks = {"round": last, "rounds": (first, last), "seconds": by_rank}
+
+    def _flush_ranks(self) -> None:
+        if self._ranks is not None:
+            by_rank = zip(PHASES, self._ranks["seconds"].tolist(), strict=True)
+            self._write("ranks", self._rounds_time, {**self._ranks, "seconds": _short(dict(by_rank))})
+            self._ranks = None
 
     def _write(self, event: str, time_s: float, fields: dict[str, Any]) -> None:
         # msgspec writes a float that is not finite as null; JSON cannot represent it.
@@ -101,6 +157,8 @@ class EventLog(Recorder):
             line = msgspec.json.encode(_in_utf8(values), enc_hook=_python_number) + b"\n"
         with self._missing_lines_are_no_error():
             _append(self._file.fileno(), line)
+        if event in self._budgets:
+            self._budgets[event].spend(len(line))
 
     @contextmanager
     def _missing_lines_are_no_error(self) -> Iterator[None]:
@@ -118,6 +176,17 @@ class EventLog(Recorder):
 def _python_number(value: Any) -> Any:
     """A scalar of numpy or torch, which a user's task may give, as Python's own."""
     return value.item()
+
+
+def _short(value: Any) -> Any:
+    """A value with floats of a few digits, wherever they are in it."""
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}")
+    if isinstance(value, Spread):
+        return {name: _short(figure) for name, figure in vars(value).items()}
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    return [_short(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _in_utf8(value: Any) -> Any:
@@ -139,9 +208,21 @@ def _merge(before: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         "samples": before["samples"] + new["samples"],
         "loss": _mean_loss(before, new),
         "seconds": {p: before["seconds"].get(p, none) + new["seconds"].get(p, none) for p in phases},
+        "by_rank": _sum(before["by_rank"], new["by_rank"]),
         "drift": before["drift"] if new["drift"] is None else new["drift"],
         "zero_weight": sorted({*before["zero_weight"], *new["zero_weight"]}),
     }
+
+
+def _slowest(by_rank: Any) -> int | None:
+    """The rank that was busy longest; None if there is no other."""
+    if by_rank is None or by_rank.shape[1] == 1:
+        return None
+    return int((by_rank[PHASES.index("data")] + by_rank[PHASES.index("compute")]).argmax())
+
+
+def _sum(a: Any, b: Any) -> Any:
+    return a if b is None else b if a is None else a + b
 
 
 def _mean_loss(a: dict[str, Any], b: dict[str, Any]) -> float:

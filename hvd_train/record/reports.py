@@ -9,7 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import TYPE_CHECKING, Any, final
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 PHASES = ("data", "compute", "communication", "wait")
 """Where the time of a round goes: reading batches, local steps, moving data between ranks (the average,
@@ -47,9 +50,18 @@ class RunStart:
     """The model in a few words, for example `mlp 64-128-64-10`."""
 
     num_parameters: int
+    layers: Sequence[str] = ()
+    """The trainable parameters by name, in the order of `LayerReport`."""
+
+    layer_sizes: Sequence[int] = ()
+    """Their elements."""
+
     world_size: int
     hosts: tuple[str, ...]
     """Names of the hosts, each once."""
+
+    host_of_rank: Sequence[int] = ()
+    """The index in `hosts` of each rank's host."""
 
     backend: str
     lost_rank: str
@@ -113,6 +125,9 @@ class RoundReport:
     seconds: Mapping[str, Spread]
     """Seconds in each of `PHASES`."""
 
+    by_rank: npt.NDArray[Any] | None = None
+    """The same of each rank: float64 [len(PHASES), size]."""
+
     period: int
     """Local steps of this round."""
 
@@ -124,6 +139,52 @@ class RoundReport:
 
     zero_weight: tuple[int, ...] = ()
     """Ranks that did not count in the average: out of data, or not finite."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class MachineReport:
+    """What the ranks use of their hosts."""
+
+    round: int
+    rss_bytes: Sequence[int]
+    """Resident memory of each rank, shared memory included."""
+
+    cpu: Sequence[float]
+    """Cores that each rank has kept busy since the last report."""
+
+    throttled: Sequence[float]
+    """The share of the time since the last report in which the limit of its cgroup held each rank back."""
+
+    available_bytes: Sequence[int]
+    """Memory that each host can still give, in the order of `RunStart.hosts`."""
+
+    sent_bytes: int | None
+    """Bytes that all ranks together have given to MPI for other hosts, in averages since this start; None
+    where the backend cannot count them."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """Figures of each trainable parameter, in the order of `RunStart.layers`."""
+
+    round: int
+    period: int
+    """Local steps of this round."""
+
+    norm: Sequence[float]
+    """||x_(t+1)||, the Euclidean norm after the average."""
+
+    update: Sequence[float]
+    """||x_(t+1) - x_t||. Its ratio to `norm`, divided by `period`, is the relative step of one local step."""
+
+    gradient: Mapping[str, Sequence[float]]
+    """Root mean square of the gradient in the last local step: `min`, `mean` and `max` over the ranks that
+    have one. Not a number if no rank has."""
+
+    gradient_peak: Sequence[float]
+    """The largest absolute value of the gradients of all ranks."""
 
 
 @final
@@ -205,7 +266,9 @@ class StopReport:
     failed. Empty if all is there."""
 
 
-Report = RoundReport | EvaluationReport | CheckpointReport | FaultReport | StopReport
+Report = (
+    RoundReport | MachineReport | LayerReport | EvaluationReport | CheckpointReport | FaultReport | StopReport
+)
 
 
 class Recorder(ABC):

@@ -99,6 +99,7 @@ RULES: Mapping[str, Rule] = {
     "evaluate.batch_size": Rule.NEXT,
     "checkpoint.every_rounds": Rule.NEXT,
     "checkpoint.keep": Rule.NEXT,
+    "record.observe": Rule.NEXT,
 }
 """For every key of the configuration."""
 

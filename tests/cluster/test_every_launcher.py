@@ -18,6 +18,7 @@ from tests.mpi.jobs import events, has_recorded, model_bytes
 pytestmark = pytest.mark.cluster
 
 ROUNDS = 20
+HOST_OF_RANK = [0, 0, 1, 1, 2, 2, 3, 3]
 TRAINING = (*PATIENT, "--max-rounds", str(ROUNDS))
 SPREAD = ("--nodes=4", "--ntasks=8", "--ntasks-per-node=2")
 PROGRAM = (sys.executable, "-m", "hvd_train")
@@ -77,6 +78,10 @@ def test_every_launcher_trains_the_same(project: Project) -> None:
         (header,) = events(project.run(name), "header")
         assert (header["world_size"], header["hosts"]) == (8, ["h1", "h2", "h3", "h4"])
         assert header["backend"] == "ring"
+        assert header["host_of_rank"] == HOST_OF_RANK
+        *_, machine = events(project.run(name), "machine")
+        assert len(machine["available_bytes"]) == 4
+        assert machine["sent_bytes"] >= machine["round"] * 4 * 2 * 3 / 4 * header["num_parameters"] * 4
         # Half of what a host has to send at least: 3/4 of all parameters and moments, twice a round.
         at_least = ROUNDS * 2 * 3 / 4 * header["num_parameters"] * 4 * 2 / 2
         for n in hosts.numbers:

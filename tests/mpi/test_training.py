@@ -56,6 +56,20 @@ def test_every_launcher_and_backend_trains(
     errors = [e["error"] for e in events(tmp_path / "r", "evaluation")]
     assert len(errors) == 3
     assert errors[-1] < 0.35
+    seconds = events(tmp_path / "r", "ranks")
+    assert [e["rounds"][0] for e in seconds] == [1, *(e["rounds"][1] + 1 for e in seconds[:-1])]
+    assert seconds[-1]["rounds"][1] == 12
+    assert all(len(of_ranks) == ranks for e in seconds for of_ranks in e["seconds"].values())
+    assert min(seconds[0]["seconds"]["compute"]) > 0
+    machine, *_ = events(tmp_path / "r", "machine")
+    assert len(machine["rss_bytes"]) == len(machine["cpu"]) == ranks
+    assert machine["sent_bytes"] == (0 if backend in ("ring", "solo") else None)
+    assert header["layers"] == [f"layers.{n}.{kind}" for n in (0, 2, 4) for kind in ("weight", "bias")]
+    layers, *_ = events(tmp_path / "r", "layers")
+    assert len(layers["update"]) == len(header["layers"])
+    assert min(layers["update"]) > 0
+    spread = zip(*(layers["gradient"][name] for name in ("min", "mean", "max")), strict=True)
+    assert all(0 < least <= mean * 1.001 <= most * 1.002 for least, mean, most in spread)
 
 
 def test_the_result_is_the_same_to_the_bit(tmp_path: Path) -> None:

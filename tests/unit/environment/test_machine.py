@@ -13,8 +13,10 @@ from hvd_train.environment.machine import (
     available_memory,
     cpu_limit,
     fair_share,
+    resident_memory,
     share_of_memory,
     threads_for,
+    throttling,
 )
 from tests.deadlines import seconds
 from tests.launching import ROOT, environment
@@ -121,6 +123,26 @@ def test_a_process_at_the_top_and_one_without_cgroups(tmp_path: Path) -> None:
     version_1 = tree(tmp_path / "one", "/a", {"a/cpu.max": "100000 100000"})
     (version_1 / "proc/self/cgroup").write_text("4:memory:/a\n1:cpu:/a\n")
     assert cpu_limit(version_1) is None
+
+
+def test_throttling_is_that_of_the_cgroup_that_was_held_back_most(tmp_path: Path) -> None:
+    inner = "usage_usec 5\nnr_periods 40\nnr_throttled 3\nthrottled_usec 9"
+    files = {
+        "a/b/cpu.stat": inner,
+        "a/cpu.stat": "nr_periods 50\nnr_throttled 20",
+        "cpu.stat": "usage_usec 7",
+    }
+    assert throttling(tree(tmp_path / "two", "/a/b", files)) == (50, 20)
+    assert throttling(tree(tmp_path / "none", "/a/b", {"a/b/cpu.stat": "usage_usec 5"})) == (0, 0)
+    older = version_1(tmp_path / "one", "/a", {})
+    put(older / "sys/fs/cgroup/cpu,cpuacct", {"cpu.stat": "nr_periods 8\nnr_throttled 2"})
+    assert throttling(older) == (8, 2)
+
+
+def test_resident_memory_grows_with_what_is_written() -> None:
+    before = resident_memory()
+    held = bytearray(os.urandom(1 << 20)) * 64
+    assert resident_memory() - before > len(held) // 2
 
 
 @pytest.mark.parametrize(

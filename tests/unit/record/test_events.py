@@ -19,6 +19,8 @@ from hvd_train.record.events import SCHEMA_FILE, EventLog, read_events
 from hvd_train.record.reports import (
     CheckpointReport,
     FaultReport,
+    LayerReport,
+    MachineReport,
     NullRecorder,
     Recorders,
     RoundReport,
@@ -93,12 +95,12 @@ def test_every_event_is_written_at_once_with_all_its_fields(path: Path) -> None:
     assert [e["event"] for e in found] == ["header", "round", "evaluation", "checkpoint", "fault", "stop"]
     assert [e["time_s"] - 1_700_000_000 for e in found] == [0, 1, 2, 3, 4, 5]
     assert [e["round"] for e in found] == [0, 4, 4, 4, 5, 60]
-    assert {e["schema"] for e in found} == {1}
+    assert {e["schema"] for e in found} == {2}
     assert found[0]["samples_per_rank"] == [717, 720]
     assert found[0]["lost_rank"] == "ends the job"
     assert found[1] == {
         "event": "round",
-        "schema": 1,
+        "schema": 2,
         "time_s": clock.now - 4,
         "round": 4,
         "rounds": [4, 4],
@@ -109,6 +111,7 @@ def test_every_event_is_written_at_once_with_all_its_fields(path: Path) -> None:
         "lr": 0.05,
         "drift": None,
         "zero_weight": [],
+        "slowest": None,
         "seconds": {
             "data": {"min": 0.25, "median": 0.5, "max": 1.0},
             "compute": {"min": 0.5, "median": 1.0, "max": 2.0},
@@ -159,6 +162,107 @@ def test_at_most_ten_round_lines_a_second_and_no_round_is_lost(path: Path) -> No
     covered = [number for e in found for number in range(e["rounds"][0], e["rounds"][1] + 1)]
     assert covered == list(range(1, 1001))
     assert sum(e["samples"] for e in found) == 640_000
+
+
+def by_rank(*busy_s: float) -> np.ndarray:
+    """Seconds of ranks that read for a tenth of the time, and wait for the one that is busy longest."""
+    busy = np.array(busy_s)
+    return np.stack([0.1 * busy, 0.9 * busy, np.full(len(busy), 0.01), busy.max() - busy])
+
+
+def machine(number: int, ranks: int) -> MachineReport:
+    return MachineReport(
+        round=number,
+        rss_bytes=[2_000_000_001] * ranks,
+        cpu=[0.987654321] * ranks,
+        throttled=[0.0] * ranks,
+        available_bytes=[1 << 35],
+        sent_bytes=None,
+    )
+
+
+def layers(number: int, count: int) -> LayerReport:
+    return LayerReport(
+        round=number,
+        period=10,
+        norm=[12.3456789] * count,
+        update=[0.0123456789] * count,
+        gradient={"min": [1e-5 / 3] * count, "mean": [math.nan] * count, "max": [1 / 3] * count},
+        gradient_peak=[0.1] * count,
+    )
+
+
+def test_seconds_of_each_rank_are_added_up_and_the_slowest_is_named(path: Path) -> None:
+    clock = Clock()
+    log = EventLog(path, clock)
+    log.report(round_report(1, by_rank=by_rank(1.0, 2.0, 1.5)))
+    for number in (2, 3, 4):
+        clock.now += 0.04
+        log.report(round_report(number, by_rank=by_rank(3.0, 1.0, number + 1.0)))
+    clock.now += 0.02
+    log.report(round_report(5, by_rank=by_rank(1.0, 1.0, 0.5)))
+    log.close()
+    found = events(path)
+    assert [e["event"] for e in found] == ["round", "ranks"] * 3
+    assert [e["rounds"] for e in found] == [[1, 1], [1, 1], [2, 4], [2, 4], [5, 5], [5, 5]]
+    assert [e["slowest"] for e in found[::2]] == [1, 2, 0]
+    assert found[3]["seconds"] == {
+        "data": [0.9, 0.3, 1.2],
+        "compute": [8.1, 2.7, 10.8],
+        "communication": [0.03] * 3,
+        "wait": [3.0, 9.0, 0.0],
+    }
+
+
+def test_a_rank_that_has_no_other_is_not_slow(path: Path) -> None:
+    log = EventLog(path)
+    log.report(round_report(1, by_rank=by_rank(1.0)))
+    assert events(path)[0]["slowest"] is None
+    log.close()
+
+
+def test_observations_are_written_in_the_order_of_ranks_hosts_and_layers(path: Path) -> None:
+    log = EventLog(path)
+    log.report(machine(1, ranks=2))
+    log.report(layers(1, 3))
+    log.close()
+    first, second = events(path)
+    assert (first["event"], first["rss_bytes"], first["cpu"]) == (
+        "machine",
+        [2_000_000_001] * 2,
+        [0.9877] * 2,
+    )
+    assert (second["event"], second["norm"]) == ("layers", [12.35] * 3)
+    assert second["gradient"]["mean"] == [None] * 3
+
+
+@pytest.mark.parametrize("ranks", [2, 64, 1024])
+def test_an_hour_of_the_log_stays_below_five_megabytes(path: Path, ranks: int) -> None:
+    clock = Clock()
+    log = EventLog(path, clock)
+    busy = by_rank(*np.random.default_rng(0).random(ranks))
+    for second in range(3600):
+        for number in range(4 * second + 1, 4 * second + 5):
+            clock.now += 0.25
+            log.report(round_report(number, by_rank=busy))
+        log.report(machine(number, ranks))
+        log.report(layers(number, 300))
+    log.close()
+    assert 2_000_000 < path.stat().st_size < 5_000_000
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for event in read_events(path):
+        lines.setdefault(event["event"], []).append(event)
+    for first, *_ in lines.values():
+        VALIDATOR.validate(first)
+    for event in ("round", "ranks"):
+        covered = [n for e in lines[event] for n in range(e["rounds"][0], e["rounds"][1] + 1)]
+        assert covered == list(range(1, 14_401)), "no round is lost"
+    compute = np.sum([e["seconds"]["compute"] for e in lines["ranks"]], axis=0)
+    np.testing.assert_allclose(compute, 14_400 * busy[1], rtol=1e-3)
+    assert len(lines["round"]) > 2500
+    assert len(lines["ranks"]) > 60
+    assert len(lines["machine"]) > 10
+    assert len(lines["layers"]) > 20
 
 
 def test_a_clock_that_is_set_back_holds_nothing_back(path: Path) -> None:
