@@ -19,7 +19,7 @@ EXTENSIONS = {
     "hvd_train.comm._ring": "`ring` averages within one host only",
 }
 """What is compiled, and what is missing without it."""
-TEST = ["pytest", "pytest-timeout", "jsonschema"]
+TEST = ["pytest", "pytest-timeout", "jsonschema", "hypothesis"]
 
 
 class BuildPyWithRecord(build_py):

@@ -30,9 +30,10 @@ every rank reads its own shards, and the ranks average their parameters every --
   --config FILE.toml   reads a configuration; options take precedence over the file.
   --resume RUN         continues a run, with its configuration.
 
-Other commands, each with its own --help: `hvd_train launch` starts the ranks, `hvd_train doctor` checks what
-would run here, `hvd_train init DIR` writes the files of a new project, `hvd_train shard write | info |
-check`, `hvd_train bench allreduce`, and `hvd_train restarts` for job scripts."""
+Other commands, each with its own --help: `hvd_train launch` starts the ranks, `hvd_train status` shows what
+runs are doing, `hvd_train doctor` checks what would run here, `hvd_train init DIR` writes the files of a new
+project, `hvd_train shard write | info | check`, `hvd_train bench allreduce`, and `hvd_train restarts` for job
+scripts."""
 
 DIVERGED = 3
 
@@ -126,6 +127,17 @@ def _shard(args: list[str]) -> int:
         return main(args)
 
 
+def _status(args: list[str]) -> int:
+    from hvd_train.monitor import status
+
+    try:
+        with ends_on_interrupt(), reader_may_leave():
+            return status.main(status.parse(args))
+    except UserError as error:
+        _say(error)
+        return 2
+
+
 def _init(args: list[str]) -> int:
     from hvd_train.tools.init import main
 
@@ -141,6 +153,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "shard": _shard,
     "bench": _bench,
     "restarts": _restarts,
+    "status": _status,
 }
 
 

@@ -80,7 +80,7 @@ def environment(checkout: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(checkout), "VENV": str(BIN.parent), **AS_ROOT, **OVERSUBSCRIBE}
 
 
-NO_TRAINING = (" shard ", " bench ", " doctor", " init ", "--help", "--check-hosts", "--dry-run")
+NO_TRAINING = (" shard ", " status", " bench ", " doctor", " init ", "--help", "--check-hosts", "--dry-run")
 
 
 def is_training(command: str) -> bool:

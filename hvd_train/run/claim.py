@@ -277,13 +277,16 @@ def _in_use(folder: Path, holder: Holder | None) -> RunDirectoryError:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class Seen:
+    """A claim, as a file shows it."""
+
     holder: Holder | None
     """None for a file that is not, or not yet, a claim."""
     changed_ns: int
+    """Of the file: when the claim was made or renewed last, by the clock of the file's host."""
 
 
-def _read_claim(path: Path) -> _Seen | None:
+def _read_claim(path: Path) -> Seen | None:
     """The claim in a file; None if there is no file."""
     try:
         with open(path, "rb") as file:  # a network file system asks its server when it opens a file
@@ -293,9 +296,9 @@ def _read_claim(path: Path) -> _Seen | None:
             return None
         raise
     try:
-        return _Seen(msgspec.json.decode(content, type=Holder), changed_ns)
+        return Seen(msgspec.json.decode(content, type=Holder), changed_ns)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return _Seen(None, changed_ns)
+        return Seen(None, changed_ns)
 
 
 def _path(folder: Path, number: int) -> Path:
@@ -309,6 +312,12 @@ def _numbers(folder: Path) -> list[int]:
 def forget(folder: Path) -> None:
     """Removes all claims. For the holder, before it removes the folder."""
     _remove_older(folder, _newest(folder) + 1)
+
+
+def last_claim(folder: Path) -> Seen | None:
+    """The claim that counts, released or not; None if there is none. Raises OSError."""
+    newest = _newest(folder)
+    return _read_claim(_path(folder, newest)) if newest else None
 
 
 def _newest(folder: Path) -> int:

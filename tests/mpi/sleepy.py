@@ -87,6 +87,13 @@ class Slow(Wrapped):
         time.sleep(0.02)
 
 
+class Straggling(Wrapped):
+    """Rank 2 is slow."""
+
+    def before_batch(self) -> None:
+        time.sleep(0.03 if self.rank == 2 else 0.001)
+
+
 class Patient(Wrapped):
     """Long enough to be interrupted, until there is a file `hurry` in the folder where it was started."""
 

@@ -62,7 +62,7 @@ def test_importing_the_package_loads_neither_torch_nor_mpi() -> None:
     )
 
 
-@pytest.mark.parametrize("package", ["record", "launching", "run.layout", "environment", "io"])
+@pytest.mark.parametrize("package", ["record", "launching", "monitor", "run.layout", "environment", "io"])
 def test_reading_and_starting_runs_loads_neither_torch_nor_mpi(package: str) -> None:
     """All its modules are imported, by a fresh process."""
     program = f"""
