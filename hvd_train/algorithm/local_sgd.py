@@ -124,7 +124,7 @@ class LocalSGD:
         self._unhealthy = frozenset(header.unhealthy)
 
     def _observe(self, header: Header, period: int) -> None:
-        if header.observe and header.samples:  # without any the anchor is that of a round before
+        if header.observe and header.weights.any():  # without any the anchor is that of a round before
             for report in self.observer.observe(self.progress.rounds, period):
                 self.recorder.report(report)
 

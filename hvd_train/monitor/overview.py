@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvd_train.monitor.follow import MAX_LINE_BYTES
 from hvd_train.monitor.history import UNREADABLE, Evaluation, Event, Round, Start, Stop, decode
 from hvd_train.monitor.state import State, state_of
 from hvd_train.run.layout import CONFIG_FILE, EVENTS_FILE
@@ -98,7 +99,7 @@ def overview(folder: Path, now: float | None = None) -> Overview:
 def _first(log: Path) -> Start | None:
     """The header in the first line."""
     with open(log, "rb") as file:
-        line = file.readline(_END_BYTES)
+        line = file.readline(MAX_LINE_BYTES)
     try:
         event = decode(line)
     except UNREADABLE:

@@ -23,7 +23,7 @@ from hvd_train.config import (
 from hvd_train.data.format import SampleSpec
 from hvd_train.errors import HvdTrainError
 from hvd_train.preparation import prepare
-from hvd_train.record.reports import EvaluationReport, FaultReport, RoundReport, StopReport
+from hvd_train.record.reports import EvaluationReport, FaultReport, LayerReport, RoundReport, StopReport
 from hvd_train.tasks.base import Batch, Task
 from hvd_train.tasks.built_in import Classification
 from tests.threads import on_ranks
@@ -116,6 +116,7 @@ def test_a_fault_names_the_file_and_the_row_that_is_not_finite(
         message = fault.message  # type: ignore[union-attr]
         assert f"were not finite: {tmp_path}/b.h5: `inputs` holds nan in row 150. " in message
         assert fault.ranks == ((0,) if ranks == 1 else (2,)), "of three ranks the last has it"  # type: ignore[union-attr]
+        assert len(recorder.of(LayerReport)) == (ranks > 1), "without an average no layer has moved"
 
 
 def test_a_rank_that_stays_not_finite_reads_its_rows_again_once(config: Config, tmp_path: Path) -> None:
