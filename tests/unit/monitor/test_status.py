@@ -8,6 +8,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -138,7 +139,15 @@ def on_terminal(*args: str) -> Iterator[tuple[subprocess.Popen[bytes], Callable[
 
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
     argv = [sys.executable, "-m", "hvd_train", "status", *args]
-    with subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
+    # A background job of a shell ignores Ctrl-C, and so does what it starts.
+    with subprocess.Popen(
+        argv,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=env,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         os.close(theirs)
         reader = threading.Thread(target=read)
         reader.start()
@@ -183,8 +192,8 @@ def test_ctrl_c_ends_the_view_without_a_traceback(tmp_path: Path) -> None:
     log.rounds(1, 3)
     with take(tmp_path), on_terminal(str(tmp_path)) as (process, printed):
         until(lambda: "round 3," in printed())
-        process.send_signal(2)
-        assert process.wait(timeout=seconds(60)) == -2
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=seconds(60)) == -signal.SIGINT
         assert "Traceback" not in printed()
 
 
