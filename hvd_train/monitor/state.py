@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from hvd_train.record.wording import duration
-from hvd_train.run.claim import BEAT_S, STALE_S, Holder, Seen, last_claim
+from hvd_train.run.claim import BEAT_S, STALE_S, Seen, last_claim
+from hvd_train.run.holder import Holder
 
 Name = Literal["starting", "running", "finished", "interrupted", "diverged", "crashed", "empty", "unknown"]
 _ENDS: dict[str, Name] = {"interrupted": "interrupted", "diverged": "diverged"}

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from hvd_train.errors import RunDirectoryError, RunTakenOver
-from hvd_train.run.claim import Holder, NoClaim, take
+from hvd_train.run.claim import NoClaim, take
+from hvd_train.run.holder import Holder
 from tests.deadlines import Deadline, seconds
 from tests.launching import ROOT
 

@@ -21,8 +21,8 @@ from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.errors import ConfigError, RunDirectoryError
 from hvd_train.record.reports import NullRecorder
 from hvd_train.run.checkpoint import Checkpoints
-from hvd_train.run.claim import Holder
 from hvd_train.run.directory import RunDirectory, open_run, write_config
+from hvd_train.run.holder import Holder
 from hvd_train.run.layout import anchored, run_name, run_of, saved_config
 
 
