@@ -21,9 +21,11 @@ from typing import Any
 
 from benchmarks.averaging_cost import ROOT, write_data
 from hvd_train import liveness
+from hvd_train.algorithm.observer import Observer
 from hvd_train.algorithm.worker import Work, Worker
 from hvd_train.cli import parse
 from hvd_train.comm.factory import connect
+from hvd_train.data.rows import Rows
 from hvd_train.preparation import prepare
 from hvd_train.record.events import EventLog
 from hvd_train.record.reports import NullRecorder
@@ -90,7 +92,10 @@ def train(what: str, args: argparse.Namespace) -> None:
         training = wiring.assemble(run, recorder, StopRequest(), NoClaim())
         recorder.header(wiring.header(run, training))
         training.worker = switch = Switch(  # type: ignore[assignment]
-            training.worker, _turn(what, comm.liveness, wiring), args.rounds, args.warm_up
+            training.worker,
+            _turn(what, comm.liveness, wiring.reader._rows, training.observer),
+            args.rounds,
+            args.warm_up,
         )
         training.run()
         recorder.close()
@@ -99,10 +104,10 @@ def train(what: str, args: argparse.Namespace) -> None:
             print(json.dumps({"wall": switch.wall, "cpu": switch.cpu}), flush=True)
 
 
-def _turn(what: str, patience: liveness.Liveness, wiring: Wiring) -> Callable[[bool], None]:
+def _turn(what: str, patience: liveness.Liveness, rows: Rows, observer: Observer) -> Callable[[bool], None]:
     """What turns a check, or the observation, on or off."""
     turned_off = [time.perf_counter()]
-    module, signs, rows = liveness._signs, patience._signs, wiring.reader._rows
+    module, signs = liveness._signs, patience._signs
 
     def marks(on: bool) -> None:
         liveness._signs = module if on else None
@@ -117,7 +122,7 @@ def _turn(what: str, patience: liveness.Liveness, wiring: Wiring) -> Callable[[b
 
     def observation(on: bool) -> None:
         # The pause between two observations is one of blocks with observations.
-        observer, now = wiring.observer, time.perf_counter()
+        now = time.perf_counter()
         if on and not observer.enabled:
             observer._next_s += now - turned_off[0]
         turned_off[0] = now

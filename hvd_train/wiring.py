@@ -58,8 +58,6 @@ class Wiring:
     """Of this rank's rows; made by `assemble`."""
     settings: Settings = field(init=False)
     """What a resume compares; made by `assemble`."""
-    observer: Observer = field(init=False)
-    """Of the ranks and layers; made by `assemble`."""
     _saved: SavedCheckpoint | None = field(default=None, init=False)
     """The checkpoint that the run goes on from; rank 0's choice."""
 
@@ -119,7 +117,6 @@ class Wiring:
             self._saved = SavedCheckpoint.open(run.checkpoint)
             self._restore(self._saved, parts, run.before)
             self._refuse_if_over(progress, worker)
-        self.observer = self._make_observer(flat)
         return LocalSGD(
             comm=comm,
             worker=worker,
@@ -130,7 +127,7 @@ class Wiring:
             watch=watch,
             checkpoints=self._make_checkpoints(run, parts, recorder, claim),
             claim=claim,
-            observer=self.observer,
+            observer=self._make_observer(flat),
             recorder=recorder,
             stop_request=stop_request,
             progress=progress,
@@ -289,7 +286,7 @@ class Wiring:
         """What will run, in plain values."""
         prepared = self.prepared
         config = prepared.config
-        layers = self.observer.layers
+        layers = training.observer.layers
         shards = [len({span.shard for span in part}) for part in prepared.parts]
         rules = {f.name: getattr(config.stop, f.name) for f in dataclasses.fields(config.stop)}
         return RunStart(

@@ -58,8 +58,10 @@ def recent(history: History) -> list[Round]:
 
 
 def samples_per_s(history: History) -> float | None:
-    """Of the recent rounds of this start; None before the second line of rounds."""
-    start = history.start
+    """Of this start, if it has stopped, else of its recent rounds; None before its second line of rounds."""
+    start, stop = history.start, history.stop
+    if stop is not None:
+        return stop.samples / stop.seconds if stop.seconds > 0 else None
     lines = [r for r in recent(history) if start is not None and r.round > start.round]
     if len(lines) < 2 or lines[-1].time_s <= lines[0].time_s:
         return None

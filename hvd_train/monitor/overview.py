@@ -173,9 +173,10 @@ def _backwards(log: Path) -> Iterator[bytes]:
 
 
 def age(overview: Overview, now: float | None = None) -> float | None:
-    """Seconds since its last event, by this host's clock; None where there is none."""
-    return (
-        None
-        if overview.event_s is None
-        else max(0.0, (time.time() if now is None else now) - overview.event_s)
-    )
+    """Seconds since its last event; see `seconds_since`."""
+    return seconds_since(overview.event_s, now)
+
+
+def seconds_since(event_s: float | None, now: float | None = None) -> float | None:
+    """Seconds since an event, by this host's clock, of which another may be ahead; None without an event."""
+    return None if event_s is None else max(0.0, (time.time() if now is None else now) - event_s)

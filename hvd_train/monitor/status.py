@@ -24,7 +24,8 @@ from hvd_train.errors import RunDirectoryError
 from hvd_train.io.text import counted
 from hvd_train.monitor import analysis
 from hvd_train.monitor.history import History
-from hvd_train.monitor.overview import Overview, age, overview, runs_in
+from hvd_train.monitor.overview import Overview, age, overview, runs_in, seconds_since
+from hvd_train.monitor.state import State, state_of
 from hvd_train.record.console import is_terminal
 from hvd_train.record.reports import PHASES
 from hvd_train.record.wording import REASONS, duration, number
@@ -116,13 +117,17 @@ def _table(found: Sequence[Overview]) -> Table:
     return table
 
 
+def _colored(state: State) -> Text:
+    return Text(state.name, _STYLES.get(state.name, ""))
+
+
 def _count(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
 def _state(run: Overview) -> Text:
     """The state, with the reason where the state alone does not say it, and what could not be read."""
-    text = Text(run.state.name, _STYLES.get(run.state.name, ""))
+    text = _colored(run.state)
     if run.state.name == "finished":
         text.append(f": {_printable(run.state.detail)}")
     if run.problem:
@@ -152,27 +157,31 @@ def _update(folder: Path, history: History, console: Console) -> tuple[Renderabl
         problem = "there is no event log yet" if history.last is None else "the log is gone"
     except OSError as error:
         problem = f"the log cannot be read: {error.strerror}"
-    run = overview(folder)
+    stop = history.stop
+    state = state_of(
+        folder,
+        recorded=history.last is not None,
+        reason=stop.reason if stop else None,
+        stopped_s=stop.time_s if stop else 0.0,
+    )
     blocks = _BLOCKS if (console.encoding or "").lower().startswith("utf") else _ASCII_BLOCKS
-    return Group(*_lines(history, run, [*([problem] if problem else []), *history.problems], blocks)), (
-        run.state.is_live
-    )
+    problems = [*([problem] if problem else []), *history.problems]
+    first = _row("run", f"{folder}: ", _colored(state), _detail(history, state))
+    return Group(first, *_lines(history, state, problems, blocks)), state.is_live
 
 
-def _lines(history: History, run: Overview, problems: Sequence[str], blocks: str) -> Iterator[Text]:
+def _lines(history: History, state: State, problems: Sequence[str], blocks: str) -> Iterator[Text]:
+    """What follows the first line."""
     start = history.start
-    yield _row(
-        "run", f"{run.folder}: ", Text(run.state.name, _STYLES.get(run.state.name, "")), _detail(history, run)
-    )
     if start is not None:
         hosts = counted(len(start.hosts), "host")
         yield _row("training", f"{start.task}, {start.model}; {counted(start.world_size, 'rank')} on {hosts}")
-        yield _row("progress", _progress(history, run))
+        yield _row("progress", _progress(history))
         if history.evaluations:
             last = history.evaluations[-1]
             at = f"best {number(last.best)} in round {last.best_round:,}"
             yield _row(start.metric, f"{curve(history, blocks)} {number(last.error)}, {at}")
-        if run.state.is_live:
+        if state.is_live:
             yield _row("stops at", analysis.what_will_stop(history) or "nothing but a signal")
         yield _row("time", _phases(history))
         slow = analysis.stragglers(history)
@@ -196,9 +205,8 @@ def _row(label: str, *parts: str | Text) -> Text:
 
 
 def _plain(part: str | Text) -> Text:
-    return Text(
-        _printable(part if isinstance(part, str) else part.plain), "" if isinstance(part, str) else part.style
-    )
+    text = Text(part) if isinstance(part, str) else part
+    return Text(_printable(text.plain), text.style)
 
 
 def _printable(text: str) -> str:
@@ -206,20 +214,20 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _detail(history: History, run: Overview) -> str:
-    if history.stop is not None and history.start is not None and run.state.name != "starting":
+def _detail(history: History, state: State) -> str:
+    if history.stop is not None and history.start is not None and state.name != "starting":
         reason = REASONS.get(history.stop.reason, history.stop.reason)
         with contextlib.suppress(KeyError, ValueError):  # of a later version
             reason = reason.format_map(history.start.stop_rules)
         return f", {reason}" + (f"; {history.stop.missing}" if history.stop.missing else "")
-    return f", {run.state.detail}" if run.state.detail else ""
+    return f", {state.detail}" if state.detail else ""
 
 
-def _progress(history: History, run: Overview) -> str:
+def _progress(history: History) -> str:
     epoch = history.rounds[-1].epoch if history.rounds else 0.0
     loss = history.rounds[-1].loss if history.rounds else None
-    speed = analysis.samples_per_s(history) if run.state.is_live else run.samples_per_s
-    seconds = age(run)
+    speed = analysis.samples_per_s(history)
+    seconds = seconds_since(history.last.time_s if history.last else None)
     return (
         f"round {history.last.round if history.last else 0:,}, epoch {epoch:.2f}, loss {number(loss)}, "
         f"{'-' if speed is None else f'{speed:,.0f}'} samples/s, last event "
