@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import ast
 import inspect
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import hvd_train
-from tests.deadlines import seconds
-from tests.launching import ROOT, environment
+from tests.launching import run
 
 SOURCE = Path(hvd_train.__file__).read_text(encoding="utf-8")
 
 
 def python(program: str) -> str:
-    env = environment({"PYTHONPATH": str(ROOT)})
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        env=env,
-        timeout=seconds(60),
-        check=True,
-    )
+    result = run([sys.executable, "-c", program], deadline_s=60)
+    assert result.returncode == 0, result.output
     return result.stdout.strip()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from hvd_train.environment.machine import (
     threads_for,
     throttling,
 )
-from tests.deadlines import seconds
-from tests.launching import ROOT, environment
+from tests.launching import run
 
 
 def cores(*numbers: int) -> frozenset[int]:
@@ -318,15 +316,8 @@ def test_a_limit_on_the_address_space_is_seen_by_the_process_that_has_it() -> No
         "from hvd_train.environment.machine import share_of_memory\n"
         "print(share_of_memory(1))"
     )
-    env = environment({"PYTHONPATH": str(ROOT)})
-    job = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        env=env,
-        timeout=seconds(60),
-        check=True,
-    )
+    job = run([sys.executable, "-c", program], deadline_s=60)
+    assert job.returncode == 0, job.output
     assert 0 < int(job.stdout) < 512 << 20
 
 
@@ -347,13 +338,6 @@ def test_the_mask_is_read_before_torch_can_change_it() -> None:
         "from hvd_train.environment.machine import AFFINITY\n"
         "print(sorted(AFFINITY))"
     )
-    env = environment({"PYTHONPATH": str(ROOT)})
-    job = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        env=env,
-        timeout=seconds(60),
-        check=True,
-    )
+    job = run([sys.executable, "-c", program], deadline_s=60)
+    assert job.returncode == 0, job.output
     assert job.stdout.strip() == f"[{core}]"

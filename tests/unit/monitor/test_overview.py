@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,34 +13,8 @@ from hvd_train.monitor import overview as module
 from hvd_train.monitor.overview import age, overview, runs_in
 from hvd_train.run.claim import take
 from tests.deadlines import seconds
-from tests.launching import ROOT
 from tests.unit.monitor.logs import START_S, Log, whole
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from hvd_train.run.claim import take
-with take(Path(sys.argv[1])):
-    print("taken", flush=True)
-    time.sleep(600)
-"""
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process claims the folder."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "taken\n"
-        try:
-            yield process
-        finally:
-            process.kill()
+from tests.unit.run.test_claim import HOLD, answer, child
 
 
 def test_a_run_that_finished(tmp_path: Path) -> None:
@@ -129,7 +99,8 @@ def test_damaged_lines_at_the_end_are_a_problem(tmp_path: Path) -> None:
 def test_a_run_whose_job_lives_is_running_and_crashed_once_it_is_killed(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
-    with held(folder) as process:
+    with child(HOLD, str(folder)) as process:
+        assert answer(process).startswith("holds")
         assert overview(folder).state.name == "starting"
         log = Log(folder)
         log.begin()

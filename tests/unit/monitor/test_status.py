@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
-import pty
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +21,7 @@ from hvd_train.monitor.status import curve
 from hvd_train.run.claim import take
 from tests.deadlines import Deadline, seconds
 from tests.launching import ROOT
+from tests.terminal import terminal
 from tests.unit.monitor.logs import Log, whole
 
 
@@ -125,39 +121,35 @@ def test_the_curve_fits_a_line_and_any_encoding(tmp_path: Path) -> None:
 @contextlib.contextmanager
 def on_terminal(*args: str) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], str]]]:
     """`hvd_train status` on a terminal of 100 columns; and what it has printed so far."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    seen: list[bytes] = []
-
-    def read() -> None:
-        try:
-            while data := os.read(ours, 4096):
-                seen.append(data)
-        except OSError as error:
-            if error.errno != errno.EIO:  # what Linux gives once the other end is closed
-                raise
-
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
     argv = [sys.executable, "-m", "hvd_train", "status", *args]
-    # A background job of a shell ignores Ctrl-C, and so does what it starts.
-    with subprocess.Popen(
-        argv,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=env,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
+    with terminal(columns=100) as (theirs, seen):
+        # A background job of a shell ignores Ctrl-C, and so does what it starts.
+        process = subprocess.Popen(
+            argv,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=env,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         os.close(theirs)
-        reader = threading.Thread(target=read)
-        reader.start()
         try:
             yield process, lambda: b"".join(seen).decode(errors="replace")
         finally:
             process.kill()
             process.wait()
-            reader.join(timeout=seconds(30))
-            os.close(ours)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    """Of a run that goes on, after three rounds; its folder is `tmp_path`."""
+    log = Log(tmp_path)
+    log.now = time.time()
+    log.begin()
+    log.rounds(1, 3)
+    with take(tmp_path):
+        yield log
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -167,12 +159,8 @@ def until(condition: Callable[[], bool]) -> None:
         threading.Event().wait(0.05)
 
 
-def test_the_view_of_a_run_that_goes_on_is_live_until_it_ends(tmp_path: Path) -> None:
-    log = Log(tmp_path)
-    log.now = time.time()
-    log.begin()
-    log.rounds(1, 3)
-    with take(tmp_path), on_terminal(str(tmp_path)) as (process, printed):
+def test_the_view_of_a_run_that_goes_on_is_live_until_it_ends(log: Log, tmp_path: Path) -> None:
+    with on_terminal(str(tmp_path)) as (process, printed):
         until(lambda: "round 3," in printed())
         log.rounds(4, 8)
         until(lambda: "round 8," in printed())
@@ -185,23 +173,17 @@ def test_the_view_of_a_run_that_goes_on_is_live_until_it_ends(tmp_path: Path) ->
         until(lambda: "finished" in printed())
 
 
+@pytest.mark.usefixtures("log")
 def test_ctrl_c_ends_the_view_without_a_traceback(tmp_path: Path) -> None:
-    log = Log(tmp_path)
-    log.now = time.time()
-    log.begin()
-    log.rounds(1, 3)
-    with take(tmp_path), on_terminal(str(tmp_path)) as (process, printed):
+    with on_terminal(str(tmp_path)) as (process, printed):
         until(lambda: "round 3," in printed())
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=seconds(60)) == -signal.SIGINT
         assert "Traceback" not in printed()
 
 
+@pytest.mark.usefixtures("log")
 def test_once_prints_once_on_a_terminal_too(tmp_path: Path) -> None:
-    log = Log(tmp_path)
-    log.now = time.time()
-    log.begin()
-    log.rounds(1, 3)
-    with take(tmp_path), on_terminal(str(tmp_path), "--once") as (process, printed):
+    with on_terminal(str(tmp_path), "--once") as (process, printed):
         assert process.wait(timeout=seconds(60)) == 0
         until(lambda: "round 3," in printed())

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import errno
-import fcntl
 import io
 import os
-import pty
 import re
 import shlex
-import struct
-import termios
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
@@ -24,7 +18,7 @@ from hvd_train.config import StopConfig
 from hvd_train.record.console import BarConsole, PlainConsole, is_terminal, make_console
 from hvd_train.record.reports import FaultReport, RunStart, StopReport
 from hvd_train.record.wording import REASONS, closing_lines, duration, header_lines, number
-from tests.deadlines import seconds
+from tests import terminal as terminals
 from tests.unit.run_reports import HEADER, STOP, evaluation, round_report
 
 TEXT = """\
@@ -185,29 +179,12 @@ def test_durations(seconds: float, text: str) -> None:
 
 @contextmanager
 def terminal(columns: int) -> Iterator[tuple[TextIO, list[bytes]]]:
-    """A real pseudo-terminal: the program's end as a text stream, and what arrives at the other end, which is
-    complete after the block."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    seen: list[bytes] = []
-
-    def read() -> None:
-        try:
-            while data := os.read(ours, 4096):
-                seen.append(data)
-        except OSError as error:
-            if error.errno != errno.EIO:  # what Linux gives once the other end is closed
-                raise
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        with os.fdopen(theirs, "w", encoding="utf-8") as stream:
-            yield stream, seen
-    finally:
-        reader.join(timeout=seconds(30))
-        assert not reader.is_alive()
-        os.close(ours)
+    """A terminal as a text stream, and what is printed on it, which is complete after the block."""
+    with (
+        terminals.terminal(columns) as (descriptor, seen),
+        os.fdopen(descriptor, "w", encoding="utf-8") as stream,
+    ):
+        yield stream, seen
 
 
 def test_a_terminal_has_a_width() -> None:
