@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hvd_train.monitor.history import History, Layers, Round
+from hvd_train.monitor.events import Layers, Round
+from hvd_train.monitor.history import History
 from hvd_train.record.reports import PHASES
 from hvd_train.record.wording import number
 

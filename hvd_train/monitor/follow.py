@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import final
 
+from hvd_train.io.regular import open_regular
+
 MAX_LINE_BYTES = 16 << 20
 """No event is as long: a header of 100,000 ranks has 3 MB."""
 
@@ -50,7 +52,7 @@ class Follower:
     def lines(self) -> Iterator[bytes]:
         """The complete lines that are new, without their ends. Raises OSError."""
         self.restarted = False
-        with open(self._path, "rb", buffering=0) as file:
+        with open_regular(self._path) as file:
             status = os.fstat(file.fileno())
             identity = (status.st_dev, status.st_ino)
             if self._file is not None and (identity != self._file or status.st_size < self._offset):

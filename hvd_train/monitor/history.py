@@ -1,186 +1,40 @@
-"""The events of a run: typed, without the rounds that a resume has undone, and in bounded memory."""
+"""The events of a run: without the rounds that a resume has undone, and in bounded memory."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, final
 
-import msgspec
 import numpy as np
 
+from hvd_train.monitor.columns import Columns
+from hvd_train.monitor.events import (
+    UNREADABLE,
+    Checkpoint,
+    Evaluation,
+    Event,
+    Fault,
+    Layers,
+    Machine,
+    Other,
+    Ranks,
+    Round,
+    Spread,
+    Start,
+    Stop,
+    decode,
+)
 from hvd_train.monitor.follow import Follower
 from hvd_train.record.events import SCHEMA
-
-Figure = float | None
-"""A value that is not finite is null in the log."""
-
-Array = np.ndarray
-"""Figures of ranks or layers: float32, not a number for null."""
-
-
-class Event(msgspec.Struct, kw_only=True):
-    """What every event has."""
-
-    time_s: float
-    round: int
-    schema: int = 1
-
-
-class Spread(msgspec.Struct):
-    """One figure over the ranks."""
-
-    min: float
-    median: float
-    max: float
-
-
-class Start(Event):
-    """`header`: what will run."""
-
-    run: str
-    task: str
-    model: str
-    num_parameters: int
-    world_size: int
-    hosts: list[str]
-    backend: str
-    threads: list[int]
-    period: int | None
-    batch_size: int
-    data: str
-    shards_per_rank: list[int]
-    samples_per_rank: list[int]
-    validation_samples: int
-    metric: str
-    stop_rules: dict[str, int | float]
-    versions: dict[str, str]
-    lost_rank: str = ""
-    stall_timeout_s: float | None = None
-    host_of_rank: list[int] = []
-    layers: list[str] = []
-    layer_sizes: list[int] = []
-    task_is_given: bool = False
-
-
-class Round(Event):
-    """`round`: one round, or several in a row."""
-
-    rounds: tuple[int, int]
-    epoch: float
-    samples: int
-    loss: Figure
-    seconds: dict[str, Spread]
-    period: int
-    lr: Figure
-    drift: Figure
-    zero_weight: list[int]
-    slowest: int | None = None
-
-
-class Ranks(Event):
-    """`ranks`: the seconds of each rank."""
-
-    rounds: tuple[int, int]
-    seconds: dict[str, Array]
-
-
-class Machine(Event):
-    """`machine`: what the ranks use of their hosts."""
-
-    rss_bytes: list[int]
-    cpu: Array
-    throttled: Array
-    available_bytes: list[int]
-    sent_bytes: int | None
-
-
-class Layers(Event):
-    """`layers`: figures of each trainable parameter."""
-
-    period: int
-    norm: Array
-    update: Array
-    gradient: dict[str, Array]
-    gradient_peak: Array
-
-
-class Evaluation(Event):
-    """`evaluation`."""
-
-    epoch: float
-    samples: int
-    error: Figure
-    metrics: dict[str, Figure]
-    best: Figure
-    best_round: int
-    seconds: float
-
-
-class Checkpoint(Event):
-    """`checkpoint`."""
-
-    path: str
-    reason: str
-    num_bytes: int
-    seconds: float
-
-
-class Fault(Event):
-    """`fault`."""
-
-    kind: str
-    ranks: list[int]
-    message: str
-
-
-class Stop(Event):
-    """`stop`: the end."""
-
-    reason: str
-    best: Figure
-    best_round: int | None
-    final: Figure
-    samples: int
-    seconds: float
-    checkpoints: dict[str, str]
-    missing: str = ""
-
-
-KINDS: dict[str, type[Event]] = {
-    "header": Start,
-    "round": Round,
-    "ranks": Ranks,
-    "machine": Machine,
-    "layers": Layers,
-    "evaluation": Evaluation,
-    "checkpoint": Checkpoint,
-    "fault": Fault,
-    "stop": Stop,
-}
 
 MOST_ROUNDS = 40_000
 """Lines of rounds that are kept: with more of them, each two neighbours become one."""
 
+_MOST_OTHERS = 1000
+"""Events of unknown kinds that are kept: the newest."""
+
 _MOST_FIGURES = 10_000_000
 """Figures of ranks, and of layers, that are kept: with more of them, every second event is left out."""
-
-E = TypeVar("E", bound=Event)
-
-
-UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError)
-"""What `decode` raises for a line that is not an event."""
-
-
-class _Kind(msgspec.Struct):
-    """What is read of a line first."""
-
-    event: str
-
-
-def decode(line: bytes) -> Event | None:
-    """The event in a line; None for a kind that this program does not know, of a later version."""
-    kind = KINDS.get(msgspec.json.decode(line, type=_Kind).event)
-    return None if kind is None else msgspec.json.decode(line, type=kind, dec_hook=_array)
 
 
 @final
@@ -196,6 +50,7 @@ class History:
         self._clear()
 
     def _clear(self) -> None:
+        self._columns = Columns()
         self.starts: list[Start] = []
         self.rounds: list[Round] = []
         self.ranks: list[Ranks] = []
@@ -204,6 +59,9 @@ class History:
         self.evaluations: list[Evaluation] = []
         self.checkpoints: list[Checkpoint] = []
         self.faults: list[Fault] = []
+        self.others: list[Other] = []
+        self.stops: list[Stop] = []
+        """All ends; the run may have been started again since."""
         self.stop: Stop | None = None
         """The end, unless the run was started again since."""
         self.last: Event | None = None
@@ -241,6 +99,16 @@ class History:
             )
         return found
 
+    @property
+    def columns(self) -> Columns:
+        """`rounds` as arrays."""
+        self._columns.update(self.rounds)
+        return self._columns
+
+    def seconds(self) -> np.ndarray:
+        """Seconds of training at each of `rounds`: float64. The time between two starts does not count."""
+        return self.columns.seconds(self.starts)
+
     def update(self) -> bool:
         """Reads what is new; returns whether there was anything. Raises OSError if the log cannot be read;
         what was read before remains."""
@@ -262,8 +130,6 @@ class History:
             return
         try:
             event = decode(line)
-            if event is None:
-                return
             _check(event, self.start)
         except UNREADABLE as error:
             self._num_damaged += 1
@@ -275,6 +141,7 @@ class History:
             self._begin(event)
         elif isinstance(event, Stop):
             self.stop = event
+            self.stops.append(event)
         else:
             self._list_of(event).append(event)
 
@@ -299,13 +166,15 @@ class History:
             self.evaluations,
             self.checkpoints,
             self.faults,
+            self.others,
         )
 
     def _list_of(self, event: Event) -> list[Any]:
-        kinds = (Round, Ranks, Machine, Layers, Evaluation, Checkpoint, Fault)
+        kinds = (Round, Ranks, Machine, Layers, Evaluation, Checkpoint, Fault, Other)
         return self._lists()[kinds.index(type(event))]
 
     def _thin(self) -> None:
+        del self.others[:-_MOST_OTHERS]
         while len(self.rounds) > MOST_ROUNDS:
             pairs = zip(self.rounds[:-1:2], self.rounds[1::2], strict=True)
             odd = self.rounds[-1:] if len(self.rounds) % 2 else []
@@ -338,14 +207,6 @@ def _check(event: Event, start: Start | None) -> None:
     elif isinstance(event, Layers):
         figures = (event.norm, event.update, event.gradient_peak, *event.gradient.values())
         _require(figures, len(start.layers), "layers")
-
-
-def _array(kind: type, values: Any) -> np.ndarray:
-    """For msgspec, which does not know arrays."""
-    array = np.array(values, np.float32)
-    if array.ndim != 1:
-        raise ValueError("expected a list of numbers")
-    return array
 
 
 def _require(lists: Any, count: int, what: str) -> None:

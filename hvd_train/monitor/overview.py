@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvd_train.io.regular import open_regular
+from hvd_train.monitor.events import UNREADABLE, Evaluation, Event, Round, Start, Stop, decode
 from hvd_train.monitor.follow import MAX_LINE_BYTES
-from hvd_train.monitor.history import UNREADABLE, Evaluation, Event, Round, Start, Stop, decode
 from hvd_train.monitor.state import State, state_of
 from hvd_train.run.layout import CONFIG_FILE, EVENTS_FILE
 
@@ -44,15 +46,18 @@ class Overview:
 def runs_in(folder: Path) -> list[Path]:
     """The folders of runs in `folder`, by name. Raises OSError."""
     with os.scandir(folder) as entries:
-        found = [Path(entry.path) for entry in entries if _is_run(entry)]
+        found = [Path(entry.path) for entry in entries if _is_folder(entry) and is_run(entry.path)]
     return sorted(found)
 
 
-def _is_run(entry: os.DirEntry[str]) -> bool:
+def is_run(folder: str | Path) -> bool:
+    """Whether a folder has a run's log or configuration."""
+    return any(os.path.lexists(os.path.join(folder, name)) for name in (EVENTS_FILE, CONFIG_FILE))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        return entry.is_dir() and any(
-            os.path.lexists(f"{entry.path}/{n}") for n in (EVENTS_FILE, CONFIG_FILE)
-        )
+        return entry.is_dir()
     except OSError:
         return False
 
@@ -78,7 +83,10 @@ def overview(folder: Path, now: float | None = None) -> Overview:
         now=now,
     )
     if start is None:
-        problem = "its log does not begin with a header" if events.last or events.damaged else ""
+        if events.last or events.damaged:
+            problem = "its log does not begin with a header"
+        else:
+            problem = "its log has no complete line" if events.num_bytes else ""
         return Overview(name=folder.name, folder=folder, state=state, problem=problem)
     return Overview(
         name=folder.name,
@@ -98,7 +106,7 @@ def overview(folder: Path, now: float | None = None) -> Overview:
 
 def _first(log: Path) -> Start | None:
     """The header in the first line."""
-    with open(log, "rb") as file:
+    with io.BufferedReader(open_regular(log)) as file:
         line = file.readline(MAX_LINE_BYTES)
     try:
         event = decode(line)
@@ -117,6 +125,7 @@ class _Newest:
         self.stop: Stop | None = None
         self.evaluation: Evaluation | None = None
         self.damaged = 0
+        self.num_bytes = os.stat(log).st_size
         self._rounds: list[Round] = []
         for line in _backwards(log):
             try:
@@ -124,7 +133,7 @@ class _Newest:
             except UNREADABLE:
                 self.damaged += 1
                 continue
-            if event is not None and self._add(event):
+            if self._add(event):
                 break
 
     def _add(self, event: Event) -> bool:
@@ -156,7 +165,7 @@ class _Newest:
 
 def _backwards(log: Path) -> Iterator[bytes]:
     """The complete lines at the end of a file, the last one first."""
-    with open(log, "rb", buffering=0) as file:
+    with open_regular(log) as file:
         end = os.fstat(file.fileno()).st_size
         least = max(0, end - _END_BYTES)
         rest, torn = b"", True

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hvd_train.monitor.history import History
 from hvd_train.record.wording import duration
 from hvd_train.run.claim import BEAT_S, STALE_S, Seen, last_claim
 from hvd_train.run.holder import Holder
@@ -29,6 +30,17 @@ class State:
     def is_live(self) -> bool:
         """Whether a job works on it."""
         return self.name in ("starting", "running")
+
+
+def state_by(folder: Path, history: History) -> State:
+    """The state of the run in `folder`, of whose log `history` was read."""
+    stop = history.stop
+    return state_of(
+        folder,
+        recorded=history.last is not None,
+        reason=stop.reason if stop else None,
+        stopped_s=stop.time_s if stop else 0.0,
+    )
 
 
 def state_of(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,14 +20,14 @@ from tyro.conf import Positional, arg
 from hvd_train.config_values import require_usable
 from hvd_train.errors import RunDirectoryError
 from hvd_train.io.text import counted
-from hvd_train.monitor import analysis
+from hvd_train.monitor import analysis, views
 from hvd_train.monitor.history import History
-from hvd_train.monitor.overview import Overview, age, overview, runs_in, seconds_since
-from hvd_train.monitor.state import State, state_of
+from hvd_train.monitor.overview import Overview, age, is_run, overview, runs_in, seconds_since
+from hvd_train.monitor.state import State, state_by
 from hvd_train.record.console import is_terminal
 from hvd_train.record.reports import PHASES
-from hvd_train.record.wording import REASONS, duration, number
-from hvd_train.run.layout import CONFIG_FILE, EVENTS_FILE, run_of
+from hvd_train.record.wording import duration, number
+from hvd_train.run.layout import EVENTS_FILE, run_of
 
 _EVERY_S = 1.0
 _PLAIN_WIDTH = 200
@@ -76,7 +74,7 @@ def main(options: Options) -> int:
     console = Console() if on_terminal else Console(width=_PLAIN_WIDTH, color_system=None)
     path = Path(options.path)
     folder = run_of(path)
-    if any(os.path.lexists(folder / name) for name in (EVENTS_FILE, CONFIG_FILE)):
+    if is_run(folder):
         _show_run(folder, console, live=on_terminal and not options.once)
     else:
         _print(_table(_overviews(path)), console)
@@ -157,16 +155,10 @@ def _update(folder: Path, history: History, console: Console) -> tuple[Renderabl
         problem = "there is no event log yet" if history.last is None else "the log is gone"
     except OSError as error:
         problem = f"the log cannot be read: {error.strerror}"
-    stop = history.stop
-    state = state_of(
-        folder,
-        recorded=history.last is not None,
-        reason=stop.reason if stop else None,
-        stopped_s=stop.time_s if stop else 0.0,
-    )
+    state = state_by(folder, history)
     blocks = _BLOCKS if (console.encoding or "").lower().startswith("utf") else _ASCII_BLOCKS
     problems = [*([problem] if problem else []), *history.problems]
-    first = _row("run", f"{folder}: ", _colored(state), _detail(history, state))
+    first = _row("run", f"{folder}: ", _colored(state), views.detail(history, state))
     return Group(first, *_lines(history, state, problems, blocks)), state.is_live
 
 
@@ -212,15 +204,6 @@ def _plain(part: str | Text) -> Text:
 def _printable(text: str) -> str:
     """With escapes for what would change the terminal, or the line: names and messages are anything."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _detail(history: History, state: State) -> str:
-    if history.stop is not None and history.start is not None and state.name != "starting":
-        reason = REASONS.get(history.stop.reason, history.stop.reason)
-        with contextlib.suppress(KeyError, ValueError):  # of a later version
-            reason = reason.format_map(history.start.stop_rules)
-        return f", {reason}" + (f"; {history.stop.missing}" if history.stop.missing else "")
-    return f", {state.detail}" if state.detail else ""
 
 
 def _progress(history: History) -> str:

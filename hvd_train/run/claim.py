@@ -32,6 +32,7 @@ from typing_extensions import Self
 
 from hvd_train.errors import RunDirectoryError, RunTakenOver
 from hvd_train.io.output import warn
+from hvd_train.io.regular import open_regular
 from hvd_train.run.holder import Holder
 
 BEAT_S = 5.0
@@ -232,7 +233,7 @@ class Seen:
 def _read_claim(path: Path) -> Seen | None:
     """The claim in a file; None if there is no file."""
     try:
-        with open(path, "rb") as file:  # a network file system asks its server when it opens a file
+        with open_regular(path) as file:  # a network file system asks its server when it opens a file
             content, changed_ns = file.read(), os.fstat(file.fileno()).st_mtime_ns
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESTALE):

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hvd_train.monitor import history as module
-from hvd_train.monitor.history import History, Round
+from hvd_train.monitor.events import Round
+from hvd_train.monitor.history import History
 from tests.unit.monitor.logs import LAYERS, Log, whole
 
 SETTINGS = settings(

@@ -84,8 +84,8 @@ def test_a_log_that_cannot_be_used_is_a_problem_of_its_run(tmp_path: Path) -> No
         "configured": ("empty", ""),
         "empty": ("empty", ""),
         "foreign": ("empty", "its log does not begin with a header"),
-        "huge line": ("empty", ""),
-        "torn": ("empty", ""),
+        "huge line": ("empty", "its log has no complete line"),
+        "torn": ("empty", "its log has no complete line"),
     }
 
 
