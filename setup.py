@@ -19,7 +19,11 @@ EXTENSIONS = {
     "hvd_train.comm._ring": "`ring` averages within one host only",
 }
 """What is compiled, and what is missing without it."""
-TEST = ["pytest", "pytest-timeout", "jsonschema", "hypothesis"]
+MONITOR = ["plotly>=6", "jinja2", "starlette>=0.37", "uvicorn"]
+TEST = [
+    *("pytest", "pytest-timeout", "jsonschema", "hypothesis"),
+    *("httpx2", "playwright", "axe-playwright-python", *MONITOR),
+]
 
 
 class BuildPyWithRecord(build_py):
@@ -96,7 +100,15 @@ setup(
     packages=find_packages(include=["hvd_train", "hvd_train.*"]),
     # project/ has links to files beside the package; what is built has these files themselves.
     package_data={
-        "hvd_train": ["py.typed", "**/*.pyi", "**/*.json", "**/*.toml", "project/*", "project/slurm/*"]
+        "hvd_train": [
+            "py.typed",
+            "**/*.pyi",
+            "**/*.json",
+            "**/*.toml",
+            "project/*",
+            "project/slurm/*",
+            "monitor/web/page/*",
+        ]
     },
     install_requires=[
         "numpy",
@@ -113,6 +125,7 @@ setup(
     extras_require={
         "mpi": ["mpi4py"],
         "demo": ["scikit-learn"],
+        "monitor": MONITOR,
         "test": TEST,
         "dev": [*TEST, "ruff", "mypy", "import-linter", "pre-commit"],
     },

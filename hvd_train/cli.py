@@ -31,8 +31,9 @@ every rank reads its own shards, and the ranks average their parameters every --
   --resume RUN         continues a run, with its configuration.
 
 Other commands, each with its own --help: `hvd_train launch` starts the ranks, `hvd_train status` shows what
-runs are doing, `hvd_train doctor` checks what would run here, `hvd_train init DIR` writes the files of a new
-project, `hvd_train shard write | info | check`, `hvd_train bench allreduce`, and `hvd_train restarts` for job
+runs are doing, `hvd_train dashboard` the same as live pages, `hvd_train report` writes a page as a file,
+`hvd_train doctor` checks what would run here, `hvd_train init DIR` writes the files of a new project,
+`hvd_train shard write | info | check`, `hvd_train bench allreduce`, and `hvd_train restarts` for job
 scripts."""
 
 DIVERGED = 3
@@ -130,9 +131,26 @@ def _shard(args: list[str]) -> int:
 def _status(args: list[str]) -> int:
     from hvd_train.monitor import status
 
+    return _shown(lambda: status.main(status.parse(args)))
+
+
+def _dashboard(args: list[str]) -> int:
+    from hvd_train.monitor import dashboard
+
+    return _shown(lambda: dashboard.main(dashboard.parse(args)))
+
+
+def _report_of(args: list[str]) -> int:
+    from hvd_train.monitor import report
+
+    return _shown(lambda: report.main(report.parse(args)))
+
+
+def _shown(show: Callable[[], int]) -> int:
+    """For commands that show runs."""
     try:
         with ends_on_interrupt(), reader_may_leave():
-            return status.main(status.parse(args))
+            return show()
     except UserError as error:
         _say(error)
         return 2
@@ -154,6 +172,8 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "bench": _bench,
     "restarts": _restarts,
     "status": _status,
+    "dashboard": _dashboard,
+    "report": _report_of,
 }
 
 
