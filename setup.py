@@ -20,9 +20,12 @@ EXTENSIONS = {
 }
 """What is compiled, and what is missing without it."""
 MONITOR = ["plotly>=6", "jinja2", "starlette>=0.37", "uvicorn"]
+TENSORBOARD = ["tensorboardX"]
+METRICS = ["prometheus-client"]
 TEST = [
     *("pytest", "pytest-timeout", "jsonschema", "hypothesis"),
     *("httpx2", "playwright", "axe-playwright-python", *MONITOR),
+    *(*TENSORBOARD, "tensorboard", *METRICS, "mlflow-skinny", "wandb"),
 ]
 
 
@@ -126,6 +129,8 @@ setup(
         "mpi": ["mpi4py"],
         "demo": ["scikit-learn"],
         "monitor": MONITOR,
+        "tensorboard": TENSORBOARD,
+        "metrics": METRICS,
         "test": TEST,
         "dev": [*TEST, "ruff", "mypy", "import-linter", "pre-commit"],
     },

@@ -12,13 +12,15 @@ from torch import nn
 from hvd_train.comm.agree import together
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import connect
-from hvd_train.config import Config
+from hvd_train.config import Config, RecordConfig
 from hvd_train.errors import CheckpointNotSaved, RunDirectoryError, UserError
+from hvd_train.monitor import reporting
 from hvd_train.preparation import prepare
 from hvd_train.record.console import make_console
 from hvd_train.record.events import EventLog
 from hvd_train.record.notice import make_notice
 from hvd_train.record.reports import NullRecorder, Recorder, Recorders
+from hvd_train.record.sinks import make_sinks
 from hvd_train.run.claim import NoClaim, Ownership
 from hvd_train.run.directory import RunDirectory, discard, open_run, write_config
 from hvd_train.run.layout import EVENTS_FILE, MANIFEST_FILE, saved_config
@@ -73,11 +75,12 @@ def train(config: Config, task: Task | None = None, comm: Communicator | None = 
 
 
 def _train(config: Config, task: Task | None, comm: Communicator) -> Result:
-    wiring = Wiring(prepared=prepare(config, task, comm))
     with ExitStack() as stack:
+        sinks = together(comm, lambda: _sinks(config.record, stack) if comm.rank == 0 else [])
+        wiring = Wiring(prepared=prepare(config, task, comm))
         run, claim = _open(config, comm)
         stack.enter_context(claim)
-        recorder = stack.enter_context(_recording(comm, run))
+        recorder = stack.enter_context(_recording(comm, run, sinks))
         stop_request = stack.enter_context(StopRequest())
         try:
             training = wiring.assemble(run, recorder, stop_request, claim)
@@ -92,6 +95,8 @@ def _train(config: Config, task: Task | None, comm: Communicator) -> Result:
         for fault in wiring.faults:
             recorder.report(fault)
         stop = training.run()
+        if config.record.report and comm.rank == 0:
+            reporting.write_report(run.folder)
     if stop.missing:
         raise CheckpointNotSaved(
             f"{run.folder}: {stop.missing} Make room, or fix what else failed, and continue with --resume."
@@ -107,10 +112,19 @@ def _open(config: Config, comm: Communicator) -> tuple[RunDirectory, Ownership]:
     return run, claim
 
 
+def _sinks(config: RecordConfig, stack: ExitStack) -> list[Recorder]:
+    """What takes the events besides log and console, before anything is begun that it could refuse."""
+    reporting.check(config)
+    sinks = make_sinks(config)
+    for sink in sinks:
+        stack.callback(sink.close)
+    return sinks
+
+
 @contextmanager
-def _recording(comm: Communicator, run: RunDirectory) -> Iterator[Recorder]:
+def _recording(comm: Communicator, run: RunDirectory, sinks: list[Recorder]) -> Iterator[Recorder]:
     recorder = (
-        Recorders(EventLog(run.folder / EVENTS_FILE), make_console(), *make_notice())
+        Recorders(EventLog(run.folder / EVENTS_FILE), make_console(), *make_notice(), *sinks)
         if comm.rank == 0
         else NullRecorder()
     )

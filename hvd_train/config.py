@@ -297,8 +297,27 @@ class RecordConfig:
     """Also report the seconds, memory and CPU of each rank, and norms of the parameters, updates and
     gradients of each layer."""
 
+    tensorboard: bool = False
+    """Also write event files of TensorBoard into the run's folder. Needs `hvd_train[tensorboard]`."""
+
+    metrics_port: Annotated[int, arg(aliases=["--metrics-port"])] = 0
+    """Serve the run's figures to Prometheus on this port of rank 0's host; 0: do not. Needs
+    `hvd_train[metrics]`."""
+
+    metrics_host: str = "127.0.0.1"
+    """The address to serve them on; `0.0.0.0` is all of the host's."""
+
+    sinks: tuple[str, ...] = ()
+    """Objects of yours that take the run's events: `file.py:factory` or `package.module:factory`."""
+
+    report: bool = False
+    """At the end, write `report.html` into the run's folder: all charts in one file. Needs
+    `hvd_train[monitor]`."""
+
     def __post_init__(self) -> None:
         require_usable(self, "record.")
+        port = self.metrics_port
+        _require(0 <= port <= 65535, "record.metrics_port", port, "0 to 65535")
 
 
 @dataclass(frozen=True, kw_only=True)

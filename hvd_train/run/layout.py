@@ -19,6 +19,7 @@ from hvd_train.io.sealed import parse, unseal
 
 CONFIG_FILE = "config.toml"
 EVENTS_FILE = "events.jsonl"
+REPORT_FILE = "report.html"
 CHECKPOINTS = "checkpoints"
 MANIFEST_FILE = "manifest.json"
 INDEX_FILE = "index.json"

@@ -100,6 +100,11 @@ RULES: Mapping[str, Rule] = {
     "checkpoint.every_rounds": Rule.NEXT,
     "checkpoint.keep": Rule.NEXT,
     "record.observe": Rule.NEXT,
+    "record.tensorboard": Rule.NEXT,
+    "record.metrics_port": Rule.NEXT,
+    "record.metrics_host": Rule.NEXT,
+    "record.sinks": Rule.NEXT,
+    "record.report": Rule.NEXT,
 }
 """For every key of the configuration."""
 

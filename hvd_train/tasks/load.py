@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
-import sys
-import traceback
 from collections.abc import Callable
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 from types import ModuleType
 
 from hvd_train.config import Config
 from hvd_train.errors import TaskError
-from hvd_train.io.text import refuse_utf16
+from hvd_train.io.user_module import load_module
 from hvd_train.tasks.base import Task
 from hvd_train.tasks.built_in import Classification, NextToken, Regression
 
@@ -37,8 +31,7 @@ def make_task(config: Config) -> Task:
     source, colon, class_name = name.rpartition(":")
     if not colon:
         raise TaskError(_unknown(name))
-    module = _load_file(Path(source)) if source.endswith(".py") else _load_module(source)
-    return _construct(module, source, class_name)
+    return _construct(load_module(source, "task", TaskError), source, class_name)
 
 
 def _unknown(name: str) -> str:
@@ -49,63 +42,6 @@ def _unknown(name: str) -> str:
         remedy = f"Did you mean `{near[0]}`?" if near else "Name a task of your own with its class."
     known = ", ".join(_BUILT_IN)
     return f"task = {name!r}: expected {known}, file.py:Class or package.module:Class. {remedy}"
-
-
-def _load_file(path: Path) -> ModuleType:
-    """The module in `path`, always from its source: n ranks that write bytecode next to it, or find bytecode
-    of an edit made in the same second, would not agree on what they run."""
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, sorted(p.name for p in path.parent.glob("*.py")), n=1)
-        start = f"Relative paths start at {Path.cwd()}."
-        remedy = f"Did you mean `{path.with_name(near[0])}`?" if near else start
-        raise TaskError(f"task: there is no file {path}; expected the Python file of the task. {remedy}")
-    name = f"hvd_train_task_{path.stem}"
-    loader = SourceFileLoader(name, str(path))
-    spec = spec_from_file_location(name, path, loader=loader)
-    assert spec is not None  # a loader was given
-    module = module_from_spec(spec)
-    _make_importable(path.parent)
-    sys.modules[name] = module  # dataclasses and pickle look the module up by its name
-    try:
-        source = path.read_bytes()
-        refuse_utf16(source)
-        exec(loader.source_to_code(source, str(path)), module.__dict__)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise TaskError(_cannot_load(str(path), error)) from error
-    return module
-
-
-def _load_module(name: str) -> ModuleType:
-    _make_importable(Path.cwd())
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and f"{name}.".startswith(f"{error.name}."):
-            raise TaskError(
-                f"task: there is no module {error.name}; expected an installed package, or one in "
-                f"{Path.cwd()}. Install it, or name a file: `file.py:Class`."
-            ) from None
-        raise TaskError(_cannot_load(name, error)) from error
-    except (Exception, SystemExit) as error:
-        raise TaskError(_cannot_load(name, error)) from error
-
-
-def _make_importable(directory: Path) -> None:
-    """Lets a task import what is next to it; last on the path, so that it hides no installed package."""
-    place = str(directory.resolve())
-    if place not in sys.path:
-        sys.path.append(place)
-
-
-def _cannot_load(source: str, error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    where = [frame for frame in frames if frame.filename == source] or frames
-    line = "" if isinstance(error, SyntaxError) else f" ({where[-1].filename}, line {where[-1].lineno})"
-    return (
-        f"task: {source} cannot be loaded: {type(error).__name__}: {error}{line}; expected a module that "
-        "can be imported. Correct it, or install what it needs."
-    )
 
 
 def _construct(module: ModuleType, source: str, class_name: str) -> Task:

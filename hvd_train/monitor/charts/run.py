@@ -198,7 +198,7 @@ def _speed(runs: Named, over: Over) -> Chart | None:
             samples = history.columns["samples"][1:]
             with np.errstate(divide="ignore", invalid="ignore"):
                 speed = np.where(seconds > 0, samples / seconds, np.nan)
-            data.append(line(name, _along(history, over)[1:], speed))
+            data.append(line(name, _along(history, over)[1:], speed, line={"shape": "vh"}))
     if not data:
         return None
     return Chart(
@@ -224,7 +224,7 @@ def _shares(runs: Named, over: Over) -> Chart | None:
             "name": phase,
             "x": positions(ends),
             "y": array(shares[i]),
-            "line": {"width": 0.5, "color": color},
+            "line": {"width": 0, "color": color, "shape": "vh"},
             "fillcolor": color,
         }
         for i, (phase, color) in enumerate(PHASE_COLORS.items())
