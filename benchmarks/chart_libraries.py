@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import os
 import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +40,20 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=15)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    load = os.getloadavg()[0]
     rng = np.random.default_rng(0)
     x = np.arange(POINTS, dtype=np.float64) * 10
     lines = [np.cumsum(rng.normal(size=POINTS)) for _ in range(LINES)]
     heat = rng.random(HEAT).astype(np.float32)
     pages = {"plotly": by_plotly(x, lines, heat), "bokeh": by_bokeh(x, lines, heat)}
     found = measure(pages, given.repeat)
-    found["versions"] = {"plotly": plotly.__version__, "bokeh": bokeh.__version__}
+    found["conditions"] = {
+        "date": time.strftime("%Y-%m-%d"),
+        "cores": os.cpu_count(),
+        "load_before": load,
+        "plotly": plotly.__version__,
+        "bokeh": bokeh.__version__,
+    }
     print(json.dumps(found, indent=2))
     if given.json:
         given.json.write_text(json.dumps(found, indent=2) + "\n")

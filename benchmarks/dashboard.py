@@ -3,7 +3,9 @@
 For each number of rounds and ranks it writes a log by the event log itself, serves it, and looks at it in a
 headless Chromium:
 
-    first      s      from the start of the navigation until the first chart is drawn and the page answers
+    first      s      of a dashboard and a browser that have just started, from the start of the navigation
+    until
+                      the first chart is drawn and the page answers: median, smallest and largest of five
     all        s      until all are
     memory     MB     resident memory of the server afterwards
     update     ms     CPU time of the server for a request that finds one new round and sends all charts again
@@ -14,6 +16,7 @@ headless Chromium:
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import statistics
@@ -30,6 +33,7 @@ from tests.unit.monitor.logs import Log
 
 SIZES = ((2_000, 4), (20_000, 4), (2_000, 64), (20_000, 64), (20_000, 1024))
 RUNS = 500
+_STARTS = 5
 _UPDATES = 20
 
 
@@ -37,9 +41,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         rows = [measure(Path(folder), browser, rounds, ranks) for rounds, ranks in SIZES]
-        found = {"pages": rows, "list": measure_list(Path(folder) / "many", browser)}
+        conditions = {"date": time.strftime("%Y-%m-%d"), "cores": os.cpu_count(), "load_before": load}
+        conditions |= {"chromium": browser.version, "plotly": importlib.metadata.version("plotly")}
+        found = {
+            "conditions": conditions,
+            "pages": rows,
+            "list": measure_list(Path(folder) / "many", browser),
+        }
     print(json.dumps(found, indent=2))
     if given.json:
         given.json.write_text(json.dumps(found, indent=2) + "\n")
@@ -62,13 +73,16 @@ def measure(folder: Path, browser: Browser, rounds: int, ranks: int) -> dict[str
     runs = folder / f"{rounds}x{ranks}"
     log = write(runs / "r", rounds, ranks)
     log.now = time.time()
+    first_s, all_s = [], []
+    for _ in range(_STARTS):
+        with dashboard(runs) as (_server, base):
+            page = visit(browser, base).open("run/r/curves")
+            for mark, times in (("begun", first_s), ("drawn", all_s)):
+                times.append(float(page.evaluate(f"document.documentElement.dataset.{mark}")) / 1000)
+            page.context.close()
     with dashboard(runs) as (server, base):
         seen = visit(browser, base)
         page = seen.open("run/r/curves")
-        first_s, all_s = (
-            float(page.evaluate(f"document.documentElement.dataset.{mark}")) / 1000
-            for mark in ("begun", "drawn")
-        )
         rss = int(Path(f"/proc/{server.pid}/status").read_text().split("VmRSS:")[1].split()[0]) / 1000
         drawing = page.evaluate(
             "(async () => { const t = performance.now(); await draw(shown); return performance.now() - t })()"
@@ -93,13 +107,18 @@ def measure(folder: Path, browser: Browser, rounds: int, ranks: int) -> dict[str
         "rounds": rounds,
         "ranks": ranks,
         "log_mb": round((runs / "r" / "events.jsonl").stat().st_size / 1e6, 1),
-        "first_s": round(first_s, 2),
-        "all_s": round(all_s, 2),
+        "first_s": spread(first_s),
+        "all_s": spread(all_s),
         "memory_mb": round(rss),
         "update_ms": round(1000 * statistics.mean(updates), 1),
         "drawing_ms": round(drawing),
-        "delay_s": {"median": round(statistics.median(delays), 2), "largest": round(max(delays), 2)},
+        "delay_s": spread(delays),
     }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    named = {"median": statistics.median(values), "smallest": min(values), "largest": max(values)}
+    return {name: round(value, 2) for name, value in named.items()}
 
 
 def cpu_s(pid: int) -> float:

@@ -35,7 +35,7 @@ FOREIGN_OPTIONS = {
     # mpirun, horovodrun, srun and sbatch; pip; the benchmark
     *("--hostfile", "--oversubscribe", "--bind-to", "--host", "--gloo", "--mpi", "--nodes", "--ntasks"),
     *("--with-ft", "--signal", "--batch", "--cpus-per-task", "--wait", "--kill-on-bad-exit", "--check-build"),
-    *("--array", "--chdir", "--ntasks-per-node", "--output", "--time", "--version"),
+    *("--array", "--chdir", "--ntasks-per-node", "--output", "--time", "--version", "--logdir"),
 }
 """Long options in the documents that are not this program's."""
 
@@ -54,7 +54,7 @@ def known_options() -> set[str]:
     for name in ("write", "info", "check"):
         found |= options_of(*train, "shard", name)
     found |= options_of(*train, "bench", "allreduce")
-    for name in ("launch", "doctor", "init", "restarts", "status"):
+    for name in ("launch", "doctor", "init", "restarts", "status", "dashboard", "report"):
         found |= options_of(*train, name)
     found |= options_of("benchmarks/averaging_cost.py") | options_of("-m", "benchmarks.ring_between_hosts")
     return found | FOREIGN_OPTIONS

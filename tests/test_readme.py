@@ -27,6 +27,7 @@ BY_SLURM = ("sbatch ", "launch/srun.sh ")
 
 NOT_RUN = {
     ". .venv/bin/activate": "the environment of the tests is active already",
+    "python -m hvd_train dashboard": "it serves until it is interrupted: tests/unit/monitor does that",
     **dict.fromkeys(BY_SLURM, "there is no Slurm; the script's syntax and the training options are checked"),
 }
 """Commands, by how they begin, that are not run here, and why. Those of `make` are compared with CI's."""
@@ -80,7 +81,17 @@ def environment(checkout: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(checkout), "VENV": str(BIN.parent), **AS_ROOT, **OVERSUBSCRIBE}
 
 
-NO_TRAINING = (" shard ", " status", " bench ", " doctor", " init ", "--help", "--check-hosts", "--dry-run")
+NO_TRAINING = (
+    " shard ",
+    " status",
+    " report ",
+    " bench ",
+    " doctor",
+    " init ",
+    "--help",
+    "--check-hosts",
+    "--dry-run",
+)
 
 
 def is_training(command: str) -> bool:
