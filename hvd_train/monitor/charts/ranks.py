@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from hvd_train.io.text import counted
 from hvd_train.monitor import analysis
 from hvd_train.monitor.charts.figure import Chart, Figure, array, axis, line, positions
-from hvd_train.monitor.events import Machine, Start
+from hvd_train.monitor.events import Machine, Ranks, Start
 from hvd_train.monitor.history import History
 
 MOST_LANES = 64
@@ -44,29 +45,7 @@ def _lanes(history: History, start: Start) -> Chart | None:
     if start.world_size > MOST_LANES:
         busy = lines[-1].seconds["data"] + lines[-1].seconds["compute"]
         shown = np.sort(np.argsort(-busy, kind="stable")[:_LANES_OF_MANY])
-    data, begin = [], 0.0
-    for event in lines:
-        count = event.rounds[1] - event.rounds[0] + 1
-        label = f"round {event.round:,}" if count == 1 else f"mean of {count} rounds up to {event.round:,}"
-        at = np.full(len(shown), begin)
-        for phase, color in PHASE_COLORS.items():
-            seconds = event.seconds[phase][shown] / count
-            bars: Figure = {
-                "type": "bar",
-                "orientation": "h",
-                "name": phase,
-                "legendgroup": phase,
-                "showlegend": event is lines[-1],
-                "y": _labels(history, start, shown),
-                "x": array(seconds),
-                "base": positions(at),
-                "marker": {"color": color, "line": {"width": 0}},
-                "customdata": array(seconds),
-                "hovertemplate": f"%{{customdata:.3s}}s {phase}, {label}<extra>rank %{{y}}</extra>",
-            }
-            data.append(bars)
-            at = at + seconds
-        begin = float(at.max())  # of all ranks: a round ends for all together
+    data = _bars(lines, shown, _labels(history, start, shown))
     many = f" of the {len(shown)} busiest ranks" if len(shown) < start.world_size else " per rank"
     return Chart(
         name="lanes",
@@ -84,6 +63,34 @@ def _lanes(history: History, start: Start) -> Chart | None:
         },
         height=150 + 24 * len(shown),
     )
+
+
+def _bars(lines: Sequence[Ranks], shown: np.ndarray, labels: list[str] | list[list[str]]) -> list[Figure]:
+    """The phases of each line of rounds, behind those of the line before it."""
+    data, begin = [], 0.0
+    for event in lines:
+        count = event.rounds[1] - event.rounds[0] + 1
+        label = f"round {event.round:,}" if count == 1 else f"mean of {count} rounds up to {event.round:,}"
+        at = np.full(len(shown), begin)
+        for phase, color in PHASE_COLORS.items():
+            seconds = event.seconds[phase][shown] / count
+            bars: Figure = {
+                "type": "bar",
+                "orientation": "h",
+                "name": phase,
+                "legendgroup": phase,
+                "showlegend": event is lines[-1],
+                "y": labels,
+                "x": array(seconds),
+                "base": positions(at),
+                "marker": {"color": color, "line": {"width": 0}},
+                "customdata": array(seconds),
+                "hovertemplate": f"%{{customdata:.3s}}s {phase}, {label}<extra>rank %{{y}}</extra>",
+            }
+            data.append(bars)
+            at = at + seconds
+        begin = float(at.max())  # of all ranks: a round ends for all together
+    return data
 
 
 def _labels(history: History, start: Start, ranks: np.ndarray) -> list[str] | list[list[str]]:
@@ -140,67 +147,74 @@ def _busy(history: History, start: Start) -> Chart | None:
     )
 
 
+@dataclass(frozen=True)
+class _Usage:
+    """What ranks, or hosts, use."""
+
+    name: str
+    title: str
+    unit: str
+    meaning: str
+    value: Callable[[Machine], np.ndarray]
+    of_hosts: bool = False
+
+
+_USAGES = (
+    _Usage(
+        "memory",
+        "resident memory of each rank",
+        "GiB",
+        "Memory that ranks share counts for each. If it grows without an end, the task keeps tensors.",
+        lambda machine: np.array(machine.rss_bytes, float) / 2**30,
+    ),
+    _Usage(
+        "available",
+        "memory left on each host",
+        "GiB",
+        "When none is left the host kills a rank: use fewer ranks a host, or `data.reading = 'stream'`.",
+        lambda machine: np.array(machine.available_bytes, float) / 2**30,
+        of_hosts=True,
+    ),
+    _Usage(
+        "cpu",
+        "cores that each rank keeps busy",
+        "cores",
+        "Below the number of its threads a rank waits: for data, for other ranks, or for cores that it "
+        "shares.",
+        lambda machine: machine.cpu,
+    ),
+    _Usage(
+        "throttled",
+        "share of the time in which the CPU limit held a rank back",
+        "share",
+        "Its cgroup gives the rank fewer cores than its threads use: ask for more, or lower `threads`.",
+        lambda machine: machine.throttled,
+    ),
+)
+
+
 def _machines(history: History, start: Start) -> list[Chart]:
     """What the ranks use of their hosts."""
     ranks = [f"rank {rank}" for rank in range(start.world_size)]
-    observed = [
-        m
-        for m in history.machine
-        if (len(m.rss_bytes), len(m.available_bytes)) == (len(ranks), len(start.hosts))
-    ]
-    if not observed:
-        return []
-
-    def chart(
-        name: str, title: str, unit: str, meaning: str, value: Callable[[Machine], np.ndarray], of: list[str]
-    ) -> Chart:
-        x = np.array([m.round for m in observed], float)
-        data = _spread(x, np.stack([value(m) for m in observed]), of)
-        layout = {"xaxis": axis("rounds"), "yaxis": {"title": {"text": unit}, "rangemode": "tozero"}}
-        return Chart(
-            name=name, title=title, meaning=meaning, data=data, layout={**layout, "showlegend": True}
-        )
-
-    found = [
-        chart(
-            "memory",
-            "resident memory of each rank",
-            "GiB",
-            "Memory that ranks share counts for each. If it grows without an end, the task keeps tensors.",
-            lambda machine: np.array(machine.rss_bytes, float) / 2**30,
-            ranks,
-        ),
-        chart(
-            "available",
-            "memory left on each host",
-            "GiB",
-            "When none is left the host kills a rank: use fewer ranks a host, or `data.reading = 'stream'`.",
-            lambda machine: np.array(machine.available_bytes, float) / 2**30,
-            start.hosts,
-        ),
-        chart(
-            "cpu",
-            "cores that each rank keeps busy",
-            "cores",
-            "Below the number of its threads a rank waits: for data, for other ranks, or for cores that it "
-            "shares.",
-            lambda machine: machine.cpu,
-            ranks,
-        ),
-    ]
-    if any(m.throttled.any() for m in observed):
-        found.append(
-            chart(
-                "throttled",
-                "periods in which the CPU limit held a rank back",
-                "share",
-                "Its cgroup gives the rank fewer cores than its threads use: ask for more, or lower "
-                "`threads`.",
-                lambda machine: machine.throttled,
-                ranks,
+    sizes = (len(ranks), len(start.hosts))
+    observed = [m for m in history.machine if (len(m.rss_bytes), len(m.available_bytes)) == sizes]
+    x = np.array([m.round for m in observed], float)
+    charts = []
+    for usage in _USAGES if observed else ():
+        values = np.stack([usage.value(m) for m in observed])
+        if usage.name == "throttled" and not values.any():
+            continue
+        layout = {"xaxis": axis("rounds"), "yaxis": {"title": {"text": usage.unit}, "rangemode": "tozero"}}
+        charts.append(
+            Chart(
+                name=usage.name,
+                title=usage.title,
+                meaning=usage.meaning,
+                data=_spread(x, values, start.hosts if usage.of_hosts else ranks),
+                layout={**layout, "showlegend": True},
             )
         )
-    return found
+    return charts
 
 
 def _spread(x: np.ndarray, values: np.ndarray, names: list[str]) -> list[Figure]:
