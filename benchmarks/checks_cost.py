@@ -1,6 +1,6 @@
 """What the checks and observations of a training cost: checksums of the rows that it reads, the marks of its
-progress, the figures of ranks and layers. Each is switched on and off in alternating blocks of rounds within
-one run. See README.md beside this file."""
+progress, the figures of ranks and layers, the sinks of its events. Each is switched on and off in alternating
+blocks of rounds within one run. See README.md beside this file."""
 
 from __future__ import annotations
 
@@ -27,10 +27,13 @@ from hvd_train.cli import parse
 from hvd_train.comm.factory import connect
 from hvd_train.data.rows import Rows
 from hvd_train.preparation import prepare
+from hvd_train.record.background import Background
 from hvd_train.record.events import EventLog
-from hvd_train.record.reports import NullRecorder
+from hvd_train.record.metrics import Metrics
+from hvd_train.record.reports import NullRecorder, Recorder, Report, RunStart
+from hvd_train.record.tensorboard import TensorBoard
 from hvd_train.run.claim import NoClaim
-from hvd_train.run.directory import RunDirectory
+from hvd_train.run.directory import RunDirectory, write_config
 from hvd_train.run.layout import EVENTS_FILE
 from hvd_train.run.signals import StopRequest
 from hvd_train.wiring import Wiring
@@ -40,6 +43,7 @@ _WHAT = {
     "marks": "marks of progress",
     "first": "checksums, every block as if it were read for the first time",
     "again": "checksums, every block compared before: all epochs but the first",
+    "sinks": "TensorBoard's files, and figures for Prometheus that nobody asks for",
     "observation": "seconds, memory and CPU of each rank, and norms of each layer",
 }
 
@@ -88,12 +92,18 @@ def train(what: str, args: argparse.Namespace) -> None:
     with connect(config.backend, shared_folder=config.runs) as comm:
         wiring = Wiring(prepared=prepare(config, None, comm))
         run = RunDirectory(folder=Path(config.runs), is_new=False, checkpoint=None)
-        recorder = EventLog(run.folder / EVENTS_FILE) if comm.rank == 0 else NullRecorder()
+        log = EventLog(run.folder / EVENTS_FILE) if comm.rank == 0 else NullRecorder()
+        sinks: list[Recorder] = []
+        if what == "sinks" and comm.rank == 0:
+            made = {"tensorboard": TensorBoard(), "metrics": Metrics(0, "127.0.0.1")}
+            sinks = [Background(name, sink) for name, sink in made.items()]
+            write_config(config, run.folder, NoClaim())
+        recorder = Switched(log, sinks)
         training = wiring.assemble(run, recorder, StopRequest(), NoClaim())
         recorder.header(wiring.header(run, training))
         training.worker = switch = Switch(  # type: ignore[assignment]
             training.worker,
-            _turn(what, comm.liveness, wiring.reader._rows, training.observer),
+            _turn(what, comm.liveness, wiring.reader._rows, training.observer, recorder),
             args.rounds,
             args.warm_up,
         )
@@ -104,8 +114,31 @@ def train(what: str, args: argparse.Namespace) -> None:
             print(json.dumps({"wall": switch.wall, "cpu": switch.cpu}), flush=True)
 
 
-def _turn(what: str, patience: liveness.Liveness, rows: Rows, observer: Observer) -> Callable[[bool], None]:
-    """What turns a check, or the observation, on or off."""
+@dataclass
+class Switched(Recorder):
+    """The log, and sinks that get reports only while they are turned on."""
+
+    log: Recorder
+    sinks: Sequence[Recorder]
+    on: bool = True
+
+    def header(self, header: RunStart) -> None:
+        for recorder in (self.log, *self.sinks):
+            recorder.header(header)
+
+    def report(self, report: Report) -> None:
+        for recorder in (self.log, *self.sinks) if self.on else (self.log,):
+            recorder.report(report)
+
+    def close(self) -> None:
+        for recorder in (self.log, *self.sinks):
+            recorder.close()
+
+
+def _turn(
+    what: str, patience: liveness.Liveness, rows: Rows, observer: Observer, recorder: Switched
+) -> Callable[[bool], None]:
+    """What turns a check, the observation, or the sinks on or off."""
     turned_off = [time.perf_counter()]
     module, signs = liveness._signs, patience._signs
 
@@ -128,9 +161,12 @@ def _turn(what: str, patience: liveness.Liveness, rows: Rows, observer: Observer
         turned_off[0] = now
         observer.enabled = on
 
+    def sinks(on: bool) -> None:
+        recorder.on = on
+
     def nothing(on: bool) -> None: ...
 
-    turns = (nothing, marks, first, again, observation)
+    turns = (nothing, marks, first, again, observation, sinks)
     return {turn.__name__: turn for turn in turns}[what]
 
 
