@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+"""A number of things; larger ones are damage, and would not fit into a float."""
+
+Time = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
+"""Unix seconds, of a clock that may be wrong."""
 
 Figure = float | None
 """A value that is not finite is null in the log."""
@@ -17,9 +23,9 @@ Array = np.ndarray
 class Event(msgspec.Struct, kw_only=True):
     """What every event has."""
 
-    time_s: float
-    round: int
-    schema: int = 1
+    time_s: Time
+    round: Count
+    schema: Count = 1
 
 
 class Spread(msgspec.Struct):
@@ -36,64 +42,64 @@ class Start(Event):
     run: str
     task: str
     model: str
-    num_parameters: int
-    world_size: int
+    num_parameters: Count
+    world_size: Count
     hosts: list[str]
     backend: str
-    threads: list[int]
-    period: int | None
-    batch_size: int
+    threads: list[Count]
+    period: Count | None
+    batch_size: Count
     data: str
-    shards_per_rank: list[int]
-    samples_per_rank: list[int]
-    validation_samples: int
+    shards_per_rank: list[Count]
+    samples_per_rank: list[Count]
+    validation_samples: Count
     metric: str
     stop_rules: dict[str, int | float]
     versions: dict[str, str]
     lost_rank: str = ""
     stall_timeout_s: float | None = None
-    host_of_rank: list[int] = []
+    host_of_rank: list[Count] = []
     layers: list[str] = []
-    layer_sizes: list[int] = []
+    layer_sizes: list[Count] = []
     task_is_given: bool = False
 
 
 class Round(Event):
     """`round`: one round, or several in a row."""
 
-    rounds: tuple[int, int]
+    rounds: tuple[Count, Count]
     epoch: float
-    samples: int
+    samples: Count
     loss: Figure
     seconds: dict[str, Spread]
-    period: int
+    period: Count
     lr: Figure
     drift: Figure
-    zero_weight: list[int]
-    slowest: int | None = None
+    zero_weight: list[Count]
+    slowest: Count | None = None
 
 
 class Ranks(Event):
     """`ranks`: the seconds of each rank."""
 
-    rounds: tuple[int, int]
+    rounds: tuple[Count, Count]
     seconds: dict[str, Array]
 
 
 class Machine(Event):
     """`machine`: what the ranks use of their hosts."""
 
-    rss_bytes: list[int]
+    rss_bytes: list[Count]
     cpu: Array
     throttled: Array
-    available_bytes: list[int]
-    sent_bytes: int | None
+    available_bytes: list[Count]
+    sent_bytes: Count | None
 
 
 class Layers(Event):
     """`layers`: figures of each trainable parameter."""
 
-    period: int
+    period: Count
     norm: Array
     update: Array
     gradient: dict[str, Array]
@@ -104,11 +110,11 @@ class Evaluation(Event):
     """`evaluation`."""
 
     epoch: float
-    samples: int
+    samples: Count
     error: Figure
     metrics: dict[str, Figure]
     best: Figure
-    best_round: int
+    best_round: Count
     seconds: float
 
 
@@ -117,7 +123,7 @@ class Checkpoint(Event):
 
     path: str
     reason: str
-    num_bytes: int
+    num_bytes: Count
     seconds: float
 
 
@@ -125,7 +131,7 @@ class Fault(Event):
     """`fault`."""
 
     kind: str
-    ranks: list[int]
+    ranks: list[Count]
     message: str
 
 
@@ -134,9 +140,9 @@ class Stop(Event):
 
     reason: str
     best: Figure
-    best_round: int | None
+    best_round: Count | None
     final: Figure
-    samples: int
+    samples: Count
     seconds: float
     checkpoints: dict[str, str]
     missing: str = ""
@@ -188,7 +194,11 @@ def decode(line: bytes) -> Event:
 
 def _array(kind: type, values: Any) -> np.ndarray:
     """For msgspec, which does not know arrays."""
-    array = np.array(values, np.float32)
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(values, np.float32)
+    except OverflowError as error:
+        raise ValueError(str(error)) from None
     if array.ndim != 1:
         raise ValueError("expected a list of numbers")
     return array

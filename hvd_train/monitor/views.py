@@ -35,9 +35,9 @@ _MUCH = 0.3
 def detail(history: History, state: State) -> str:
     """What is known of the state besides its name, to follow it in a sentence."""
     if history.stop is not None and history.start is not None and state.name != "starting":
-        reason = REASONS.get(history.stop.reason, history.stop.reason)
-        with contextlib.suppress(KeyError, ValueError):  # of a later version
-            reason = reason.format_map(history.start.stop_rules)
+        reason = history.stop.reason
+        with contextlib.suppress(KeyError):  # of a later version, or without the rule in its header
+            reason = REASONS[reason].format_map(history.start.stop_rules)
         return f", {reason}" + (f"; {history.stop.missing}" if history.stop.missing else "")
     return f", {state.detail}" if state.detail else ""
 

@@ -38,7 +38,7 @@ def rank_charts(history: History) -> list[Chart]:
 
 def _lanes(history: History, start: Start) -> Chart | None:
     """A lane for each rank: its phases in the last rounds, one after the other."""
-    lines = [e for e in history.ranks[-_LAST:] if set(e.seconds) >= set(PHASE_COLORS)]
+    lines = [e for e in history.ranks[-_LAST:] if _is_whole(e, start)]
     if not lines:
         return None
     shown = np.arange(start.world_size)
@@ -63,6 +63,11 @@ def _lanes(history: History, start: Start) -> Chart | None:
         },
         height=150 + 24 * len(shown),
     )
+
+
+def _is_whole(event: Ranks, start: Start) -> bool:
+    """Whether it has every phase of every rank; before a resume there may have been others."""
+    return all(len(event.seconds.get(phase, ())) == start.world_size for phase in PHASE_COLORS)
 
 
 def _bars(lines: Sequence[Ranks], shown: np.ndarray, labels: list[str] | list[list[str]]) -> list[Figure]:
@@ -108,7 +113,7 @@ def _kind(start: Start) -> str:
 
 def _busy(history: History, start: Start) -> Chart | None:
     """How long each rank was busy, over the median rank, as a heat map over the rounds."""
-    lines = [e for e in history.ranks if {"data", "compute"} <= set(e.seconds)]
+    lines = [e for e in history.ranks if _is_whole(e, start)]
     if start.world_size == 1 or not lines:
         return None
     step = max(1, -(-len(lines) * start.world_size // _MOST_CELLS), len(lines) // _MOST_COLUMNS)

@@ -1,0 +1,1 @@
+"""The live pages: what they show, their templates, and the server."""
