@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from hvd_train.config import Config, RecordConfig
 from hvd_train.errors import CheckpointNotSaved, RunDirectoryError, UserError
 from hvd_train.monitor import reporting
 from hvd_train.preparation import prepare
+from hvd_train.record.background import close_all
 from hvd_train.record.console import make_console
 from hvd_train.record.events import EventLog
 from hvd_train.record.notice import make_notice
@@ -112,26 +113,26 @@ def _open(config: Config, comm: Communicator) -> tuple[RunDirectory, Ownership]:
     return run, claim
 
 
-def _sinks(config: RecordConfig, stack: ExitStack) -> list[Recorder]:
-    """What takes the events besides log and console, before anything is begun that it could refuse."""
+def _sinks(config: RecordConfig, stack: ExitStack) -> Sequence[Recorder]:
+    """What takes the events besides log and console, before anything is begun that it could refuse. They are
+    closed last: then the run's folder is free, however slow they are."""
     reporting.check(config)
     sinks = make_sinks(config)
-    for sink in sinks:
-        stack.callback(sink.close)
+    stack.callback(close_all, sinks)
     return sinks
 
 
 @contextmanager
-def _recording(comm: Communicator, run: RunDirectory, sinks: list[Recorder]) -> Iterator[Recorder]:
-    recorder = (
-        Recorders(EventLog(run.folder / EVENTS_FILE), make_console(), *make_notice(), *sinks)
+def _recording(comm: Communicator, run: RunDirectory, sinks: Sequence[Recorder]) -> Iterator[Recorder]:
+    own = (
+        Recorders(EventLog(run.folder / EVENTS_FILE), make_console(), *make_notice())
         if comm.rank == 0
         else NullRecorder()
     )
     try:
-        yield recorder
+        yield Recorders(own, *sinks)
     finally:
-        recorder.close()
+        own.close()
 
 
 def load_model(path: str | Path, checkpoint: str = "best", task: Task | None = None) -> nn.Module:

@@ -57,6 +57,19 @@ def _nearest(key: str) -> str:
     return f"Did you mean `{near[0]}`?" if near else "`python -m hvd_train --help` lists the keys."
 
 
+def flat_values(text: str) -> dict[str, object]:
+    """The keys of a configuration's text by their paths, whatever they are. Raises ValueError."""
+
+    def flat(tables: Mapping[str, Any], prefix: str) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for key, value in tables.items():
+            path = f"{prefix}{key}"
+            found |= flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+        return found
+
+    return flat(tomllib.loads(text), "")
+
+
 def load_config(path: str | Path) -> Config:
     """Reads a TOML file. Raises `ConfigError` with the file, the key, what was seen and expected."""
     try:

@@ -131,12 +131,14 @@ def host_of(history: History, rank: int) -> str:
 
 def patience_left(history: History) -> tuple[int, int] | None:
     """Evaluations without improvement that the run may still have, and how many it may have in all; None
-    without that rule."""
+    without that rule, and where the log does not say."""
     start = history.start
     patience = int(start.stop_rules.get("patience", 0)) if start else 0
     if start is None or patience == 0:
         return None
     best_round = history.evaluations[-1].best_round if history.evaluations else 0
+    if 0 < best_round <= history.starts[0].round:
+        return None  # it was resumed under another name: evaluations since the best are in another log
     since = sum(e.round > max(best_round, history.patience_from) for e in history.evaluations)
     return max(0, patience - since), patience
 

@@ -99,6 +99,17 @@ class History:
             )
         return found
 
+    def samples(self) -> np.ndarray:
+        """Samples used until each of `rounds`, those before this log included: float64. A run that was
+        resumed under another name begins with those of the other one, which its evaluations count."""
+        used: np.ndarray = np.cumsum(self.columns["samples"])
+        if not len(used) or not self.evaluations or not self.starts or self.starts[0].round == 0:
+            return used
+        first = self.evaluations[0]
+        at = int(np.searchsorted(self.columns["round"], first.round))
+        before = max(0.0, first.samples - float(used[min(at, len(used) - 1)]))
+        return used + before if before else used
+
     @property
     def columns(self) -> Columns:
         """`rounds` as arrays."""

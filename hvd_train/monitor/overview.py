@@ -18,6 +18,7 @@ from hvd_train.run.layout import CONFIG_FILE, EVENTS_FILE
 _BLOCK_BYTES = 1 << 16
 _END_BYTES = 1 << 20
 """How far back the end of a log is read."""
+_HEADER = b'\n{"event":"header"'
 _SPEED_OVER_S = 10.0
 """The speed of a live run is that of its rounds of so many seconds."""
 
@@ -135,6 +136,7 @@ class _Newest:
                 continue
             if self._add(event):
                 break
+        self.start = self.start or _last_start(log)
 
     def _add(self, event: Event) -> bool:
         """Takes the next older event; returns whether nothing more is needed."""
@@ -161,6 +163,21 @@ class _Newest:
             return None
         seconds = self._rounds[0].time_s - self._rounds[-1].time_s
         return sum(r.samples for r in self._rounds[:-1]) / seconds if seconds > 0 else None
+
+
+def _last_start(log: Path) -> Start | None:
+    """The newest header in the end of a log: the first line is not that of the last start."""
+    with open_regular(log) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _END_BYTES))
+        end = file.read(_END_BYTES)
+    at = end.rfind(_HEADER)
+    if at < 0:
+        return None
+    try:
+        event = decode(end[at + 1 :].partition(b"\n")[0])
+    except UNREADABLE:
+        return None
+    return event if isinstance(event, Start) else None
 
 
 def _backwards(log: Path) -> Iterator[bytes]:

@@ -43,6 +43,8 @@ class Options:
         require_usable(self, "--")
         if not 1 <= len(self.runs) <= MOST_COMPARED:
             raise ConfigError(f"{len(self.runs)} runs: expected 1 to {MOST_COMPARED}.")
+        if not Path(self.out).name:
+            raise ConfigError(f"--out {self.out!r}: expected the name of a file.")
 
 
 def parse(args: Sequence[str]) -> Options:

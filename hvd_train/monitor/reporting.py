@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from hvd_train.config import RecordConfig
-from hvd_train.errors import UserError
 from hvd_train.io.output import warn
 from hvd_train.run.layout import REPORT_FILE
 
@@ -24,5 +23,5 @@ def write_report(folder: Path) -> None:
 
     try:
         write([folder], folder / REPORT_FILE)
-    except (UserError, OSError) as error:
+    except Exception as error:  # whatever it is, the run has ended well
         warn(f"the report could not be written: {error}")

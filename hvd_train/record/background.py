@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Protocol, final
 
+from hvd_train.errors import ConfigError
 from hvd_train.io.output import warn
+from hvd_train.liveness import mark
 from hvd_train.record.reports import Recorder, Report, RunStart
 
 CAPACITY = 10_000
 """Events that wait for a slow sink; more are left out."""
 PATIENCE_S = 30.0
-"""How long the end of a run waits for a sink to take what is left."""
+"""How long the end of a run waits for its sinks to take what is left."""
+START_S = 120.0
+"""How long the start of a run waits for a sink to be made."""
+_SLICE_S = 1.0
 
 
 class Sink(Protocol):
@@ -25,27 +32,39 @@ class Sink(Protocol):
 
 @final
 class Background(Recorder):
-    """Hands every event to a sink in a thread. An event that finds the queue full is left out, and one on
-    which the sink raises is lost; both are counted, and said.
+    """Makes a sink and hands every event to it, in one thread. An event that finds the queue full is left
+    out, and one on which the sink raises is lost; both are counted, and said.
 
     Args:
         name: of the sink, for messages.
-        sink: may have a method `close` besides, which is called last.
+        make: what it raises is raised here. The sink may have a method `close`, which is called last.
     """
 
     def __init__(
-        self, name: str, sink: Sink, *, capacity: int = CAPACITY, patience_s: float = PATIENCE_S
+        self,
+        name: str,
+        make: Callable[[], Sink],
+        *,
+        capacity: int = CAPACITY,
+        patience_s: float = PATIENCE_S,
+        start_s: float = START_S,
     ) -> None:
         self._name = name
-        self._sink = sink
         self._capacity = capacity
         self._patience_s = patience_s
         self._events: deque[RunStart | Report] = deque()
         self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._ending = False
+        self._made = threading.Event()
+        self._error: BaseException | None = None
+        self._ending = self._closed = False
         self._left_out = 0
         self._failed = 0
+        self._thread = threading.Thread(target=self._work, args=(make,), name=name, daemon=True)
+        self._thread.start()
+        if not _waited(self._made.wait, start_s):
+            raise ConfigError(f"{name} was not ready within {start_s:g} s. Correct it, or leave it out.")
+        if self._error is not None:
+            raise self._error
 
     def header(self, header: RunStart) -> None:
         self._put(header)
@@ -54,24 +73,37 @@ class Background(Recorder):
         self._put(report)
 
     def close(self) -> None:
-        if self._ending:
-            return
+        close_all([self])
+
+    def end(self) -> None:
+        """Takes no more events. Does not wait."""
         with self._changed:
             self._ending = True
             self._changed.notify()
-        if self._thread is None:
-            self._close_sink()
-        else:
-            self._thread.join(self._patience_s)
-            if self._thread.is_alive():
-                warn(
-                    f"{self._name} has not taken {len(self._events) + 1} events within {self._patience_s:g} "
-                    "s of the end of the run: they are lost."
-                )
+
+    def finish(self, within_s: float) -> None:
+        """Waits until the sink has taken what is left, and is closed; says what was lost."""
+        if self._closed:
+            return
+        self._closed = True
+        if not _waited(self._has_ended, within_s):
+            warn(
+                f"{self._name} has not taken {len(self._events) + 1} events within {self._patience_s:g} s of "
+                "the end of the run: they are lost."
+            )
         if self._left_out:
             warn(f"{self._name} was too slow for {self._left_out:,} events, which are missing there.")
         if self._failed > 1:
             warn(f"{self._name} failed on {self._failed:,} events.")
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds that the end of a run waits for it."""
+        return self._patience_s
+
+    def _has_ended(self, within_s: float) -> bool:
+        self._thread.join(within_s)
+        return not self._thread.is_alive()
 
     def _put(self, event: RunStart | Report) -> None:
         with self._changed:
@@ -82,11 +114,15 @@ class Background(Recorder):
                 return
             self._events.append(event)
             self._changed.notify()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-            self._thread.start()
 
-    def _work(self) -> None:
+    def _work(self, make: Callable[[], Sink]) -> None:
+        try:
+            sink = make()
+        except BaseException as error:  # SystemExit as well: it would end this thread without a word
+            self._error = error
+            return
+        finally:
+            self._made.set()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._events or self._ending)
@@ -94,20 +130,34 @@ class Background(Recorder):
                     break
                 event = self._events.popleft()
             try:
-                self._sink.record(event)
-            except BaseException as error:  # SystemExit as well: the training goes on
+                sink.record(event)
+            except BaseException as error:  # the training goes on
                 self._say_failure(type(event).__name__, error)
-        self._close_sink()
-
-    def _close_sink(self) -> None:
-        close = getattr(self._sink, "close", None)
-        if close is not None:
-            try:
-                close()
-            except BaseException as error:
-                self._say_failure("its end", error)
+        try:
+            getattr(sink, "close", lambda: None)()
+        except BaseException as error:
+            self._say_failure("its end", error)
 
     def _say_failure(self, what: str, error: BaseException) -> None:
         self._failed += 1
         if self._failed == 1:
             warn(f"{self._name} failed on {what}: {type(error).__name__}: {error}. The training goes on.")
+
+
+def close_all(sinks: Sequence[Background]) -> None:
+    """Ends sinks, which then take what is left side by side."""
+    for sink in sinks:
+        sink.end()
+    began = time.monotonic()
+    for sink in sinks:
+        sink.finish(max(0.0, sink.patience_s - (time.monotonic() - began)))
+
+
+def _waited(ready: Callable[[float], bool], limit_s: float) -> bool:
+    """Waits until something is ready, and shows meanwhile that this rank is not lost. Whether it is."""
+    deadline = time.monotonic() + limit_s
+    while (left := deadline - time.monotonic()) > 0:
+        if ready(min(left, _SLICE_S)):
+            return True
+        mark()
+    return ready(0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,33 +9,30 @@ from typing import Any
 from hvd_train.config import RecordConfig
 from hvd_train.errors import ConfigError, UserError
 from hvd_train.io.user_module import load_module
-from hvd_train.record.background import Background, Sink
-from hvd_train.record.reports import Recorder
+from hvd_train.record.background import Background, Sink, close_all
 
 
-def make_sinks(config: RecordConfig) -> list[Recorder]:
+def make_sinks(config: RecordConfig) -> list[Background]:
     """One recorder for each. Raises `UserError` for what cannot be used; then nothing is left of the
     others."""
-    with contextlib.ExitStack() as made:
-        found: list[Recorder] = []
+    makers: dict[str, Callable[[], Sink]] = {}
+    if config.tensorboard:
+        from hvd_train.record.tensorboard import TensorBoard
 
-        def add(name: str, make: Callable[[], Sink]) -> None:
-            recorder = Background(name, make())
-            made.callback(recorder.close)
-            found.append(recorder)
+        makers["record.tensorboard"] = TensorBoard
+    if config.metrics_port:
+        from hvd_train.record.metrics import Metrics
 
-        if config.tensorboard:
-            from hvd_train.record.tensorboard import TensorBoard
-
-            add("record.tensorboard", TensorBoard)
-        if config.metrics_port:
-            from hvd_train.record.metrics import Metrics
-
-            add("record.metrics_port", lambda: Metrics(config.metrics_port, config.metrics_host))
-        for name in config.sinks:
-            add(f"record.sinks: {name}", partial(_of_user, name))
-        made.pop_all()
-        return found
+        makers["record.metrics_port"] = partial(Metrics, config.metrics_port, config.metrics_host)
+    makers |= {f"record.sinks: {name}": partial(_of_user, name) for name in config.sinks}
+    made: list[Background] = []
+    try:
+        for name, make in makers.items():
+            made.append(Background(name, make))
+    except BaseException:
+        close_all(made)
+        raise
+    return made
 
 
 def _of_user(name: str) -> Sink:
@@ -52,7 +48,7 @@ def _of_user(name: str) -> Sink:
         sink = factory()
     except UserError:
         raise
-    except Exception as error:  # of the user, or of the library that it uses
+    except (Exception, SystemExit) as error:  # of the user, or of the library that it uses
         raise ConfigError(f"record.sinks: {name} failed: {type(error).__name__}: {error}") from error
     if not callable(getattr(sink, "record", None)):
         raise ConfigError(

@@ -93,13 +93,14 @@ def named(config: Config, folder: Path) -> Config:
 
 
 def anchored(config: Config) -> Config:
-    """The same with absolute paths: of the runs, the data and the task's file. So a run's own configuration
-    can be used from any folder."""
-    data, source, colon, name = config.data, *config.task.rpartition(":")
+    """The same with absolute paths: of the runs, the data, and the files of task and sinks. So a run's own
+    configuration can be used from any folder."""
+    data = config.data
     return replace(
         config,
         runs=os.path.abspath(config.runs),
-        task=f"{os.path.abspath(source)}:{name}" if colon and source.endswith(".py") else config.task,
+        task=_absolute_source(config.task),
+        record=replace(config.record, sinks=tuple(map(_absolute_source, config.record.sinks))),
         data=replace(
             data,
             path=data.path if data.path == "digits" else _absolute(data.path),
@@ -108,6 +109,12 @@ def anchored(config: Config) -> Config:
             else data.validation,
         ),
     )
+
+
+def _absolute_source(name: str) -> str:
+    """Of `file.py:Name`; the name of a module stays."""
+    source, colon, inner = name.rpartition(":")
+    return f"{os.path.abspath(source)}:{inner}" if colon and source.endswith(".py") else name
 
 
 def _absolute(pattern: str) -> str:

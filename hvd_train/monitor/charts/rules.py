@@ -29,8 +29,9 @@ def stop_rules(history: History, x: np.ndarray) -> tuple[list[Figure], Figure]:
         shapes.append(_horizontal(last.best, "dot"))
     target = start.stop_rules.get("target_error")
     if target is not None:
-        shapes.append(_horizontal(target, "dash"))
-        notes.append(_note(f"target {target:g}", y=target, yanchor="bottom"))
+        ends = {"x": [float(x[0]), float(x[-1])], "y": [target, target]}
+        style = {"mode": "lines", "line": {"dash": "dash", "width": 1.5, "color": "#009e73"}}
+        data.append({"type": "scatter", "name": f"target {target:g}", **style, **ends})
     text = _end(history)
     if text:
         at = float(x[-1])

@@ -46,7 +46,7 @@ def _along(history: History, over: Over) -> np.ndarray:
     """Where the lines of rounds are on the horizontal axis."""
     if over == "rounds":
         return history.columns["round"]
-    return np.cumsum(history.columns["samples"]) if over == "samples" else history.seconds()
+    return history.samples() if over == "samples" else history.seconds()
 
 
 def _x(history: History, events: Sequence[Any], over: Over) -> np.ndarray:
@@ -59,27 +59,25 @@ def _x(history: History, events: Sequence[Any], over: Over) -> np.ndarray:
 
 
 def _error(runs: Named, over: Over) -> Chart | None:
-    data: list[Figure] = []
-    layout: Figure = {}
-    for name, history in runs:
-        if history.evaluations:
-            x = _x(history, history.evaluations, over)
-            data.append(line(name, x, [e.error for e in history.evaluations]))
-            if len(runs) == 1:
-                best, layout = stop_rules(history, x)
-                data += best
+    """The metric that the first run watches."""
+    metric = next((h.start.metric for _, h in runs if h.start is not None and h.evaluations), "")
+    data = _of_metric(runs, over, metric)
     if not data:
         return None
-    metrics = sorted({h.start.metric for _, h in runs if h.start is not None and h.evaluations})
+    layout: Figure = {}
+    if len(runs) == 1:
+        ((_, history),) = runs
+        more, layout = stop_rules(history, _x(history, history.evaluations, over))
+        data += more
     return Chart(
         name="error",
-        title=" and ".join(metrics),
-        meaning="The value that the stop rules follow. If it rises while the loss falls, the model "
-        "overfits; if it jumps, lower `optim.lr` or `sync.period`.",
+        title=metric,
+        meaning="The value that the stop rules follow. If it rises while the loss falls, the model overfits; "
+        "if it jumps, lower `optim.lr` or `sync.period`.",
         data=data,
         layout={
             "xaxis": axis(over),
-            "yaxis": upright(np.array([e.error for _, h in runs for e in h.evaluations], float)),
+            "yaxis": upright(_values(runs, metric)),
             "showlegend": len(data) > 1,
             **layout,
         },
@@ -88,32 +86,45 @@ def _error(runs: Named, over: Over) -> Chart | None:
 
 
 def _metrics(runs: Named, over: Over) -> list[Chart]:
-    """The metrics of the evaluations besides the one that is watched."""
-    watched = {h.start.metric for _, h in runs if h.start is not None}
-    names = {name for _, h in runs if h.evaluations for name in h.evaluations[-1].metrics} - watched
+    """The other metrics of the evaluations."""
+    begun = [h for _, h in runs if h.start is not None and h.evaluations]
+    names = {name for h in begun for name in h.evaluations[-1].metrics}
+    watched = [h.start.metric for h in begun if h.start is not None]
+    others = sorted((names | set(watched)) - set(watched[:1]))
     charts = []
-    for i, metric in enumerate(sorted(names)[:_MOST_METRICS]):
-        data = [
-            line(name, _x(h, h.evaluations, over), [e.metrics.get(metric) for e in h.evaluations])
-            for name, h in runs
-            if h.evaluations
-        ]
+    for i, metric in enumerate(others[:_MOST_METRICS]):
+        data = _of_metric(runs, over, metric)
+        layout = {"xaxis": axis(over), "yaxis": upright(_values(runs, metric)), "showlegend": len(data) > 1}
+        who = "The stop rules of some runs follow" if metric in watched else "No stop rule follows"
+        title = f"{metric} in the evaluations"
         charts.append(
             Chart(
                 name=f"metric-{i}",
-                title=f"{metric} in the evaluations",
-                meaning="No stop rule follows it.",
+                title=title,
+                meaning=f"{who} it.",
                 data=data,
-                layout={
-                    "xaxis": axis(over),
-                    "yaxis": upright(
-                        np.array([e.metrics.get(metric) for _, h in runs for e in h.evaluations], float)
-                    ),
-                    "showlegend": len(data) > 1,
-                },
+                layout=layout,
             )
         )
     return charts
+
+
+def _of_metric(runs: Named, over: Over, metric: str) -> list[Figure]:
+    """A line for each run that has this metric."""
+    return [
+        line(name, _x(history, history.evaluations, over), values)
+        for name, history in runs
+        if len(values := _values([(name, history)], metric)) and not np.isnan(values).all()
+    ]
+
+
+def _values(runs: Named, metric: str) -> np.ndarray:
+    """A metric in the evaluations of runs, one after the other; not a number where there is none."""
+    found = []
+    for _, history in runs:
+        watched = history.start is not None and history.start.metric == metric
+        found += [e.error if watched else e.metrics.get(metric) for e in history.evaluations]
+    return np.array(found, float)
 
 
 def _rounds(runs: Named, over: Over, figure: str) -> list[Figure]:

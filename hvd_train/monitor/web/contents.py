@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hvd_train.config import flatten
-from hvd_train.errors import RunDirectoryError, UserError
+from hvd_train.config_file import flat_values
+from hvd_train.errors import RunDirectoryError
 from hvd_train.monitor import views
 from hvd_train.monitor.charts.figure import Chart, Over
 from hvd_train.monitor.charts.layers import layer_charts
@@ -18,7 +18,6 @@ from hvd_train.monitor.charts.run import run_charts
 from hvd_train.monitor.history import History
 from hvd_train.monitor.state import State
 from hvd_train.monitor.web.site import MOST_COMPARED, Site
-from hvd_train.run.layout import saved_config
 
 WHICH = ("curves", "ranks", "layers", "events", "configuration")
 """The pages of a run."""
@@ -130,7 +129,7 @@ def differences(folders: Sequence[Path]) -> dict[str, Any] | None:
     found: list[dict[str, object]] = []
     for folder in folders:
         try:
-            found.append(flatten(saved_config(folder)))
-        except (UserError, OSError):
+            found.append(flat_values(views.configuration(folder)))
+        except ValueError:
             found.append({})
     return {"head": ["key", *(folder.name for folder in folders)], "rows": views.differences(found)}

@@ -64,7 +64,8 @@ class Guard:
             await PlainTextResponse(refusal + "\n", 403, _HEADERS)(scope, receive, send)
             return
         path = slash + path or b"/"
-        inner = {**scope, "raw_path": path, "path": unquote_to_bytes(path).decode("utf-8", "replace")}
+        # Percent-encoded: a name may have bytes that no route matches. The views read `raw_path` as well.
+        inner = {**scope, "raw_path": path, "path": path.decode("ascii", "replace")}
         await self._app(inner, receive, send)
 
     def _refusal(self, request: Request, token: bytes) -> str:
@@ -72,7 +73,7 @@ class Guard:
         if _name(host) not in _HOSTS:
             return "This dashboard answers at 127.0.0.1 or localhost only: use ssh -L from another machine."
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin.rpartition("://")[2] != host:
             return "This dashboard answers no request of another site."
         if request.method not in ("GET", "HEAD"):
             return "This dashboard only shows runs."

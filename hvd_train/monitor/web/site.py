@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from collections import OrderedDict
@@ -19,7 +20,7 @@ from hvd_train.run.claim import last_claim
 from hvd_train.run.layout import EVENTS_FILE
 
 MOST_COMPARED = 8
-_MOST_KEPT = 12
+_MOST_KEPT = 20
 """Histories that are kept in memory: those of a comparison, and some more."""
 
 
@@ -42,6 +43,8 @@ class _Kept:
     """A history that is kept."""
 
     history: History
+    number: int
+    """How many were kept before it: what is read anew has another version."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     updates: int = 0
 
@@ -59,6 +62,7 @@ class Site:
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._ended: dict[str, tuple[object, Overview]] = {}
         self._lock = threading.Lock()
+        self._numbers = itertools.count()
 
     def runs(self) -> tuple[list[Overview], str]:
         """All runs, the newest event first; and why they cannot be listed, if so."""
@@ -101,7 +105,9 @@ class Site:
         """A run as it is now; no other thread changes it within the block. Raises `RunDirectoryError`."""
         folder = self.path_of(name)
         with self._lock:
-            kept = self._kept.setdefault(name, _Kept(History(folder / EVENTS_FILE)))
+            kept = self._kept.get(name)
+            if kept is None:
+                kept = self._kept[name] = _Kept(History(folder / EVENTS_FILE), next(self._numbers))
             self._kept.move_to_end(name)
             while len(self._kept) > _MOST_KEPT:
                 self._kept.popitem(last=False)
@@ -115,7 +121,7 @@ class Site:
                 problem = f"The event log cannot be read: {error.strerror}."
             state = state_by(folder, kept.history)
             problems = [*([problem] if problem else []), *kept.history.problems]
-            version = f"{kept.updates}-{state.name}-{len(problems)}"
+            version = f"{kept.number}-{kept.updates}-{state.name}-{len(problems)}"
             yield Reading(
                 name=name,
                 folder=folder,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hvd_train.monitor.charts.run import run_charts
 from hvd_train.monitor.history import History
 from hvd_train.record.reports import PHASES
 from tests.unit.monitor.logs import LAYERS, Log, whole
+from tests.unit.run_reports import evaluation
 
 
 def numbers(packed: dict[str, str]) -> np.ndarray:
@@ -66,15 +68,13 @@ def test_the_error_with_its_stop_rules(log: Log, tmp_path: Path) -> None:
         log.rounds(number, number)
         log.evaluate(number, error, min(0.2, error) if number > 1 else 0.5, min(number, 2))
     chart = named(run_charts([("a", read(log, tmp_path))]))["error"]
-    curve, best = chart.data
+    curve, best, target = chart.data
     assert numbers(curve["x"]).tolist() == [1, 2, 3, 4]
     assert numbers(curve["y"]).tolist() == [0.5, 0.2, 0.3, 0.25]
     assert (best["x"], best["y"]) == ([2.0], [0.2])
-    assert [note["text"] for note in chart.layout["annotations"]] == [
-        "target 0.05",
-        "patience: 3 of 5 evaluations left",
-    ]
-    assert [shape["y0"] for shape in chart.layout["shapes"]][:2] == [0.2, 0.05]
+    assert (target["name"], target["x"], target["y"]) == ("target 0.05", [1.0, 4.0], [0.05, 0.05])
+    assert [note["text"] for note in chart.layout["annotations"]] == ["patience: 3 of 5 evaluations left"]
+    assert chart.layout["shapes"][0]["y0"] == 0.2
 
 
 def test_the_end_of_a_run_is_on_its_curve(tmp_path: Path) -> None:
@@ -112,6 +112,37 @@ def test_a_comparison_has_a_line_for_each_run_and_no_shares(tmp_path: Path) -> N
     assert [line["name"] for line in charts["loss"].data] == ["a", "b"]
     assert [line["name"] for line in charts["schedule"].data] == ["a", "b", "a: period", "b: period"]
     assert "shares" not in charts
+
+
+def test_runs_that_watch_different_metrics_are_compared_in_both(tmp_path: Path) -> None:
+    for name, metric in (("a", "error"), ("b", "loss")):
+        log = Log(tmp_path / name)
+        log.begin(metric=metric)
+        log.rounds(1, 2)
+        log.log.report(dataclasses.replace(evaluation(2, 0.5, 0.5, 2), metrics={"error": 0.5, "loss": 0.25}))
+        if metric == "loss":
+            log.log.report(dataclasses.replace(evaluation(2, 0.25, 0.25, 2), metrics={"error": 0.5}))
+    runs = [(name, history_of(tmp_path / name / "events.jsonl")) for name in ("a", "b")]
+    charts = named(run_charts(runs))
+    assert charts["error"].title == "error"
+    assert [numbers(line["y"]).tolist() for line in charts["error"].data] == [[0.5], [0.5, 0.5]]
+    assert charts["metric-0"].title == "loss in the evaluations"
+    assert [numbers(line["y"])[-1] for line in charts["metric-0"].data] == [0.25, 0.25]
+    assert charts["metric-0"].meaning == "The stop rules of some runs follow it."
+
+
+def test_a_run_that_was_resumed_under_another_name_begins_with_its_samples(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    log.begin(40, stop_rules={"patience": 5})
+    log.rounds(41, 44)
+    log.log.report(dataclasses.replace(evaluation(44, 0.5, 0.25, 30), samples=14_062))
+    log.rounds(45, 46)
+    history = read(log, tmp_path)
+    per_round = history.rounds[0].samples
+    assert history.samples().tolist() == [14_062 + i * per_round for i in range(-3, 3)]
+    chart = named(run_charts([("a", history)], "samples"))["error"]
+    assert numbers(chart.data[0]["x"]).tolist() == [14_062.0]
+    assert chart.layout["annotations"] == [], "what patience is left is in another log"
 
 
 def test_a_run_without_rounds_has_no_charts(log: Log, tmp_path: Path) -> None:

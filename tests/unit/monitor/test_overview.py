@@ -89,6 +89,17 @@ def test_a_log_that_cannot_be_used_is_a_problem_of_its_run(tmp_path: Path) -> No
     }
 
 
+def test_a_resume_with_other_ranks_is_shown_with_those(tmp_path: Path) -> None:
+    log = Log(tmp_path / "a", ranks=2, hosts=["h"])
+    log.begin()
+    log.rounds(1, 5)
+    log = Log(tmp_path / "a", ranks=6, hosts=["h1", "h2", "h3"])
+    log.begin(5)
+    log.rounds(6, 10)
+    log.stop(10)
+    assert (overview(tmp_path / "a").ranks, overview(tmp_path / "a").hosts) == (6, 3)
+
+
 def test_damaged_lines_at_the_end_are_a_problem(tmp_path: Path) -> None:
     path = whole(tmp_path / "a")
     path.write_bytes(path.read_bytes() + b"\xff\n{}\n")

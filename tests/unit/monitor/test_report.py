@@ -102,6 +102,12 @@ def test_too_many_runs(tmp_path: Path) -> None:
         report.parse([f"r{i}" for i in range(9)])
 
 
+@pytest.mark.parametrize("out", ["", ".", "/"])
+def test_a_file_without_a_name(out: str) -> None:
+    with pytest.raises(ConfigError, match=r"--out .*: expected the name of a file"):
+        report.parse(["r", "--out", out])
+
+
 def test_without_what_draws_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole(tmp_path / "a")
     monkeypatch.setattr("hvd_train.monitor.web.pages.find_spec", lambda name: None)

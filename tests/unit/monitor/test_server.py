@@ -74,7 +74,7 @@ def test_names_of_this_host(client: TestClient, host: str) -> None:
     assert status(client, BASE + "/", host=host) == 200
 
 
-@pytest.mark.parametrize("origin", ["http://example.org", "null", "http://127.0.0.1:1"])
+@pytest.mark.parametrize("origin", ["http://example.org", "null", "http://127.0.0.1:1", "http://[", ""])
 def test_another_site_is_refused(client: TestClient, origin: str) -> None:
     assert status(client, BASE + "/", origin=origin) == 403
 
@@ -142,6 +142,10 @@ def test_a_configuration_that_is_a_link_is_not_read(client: TestClient, runs: Pa
     shown = page(client, "/run/a/configuration")
     assert "secret-value" not in shown
     assert "symbolic link" in shown
+    whole(runs / "b")
+    (runs / "b" / "config.toml").write_text("[optim]\nlr = 0.1\n")
+    (tmp_path / "secret").write_text('name = "secret-value"')
+    assert "secret-value" not in page(client, "/compare?run=a&run=b")
 
 
 def test_names_and_messages_are_text(client: TestClient, runs: Path) -> None:
@@ -302,8 +306,24 @@ def test_a_comparison_of_none_and_of_too_many(client: TestClient, runs: Path) ->
 
 def test_many_runs_are_kept_in_bounded_memory(runs: Path) -> None:
     site = Site(runs)
-    for i in range(20):
+    for i in range(25):
         whole(runs / f"r{i}")
         with site.reading(f"r{i}") as run:
             assert run.history.last is not None
-    assert len(site._kept) == 12
+    assert len(site._kept) == 20
+
+
+def test_a_run_that_was_forgotten_meanwhile_has_another_version(runs: Path) -> None:
+    site = Site(runs)
+    versions = []
+    for _ in range(2):
+        for i in range(21):
+            whole(runs / f"r{i}") if not (runs / f"r{i}").exists() else None
+            with site.reading(f"r{i}") as run:
+                versions.append(run.version)
+    assert len(set(versions)) == 42
+
+
+def test_a_name_with_a_line_break(client: TestClient, runs: Path) -> None:
+    os.rename(runs / "a", runs / "a\nb")
+    assert "finished" in page(client, "/run/a%0Ab/curves")

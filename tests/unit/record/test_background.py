@@ -9,7 +9,8 @@ import pytest
 
 from hvd_train.config import RecordConfig
 from hvd_train.errors import ConfigError
-from hvd_train.record.background import Background
+from hvd_train.record import background
+from hvd_train.record.background import Background, close_all
 from hvd_train.record.reports import Report, RunStart
 from hvd_train.record.sinks import make_sinks
 from tests.deadlines import seconds
@@ -36,7 +37,7 @@ class Kept:
 
 def test_events_arrive_in_order_in_another_thread_and_the_end_waits_for_them() -> None:
     sink = Kept()
-    recorder = Background("mine", sink)
+    recorder = Background("mine", lambda: sink)
     given = [round_report(1), evaluation(1, 0.5, 0.5, 1), round_report(2), STOP]
     recorder.header(HEADER)
     for report in given:
@@ -52,7 +53,7 @@ def test_events_arrive_in_order_in_another_thread_and_the_end_waits_for_them() -
 
 def test_what_finds_the_queue_full_is_left_out_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
     sink = Kept()
-    recorder = Background("mine", sink, capacity=5)
+    recorder = Background("mine", lambda: sink, capacity=5)
     recorder.header(HEADER)
     for number in range(1, 2001):
         recorder.report(round_report(number))
@@ -68,7 +69,7 @@ def test_what_finds_the_queue_full_is_left_out_and_counted(capsys: pytest.Captur
 
 def test_a_sink_that_hangs_does_not_hold_the_end_up_for_long(capsys: pytest.CaptureFixture[str]) -> None:
     sink = Kept()
-    recorder = Background("mine", sink, patience_s=0.01)
+    recorder = Background("mine", lambda: sink, patience_s=0.01)
     recorder.header(HEADER)
     recorder.close()
     assert "mine has not taken 1 events within 0.01 s of the end of the run" in capsys.readouterr().err
@@ -88,7 +89,7 @@ def test_a_sink_that_raises_is_said_once_and_gets_the_next_event(
             raise error
 
     sink = Failing()
-    recorder = Background("mine", sink)
+    recorder = Background("mine", lambda: sink)
     recorder.header(HEADER)
     recorder.report(STOP)
     recorder.close()
@@ -101,8 +102,61 @@ def test_a_sink_that_raises_is_said_once_and_gets_the_next_event(
 
 def test_a_sink_that_was_given_nothing_is_closed() -> None:
     sink = Kept()
-    Background("mine", sink).close()
+    Background("mine", lambda: sink).close()
     assert sink.closed == 1
+
+
+def test_a_sink_that_is_not_made_in_time() -> None:
+    go = threading.Event()
+
+    def make() -> Kept:
+        go.wait(seconds(60))
+        return Kept()
+
+    with pytest.raises(ConfigError, match=r"mine was not ready within 0\.01 s"):
+        Background("mine", make, start_s=0.01)
+    go.set()
+
+
+def test_a_sink_whose_end_hangs_does_not_hold_up_a_run_that_failed_early(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Hanging(Kept):
+        def close(self) -> None:
+            self.go.wait(seconds(60))
+
+    sink = Hanging()
+    Background("mine", lambda: sink, patience_s=0.01).close()
+    assert "mine has not taken" in capsys.readouterr().err
+    sink.go.set()
+
+
+def test_sinks_end_side_by_side() -> None:
+    """Each of them ends when all have been told to: one after the other they would never."""
+    meeting = threading.Barrier(3, timeout=seconds(30))
+
+    class Meeting(Kept):
+        def close(self) -> None:
+            meeting.wait()
+            super().close()
+
+    sinks = [Meeting() for _ in range(3)]
+    close_all([Background(str(i), lambda sink=sink: sink) for i, sink in enumerate(sinks)])  # type: ignore[misc]
+    assert [sink.closed for sink in sinks] == [1, 1, 1]
+
+
+def test_a_rank_that_waits_for_a_sink_shows_that_it_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others wait in a collective call meanwhile, and would give it up."""
+    marks = []
+    monkeypatch.setattr(background, "mark", lambda: marks.append(1))
+    monkeypatch.setattr(background, "_SLICE_S", 0.01)
+    sink = Kept()
+    recorder = Background("mine", lambda: sink)
+    recorder.header(HEADER)
+    threading.Timer(0.2, sink.go.set).start()
+    recorder.close()
+    assert marks
+    assert sink.events == [HEADER]
 
 
 SINK = """
@@ -118,6 +172,9 @@ def none():
 
 def failing():
     raise ValueError("no server")
+
+def leaving():
+    raise SystemExit(0)
 """
 
 
@@ -131,6 +188,7 @@ def failing():
         ("sink.py:maker", "sink.py has no function 'maker' that makes the sink"),
         ("sink.py:none", "gave None; expected an object with a method record"),
         ("sink.py:failing", "sink.py:failing failed: ValueError: no server"),
+        ("sink.py:leaving", "sink.py:leaving failed: SystemExit: 0"),
         (
             "broken.py:make",
             r"broken.py cannot be loaded: NameError: name 'nothing' is not defined \(broken.py, line 1\)",

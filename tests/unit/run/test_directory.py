@@ -15,7 +15,7 @@ import pytest
 from torch import nn
 
 from hvd_train.comm.solo import SoloCommunicator
-from hvd_train.config import CheckpointConfig, Config, DataConfig, SyncConfig
+from hvd_train.config import CheckpointConfig, Config, DataConfig, RecordConfig, SyncConfig
 from hvd_train.config_file import load_config
 from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.errors import ConfigError, RunDirectoryError
@@ -280,6 +280,11 @@ def test_a_runs_own_configuration_can_be_used_from_any_folder(
     assert saved.data.path == f"{start}/a.h5"
     assert saved.data.validation == f"{tmp_path}/pröject [[]1]/held out/*.h5", (
         "a pattern from its last part on"
+    )
+    sinks = RecordConfig(sinks=("mine/sink.py:make", "package.module:make"))
+    assert anchored(Config(record=sinks)).record.sinks == (
+        f"{tmp_path}/mine/sink.py:make",
+        "package.module:make",
     )
     plain = Config(name="s", task="package.module:Mine", data=DataConfig(validation=0.1))
     assert anchored(plain) == replace(plain, runs=str(tmp_path / "runs"))
