@@ -40,6 +40,7 @@ def test_a_report_has_all_of_a_run_and_loads_nothing(
     text = without_scripts(html)
     assert not re.search(r'\b(src|href|action)="(?!#)', text)
     assert "url(" not in text
+    assert html.index("chart-error") < html.index("chart-lanes") < html.index("stop (patience)")
     for said in ("finished", "lr = 0.125", "stop (patience)", "0.2500 in round 60", "first.bias"):
         assert said in html, said
     for chart in names:
