@@ -7,6 +7,7 @@ import signal
 import socket
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,15 @@ def get(url: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """What is started gets SIGINT, also where this process ignores it, as a job in the background does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_two_at_once_each_with_a_port_and_a_token(tmp_path: Path) -> None:
     whole(tmp_path / "a")
     with dashboard(tmp_path) as (first, one), dashboard(tmp_path) as (second, other):

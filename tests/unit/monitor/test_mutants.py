@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,13 @@ def mutate(data: st.DataObject, log: list[Any]) -> None:
         inner = log[at]
         for step in way:
             inner = inner[step]
-        inner[last] = data.draw(st.sampled_from(ODD))
+        inner[last] = copy.deepcopy(data.draw(st.sampled_from(ODD)))
         if not isinstance(log[at]["event"], str):
             log[at]["event"] = "header"
     elif what == "leave out" and len(log) > 1:
         del log[at]
     elif what == "repeat":
-        log.insert(data.draw(st.integers(0, len(log))), log[at])
+        log.insert(data.draw(st.integers(0, len(log))), copy.deepcopy(log[at]))
     elif what == "move":
         log.insert(data.draw(st.integers(0, len(log) - 1)), log.pop(at))
     else:
