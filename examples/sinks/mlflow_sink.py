@@ -1,6 +1,7 @@
 """Records a run in MLflow: `record.sinks = ["examples/sinks/mlflow_sink.py:make"]`.
 
-Where it goes is what MLFLOW_TRACKING_URI says, for example `sqlite:///mlflow.db` or the address of a server.
+Where it goes is what MLFLOW_TRACKING_URI says: the address of a server, or `file:///FOLDER`, for which newer
+versions of MLflow want MLFLOW_ALLOW_FILE_STORE=true.
 """
 
 from __future__ import annotations
