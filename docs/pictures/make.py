@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -101,7 +100,7 @@ def photograph(
     page = seen.open(path, drawn=path != "")
     if path == "":
         page.locator("#runs tbody tr").first.wait_for()
-    time.sleep(0.5)  # fonts
+    page.evaluate("document.fonts.ready.then(() => true)")
     page.screenshot(path=HERE / f"{picture}.png", full_page=True, clip=take(page))  # type: ignore[arg-type]
     page.close()
     print(f"{picture}.png: {(HERE / f'{picture}.png').stat().st_size / 1000:.0f} kB")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hvd_train.monitor.history import History
 from hvd_train.record.events import EventLog
 from hvd_train.record.reports import (
     CheckpointReport,
@@ -115,6 +116,13 @@ class Log:
         report: StopReport = dataclasses.replace(STOP, round=number, reason=reason, **changes)
         self.log.report(report)
         self.log.close()
+
+
+def history_of(path: Path) -> History:
+    """What is in a log."""
+    history = History(path)
+    history.update()
+    return history
 
 
 def whole(folder: Path) -> Path:

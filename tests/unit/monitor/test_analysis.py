@@ -9,7 +9,7 @@ import pytest
 
 from hvd_train.monitor import analysis
 from hvd_train.monitor.history import History
-from tests.unit.monitor.logs import Log
+from tests.unit.monitor.logs import Log, history_of
 
 
 @pytest.fixture
@@ -18,9 +18,7 @@ def log(tmp_path: Path) -> Log:
 
 
 def read(tmp_path: Path) -> History:
-    history = History(tmp_path / "events.jsonl")
-    history.update()
-    return history
+    return history_of(tmp_path / "events.jsonl")
 
 
 def test_speed_and_shares_are_those_of_the_last_seconds(log: Log, tmp_path: Path) -> None:

@@ -18,19 +18,13 @@ from hvd_train.monitor.charts.ranks import rank_charts
 from hvd_train.monitor.charts.run import run_charts
 from hvd_train.monitor.history import History
 from hvd_train.record.reports import PHASES
-from tests.unit.monitor.logs import LAYERS, Log, whole
+from tests.unit.monitor.logs import LAYERS, Log, history_of, whole
 from tests.unit.run_reports import evaluation
 
 
 def numbers(packed: dict[str, str]) -> np.ndarray:
     found = np.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"])
     return found.reshape([int(n) for n in packed["shape"].split(",")]) if "shape" in packed else found
-
-
-def history_of(path: Path) -> History:
-    history = History(path)
-    history.update()
-    return history
 
 
 def named(charts: list[Chart]) -> dict[str, Chart]:

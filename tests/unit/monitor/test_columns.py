@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 
 from hvd_train.monitor.columns import Columns
-from hvd_train.monitor.history import History
-from tests.unit.monitor.logs import Log, whole
-
-
-def history_of(path: Path) -> History:
-    history = History(path)
-    history.update()
-    return history
+from tests.unit.monitor.logs import Log, history_of, whole
 
 
 def test_columns_are_the_figures_of_the_lines(tmp_path: Path) -> None:

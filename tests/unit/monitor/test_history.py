@@ -17,6 +17,7 @@ from hvd_train.monitor import history as module
 from hvd_train.monitor.events import Round
 from hvd_train.monitor.history import History
 from tests.unit.monitor.logs import LAYERS, Log, whole
+from tests.unit.monitor.logs import history_of as read
 
 SETTINGS = settings(
     # The same examples in every run; HYPOTHESIS_EXAMPLES=10000 looks for so many others.
@@ -26,12 +27,6 @@ SETTINGS = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-
-
-def read(path: Path) -> History:
-    history = History(path)
-    history.update()
-    return history
 
 
 def test_a_whole_log_is_read_without_the_rounds_that_were_undone(tmp_path: Path) -> None:

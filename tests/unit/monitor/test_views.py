@@ -7,13 +7,11 @@ from pathlib import Path
 from hvd_train.monitor import views
 from hvd_train.monitor.history import History
 from hvd_train.monitor.state import State, state_by
-from tests.unit.monitor.logs import Log, whole
+from tests.unit.monitor.logs import Log, history_of, whole
 
 
 def read(folder: Path) -> History:
-    history = History(folder / "events.jsonl")
-    history.update()
-    return history
+    return history_of(folder / "events.jsonl")
 
 
 def test_the_figures_of_a_run_that_has_ended(tmp_path: Path) -> None:
