@@ -22,10 +22,13 @@ EXTENSIONS = {
 MONITOR = ["plotly>=6", "jinja2", "starlette>=0.37", "uvicorn"]
 TENSORBOARD = ["tensorboardX"]
 METRICS = ["prometheus-client"]
+EXPORT = ["onnx", "onnxruntime", "onnxscript"]
+PARQUET = ["pyarrow"]
 TEST = [
     *("pytest", "pytest-timeout", "jsonschema", "hypothesis"),
     *("httpx2", "playwright", "axe-playwright-python", *MONITOR),
     *(*TENSORBOARD, "tensorboard", *METRICS, "mlflow-skinny", "wandb"),
+    *(*EXPORT, *PARQUET),
 ]
 
 
@@ -116,6 +119,7 @@ setup(
     install_requires=[
         "numpy",
         "torch>=2.4",
+        "torchmetrics>=1.4",
         "h5py",
         "safetensors",
         "tyro",
@@ -131,6 +135,8 @@ setup(
         "monitor": MONITOR,
         "tensorboard": TENSORBOARD,
         "metrics": METRICS,
+        "export": EXPORT,
+        "parquet": PARQUET,
         "test": TEST,
         "dev": [*TEST, "ruff", "mypy", "import-linter", "pre-commit"],
     },

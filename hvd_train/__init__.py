@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from hvd_train._version import __version__
 
 if TYPE_CHECKING:
+    from hvd_train.after.trained import load_model
     from hvd_train.algorithm.averager import Averager
-    from hvd_train.app import Result, load_model, train
+    from hvd_train.app import Result, train
     from hvd_train.comm.factory import connect
     from hvd_train.config import Config
     from hvd_train.config_file import load_config
@@ -43,7 +44,7 @@ _HOME = {
     "Task": "hvd_train.tasks.base",
     "connect": "hvd_train.comm.factory",
     "load_config": "hvd_train.config_file",
-    "load_model": "hvd_train.app",
+    "load_model": "hvd_train.after.trained",
     "train": "hvd_train.app",
 }
 

@@ -1,4 +1,4 @@
-"""A whole run, from the command line or from Python; and afterwards its model, in one process without MPI."""
+"""A whole run, from the command line or from Python."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
 from hvd_train.comm.agree import together
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import connect
 from hvd_train.config import Config, RecordConfig
-from hvd_train.errors import CheckpointNotSaved, RunDirectoryError, UserError
+from hvd_train.errors import CheckpointNotSaved, UserError
 from hvd_train.monitor import reporting
 from hvd_train.preparation import prepare
 from hvd_train.record.background import close_all
@@ -24,12 +22,9 @@ from hvd_train.record.reports import NullRecorder, Recorder, Recorders
 from hvd_train.record.sinks import make_sinks
 from hvd_train.run.claim import NoClaim, Ownership
 from hvd_train.run.directory import RunDirectory, discard, open_run, write_config
-from hvd_train.run.layout import EVENTS_FILE, MANIFEST_FILE, saved_config
-from hvd_train.run.restore import restore_model
-from hvd_train.run.saved_checkpoint import find_checkpoint
+from hvd_train.run.layout import EVENTS_FILE
 from hvd_train.run.signals import StopRequest
 from hvd_train.tasks.base import Task
-from hvd_train.tasks.load import make_task
 from hvd_train.wiring import Wiring
 
 
@@ -133,44 +128,3 @@ def _recording(comm: Communicator, run: RunDirectory, sinks: Sequence[Recorder])
         yield Recorders(own, *sinks)
     finally:
         own.close()
-
-
-def load_model(path: str | Path, checkpoint: str = "best", task: Task | None = None) -> nn.Module:
-    """The trained model of a run, in evaluation mode. One process, no MPI.
-
-    Args:
-        path: a run's folder, or one checkpoint's.
-        checkpoint: `best` or `latest`, where `path` is a run.
-        task: the task that was trained, where it was not named by the configuration.
-
-    Raises `RunDirectoryError` for a path without a checkpoint, or without a best one, for a damaged one, and
-    for that of another model.
-    """
-    if checkpoint not in ("best", "latest"):
-        raise RunDirectoryError(
-            f"checkpoint = {checkpoint!r}: expected best or latest. Give the path of a folder for another."
-        )
-    saved = find_checkpoint(Path(path), checkpoint)
-    if saved is None:
-        other = find_checkpoint(Path(path), "latest")
-        raise RunDirectoryError(
-            f"{path} has no checkpoint `{checkpoint}`"
-            + (
-                f": the run evaluated no model. Its newest checkpoint is of round {other.round}: "
-                f'load_model("{path}", "latest").'
-                if other is not None
-                else f"; expected one in {path}/checkpoints. Resume the run."
-            )
-        )
-    chosen = task or make_task(saved_config(saved.folder))
-    try:
-        model = chosen.build_model(saved.sample)
-    except UserError:
-        raise
-    except Exception as error:  # of the user's task, or of torch for shapes that make no sense
-        raise saved.refusal(
-            f"{MANIFEST_FILE}: the model cannot be built for the samples {saved.sample.to_json()}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    restore_model(saved, model)
-    return model.eval()

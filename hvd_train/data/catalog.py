@@ -80,7 +80,7 @@ def find_shards(data: DataConfig) -> Shards:
     train, validation = _find_parts(data)
     names = tuple(dict.fromkeys((data.inputs, data.targets)))
     warnings: list[str] = []
-    read = [_read_shards(part, names, warnings) for part in (train, validation)]
+    read = [read_shards(part, names, warnings) for part in (train, validation)]
     refuse_repeats(*([origin for _, origin in part] for part in read))
     train_infos, validation_infos = (tuple(info for info, _ in part) for part in read)
     sample = _agree((*train_infos, *validation_infos), data)
@@ -215,7 +215,7 @@ def _find_parts(data: DataConfig) -> tuple[tuple[Found, ...], tuple[Found, ...]]
     return train, validation
 
 
-def _read_shards(
+def read_shards(
     part: Sequence[Found], names: tuple[str, ...], warnings: list[str]
 ) -> list[tuple[ShardInfo, Origin]]:
     """The headers of a part's shards, without those that have no samples."""

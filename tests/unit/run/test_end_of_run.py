@@ -169,7 +169,7 @@ def test_an_interrupted_run_that_lost_its_best_model_says_so_and_goes_on(
     assert "load it" not in said
     with pytest.raises(RunDirectoryError, match="no checkpoint `best`"):
         hvd_train.load_model(result.run)
-    with pytest.raises(RunDirectoryError, match="checkpoint = 'newest': expected best or latest"):
+    with pytest.raises(RunDirectoryError, match="checkpoint = 'newest': expected best, latest or round-N"):
         hvd_train.load_model(result.run, "newest")
     again = hvd_train.train(replace(config, resume="auto"))
     assert [e["kind"] for e in events(again.run, "fault")][-1] == "best_model_lost"

@@ -1,0 +1,51 @@
+"""Where the samples come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from hvd_train.config_values import require, require_usable
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the samples come from."""
+
+    path: Annotated[str, arg(aliases=["--data"])] = "digits"
+    """A folder with a manifest.json, a folder of HDF5 files, one file, a glob pattern, or the word
+    `digits` for the embedded default."""
+
+    validation: float | str = ""
+    """Validation data of a source without a manifest: a path or glob pattern, or a fraction of the training
+    rows (0.1), split off in blocks. Empty: the validation part of the manifest, else none."""
+
+    inputs: str = "inputs"
+    """Name of the HDF5 dataset that holds the inputs; samples are along the first axis."""
+
+    targets: str = "targets"
+    """Name of the HDF5 dataset that holds the targets."""
+
+    batch_size: Annotated[int, arg(aliases=["--batch-size"])] = 64
+    """Samples of one local step on one rank."""
+
+    reading: Literal["auto", "memory", "stream"] = "auto"
+    """`memory` keeps the rank's rows in memory; `stream` reads blocks of rows in random order as they are
+    needed. `auto` chooses memory if the rows of all ranks of a host fit into half of its free memory, within
+    the limits of the kernel, the job's cgroups, the Slurm allocation, and `ulimit -v` and `-d`."""
+
+    scale: float | None = None
+    """Factor applied to integer inputs before the model. Default: the one recorded in the shard, else 1."""
+
+    def __post_init__(self) -> None:
+        require_usable(self, "data.")
+        require(self.path != "", "data.path", self.path, "a path, a glob pattern or `digits`")
+        require(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1 sample")
+        if isinstance(self.validation, (int, float)):
+            expected = "a fraction between 0 and 1"
+            require(0 < self.validation < 1, "data.validation", self.validation, expected)
+        require(
+            self.scale != 0, "data.scale", self.scale, "a factor other than 0, which would remove the inputs"
+        )
