@@ -32,6 +32,7 @@ every rank reads its own shards, and the ranks average their parameters every --
 
 Other commands, each with its own --help: `hvd_train launch` starts the ranks, `hvd_train status` shows what
 runs are doing, `hvd_train dashboard` the same as live pages, `hvd_train report` writes a page as a file,
+`hvd_train evaluate` computes every metric of a finished run's model,
 `hvd_train doctor` checks what would run here, `hvd_train init DIR` writes the files of a new project,
 `hvd_train shard write | info | check`, `hvd_train bench allreduce`, and `hvd_train restarts` for job
 scripts."""
@@ -88,6 +89,18 @@ def _doctor(args: list[str]) -> int:
     return _in_job(args, parse, work)
 
 
+def _evaluate(args: list[str]) -> int:
+    from hvd_train.after.evaluate_options import Options, parse
+
+    def work(options: Options) -> int:
+        from hvd_train.after.evaluate import run
+
+        with ends_on_interrupt(), reader_may_leave():
+            return run(options)
+
+    return _in_job(args, parse, work)
+
+
 def _launch(args: list[str]) -> int:
     from hvd_train.launching.launch import main
 
@@ -98,10 +111,15 @@ def _launch(args: list[str]) -> int:
 def _check(args: list[str]) -> Config | None:
     """For `launch`: refuses what no rank could run. The configuration of a training; None for a command that
     keeps no record."""
+    from hvd_train.after.evaluate_options import parse as parse_evaluate
     from hvd_train.tools.bench.options import parse as parse_bench
     from hvd_train.tools.doctor.options import parse as parse_doctor
 
-    without_record: dict[str, _Parse[object]] = {"bench": parse_bench, "doctor": parse_doctor}
+    without_record: dict[str, _Parse[object]] = {
+        "bench": parse_bench,
+        "doctor": parse_doctor,
+        "evaluate": parse_evaluate,
+    }
     if args and args[0] in without_record:
         without_record[args[0]](args[1:])
         return None
@@ -167,6 +185,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "launch": _launch,
     "doctor": _doctor,
+    "evaluate": _evaluate,
     "init": _init,
     "shard": _shard,
     "bench": _bench,

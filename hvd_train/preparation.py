@@ -61,7 +61,7 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
     phase("set-up")
     require_equal(comm, "configurations", flatten(config), "Give every rank the same file and flags.")
     its_versions = versions(comm)
-    bindings = _share_cores(config, comm)
+    bindings = share_cores(config.threads, comm)
     hosts = tuple(dict.fromkeys(binding.host for binding in bindings))
     chosen = together(comm, lambda: make_task(config) if task is None else task)
     catalog = _open_catalog(config.data, chosen, comm)
@@ -89,12 +89,12 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
     )
 
 
-def _share_cores(config: Config, comm: Communicator) -> list[CoreBinding]:
-    """Sets torch's threads on this rank; returns them and the cores of every rank. Warns of slow core
-    bindings. Collective."""
+def share_cores(wanted: int, comm: Communicator) -> list[CoreBinding]:
+    """Sets torch's threads on this rank, to `wanted` or, with 0, to its share of the cores; returns them and
+    the cores of every rank. Warns of slow core bindings. Collective."""
     cores = comm.allgather((comm.host, machine.AFFINITY))
     of_host = [mask for host, mask in cores if host == comm.host]
-    threads = config.threads or machine.threads_for(machine.AFFINITY, of_host, machine.cpu_limit())
+    threads = wanted or machine.threads_for(machine.AFFINITY, of_host, machine.cpu_limit())
     torch.set_num_threads(threads)
     bindings = comm.allgather(core_binding(comm.rank, comm.host, threads))
     launcher = detect()

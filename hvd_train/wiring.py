@@ -216,8 +216,9 @@ class Wiring:
             prepared.task,
             prepared.model,
             rows,
-            prepared.config.evaluate.batch_size,
+            batch_size=prepared.config.evaluate.batch_size,
             every_model=alone,
+            watched=prepared.config.evaluate.metric,
         )
 
     def _check_evaluation(self, evaluator: Evaluator) -> None:

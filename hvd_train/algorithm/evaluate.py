@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,8 +20,13 @@ from hvd_train.errors import DataError, TaskError, UserError
 from hvd_train.io.stateful import State, Stateful, checked
 from hvd_train.liveness import mark
 from hvd_train.run.random_state import generators_as_they_are
-from hvd_train.tasks.base import Sums, Task
+from hvd_train.tasks.base import Batch, Task
 from hvd_train.tasks.models import evaluating
+
+if TYPE_CHECKING:
+    from hvd_train.algorithm.metric_states import MetricStates, Value
+
+T = TypeVar("T")
 
 
 class _NoState(msgspec.Struct, forbid_unknown_fields=True):
@@ -51,6 +56,10 @@ class Evaluator(Stateful, Protocol):
     def evaluate(self) -> dict[str, float]:
         """The metrics by name. Collective."""
 
+    def undefined(self) -> list[str]:
+        """The names of what build_metrics' metrics could not define in the last evaluation, such as the AUC
+        of a class that does not occur. The same on every rank."""
+
     def not_finite(self) -> str:
         """Where the first value that is not finite is in this rank's part of the validation data; empty if
         all are finite. Reads the part again; returns the error message if it cannot be read."""
@@ -62,11 +71,27 @@ class ValidationEvaluator:
     Batch b holds the rows [b B, (b+1) B) of the whole validation data, and a single row that would be left
     over is in the last batch. The batches, and with them the metrics, do not depend on the number of ranks.
     Rank r takes the batches b with b mod p = r; where the ranks hold different models (`every_model`), each
-    rank takes all batches, and the metrics are means over the models.
+    rank takes all batches, and the metrics are means over the models; those of `build_metrics` see the
+    batches of all models.
+
+    Args:
+        watched: a metric that is wanted though it is an entry of a vector: `recall[3]`.
+        also: called in evaluations for each batch before it is evaluated, with its first row.
+
+    Raises `TaskError` for metrics that cannot be gathered.
     """
 
     def __init__(
-        self, comm: Communicator, task: Task, model: nn.Module, rows: Rows, batch_size: int, every_model: bool
+        self,
+        comm: Communicator,
+        task: Task,
+        model: nn.Module,
+        rows: Rows,
+        *,
+        batch_size: int,
+        every_model: bool = False,
+        watched: str = "",
+        also: Callable[[int, Batch], None] = lambda start, batch: None,
     ) -> None:
         self._comm = comm
         self._task = task
@@ -75,6 +100,11 @@ class ValidationEvaluator:
         self.num_samples = len(rows)
         every = (0, 1) if every_model else (comm.rank, comm.size)
         self._batches = batch_bounds(self.num_samples, batch_size)[every[0] :: every[1]]
+        self._watched = watched
+        self._also = also
+        self._states = _states(comm, task, self.num_samples)
+        self.values: dict[str, Value] = {}
+        """Of the last evaluation: what the metrics of `build_metrics` gave, lists included."""
 
     def after_round(self, header: Header) -> None:
         """Training does not change the validation data."""
@@ -87,7 +117,8 @@ class ValidationEvaluator:
         put_back = [_present_values(buffer) for buffer in self._model.buffers()]
         try:
             with evaluating(self._model), generators_as_they_are():
-                return sorted(self._sums(*self._batches[0]))
+                sums = self._task.evaluate(self._model, self._batch(*self._batches[0]))
+                return sorted(self._joined(sums, self._states.of_this_rank() if self._states else {}))
         except UserError:
             raise
         except Exception:
@@ -96,6 +127,8 @@ class ValidationEvaluator:
                 + traceback.format_exc()
             ) from None
         finally:
+            if self._states:
+                self._states.reset()
             with torch.no_grad():
                 for call in put_back:
                     call()
@@ -106,9 +139,23 @@ class ValidationEvaluator:
         with evaluating(self._model):
             for start, stop in self._batches:
                 mark()
-                for name, pair in self._sums(start, stop).items():
+                batch = self._batch(start, stop)
+                self._also(start, batch)
+                for name, pair in self._task.evaluate(self._model, batch).items():
                     totals[name] = totals.get(name, np.zeros(2)) + pair
-        return self._reduce(totals)
+        figures = self._reduce(totals)
+        if self._states:
+            self.values = self._states.compute()
+            self._states.reset()
+        return self._joined(figures, self.values)
+
+    def undefined(self) -> list[str]:
+        """See `Evaluator`."""
+        if not self.values:
+            return []
+        from hvd_train.algorithm.metric_states import undefined
+
+        return undefined(self.values)
 
     def not_finite(self) -> str:
         """See `Evaluator`."""
@@ -126,10 +173,23 @@ class ValidationEvaluator:
         """Raises `RunDirectoryError` for the state of another evaluator."""
         checked(state, _NoState)
 
-    def _sums(self, start: int, stop: int) -> Sums:
+    def _joined(self, figures: dict[str, T], values: dict[str, Value]) -> dict[str, T | float]:
+        """The figures, the single numbers among the values, and the watched one."""
+        if not values:
+            return {**figures}
+        from hvd_train.algorithm.metric_states import element, scalars
+
+        twice = figures.keys() & values.keys()
+        if twice:
+            raise TaskError(
+                f"the task gives `{min(twice)}` in `metrics` and in build_metrics; give one another name."
+            )
+        watched = element(values, self._watched)
+        return {**figures, **scalars(values), **({} if watched is None else {self._watched: watched})}
+
+    def _batch(self, start: int, stop: int) -> Batch:
         arrays = self._rows.read(start, stop)
-        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return self._task.evaluate(self._model, self._task.transform(batch))
+        return self._task.transform({name: torch.from_numpy(array) for name, array in arrays.items()})
 
     def _reduce(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
         # A rank without a batch does not know the names; it contributes zeros.
@@ -172,6 +232,10 @@ class TrainingLossEvaluator:
         self._loss_sum = self._samples = 0.0
         return {"loss": loss, "error": loss}
 
+    def undefined(self) -> list[str]:
+        """Empty: the loss is a sum."""
+        return []
+
     def not_finite(self) -> str:
         """Empty: the reports of the rounds have named it."""
         return ""
@@ -184,6 +248,16 @@ class TrainingLossEvaluator:
         """Restores them."""
         saved = checked(state, _Saved)
         self._loss_sum, self._samples = saved.loss_sum, saved.samples
+
+
+def _states(comm: Communicator, task: Task, num_samples: int) -> MetricStates | None:
+    """None where the task builds no metrics: torchmetrics takes a second to load."""
+    built = task.build_metrics(num_samples)
+    if not built:
+        return None
+    from hvd_train.algorithm.metric_states import MetricStates
+
+    return MetricStates(comm, built)
 
 
 def _present_values(buffer: Tensor) -> Callable[[], object]:

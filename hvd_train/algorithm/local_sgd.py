@@ -26,6 +26,7 @@ from hvd_train.comm.agree import decided
 from hvd_train.comm.base import Communicator
 from hvd_train.config import EvaluateConfig
 from hvd_train.errors import ConfigError
+from hvd_train.io.text import listed
 from hvd_train.liveness import phase
 from hvd_train.record.reports import (
     PHASES,
@@ -156,9 +157,13 @@ class LocalSGD:
         if not names or self._figures_reported or not self.evaluator.num_samples:
             return
         self._figures_reported = True
-        found = self._places(self.evaluator.not_finite())
-        where = f". {found}." if found else _NO_SUCH_ROW
-        message = f"not finite on the validation data: {', '.join(names)}{where}"
+        undefined = self.evaluator.undefined()
+        if set(names) <= set(undefined):
+            message = _not_defined(undefined)
+        else:
+            found = self._places(self.evaluator.not_finite())
+            where = f". {found}." if found else _NO_SUCH_ROW
+            message = f"not finite on the validation data: {', '.join(names)}{where}"
         self.recorder.report(
             FaultReport(round=self.progress.rounds, kind="not_finite", ranks=(), message=message)
         )
@@ -191,10 +196,7 @@ class LocalSGD:
         figures = self.evaluator.evaluate()
         self.progress.evaluated(self.worker.epochs)
         self._report_figures(figures)
-        if self.evaluation.metric not in figures:
-            self.checkpoints.save(self.progress.rounds, "every", best=False)
-            raise _nothing_counted(self.evaluation.metric, saved=not self.checkpoints.failure)
-        value = figures[self.evaluation.metric]
+        value = self._watched(figures)
         seen = self.watch.after_evaluation(self.progress.rounds, value)
         seen = decided(self.comm, seen, self.claim.check)
         self.recorder.report(
@@ -210,6 +212,20 @@ class LocalSGD:
             )
         )
         return verdict if verdict.stop and seen.reason != "diverged" else seen
+
+    def _watched(self, figures: dict[str, float]) -> float:
+        """The value of the watched metric. Raises `ConfigError` where it has none. Collective."""
+        metric, undefined = self.evaluation.metric, self.evaluator.undefined()
+        if metric in figures and (metric not in undefined or not math.isfinite(figures["loss"])):
+            return figures[metric]
+        self.checkpoints.save(self.progress.rounds, "every", best=False)
+        why = "the task counted nothing for it in the validation data, so that it has no value"
+        if metric in undefined:
+            why = _not_defined(undefined).rstrip(".")
+        saved = " A checkpoint of this round was written." if not self.checkpoints.failure else ""
+        raise ConfigError(
+            f"evaluate.metric = {metric!r}: {why}; expected a count of at least 1.{saved}", agreed=True
+        )
 
     def _finish(self, verdict: Verdict, samples: int, clock: Clock) -> StopReport:
         phase("final report")
@@ -230,10 +246,8 @@ class LocalSGD:
         return stop
 
 
-def _nothing_counted(metric: str, saved: bool) -> ConfigError:
-    return ConfigError(
-        f"evaluate.metric = {metric!r}: the task counted nothing for it in the validation data, so that it "
-        "has no value; expected a count of at least 1."
-        + (" A checkpoint of this round was written." if saved else ""),
-        agreed=True,
+def _not_defined(names: list[str]) -> str:
+    return (
+        f"not defined on the validation data: {listed(names)}. An entry of a class that does not occur, or "
+        "is never predicted, has no value, and neither has a mean over the classes."
     )

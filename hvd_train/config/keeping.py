@@ -15,7 +15,11 @@ class EvaluateConfig:
     """Evaluation on the validation data, divided among the ranks."""
 
     metric: str = "error"
-    """The metric for the stop rules and the best checkpoint: `loss`, or one that the task returns."""
+    """The metric for the stop rules and the best checkpoint: `loss`, or one that the task returns; of one
+    that is a vector an entry, such as `recall_by_class[3]`."""
+
+    metrics: tuple[str, ...] = ()
+    """Further metrics of the built-in tasks, such as `roc_auc`; `all` for all of them."""
 
     mode: Literal["min", "max"] = "min"
     """Whether a smaller or a larger value of the metric is better."""

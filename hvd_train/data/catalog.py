@@ -116,9 +116,9 @@ def _summarize_part(
     found = [labels for labels in known if labels is not None and rank == 0]
     # A target that is also an input token cannot be a mark to be ignored.
     ignore = not (tokens and spec.inputs == spec.targets)
-    found.append(_read_labels(deal(_whole(unread), world_size)[rank], spec.targets, ignore))
+    found.append(_read_labels(deal(whole(unread), world_size)[rank], spec.targets, ignore))
     if tokens and spec.inputs != spec.targets and is_class_dtype(spec.fields[spec.inputs].dtype):
-        found.append(_read_labels(deal(_whole(infos), world_size)[rank], spec.inputs, ignore=False))
+        found.append(_read_labels(deal(whole(infos), world_size)[rank], spec.inputs, ignore=False))
     return join(found)
 
 
@@ -146,7 +146,7 @@ def make_catalog(
 ) -> Catalog:
     """The catalog, from what each rank found of the labels. Raises `DataError` where the fraction of rows for
     validation leaves one of the parts empty."""
-    train, validation = _whole(shards.train), _whole(shards.validation)
+    train, validation = whole(shards.train), whole(shards.validation)
     if isinstance(data.validation, float):
         train, validation = split_validation(train, data.validation)
     return Catalog(
@@ -174,7 +174,8 @@ def _with_classes(shards: Shards, summaries: Sequence[LabelSummary], tokens: boo
     return Unclassed(counted, reason) if reason else counted
 
 
-def _whole(infos: Sequence[ShardInfo]) -> tuple[Span, ...]:
+def whole(infos: Sequence[ShardInfo]) -> tuple[Span, ...]:
+    """All rows of some shards."""
     return tuple(Span(info.path, 0, info.num_samples) for info in infos)
 
 

@@ -11,7 +11,7 @@ from typing import final
 import numpy as np
 
 from hvd_train.data.blocks import row_bytes
-from hvd_train.data.deal import Span
+from hvd_train.data.deal import Span, rows_of
 from hvd_train.data.format import FieldSpec, ShardInfo
 from hvd_train.data.h5 import Array, ShardFile
 from hvd_train.data.verify import Verifier
@@ -89,6 +89,10 @@ class Rows:
         if key not in self._verifiers:
             self._verifiers[key] = Verifier(shard, name)
         self._verifiers[key].read_into(shard, start, stop, out)
+
+    def locate(self, start: int, stop: int) -> tuple[Span, ...]:
+        """Where rows `start` up to `stop` are."""
+        return rows_of(self.spans, start, stop)
 
     def info(self, span: Span) -> ShardInfo:
         """The header of the shard that `span` is in."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hvd_train.data.catalog import read_shards
-from hvd_train.data.deal import Span
+from hvd_train.config import DataConfig
+from hvd_train.data.catalog import find_shards, read_shards, whole
+from hvd_train.data.deal import Span, split_validation
 from hvd_train.data.demo import ensure_digits
 from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.data.locate import locate
@@ -36,7 +37,23 @@ def select_rows(
                     f"{info.path}: a sample of `{name}` is {_describe(seen)}; the model was trained on "
                     f"{_describe(expected)}. Convert the data, or name other files."
                 )
-    return tuple(Span(info.path, 0, info.num_samples) for info in infos), tuple(warnings)
+    return whole(infos), tuple(warnings)
+
+
+def validation_rows(data: DataConfig) -> tuple[tuple[Span, ...], tuple[str, ...]]:
+    """The validation rows of a run that was trained on `data`, and what a user should know of its shards, one
+    line each. Not collective: every rank does the same and gets the same. Raises `DataError`, also where it
+    has none."""
+    shards = find_shards(data)
+    train, validation = whole(shards.train), whole(shards.validation)
+    if isinstance(data.validation, float):
+        _, validation = split_validation(train, data.validation)
+    if not validation:
+        raise DataError(
+            f"data.path = {data.path!r}: the run has no validation data. Name the data to evaluate on by "
+            "--data."
+        )
+    return validation, shards.warnings
 
 
 def _describe(field: FieldSpec) -> str:

@@ -95,6 +95,11 @@ def number(value: float | None) -> str:
     return f"{value:.4f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:.4g}"
 
 
+def figure(value: float | None) -> str:
+    """A metric, which may be a count: whole numbers without digits after the point."""
+    return f"{value:,.0f}" if value is not None and value.is_integer() and value > 1 else number(value)
+
+
 def duration(seconds: float) -> str:
     """`8.2 s`, `12 min 5 s` or `3 h 20 min`."""
     if seconds < 60:

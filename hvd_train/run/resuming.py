@@ -93,6 +93,7 @@ RULES: Mapping[str, Rule] = {
     "stop.max_seconds": Rule.NEXT,
     "stop.divergence": Rule.NEXT,
     "evaluate.metric": Rule.BEST,
+    "evaluate.metrics": Rule.NEXT,
     "evaluate.mode": Rule.BEST,
     "evaluate.every_epochs": Rule.NEXT,
     "evaluate.every_rounds": Rule.NEXT,

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from hvd_train.data.format import SampleSpec
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric, MetricCollection
 
 Batch = dict[str, Tensor]
 """One tensor for each dataset of a sample, by name; samples along the first axis."""
@@ -48,13 +53,34 @@ class Task(ABC):
         """
         return {}
 
+    def build_metrics(self, num_samples: int) -> Mapping[str, Metric | MetricCollection]:
+        """Metrics that are no mean over samples, such as an AUC: torchmetrics' objects by name. Default:
+        none.
+
+        Called once on every rank, after `build_model`. Keep the objects, and call their `update` in `metrics`
+        or `evaluate`, once for each batch. Their states are gathered from all ranks and reduced as they
+        declare, and they are reset after each evaluation. One that gives a dictionary has its keys as names;
+        the watch can follow a single number, also an entry of a vector: `recall[3]`.
+
+        Args:
+            num_samples: of the data that is evaluated. A metric that keeps every prediction needs memory for
+                all of them on every rank: give it a fixed number of thresholds where there are many.
+        """
+        return {}
+
+    def sample_losses(self, model: nn.Module, batch: Batch) -> Tensor | None:
+        """The loss of each sample of a transformed batch, [B], not a number where a sample does not count;
+        for the list of the worst samples of `hvd_train evaluate`. Default: None, no list. Called as
+        `evaluate` is."""
+        return None
+
     def transform(self, batch: Batch) -> Batch:
         """The batch as `loss`, `metrics` and `evaluate` get it; called once for each batch, before the
         model. Default: as it was read. Integers arrive with the dtype that they have in the shard."""
         return batch
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
-        """`loss` and `metrics` of one transformed batch as sums and counts.
+        """`loss` and `metrics` of one transformed batch as sums and counts; updates those of `build_metrics`.
 
         Called under `torch.no_grad()` with the model in evaluation mode. The default runs the model
         once for `loss` and once more for `metrics`; override it where one forward pass gives both.

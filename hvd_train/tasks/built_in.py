@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, final
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from hvd_train.errors import TaskError
 from hvd_train.tasks.base import Batch, Sums, Task
 from hvd_train.tasks.models import build_model, build_sequence_model
 
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
 
 @final
 class Classification(Task):
@@ -27,11 +30,16 @@ class Classification(Task):
     mean divides by the number of samples n, not by the sum of their weights: the divisor does not depend on
     what a batch happens to hold, so weighted batches and ranks still add up to the exact mean. Weights
     that average 1 over the samples keep the scale of the gradient, and with it the meaning of `optim.lr`.
-    Metric: `error`, the share of samples whose largest logit is not that of their class, unweighted.
+    Metric: `error`, the share of samples whose largest logit is not that of their class, unweighted; and
+    those of the `groups` in `tasks.metric_names`.
     """
 
-    def __init__(self, model: ModelConfig, class_weights: Sequence[float] = ()) -> None:
+    def __init__(
+        self, model: ModelConfig, class_weights: Sequence[float] = (), groups: Sequence[str] = ()
+    ) -> None:
         self._model = model
+        self._groups = groups
+        self._metrics: Mapping[str, Metric] = {}
         self._weights = torch.tensor(class_weights, dtype=torch.float64) if class_weights else None
 
     def build_model(self, spec: SampleSpec) -> nn.Module:
@@ -46,7 +54,22 @@ class Classification(Task):
                 f"The classes are 0 to {num_classes - 1}."
             )
         self._spec = spec
+        self._num_classes = num_classes
         return build_model(self._model, spec, num_classes)
+
+    def build_metrics(self, num_samples: int) -> Mapping[str, Metric]:
+        if self._groups:
+            from hvd_train.tasks.metrics import for_classes
+
+            every = for_classes(self._num_classes, num_samples)
+            self._metrics = {group: every[group] for group in self._groups if group in every}
+        return self._metrics
+
+    def sample_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        logits = _at_least_float32(model(batch[self._spec.inputs]))
+        targets = batch[self._spec.targets].reshape(-1).long()
+        losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+        return losses.masked_fill(targets == IGNORED, torch.nan)
 
     def _forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = _at_least_float32(model(batch[self._spec.inputs]))
@@ -69,6 +92,8 @@ class Classification(Task):
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
         logits, targets = self._forward(model, batch)
+        for metric in self._metrics.values() if len(targets) else ():
+            metric.update(logits, targets)
         return _loss(self._mean(logits, targets), len(targets)) | _wrong(logits, targets)
 
 
@@ -77,11 +102,14 @@ class Regression(Task):
     """Targets of any shape and numeric dtype; the model gives one number for each of their components.
 
     Loss: the squared error, averaged over the components of a sample and over the samples.
-    Metrics: `error`, the same figure, and `mae`, the mean absolute error likewise.
+    Metrics: `error`, the same figure, and `mae`, the mean absolute error likewise; and those of the
+    `groups` in `tasks.metric_names`.
     """
 
-    def __init__(self, model: ModelConfig) -> None:
+    def __init__(self, model: ModelConfig, groups: Sequence[str] = ()) -> None:
         self._model = model
+        self._groups = groups
+        self._metrics: Mapping[str, Metric] = {}
 
     def build_model(self, spec: SampleSpec) -> nn.Module:
         """Raises `TaskError` for targets without a component."""
@@ -92,13 +120,25 @@ class Regression(Task):
                 "number or more. Name another dataset in data.targets."
             )
         self._spec = spec
+        self._num_outputs = shape.numel()
         return build_model(self._model, spec, shape.numel())
+
+    def build_metrics(self, num_samples: int) -> Mapping[str, Metric]:
+        if self._groups:
+            from hvd_train.tasks.metrics import RegressionErrors
+
+            self._metrics = {"errors": RegressionErrors(self._num_outputs)}
+        return self._metrics
+
+    def sample_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        outputs, targets = self._forward(model, batch)
+        return F.mse_loss(outputs, targets, reduction="none").flatten(1).mean(dim=1)
 
     def _forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         outputs = _at_least_float32(model(batch[self._spec.inputs]))
         return outputs, batch[self._spec.targets].reshape(outputs.shape).to(outputs.dtype)
 
-    def _metrics(self, outputs: Tensor, targets: Tensor) -> Sums:
+    def _errors(self, outputs: Tensor, targets: Tensor) -> Sums:
         n = len(targets)
         mse, mae = F.mse_loss(outputs, targets).item(), F.l1_loss(outputs, targets).item()
         return {"error": (mse * n, float(n)), "mae": (mae * n, float(n))}
@@ -108,10 +148,13 @@ class Regression(Task):
         return F.mse_loss(outputs, targets), len(targets)
 
     def metrics(self, model: nn.Module, batch: Batch) -> Sums:
-        return self._metrics(*self._forward(model, batch))
+        return self._errors(*self._forward(model, batch))
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
-        sums = self._metrics(*self._forward(model, batch))
+        outputs, targets = self._forward(model, batch)
+        for metric in self._metrics.values():
+            metric.update(outputs.flatten(1), targets.flatten(1))
+        sums = self._errors(outputs, targets)
         return {"loss": sums["error"], **sums}
 
 
@@ -127,11 +170,14 @@ class NextToken(Task):
     Loss: cross entropy in nats, averaged over positions and samples; exp(loss) is the perplexity. In a
     dataset of targets, -100 marks positions that do not count: the loss of a sample is the mean over its
     others, and a sample without any other does not count.
-    Metric: `error`, the share of positions that count whose most probable token is not the right one.
+    Metric: `error`, the share of positions that count whose most probable token is not the right one; and
+    `perplexity`, if `groups` has it.
     """
 
-    def __init__(self, model: ModelConfig) -> None:
+    def __init__(self, model: ModelConfig, groups: Sequence[str] = ()) -> None:
         self._model = model
+        self._groups = groups
+        self._metrics: Mapping[str, Metric] = {}
 
     def build_model(self, spec: SampleSpec) -> nn.Module:
         """Raises `TaskError` for samples that are not sequences of integers with something to predict."""
@@ -153,6 +199,17 @@ class NextToken(Task):
         self._spec = spec
         return build_sequence_model(self._model, vocabulary)
 
+    def build_metrics(self, num_samples: int) -> Mapping[str, Metric]:
+        if self._groups:
+            from hvd_train.tasks.metrics import Perplexity
+
+            self._metrics = {"perplexity": Perplexity()}
+        return self._metrics
+
+    def sample_losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        losses, counts = self._losses(*self._forward(model, batch))
+        return losses.sum(dim=1) / counts.sum(dim=1)  # 0 / 0 where nothing counts
+
     def _forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         seen, following = batch[self._spec.inputs], batch[self._spec.targets]
         if self._shift:
@@ -163,11 +220,14 @@ class NextToken(Task):
         counts = following != IGNORED
         if counts.all():
             return F.cross_entropy(logits.flatten(0, 1), following.reshape(-1)), len(following)
-        losses = F.cross_entropy(
-            logits.transpose(1, 2), following, ignore_index=IGNORED, reduction="none"
-        )  # [B, T], 0 where ignored
+        losses, _ = self._losses(logits, following)
         n = int(counts.any(dim=1).sum())
         return (losses.sum(dim=1) / counts.sum(dim=1).clamp(min=1)).sum() / max(1, n), n
+
+    def _losses(self, logits: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
+        """The cross entropy of each token, [B, T], 0 where it does not count; and where it counts."""
+        losses = F.cross_entropy(logits.transpose(1, 2), following, ignore_index=IGNORED, reduction="none")
+        return losses, following != IGNORED
 
     def _wrong(self, logits: Tensor, following: Tensor) -> Sums:
         return _wrong(*_that_count(logits.flatten(0, 1), following.flatten()))
@@ -180,6 +240,9 @@ class NextToken(Task):
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
         logits, following = self._forward(model, batch)
+        if self._metrics:
+            losses, counts = self._losses(logits, following)
+            self._metrics["perplexity"].update(losses[counts])
         return _loss(*self._mean(logits, following)) | self._wrong(logits, following)
 
 

@@ -12,11 +12,12 @@ from hvd_train.errors import TaskError
 from hvd_train.io.user_module import load_module
 from hvd_train.tasks.base import Task
 from hvd_train.tasks.built_in import Classification, NextToken, Regression
+from hvd_train.tasks.metric_names import groups_for
 
 _BUILT_IN: dict[str, Callable[[Config], Task]] = {
-    "classification": lambda config: Classification(config.model, config.class_weights),
-    "regression": lambda config: Regression(config.model),
-    "next-token": lambda config: NextToken(config.model),
+    "classification": lambda config: Classification(config.model, config.class_weights, _groups(config)),
+    "regression": lambda config: Regression(config.model, _groups(config)),
+    "next-token": lambda config: NextToken(config.model, _groups(config)),
 }
 
 
@@ -28,10 +29,19 @@ def make_task(config: Config) -> Task:
     name = config.task
     if name in _BUILT_IN:
         return _BUILT_IN[name](config)
+    if config.evaluate.metrics:
+        raise TaskError(
+            f"evaluate.metrics = {list(config.evaluate.metrics)}: expected none with a task of your own. "
+            "Give its metrics in `metrics` or `build_metrics`."
+        )
     source, colon, class_name = name.rpartition(":")
     if not colon:
         raise TaskError(_unknown(name))
     return _construct(load_module(source, "task", TaskError), source, class_name)
+
+
+def _groups(config: Config) -> tuple[str, ...]:
+    return groups_for(config.task, config.evaluate.metrics, config.evaluate.metric)
 
 
 def _unknown(name: str) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAUROC, MulticlassRecall
 
 from hvd_train.algorithm.evaluate import TrainingLossEvaluator, ValidationEvaluator
 from hvd_train.algorithm.header import Header, Row
@@ -96,7 +99,7 @@ def evaluate(
     shift: float = 0.0,
 ) -> tuple[dict[str, float], Seven]:
     task, module, rows = Seven(), model(shift), Rows(spans, FIELDS)
-    evaluator = ValidationEvaluator(comm, task, module, rows, batch_size, every_model)
+    evaluator = ValidationEvaluator(comm, task, module, rows, batch_size=batch_size, every_model=every_model)
     assert evaluator.num_samples == ROWS
     figures = evaluator.evaluate()
     assert evaluator.evaluate() == figures, "nothing is kept from one evaluation to the next"
@@ -159,7 +162,7 @@ class Fickle(Seven):
 
 def test_names_that_differ_between_ranks_are_an_error_on_all(spans: list[Span]) -> None:
     def run(comm: ThreadCommunicator) -> str:
-        evaluator = ValidationEvaluator(comm, Fickle(comm.rank), model(), Rows(spans, FIELDS), 16, False)
+        evaluator = ValidationEvaluator(comm, Fickle(comm.rank), model(), Rows(spans, FIELDS), batch_size=16)
         with pytest.raises(TaskError) as caught:
             evaluator.evaluate()
         assert caught.value.agreed
@@ -170,7 +173,7 @@ def test_names_that_differ_between_ranks_are_an_error_on_all(spans: list[Span]) 
 
 
 def test_a_single_process_needs_no_other(spans: list[Span]) -> None:
-    evaluator = ValidationEvaluator(SoloCommunicator(), Seven(), model(), Rows(spans, FIELDS), 16, False)
+    evaluator = ValidationEvaluator(SoloCommunicator(), Seven(), model(), Rows(spans, FIELDS), batch_size=16)
     assert evaluator.evaluate()["error"] == expected(model())["error"]
 
 
@@ -207,3 +210,52 @@ def test_a_single_row_is_evaluated_with_the_batch_before_it(spans: list[Span]) -
         batches = task.seen[: len(task.seen) // 2]
         assert [n for batch in batches for n in batch] == list(range(ROWS))
         assert len(batches) == count
+
+
+class Measured(Seven):
+    """Metrics of build_metrics beside the sums."""
+
+    def build_metrics(self, num_samples: int) -> dict[str, Metric]:
+        assert num_samples == ROWS
+        self.recall = MulticlassRecall(7, average=None)
+        self.area = MulticlassAUROC(7)
+        return {"recall": self.recall, "area": self.area}
+
+    def metrics(self, model: nn.Module, batch: Batch) -> Sums:
+        logits = model(batch["inputs"])
+        self.recall.update(logits, batch["targets"])
+        self.area.update(logits, batch["targets"])
+        return super().metrics(model, batch)
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 8])
+def test_metrics_of_torchmetrics_are_figures(ranks: int, spans: list[Span]) -> None:
+    def work(comm: ThreadCommunicator) -> tuple[dict[str, float], dict[str, Any], list[str]]:
+        rows = Rows(spans, FIELDS)
+        evaluator = ValidationEvaluator(comm, Measured(), model(), rows, batch_size=16, watched="recall[3]")
+        names = evaluator.try_out()
+        first = evaluator.evaluate()
+        assert evaluator.evaluate() == first, "neither the trial nor an evaluation leaves anything"
+        rows.close()
+        return first, evaluator.values, names
+
+    results = on_ranks(ranks, work)
+    inputs, targets = torch.from_numpy(inputs_of(0, ROWS)) / ROWS, torch.arange(ROWS) % 7
+    logits = model().eval()(inputs)
+    recall = MulticlassRecall(7, average=None)(logits, targets).tolist()
+    for figures, values, names in results:
+        assert values["recall"] == pytest.approx(recall)
+        assert figures["recall[3]"] == values["recall"][3]
+        assert figures["area"] == pytest.approx(float(MulticlassAUROC(7)(logits, targets)), rel=1e-6)
+        assert figures["error"] == expected(model())["error"]
+        assert set(names) in ({*figures, "never"}, set()), "of a rank without a batch"
+
+
+def test_a_name_in_both_ways_is_refused(spans: list[Span]) -> None:
+    class Twice(Measured):
+        def build_metrics(self, num_samples: int) -> dict[str, Metric]:
+            return {**super().build_metrics(num_samples), "error": self.area}
+
+    evaluator = ValidationEvaluator(SoloCommunicator(), Twice(), model(), Rows(spans, FIELDS), batch_size=16)
+    with pytest.raises(TaskError, match="gives `error` in `metrics` and in build_metrics"):
+        evaluator.try_out()

@@ -342,7 +342,7 @@ def test_trying_out_the_evaluation_changes_nothing(tmp_path: Path) -> None:
     model.register_buffer("expanded", torch.ones(1, 3).expand(4, 3))
     model.register_buffer("sparse", torch.eye(2).to_sparse())
     rows = Rows(catalog.validation, catalog.sample.fields)
-    evaluator = ValidationEvaluator(SoloCommunicator(), task, model, rows, 8, every_model=False)
+    evaluator = ValidationEvaluator(SoloCommunicator(), task, model, rows, batch_size=8)
 
     def drawn() -> tuple[float, ...]:
         torch.manual_seed(1)

@@ -1,0 +1,148 @@
+"""`hvd_train evaluate`: every metric of a run's model, on all ranks of a job."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hvd_train.after.evaluate_options import Options
+from hvd_train.after.evaluation_text import text
+from hvd_train.after.trained import Trained, open_trained
+from hvd_train.after.worst import WorstSamples, described
+from hvd_train.algorithm.evaluate import ValidationEvaluator
+from hvd_train.comm.agree import together
+from hvd_train.comm.base import Communicator
+from hvd_train.comm.factory import connect
+from hvd_train.config import Config
+from hvd_train.data.deal import Span
+from hvd_train.data.labels import IGNORED
+from hvd_train.data.rows import Rows
+from hvd_train.data.selection import select_rows, validation_rows
+from hvd_train.errors import DataError
+from hvd_train.io.output import warn
+from hvd_train.monitor import evaluation_page
+from hvd_train.preparation import share_cores
+from hvd_train.record.evaluation import Evaluation
+from hvd_train.run.layout import saved_config
+from hvd_train.tasks.base import Batch
+from hvd_train.tasks.load import make_task
+from hvd_train.tasks.metric_names import GROUPS
+
+
+def run(options: Options) -> int:
+    """Evaluates, and prints the result on rank 0; returns the exit code. Collective."""
+    with connect(options.backend, shared_folder=Path(options.run).absolute().parent) as comm:
+        evaluation = evaluate(options, comm)
+        if comm.rank == 0:
+            print(json.dumps(evaluation.to_json()) if options.json else text(evaluation), flush=True)
+            if options.page:
+                evaluation_page.write(evaluation, Path(options.page))
+    return 0
+
+
+def evaluate(options: Options, comm: Communicator) -> Evaluation:
+    """The figures, the same on every rank. Collective."""
+    if options.page:
+        together(comm, evaluation_page.require)
+    share_cores(options.threads, comm)
+    trained = together(comm, lambda: _open(options))
+    spans, warnings = together(comm, lambda: _spans(options, trained))
+    for line in warnings if comm.rank == 0 else ():
+        warn(line)
+    rows = Rows(spans, trained.saved.sample.fields)
+    worst = WorstSamples(trained.task, trained.model, options.worst)
+
+    def also(start: int, batch: Batch) -> None:
+        _require_classes(trained, rows, start, batch)
+        worst.add(start, batch)
+
+    evaluator = together(
+        comm,
+        lambda: ValidationEvaluator(
+            comm,
+            trained.task,
+            trained.model,
+            rows,
+            batch_size=options.batch_size or trained.config.evaluate.batch_size,
+            also=also,
+        ),
+    )
+    figures = evaluator.evaluate()
+    largest = worst.of_all_ranks(comm)
+    targets = trained.saved.sample.targets
+    samples = together(
+        comm,
+        lambda: described(trained.task, trained.model, rows, targets, largest) if comm.rank == 0 else [],
+    )
+    values = {name: value for name, value in evaluator.values.items() if isinstance(value, list)}
+    return Evaluation(
+        run=str(trained.folder),
+        checkpoint=trained.saved.folder.name,
+        round=trained.saved.round,
+        data=options.data or trained.config.data.path,
+        num_samples=len(rows),
+        metrics=figures,
+        values=values,
+        undefined=evaluator.undefined(),
+        remarks=_remarks(trained, len(rows)),
+        worst=comm.broadcast(samples),
+    )
+
+
+def _open(options: Options) -> Trained:
+    config = _with_all_metrics(saved_config(Path(options.run)))
+    return open_trained(options.run, options.checkpoint, make_task(config))
+
+
+def _with_all_metrics(config: Config) -> Config:
+    if config.task not in GROUPS:
+        return config
+    return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, metrics=("all",)))
+
+
+def _spans(options: Options, trained: Trained) -> tuple[tuple[Span, ...], tuple[str, ...]]:
+    sample = trained.saved.sample
+    if options.data:
+        return select_rows(options.data, sample, tuple(sample.fields))
+    return validation_rows(trained.config.data)
+
+
+def _require_classes(trained: Trained, rows: Rows, start: int, batch: Batch) -> None:
+    """Raises `DataError` for a class that the model of a built-in task does not have."""
+    sample = trained.saved.sample
+    if trained.config.task not in ("classification", "next-token") or sample.num_classes is None:
+        return
+    for name in dict.fromkeys((sample.targets, sample.inputs)):
+        if name == sample.inputs and trained.config.task == "classification":
+            continue
+        wrong = _outside(batch[name], sample.num_classes)
+        if len(wrong):
+            row, value = start + int(wrong[0, 0]), int(batch[name][tuple(wrong[0])])
+            (span,) = rows.locate(row, row + 1)
+            raise DataError(
+                f"{span.shard}: `{name}` holds {value} in row {span.start}; the model has the classes 0 to "
+                f"{sample.num_classes - 1}. Evaluate on data with the classes of the training."
+            )
+
+
+def _outside(values: Tensor, num_classes: int) -> Tensor:
+    """The places of values that are no class, [n, dimensions]."""
+    wide = values.long()
+    return torch.nonzero(((wide < 0) | (wide >= num_classes)) & (wide != IGNORED))
+
+
+def _remarks(trained: Trained, num_samples: int) -> list[str]:
+    sample = trained.saved.sample
+    if trained.config.task != "classification" or sample.num_classes is None:
+        return []
+    from hvd_train.tasks.metrics import MOST_CLASSES, is_binned
+
+    if sample.num_classes > MOST_CLASSES:
+        return [f"more than {MOST_CLASSES:,} classes: no confusion matrix, and no ROC curves"]
+    if is_binned(sample.num_classes, num_samples):
+        return ["many samples: the areas under the ROC curves are from 4,096 bins of the log-odds"]
+    return []
