@@ -7,6 +7,7 @@ unweighted mean of means would be wrong.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -105,8 +106,11 @@ class MetricStates:
             metric.reset()
 
     def of_this_rank(self) -> dict[str, Value]:
-        """The values from this rank's own updates alone; empty without any. Not collective."""
-        return _values((key, m) for key, m in self._members() if _was_updated(m))
+        """The values from this rank's own updates alone; empty without any. Not collective. Of one batch some
+        may not be defined, of which torchmetrics would warn."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _values((key, m) for key, m in self._members() if _was_updated(m))
 
     def compute(self) -> dict[str, Value]:
         """The values by name, from the updates of all ranks. A metric that gives a dictionary has its keys as

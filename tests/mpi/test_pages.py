@@ -122,6 +122,7 @@ def test_a_job_that_is_stopped_and_its_comparison(tmp_path: Path, browser: Brows
             page.set_viewport_size({"width": 1280, "height": 800})
         assert seen.elsewhere() == seen.errors == []
     looks_at_reports(tmp_path, browser)
+    looks_at_an_evaluation(tmp_path, browser)
 
 
 def by_keyboard(runs: Path, seen: Visit) -> None:
@@ -169,4 +170,23 @@ def looks_at_reports(runs: Path, browser: Browser) -> None:
         assert seen.page.locator(f"#chart-{chart} .main-svg").count() > 0
         assert seen.requested == [f"file://{out}"]
         assert seen.errors == []
+        assert_accessible(seen)
+
+
+def looks_at_an_evaluation(runs: Path, browser: Browser) -> None:
+    """Its page opens from disk, too."""
+    out = runs / "evaluation.html"
+    given = ["-m", "hvd_train", "evaluate", str(runs / "b"), "--checkpoint", "latest", "--page", str(out)]
+    made = run(command("python", 1, given), deadline_s=60)
+    assert made.returncode == 0, made.output
+    seen = visit(browser, f"file://{runs}/", offline=True)
+    page = seen.open(out.name)
+    assert len(seen.texts("roc", "legendtext")) == 8, "the classes with the smallest areas"
+    for chart in ("confusion", "calibration"):
+        assert page.locator(f"#chart-{chart} .main-svg").count() > 0
+    assert page.get_by_role("region", name="By class").locator("tbody tr").count() == 10
+    assert page.get_by_role("region", name="Worst samples").locator("tbody tr").count() == 10
+    assert (seen.requested, seen.errors) == ([f"file://{out}"], [])
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
         assert_accessible(seen)
