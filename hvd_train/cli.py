@@ -33,6 +33,7 @@ every rank reads its own shards, and the ranks average their parameters every --
 Other commands, each with its own --help: `hvd_train launch` starts the ranks, `hvd_train status` shows what
 runs are doing, `hvd_train dashboard` the same as live pages, `hvd_train report` writes a page as a file,
 `hvd_train evaluate` computes every metric of a finished run's model,
+`hvd_train predict RUN` writes the predictions of a trained model,
 `hvd_train doctor` checks what would run here, `hvd_train init DIR` writes the files of a new project,
 `hvd_train shard write | info | check`, `hvd_train bench allreduce`, and `hvd_train restarts` for job
 scripts."""
@@ -101,6 +102,17 @@ def _evaluate(args: list[str]) -> int:
     return _in_job(args, parse, work)
 
 
+def _predict(args: list[str]) -> int:
+    from hvd_train.after.predict.options import Options, parse
+
+    def work(options: Options) -> None:
+        from hvd_train.after.predict.run import run
+
+        run(options)
+
+    return _in_job(args, parse, work)
+
+
 def _launch(args: list[str]) -> int:
     from hvd_train.launching.launch import main
 
@@ -112,6 +124,7 @@ def _check(args: list[str]) -> Config | None:
     """For `launch`: refuses what no rank could run. The configuration of a training; None for a command that
     keeps no record."""
     from hvd_train.after.evaluate_options import parse as parse_evaluate
+    from hvd_train.after.predict.options import parse as parse_predict
     from hvd_train.tools.bench.options import parse as parse_bench
     from hvd_train.tools.doctor.options import parse as parse_doctor
 
@@ -119,6 +132,7 @@ def _check(args: list[str]) -> Config | None:
         "bench": parse_bench,
         "doctor": parse_doctor,
         "evaluate": parse_evaluate,
+        "predict": parse_predict,
     }
     if args and args[0] in without_record:
         without_record[args[0]](args[1:])
@@ -193,6 +207,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "status": _status,
     "dashboard": _dashboard,
     "report": _report_of,
+    "predict": _predict,
 }
 
 

@@ -9,6 +9,7 @@
     |   |   |-- MPIMismatch      the MPI at run time is not the one that was built against
     |   |   `-- LauncherMismatch the ranks do not connect as the launcher promised
     |   |-- RunDirectoryError    a run's folder or a checkpoint in it
+    |   |-- OutputError          a file that is to be written
     |   `-- RanksDisagree        the ranks were not given the same thing
     |-- CommunicationError       what went wrong between ranks; exit code 1
     |   |-- RankLost             a rank died or its host cannot be reached
@@ -75,6 +76,10 @@ class LauncherMismatch(EnvironmentMismatch):
 
 class RunDirectoryError(UserError):
     """A run directory or a checkpoint that cannot be created, found or read."""
+
+
+class OutputError(UserError):
+    """A file that was to be written exists already, or cannot be written."""
 
 
 class RanksDisagree(UserError):

@@ -217,10 +217,11 @@ def _find_parts(data: DataConfig) -> tuple[tuple[Found, ...], tuple[Found, ...]]
 
 
 def read_shards(
-    part: Sequence[Found], names: tuple[str, ...], warnings: list[str]
+    part: Sequence[Found], names: tuple[str, ...], warnings: list[str], *, texts: bool = False
 ) -> list[tuple[ShardInfo, Origin]]:
-    """The headers of a part's shards, without those that have no samples."""
-    read = [_read_shard(shard, names) for shard in part]
+    """The headers of a part's shards, without those that have no samples. With `texts` datasets of them may
+    hold strings of a fixed number of bytes."""
+    read = [_read_shard(shard, names, texts) for shard in part]
     empty = [info.path for info, _ in read if info.num_samples == 0]
     more = f" and {len(empty) - _MAX_LISTED} more" if len(empty) > _MAX_LISTED else ""
     named = ", ".join(empty[:_MAX_LISTED]) + more
@@ -231,8 +232,8 @@ def read_shards(
     return [(info, origin) for info, origin in read if info.num_samples > 0]
 
 
-def _read_shard(shard: Found, names: tuple[str, ...]) -> tuple[ShardInfo, Origin]:
-    with ShardFile(shard.path, names) as file:
+def _read_shard(shard: Found, names: tuple[str, ...], texts: bool) -> tuple[ShardInfo, Origin]:
+    with ShardFile(shard.path, names, texts=texts) as file:
         manifest = os.path.realpath(shard.path.removesuffix(shard.entry.file)) if shard.entry else ""
         info, origin = file.info, origin_of(file, manifest)
     for difference in shard.differences(info):

@@ -23,7 +23,7 @@ from hvd_train.data import format as fmt
 from hvd_train.data.crash import naming
 from hvd_train.data.facts import decode, digest_of
 from hvd_train.data.files import require_regular
-from hvd_train.data.hdf5_types import numpy_dtype
+from hvd_train.data.hdf5_types import numpy_dtype, text_dtype
 from hvd_train.errors import DataError
 from hvd_train.liveness import mark
 
@@ -67,10 +67,14 @@ class ShardFile:
     Raises `DataError` on opening for everything that makes the file unusable: not HDF5, truncated, a
     dataset that is missing, is outside the file, or is not numeric, lengths that differ, facts that are
     not those that were written. A file without samples is opened; `info.num_samples` is 0 then.
+
+    Args:
+        texts: whether strings of a fixed number of bytes are taken as well, as of a dtype such as `S12`.
     """
 
-    def __init__(self, path: str | Path, names: Sequence[str]) -> None:
+    def __init__(self, path: str | Path, names: Sequence[str], *, texts: bool = False) -> None:
         self._path = str(path)
+        self._texts = texts
         self._in_hdf5 = naming(path)
         with _explained(self._path, _NOT_HDF5):
             require_regular(path, "an HDF5 file")
@@ -107,6 +111,8 @@ class ShardFile:
             )
         with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _DAMAGED):
             dataset = self._datasets[name]
+            if out.dtype.kind == "S":
+                out = out.view(dataset.dtype)  # which says as well whether it is UTF-8: HDF5 converts none
             for begin, end in _pieces(dataset, start, stop):
                 self._in_hdf5(dataset.read_direct, out[begin - start : end - start], np.s_[begin:end])
                 mark()
@@ -184,7 +190,8 @@ class ShardFile:
         """The shard's header."""
 
     def _field(self, name: str, dataset: h5py.Dataset) -> fmt.FieldSpec:
-        dtype = numpy_dtype(dataset.id.get_type())
+        kind = dataset.id.get_type()
+        dtype = (text_dtype(kind) if self._texts else None) or numpy_dtype(kind)
         if isinstance(dtype, str):
             raise DataError(
                 f"{self._path}: dataset `{name}` holds {dtype}. Expected integers of 8 to 64 bits, "
@@ -196,7 +203,8 @@ class ShardFile:
                 f"{self._path}: dataset `{name}` is {dtype} {list(dataset.shape)} in a file of {file_bytes} "
                 "bytes. The number of rows is damaged, or most were never written: write it again."
             )
-        return fmt.FieldSpec(shape=tuple(map(int, dataset.shape[1:])), dtype=dtype.name)
+        plain = dtype.str[1:] if dtype.kind == "S" else dtype.name
+        return fmt.FieldSpec(shape=tuple(map(int, dataset.shape[1:])), dtype=plain)
 
     def _read_facts(self, num_samples: int) -> str | None:
         """Reads the facts and compares them with the datasets; returns their digest, None for schema 1 and
@@ -360,7 +368,7 @@ def _found(file: h5py.File) -> str:
     return "the file has " + (", ".join(found[:_MAX_LISTED]) + more if found else "no datasets")
 
 
-def read_info(path: str | Path, names: Sequence[str]) -> fmt.ShardInfo:
-    """The header of a shard. Raises `DataError` as `ShardFile` does."""
-    with ShardFile(path, names) as shard:
+def read_info(path: str | Path, names: Sequence[str], *, texts: bool = False) -> fmt.ShardInfo:
+    """The header of a shard. Arguments and errors are those of `ShardFile`."""
+    with ShardFile(path, names, texts=texts) as shard:
         return shard.info

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, final
 
 import h5py
 import numpy as np
@@ -31,7 +31,7 @@ def write_file(
     `datasets` are arrays [rows, ...] of equal length. `chunk_rows` None with no compression gives contiguous
     datasets. The bytes are a function of the arguments alone. Raises OSError.
     """
-    with _create(path) as file:
+    with _create(path, (fmt.GROUP, fmt.CHECKSUMS, fmt.CLASS_COUNTS)) as file:
         text = encode(facts)
         file.attrs[fmt.ATTR_SCHEMA] = facts.schema
         # Of fixed length: HDF5 has checksums for what is stored in a header, but not for its heap of strings.
@@ -53,7 +53,48 @@ def write_file(
     return digest(text)
 
 
-def _create(path: Path) -> h5py.File:
+@final
+class RowWriter:
+    """A new file of contiguous datasets [num_rows, ...], whose rows are written in order. Every method raises
+    OSError.
+
+    Args:
+        path: must not exist.
+        fields: the datasets; in native byte order, or `S12` for strings of UTF-8 in 12 bytes.
+        attributes: of the file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        fields: Mapping[str, fmt.FieldSpec],
+        num_rows: int,
+        attributes: Mapping[str, str | int],
+    ) -> None:
+        self._file = _create(path)
+        self._file.attrs.update(attributes)
+        self._row = 0
+        for name, field in fields.items():
+            text = field.dtype.startswith("S")
+            dtype = h5py.string_dtype("utf-8", int(field.dtype[1:])) if text else np.dtype(field.dtype)
+            self._file.create_dataset(name, (num_rows, *field.shape), dtype, track_times=False)
+
+    def append(self, rows: Mapping[str, Array]) -> None:
+        """Writes the next rows, the same number to every dataset."""
+        stop = self._row
+        for name, array in rows.items():
+            dataset = self._file[name]
+            stop = self._row + len(array)
+            if array.size:
+                dataset.write_direct(array.view(dataset.dtype), dest_sel=np.s_[self._row : stop])
+        self._row = stop
+
+    def close(self) -> None:
+        """Writes what is left, and closes the file."""
+        self._file.close()
+
+
+def _create(path: Path, groups: Sequence[str] = ()) -> h5py.File:
     # The format of HDF5 1.8 (2008): the oldest in which headers, links and attributes have checksums.
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_libver_bounds(h5py.h5f.LIBVER_V18, h5py.h5f.LIBVER_V18)
@@ -64,6 +105,6 @@ def _create(path: Path) -> h5py.File:
     file = h5py.File(h5py.h5f.create(os.fsencode(path), h5py.h5f.ACC_EXCL, creation, access))
     untimed = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
     untimed.set_obj_track_times(False)
-    for group in (fmt.GROUP, fmt.CHECKSUMS, fmt.CLASS_COUNTS):
+    for group in groups:
         h5py.h5g.create(file.id, group.encode(), gcpl=untimed)
     return file

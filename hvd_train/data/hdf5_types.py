@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 # H5T_class_t, which is part of the file format.
-_INTEGER, _FLOAT, _BITFIELD, _ENUM = 0, 1, 4, 8
+_INTEGER, _FLOAT, _STRING, _BITFIELD, _ENUM = 0, 1, 3, 4, 8
 _OTHERS = {
     2: "times (H5T_TIME)",
-    3: "strings",
+    _STRING: "strings",
     5: "opaque values",
     6: "compound values, as complex numbers are stored",
     7: "references",
@@ -43,6 +43,13 @@ def numpy_dtype(type_id: Any) -> np.dtype[Any] | str:
         # h5py has booleans as an enumeration of FALSE and TRUE.
         return np.dtype(bool) if not isinstance(values, str) and type_id.dtype == bool else values
     return _OTHERS.get(kind, f"values of an unknown type (class {kind})")
+
+
+def text_dtype(type_id: Any) -> np.dtype[Any] | None:
+    """The dtype of strings of a fixed number of bytes, such as `S12`; None for any other type."""
+    if type_id.get_class() != _STRING or type_id.is_variable_str():
+        return None
+    return np.dtype(f"S{type_id.get_size()}")
 
 
 def _whole_number(type_id: Any, num_bytes: int) -> np.dtype[Any] | str:

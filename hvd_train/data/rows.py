@@ -113,7 +113,8 @@ class Rows:
         return shard
 
     def _open_shard(self, path: str) -> ShardFile:
-        shard = ShardFile(path, tuple(self.fields))
+        texts = any(field.dtype.startswith("S") for field in self.fields.values())
+        shard = ShardFile(path, tuple(self.fields), texts=texts)
         if shard.info.fields != self.fields or self._infos.setdefault(path, shard.info) != shard.info:
             shard.close()
             raise DataError(

@@ -22,19 +22,22 @@ def select_rows(
     Args:
         path: what `data.path` takes.
         sample: what the model was built for; the datasets of it that are in `names` must be like there.
-        names: the datasets that are needed of every shard.
+        names: the datasets that are needed of every shard. Those that the model was not trained on must be
+            alike in all of them, and may hold strings of a fixed number of bytes.
 
     Not collective: every rank does the same and gets the same. Raises `DataError`.
     """
     source = locate(str(ensure_digits()) if path == "digits" else path, "--data")
     warnings: list[str] = []
-    infos = [info for info, _ in read_shards(source.validation or source.train, tuple(names), warnings)]
+    read = read_shards(source.validation or source.train, tuple(names), warnings, texts=True)
+    infos = [info for info, _ in read]
     for info in infos:
         for name in names:
-            expected, seen = sample.fields.get(name, info.fields[name]), info.fields[name]
+            expected, seen = sample.fields.get(name, infos[0].fields[name]), info.fields[name]
             if seen != expected:
+                other = "the model was trained on" if name in sample.fields else f"in {infos[0].path} it is"
                 raise DataError(
-                    f"{info.path}: a sample of `{name}` is {_describe(seen)}; the model was trained on "
+                    f"{info.path}: a sample of `{name}` is {_describe(seen)}; {other} "
                     f"{_describe(expected)}. Convert the data, or name other files."
                 )
     return whole(infos), tuple(warnings)

@@ -144,8 +144,8 @@ class Claim(Ownership):
         by = None if seen is None else seen.holder
         return RunTakenOver(
             f"{self.folder} was taken over by {by or 'another job, or it was removed'}. This job gave no "
-            "sign of life for too long; it ends and writes nothing more. The other one goes on from the last "
-            "checkpoint."
+            "sign of life for too long; it ends and writes nothing more. The other one goes on from what was "
+            "saved last."
         )
 
 
@@ -216,7 +216,7 @@ def _ended(folder: Path, number: int, mine: Holder, stale_s: float) -> str | Non
 def _in_use(folder: Path, holder: Holder | None) -> RunDirectoryError:
     return RunDirectoryError(
         f"{folder} is in use by {holder or 'another job'}; expected one job at a time. Wait for its end, or "
-        "choose another --name."
+        "choose another name."
     )
 
 

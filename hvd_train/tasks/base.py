@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from hvd_train.data.format import SampleSpec
+from hvd_train.errors import TaskError
 
 if TYPE_CHECKING:
     from torchmetrics import Metric, MetricCollection
@@ -75,8 +76,11 @@ class Task(ABC):
         return None
 
     def transform(self, batch: Batch) -> Batch:
-        """The batch as `loss`, `metrics` and `evaluate` get it; called once for each batch, before the
-        model. Default: as it was read. Integers arrive with the dtype that they have in the shard."""
+        """The batch as `loss`, `metrics`, `evaluate` and `predict` get it; called once for each batch, before
+        the model. Default: as it was read. Integers arrive with the dtype that they have in the shard.
+
+        A batch to predict on has the inputs only: convert the targets `if "targets" in batch`.
+        """
         return batch
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
@@ -88,3 +92,18 @@ class Task(ABC):
         mean, count = self.loss(model, batch)
         sums = {name: (float(total), float(n)) for name, (total, n) in self.metrics(model, batch).items()}
         return {"loss": (mean.item() * count, float(count)), **sums}
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """What `hvd_train predict` writes for one transformed batch of inputs: name -> tensor, samples along
+        the first axis; booleans, integers or floating-point numbers. Names, types and shapes of a sample are
+        the same for every batch. Default: `outputs`, what the model gives for the only dataset of the batch.
+
+        Called under `torch.no_grad()` with the model in evaluation mode. The result of a sample must not
+        depend on the others in its batch.
+        """
+        if len(batch) != 1:
+            raise TaskError(
+                f"a batch has the datasets {', '.join(batch)}; the predict of hvd_train.Task expects one, "
+                "which it gives to the model. Define `predict` in your task."
+            )
+        return {"outputs": model(*batch.values())}

@@ -32,6 +32,7 @@ class Classification(Task):
     that average 1 over the samples keep the scale of the gradient, and with it the meaning of `optim.lr`.
     Metric: `error`, the share of samples whose largest logit is not that of their class, unweighted; and
     those of the `groups` in `tasks.metric_names`.
+    Predictions: `class`, int64 [B], and the `probability` of each class, float32 [B, classes].
     """
 
     def __init__(
@@ -96,6 +97,10 @@ class Classification(Task):
             metric.update(logits, targets)
         return _loss(self._mean(logits, targets), len(targets)) | _wrong(logits, targets)
 
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        logits = model(batch[self._spec.inputs]).float()
+        return {"class": logits.argmax(dim=1), "probability": logits.softmax(dim=1)}
+
 
 @final
 class Regression(Task):
@@ -104,6 +109,7 @@ class Regression(Task):
     Loss: the squared error, averaged over the components of a sample and over the samples.
     Metrics: `error`, the same figure, and `mae`, the mean absolute error likewise; and those of the
     `groups` in `tasks.metric_names`.
+    Predictions: `outputs`, in the shape of the targets.
     """
 
     def __init__(self, model: ModelConfig, groups: Sequence[str] = ()) -> None:
@@ -157,6 +163,10 @@ class Regression(Task):
         sums = self._errors(outputs, targets)
         return {"loss": sums["error"], **sums}
 
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        outputs = _at_least_float32(model(batch[self._spec.inputs]))
+        return {"outputs": outputs.reshape(-1, *self._spec.fields[self._spec.targets].shape)}
+
 
 @final
 class NextToken(Task):
@@ -172,6 +182,9 @@ class NextToken(Task):
     others, and a sample without any other does not count.
     Metric: `error`, the share of positions that count whose most probable token is not the right one; and
     `perplexity`, if `groups` has it.
+    Predictions, of a sequence in `data.inputs`: `token`, int64 [B], the most probable one after its last
+    token, and `log_likelihood`, float64 [B], of all its tokens but the first, in nats, each given those
+    before it.
     """
 
     def __init__(self, model: ModelConfig, groups: Sequence[str] = ()) -> None:
@@ -244,6 +257,13 @@ class NextToken(Task):
             losses, counts = self._losses(logits, following)
             self._metrics["perplexity"].update(losses[counts])
         return _loss(*self._mean(logits, following)) | self._wrong(logits, following)
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        tokens = batch[self._spec.inputs]
+        logits = _at_least_float32(model(tokens))
+        losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:].long(), reduction="none")
+        likelihood = -losses.sum(dim=1, dtype=torch.float64)
+        return {"token": logits[:, -1].argmax(dim=1), "log_likelihood": likelihood}
 
 
 def _num_classes(spec: SampleSpec, task: str, model: ModelConfig) -> int:
