@@ -191,11 +191,13 @@ class ShardFile:
 
     def _field(self, name: str, dataset: h5py.Dataset) -> fmt.FieldSpec:
         kind = dataset.id.get_type()
-        dtype = (text_dtype(kind) if self._texts else None) or numpy_dtype(kind)
+        text = text_dtype(kind) if self._texts else None
+        dtype = numpy_dtype(kind) if text is None else text
         if isinstance(dtype, str):
+            texts = "strings of a fixed length, " if self._texts else ""
             raise DataError(
                 f"{self._path}: dataset `{name}` holds {dtype}. Expected integers of 8 to 64 bits, "
-                "floating-point numbers of 16 to 64 bits, or booleans: convert it."
+                f"floating-point numbers of 16 to 64 bits, {texts}or booleans: convert it."
             )
         file_bytes = os.path.getsize(self._path)
         if dtype.itemsize * math.prod(dataset.shape) > _MOST_BYTES + _MOST_COMPRESSED * file_bytes:

@@ -55,12 +55,15 @@ def write_file(
 
 @final
 class RowWriter:
-    """A new file of contiguous datasets [num_rows, ...], whose rows are written in order. Every method raises
-    OSError.
+    """A new file of contiguous datasets [num_rows, ...], whose rows are written in order.
+
+    HDF5 writes the headers and reserves the space; the rows are written to it without HDF5. On a full disk
+    HDF5 would keep values that it cannot write, and fail again whenever it is called, even at the end of the
+    process. Every method raises OSError.
 
     Args:
         path: must not exist.
-        fields: the datasets; in native byte order, or `S12` for strings of UTF-8 in 12 bytes.
+        fields: the datasets; `S12` stands for strings of UTF-8 in 12 bytes.
         attributes: of the file.
     """
 
@@ -71,27 +74,42 @@ class RowWriter:
         num_rows: int,
         attributes: Mapping[str, str | int],
     ) -> None:
-        self._file = _create(path)
-        self._file.attrs.update(attributes)
-        self._row = 0
-        for name, field in fields.items():
-            text = field.dtype.startswith("S")
-            dtype = h5py.string_dtype("utf-8", int(field.dtype[1:])) if text else np.dtype(field.dtype)
-            self._file.create_dataset(name, (num_rows, *field.shape), dtype, track_times=False)
+        try:
+            with _create(path) as file:
+                file.attrs.update(attributes)
+                self._at = {name: _reserve(file, name, field, num_rows) for name, field in fields.items()}
+        except RuntimeError as error:  # h5py's, of what could not be written when the file was closed
+            raise OSError(str(error)) from None
+        self._file = open(path, "r+b", buffering=0)  # noqa: SIM115, closed below
 
     def append(self, rows: Mapping[str, Array]) -> None:
-        """Writes the next rows, the same number to every dataset."""
-        stop = self._row
+        """Writes the next rows, the same number to every dataset, in the types of `fields`."""
         for name, array in rows.items():
-            dataset = self._file[name]
-            stop = self._row + len(array)
-            if array.size:
-                dataset.write_direct(array.view(dataset.dtype), dest_sel=np.s_[self._row : stop])
-        self._row = stop
+            content = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            self._file.seek(self._at[name])
+            self._at[name] += len(content)
+            while content:
+                content = content[self._file.write(content) :]
 
     def close(self) -> None:
-        """Writes what is left, and closes the file."""
+        """Closes the file."""
         self._file.close()
+
+
+def _reserve(file: h5py.File, name: str, field: fmt.FieldSpec, num_rows: int) -> int:
+    """Makes a dataset; returns where its values are in the file."""
+    text = field.dtype.startswith("S")
+    dtype = h5py.string_dtype("utf-8", int(field.dtype[1:])) if text else np.dtype(field.dtype)
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_layout(h5py.h5d.CONTIGUOUS)
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    creation.set_obj_track_times(False)
+    space = h5py.h5s.create_simple((num_rows, *field.shape))
+    dataset = h5py.h5d.create(
+        file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), space, creation
+    )
+    return int(dataset.get_offset() or 0)  # none without values
 
 
 def _create(path: Path, groups: Sequence[str] = ()) -> h5py.File:

@@ -22,20 +22,26 @@ _warned = False
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary name next to `path`; what the body wrote there becomes `path` when it ends.
 
     The file's bytes and then its name are forced to disk. If the body raises, `path` stays as it was
     and the temporary file is removed. Raises OSError where the folder cannot be written.
+
+    Args:
+        durable: False for a file that carries a checksum and can be made again. It is not forced to disk,
+            which takes long: it is complete however this process ends, unless the host goes down as well.
     """
     path = Path(path)
     # Not longer than a name may be: 255 bytes on most file systems, of which a letter takes up to four.
     temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-        sync(temporary)
+        if durable:
+            sync(temporary)
         os.replace(temporary, path)
-        sync(path.parent)
+        if durable:
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -46,6 +46,7 @@ print("exit", code, "loaded", loaded, file=sys.stderr)
         (["launch", "--help"], ["--hosts", "--hostfile", "--fault-tolerance", "--dry-run", "75 interrupted"]),
         (["shard", "--help"], ["write", "info", "check"]),
         (["doctor", "--help"], ["--parameters", "--json", "--timeout"]),
+        (["predict", "--help"], ["RUN", "--data", "--out", "--part-rows", "best|latest|round-N"]),
         (["shard", "write", "--help"], ["--by-class", "--compression"]),
     ],
     ids=" ".join,

@@ -150,7 +150,8 @@ class Parts:
         return True
 
     def write(self, part: int, rows: PartRows) -> None:
-        """Writes a part; it has its name when it is whole. Raises `OutputError`."""
+        """Writes a part; it has its name when it is whole. If the host goes down it may be lost, which its
+        checksum tells. Raises `OutputError`."""
         raw = [_raw(array) for array in rows.arrays.values()]
         header = _Header(
             digest=self.digest,
@@ -160,7 +161,10 @@ class Parts:
             first_nan=rows.first_nan,
         )
         try:
-            with replacing(self._path(part)) as temporary, open(temporary, "xb", buffering=0) as file:
+            with (
+                replacing(self._path(part), durable=False) as temporary,
+                open(temporary, "xb", buffering=0) as file,
+            ):
                 text = seal(msgspec.structs.asdict(header)).encode().ljust(_HEADER_BYTES)
                 for content in (memoryview(text), *raw):
                     while content:
@@ -225,8 +229,8 @@ def require_new(out: Path) -> None:
     if os.path.lexists(out):
         left = f" {_folder(out)} is not needed any more." if _folder(out).exists() else ""
         raise OutputError(
-            f"{out} exists already; expected a new file, as none is overwritten. Name another one in --out, or "
-            f"move this one away.{left}"
+            f"{out} exists already; expected a new file, as none is overwritten. Name another one in --out, "
+            f"or move this one away.{left}"
         )
     if not out.parent.is_dir():
         raise OutputError(f"{out}: there is no folder {out.absolute().parent}; expected one. Make it.")
