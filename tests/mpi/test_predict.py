@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import random
-import re
+import signal
 import time
 from pathlib import Path
 
 import h5py
-import numpy as np
 import pytest
 
 import hvd_train
+from hvd_train.cli import main
 from hvd_train.config import Config, DataConfig, StopConfig
-from tests.launching import Job, command, kill, run, start, wait_for
+from tests.deadlines import seconds
+from tests.launching import command, members, run, start, wait_for
+from tests.mpi.test_resume import cmdline
 
 PARTS = 36
 """Of 10 rows, of the 359 rows of validation data."""
@@ -26,22 +29,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         runs=str(tmp_path_factory.mktemp("runs")),
         task="tests/mpi/predicting.py:Unhurried",
         backend="solo",
+        threads=1,
         data=DataConfig(path="digits"),
         stop=StopConfig(patience=0, max_rounds=2),
     )
     return hvd_train.train(config).run
 
 
-def line(launcher: str, ranks: int, trained: Path, out: Path) -> list[str]:
-    options = ["--id", "targets", "--part-rows", "10", "--batch-size", "5", "--threads", "1"]
-    program = ["-m", "hvd_train", "predict", str(trained), "--data", "digits", "--out", str(out), *options]
-    return command(launcher, ranks, program)
+def options(trained: Path, out: Path) -> list[str]:
+    plain = ["--id", "targets", "--part-rows", "10", "--batch-size", "5", "--threads", "1"]
+    return [str(trained), "--data", "digits", "--out", str(out), *plain]
 
 
-def predicted(launcher: str, ranks: int, trained: Path, out: Path) -> Job:
-    job = run(line(launcher, ranks, trained, out), deadline_s=60)
-    assert job.returncode == 0, job.output
-    return job
+def line(ranks: int, trained: Path, out: Path) -> list[str]:
+    return command("mpirun", ranks, ["-m", "hvd_train", "predict", *options(trained, out)])
 
 
 def datasets(path: Path) -> dict[str, bytes]:
@@ -49,38 +50,35 @@ def datasets(path: Path) -> dict[str, bytes]:
         return {name: file[name][:].tobytes() for name in file}
 
 
-def test_predictions_survive_kills_and_do_not_depend_on_the_ranks(trained: Path, tmp_path: Path) -> None:
-    whole = tmp_path / "1.h5"
-    predicted("python", 1, trained, whole)
-    expected = datasets(whole)
-    assert list(expected) == ["class", "probability", "targets"]
-    for ranks in (2, 3):
-        job = predicted("mpirun", ranks, trained, tmp_path / f"{ranks}.h5")
-        assert f"{PARTS} parts of 10 rows on {ranks} ranks" in job.output
-        assert datasets(tmp_path / f"{ranks}.h5") == expected
-    out, rng, found = tmp_path / "killed.h5", random.Random(14), 0
-    folder = Path(f"{out}.parts")
-    for kills in range(3):
-        with start(line("mpirun", 2, trained, out)) as process:
-            until = found + rng.randrange(2, 9)
-            wait_for(lambda until=until: count(folder) >= until, 60, process)  # type: ignore[misc]
-            time.sleep(rng.random() * 0.05)
-            kill(process)
-            stdout, _ = process.communicate()
-        if kills:
-            said = re.search(rf"goes on   (\d+) of {PARTS} parts were found there", stdout)
-            assert said is not None, stdout
-            assert int(said[1]) == found
-        found = count(folder)
-        assert 0 < found < PARTS
-        assert not out.exists()
-    assert f"goes on   {found} of {PARTS} parts" in predicted("mpirun", 3, trained, out).output
-    assert datasets(out) == expected
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.h5", "2.h5", "3.h5", "killed.h5"]
-    with h5py.File(out) as file:
-        np.testing.assert_array_equal(file["class"][:], file["probability"][:].argmax(axis=1))
-
-
 def count(folder: Path) -> int:
     """The parts that are there."""
     return len(list(folder.glob("part-*"))) if folder.exists() else 0
+
+
+def test_predictions_survive_kills_and_do_not_depend_on_the_ranks(trained: Path, tmp_path: Path) -> None:
+    """One process without a launcher; two ranks that are killed, and three that go on."""
+    assert main(["predict", *options(trained, tmp_path / "whole.h5")]) == 0
+    expected = datasets(tmp_path / "whole.h5")
+    assert list(expected) == ["class", "probability", "targets"]
+    out, rng, found = tmp_path / "killed.h5", random.Random(14), 0
+    folder = Path(f"{out}.parts")
+    for _ in range(2):
+        with start(line(2, trained, out)) as process:
+            until = found + rng.randrange(2, 9)
+            wait_for(lambda until=until: count(folder) >= until, 60, process)  # type: ignore[misc]
+            time.sleep(rng.random() * 0.05)
+            for pid in members(process.mark):
+                if cmdline(pid)[1:3] == ["-m", "hvd_train"]:
+                    os.kill(pid, signal.SIGKILL)
+            stdout, _ = process.communicate(timeout=seconds(30))
+        if found:
+            assert f"goes on   {found} of {PARTS} parts were found there" in stdout
+        found = count(folder)
+        assert 0 < found < PARTS
+        assert not out.exists()
+    job = run(line(3, trained, out), deadline_s=60)
+    assert job.returncode == 0, job.output
+    assert f"{PARTS} parts of 10 rows on 3 ranks" in job.stdout
+    assert f"goes on   {found} of {PARTS} parts were found there" in job.stdout
+    assert datasets(out) == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.h5", "whole.h5"]
