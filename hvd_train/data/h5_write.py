@@ -105,10 +105,11 @@ def _reserve(file: h5py.File, name: str, field: fmt.FieldSpec, num_rows: int) ->
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     creation.set_obj_track_times(False)
+    kind = h5py.h5t.py_create(dtype, logical=True)
     space = h5py.h5s.create_simple((num_rows, *field.shape))
-    dataset = h5py.h5d.create(
-        file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), space, creation
-    )
+    link = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    link.set_create_intermediate_group(True)
+    dataset = h5py.h5d.create(file.id, name.encode(), kind, space, creation, link)
     return int(dataset.get_offset() or 0)  # none without values
 
 

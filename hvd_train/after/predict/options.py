@@ -58,7 +58,7 @@ class Options:
         require_usable(self, "--")
         known = re.fullmatch(r"best|latest|round-\d+", self.checkpoint) is not None
         require(known, "--checkpoint", self.checkpoint, "best, latest or round-N")
-        for name, value in (("--run", self.run), ("--data", self.data)):
+        for name, value in (("RUN", self.run), ("--data", self.data)):
             require(value != "", name, value, "a path. Is a variable of the shell not set?")
         path = Path(self.out)
         suffixes = " or ".join((", ".join(SUFFIXES[:-1]), SUFFIXES[-1]))

@@ -93,6 +93,7 @@ def _finish(options: Options, job: Job, parts: Parts, held: Ownership) -> None:
         with replacing(parts.out) as temporary:
             os.replace(parts.whole, temporary)
     except OSError as error:
+        parts.whole.unlink(missing_ok=True)
         raise OutputError(
             f"{parts.out}: {error.strerror or error}. Expected to write the file there: make room, and start "
             "the same command again, which goes on with the parts that are whole."

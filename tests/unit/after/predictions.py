@@ -27,6 +27,7 @@ def write_shards(folder: Path, ids: Callable[[int], Any] = lambda row: 10**12 - 
         with h5py.File(folder / f"part{number}.h5", "w") as file:
             file["inputs"] = inputs_of(first, rows)
             file["id"] = np.array([ids(row) for row in range(first, first + rows)])
+            file["meta/id"] = file["id"]
         first += rows
     return str(folder / "part*.h5")
 

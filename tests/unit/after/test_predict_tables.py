@@ -49,7 +49,11 @@ class Odd(Same):
 
 
 def test_predictions_have_any_shape(trained: Path, tmp_path: Path) -> None:
-    found = solo(options(trained, tmp_path), Odd())
+    given = options(trained, tmp_path, id="meta/id")
+    predict(given, SoloCommunicator(), Odd())
+    with h5py.File(given.out) as file:
+        found = {name: file[name][:] for name in ("image", "positive", "small", "half", "none", "meta/id")}
+    np.testing.assert_array_equal(found["meta/id"], 10**12 - np.arange(sum(ROWS)))
     x = inputs_of(0, sum(ROWS))
     np.testing.assert_array_equal(found["image"], np.stack([x, x], axis=1))
     np.testing.assert_array_equal(found["positive"], x[:, 0] > 3)
