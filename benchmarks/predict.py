@@ -24,6 +24,8 @@ import torch
 
 import hvd_train
 from benchmarks.averaging_cost import ROOT
+from hvd_train.after.predict.parts import PartRows
+from hvd_train.after.predict.predictor import Predictor
 from hvd_train.cli import main as command
 from hvd_train.comm.factory import connect
 from hvd_train.config import Config, DataConfig, ModelConfig, StopConfig
@@ -73,18 +75,28 @@ def loop(run: str, pattern: str, batch_size: int, threads: int) -> None:
         with evaluating(model):
             model(rows[:batch_size])
             comm.barrier()
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.process_time()
             for start in range(0, len(rows), batch_size):
                 model(rows[start : start + batch_size])
-        seconds = time.perf_counter() - began
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         found = comm.allgather((len(rows), seconds))
+        print(f"cpu {cpu}", flush=True)
         if comm.rank == 0:
             print("loop", sum(n for n, _ in found) / max(s for _, s in found), flush=True)
 
 
 def rank(args: Sequence[str]) -> None:
-    """One rank of `predict`, which prints its peak of memory as well."""
+    """One rank of `predict`, which prints its peak of memory and, from its first part on, its CPU seconds."""
+    began: list[float] = []
+    original = Predictor.predict
+
+    def noted(predictor: Predictor, start: int, stop: int) -> PartRows:
+        began.append(time.process_time())
+        return original(predictor, start, stop)
+
+    Predictor.predict = noted  # type: ignore[method-assign]
     code = command(["predict", *args])
+    print(f"cpu {time.process_time() - began[0]}", flush=True)
     print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10}", flush=True)
     raise SystemExit(code)
 
@@ -123,24 +135,33 @@ def predict(folder: Path, pattern: str, run: Path, args: argparse.Namespace) -> 
     (rate,) = re.findall(r"([\d,]+) rows/s: ", said)
     return {
         "rows_per_s": float(rate.replace(",", "")),
+        "cpu_s": cpu_seconds(said),
         "peak_bytes": sorted(map(int, re.findall(r"peak (\d+)", said))),
     }
+
+
+def cpu_seconds(said: str) -> float:
+    """Of all ranks."""
+    return sum(map(float, re.findall(r"cpu ([\d.]+)", said)))
 
 
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     run = train(folder, args.hidden)
     patterns = {rows: write_rows(folder / f"rows-{rows}", rows) for rows in (args.rows // 10, args.rows)}
     small = predict(folder, patterns[args.rows // 10], run, args)
-    loops, calls = [], []
+    loops, loops_cpu, calls = [], [], []
     for _ in range(args.repeat):
         words = ["--rank-of", "loop", "--", str(run), patterns[args.rows]]
         said = job(args.ranks, *words, str(args.batch_size), str(args.threads))
         loops.append(float(re.findall(r"loop ([\d.]+)", said)[0]))
+        loops_cpu.append(cpu_seconds(said))
         calls.append(predict(folder, patterns[args.rows], run, args))
     rates = [call["rows_per_s"] for call in calls]
     return {
         "loop_rows_per_s": loops,
         "predict_rows_per_s": rates,
+        "loop_cpu_s": loops_cpu,
+        "predict_cpu_s": [call["cpu_s"] for call in calls],
         "ratio": statistics.median(rate / bare for rate, bare in zip(rates, loops, strict=True)),
         "peak_bytes": {args.rows // 10: small["peak_bytes"], args.rows: calls[-1]["peak_bytes"]},
     }
@@ -172,6 +193,8 @@ def main() -> int:
         middle, low, high = statistics.median(rates), min(rates), max(rates)
         print(f"{name:8} {middle:10,.0f} rows/s ({low:,.0f} to {high:,.0f})")
     print(f"ratio    {result['ratio']:.3f} (median of {args.repeat} pairs)")
+    cpu = [statistics.median(result[f"{name}_cpu_s"]) for name in ("loop", "predict")]
+    print(f"CPU      {cpu[0]:.1f} s in the loop, {cpu[1]:.1f} s in predict: {cpu[0] / cpu[1]:.3f}")
     for rows, peaks in result["peak_bytes"].items():
         print(f"memory   {rows:10,} rows: {', '.join(f'{peak >> 20:,} MiB' for peak in peaks)}")
     if args.json:

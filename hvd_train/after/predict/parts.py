@@ -1,7 +1,7 @@
 """Finished parts of the predictions, each a file beside the one that they become.
 
     FILE.parts/part-000012.3f0c...      512 bytes of JSON with a checksum, then the rows of each dataset
-               whole.tmp                FILE while the parts are copied into it
+               whole.3f0c...            FILE, complete, while the parts are removed
                .claim-1.json            the job that is at work
 
 A name ends in a digest of all that the predictions depend on, so that parts of others are never taken.
@@ -26,7 +26,7 @@ from hvd_train.data.blocks import row_bytes
 from hvd_train.data.format import FieldSpec
 from hvd_train.data.h5 import Array
 from hvd_train.errors import OutputError
-from hvd_train.io.atomic import replacing
+from hvd_train.io.atomic import replacing, sync
 from hvd_train.io.sealed import parse, seal, unseal
 from hvd_train.run import claim
 
@@ -119,6 +119,7 @@ class Parts:
         except OutputError:
             self.remove(held)
             raise
+        self._unlink((".part-", ".whole."))  # of a job that was killed
         return held
 
     def require_seen(self) -> None:
@@ -205,20 +206,33 @@ class Parts:
         native = {name: a.astype(a.dtype.newbyteorder("="), copy=False) for name, a in arrays.items()}
         return PartRows(arrays=native, nan_rows=header.nan_rows, first_nan=header.first_nan)
 
+    @property
+    def whole(self) -> Path:
+        """The name of the file when it is complete, until it has its own."""
+        return self.folder / f"whole.{self.digest}"
+
+    def publish(self, held: claim.Claim) -> None:
+        """Removes all parts and then gives the complete file its name: after it there is nothing left to do for
+        a job that is started again. Raises OSError, `OutputError` for a file that exists, `RunTakenOver`."""
+        held.check()
+        self._unlink(("part-",))
+        require_new(self.out)
+        os.replace(self.whole, self.out)
+        sync(self.out.parent)
+        self.remove(held)
+
     def remove(self, held: claim.Claim) -> None:
-        """Removes all parts, the claim, and the folder if nothing else is in it."""
+        """Removes what is left, the claim, and the folder if nothing else is in it."""
         with contextlib.suppress(OSError):
-            for name in os.listdir(self.folder):
-                if name.startswith((".part-", "part-", self.whole.name)):
-                    (self.folder / name).unlink()
+            self._unlink((".part-", "part-", ".whole.", "whole."))
             held.release()
             claim.forget(self.folder)
             self.folder.rmdir()
 
-    @property
-    def whole(self) -> Path:
-        """Where the file is written before it has its name."""
-        return self.folder / "whole.tmp"
+    def _unlink(self, beginnings: tuple[str, ...]) -> None:
+        for name in os.listdir(self.folder):
+            if name.startswith(beginnings):
+                (self.folder / name).unlink(missing_ok=True)
 
     def _path(self, part: int) -> Path:
         return self.folder / f"part-{part:06d}.{self.digest}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from hvd_train.after.predict.job import Job, open_job
 from hvd_train.after.predict.options import Options
-from hvd_train.after.predict.parts import Parts, require_new
+from hvd_train.after.predict.parts import Parts
 from hvd_train.after.predict.tables import open_table
 from hvd_train.comm.agree import require_equal, together
 from hvd_train.comm.base import Communicator
@@ -71,6 +70,8 @@ def predict(options: Options, comm: Communicator, task: Task | None = None) -> N
 
 def _missing(parts: Parts, comm: Communicator) -> list[int]:
     """The parts that are to be made; the ranks read those that are there. Collective."""
+    if comm.broadcast(parts.whole.exists()):
+        return []
     there = comm.broadcast(together(comm, parts.there if comm.rank == 0 else list))
     mine = [part for part in there[comm.rank :: comm.size] if _is_whole(parts, part)]
     whole = {part for of_rank in comm.allgather(mine) for part in of_rank}
@@ -87,31 +88,27 @@ def _finish(options: Options, job: Job, parts: Parts, held: Ownership) -> None:
     if not isinstance(held, Claim):
         return
     try:
-        nan_rows, first = _copy(parts, job.attributes(options.data))
-        held.check()
-        require_new(parts.out)
-        with replacing(parts.out) as temporary:
-            os.replace(parts.whole, temporary)
+        if not parts.whole.exists():
+            with replacing(parts.whole) as temporary:
+                nan_rows, first = _copy(parts, temporary, job.attributes(options.data))
+            if nan_rows:
+                warn(
+                    f"{nan_rows:,} of {counted(parts.num_rows, 'row')} have predictions that are not a "
+                    f"number; the first is row {first} of {parts.out}, {job.place_of(first)}."
+                )
+        parts.publish(held)
     except OSError as error:
-        parts.whole.unlink(missing_ok=True)
         raise OutputError(
             f"{parts.out}: {error.strerror or error}. Expected to write the file there: make room, and start "
             "the same command again, which goes on with the parts that are whole."
         ) from None
-    parts.remove(held)
-    if nan_rows:
-        warn(
-            f"{nan_rows:,} of {counted(parts.num_rows, 'row')} have predictions that are not a number; the "
-            f"first is row {first} of {parts.out}, {job.place_of(first)}."
-        )
 
 
-def _copy(parts: Parts, attributes: dict[str, str | int]) -> tuple[int, int]:
-    """Copies all parts, one in memory at a time; returns how many rows have predictions that are not a
-    number, and the first of these."""
+def _copy(parts: Parts, path: Path, attributes: dict[str, str | int]) -> tuple[int, int]:
+    """Copies all parts into a new file, one in memory at a time; returns how many rows have predictions that
+    are not a number, and the first of these."""
     nan_rows, first = 0, -1
-    parts.whole.unlink(missing_ok=True)
-    table = open_table(parts.whole, parts.out.suffix, parts.fields, parts.num_rows, attributes)
+    table = open_table(path, parts.out.suffix, parts.fields, parts.num_rows, attributes)
     try:
         for part in range(parts.count):
             rows = parts.read(part)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import hvd_train
+from hvd_train.after.predict.job import open_job
 from hvd_train.after.predict.options import Options
 from hvd_train.after.predict.run import predict
 from hvd_train.after.trained import open_trained
@@ -134,6 +135,22 @@ def test_a_second_start_makes_what_is_missing_or_damaged(
     for name, values in whole.items():
         np.testing.assert_array_equal(found[name], values)
     assert not Path(f"{given.out}.parts").exists()
+
+
+def test_a_file_that_was_complete_at_a_kill_gets_its_name(trained: Path, tmp_path: Path) -> None:
+    """The job was killed while it removed the parts."""
+    given = options(trained, tmp_path)
+    expected = solo(given, Counting())
+    parts = open_job(replace(given, out=str(tmp_path / "other.h5")), Counting()).parts
+    whole = replace(parts, out=Path(given.out)).whole
+    whole.parent.mkdir()
+    os.rename(given.out, whole)
+    task = Counting()
+    found = solo(given, task)
+    assert task.rows == [0, 1]  # which show what the task gives
+    assert list(found) == list(expected)
+    np.testing.assert_array_equal(found["row"], np.arange(sum(ROWS)))
+    assert not whole.parent.exists()
 
 
 def test_another_number_of_ranks_goes_on(trained: Path, tmp_path: Path) -> None:
