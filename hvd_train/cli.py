@@ -91,10 +91,10 @@ def _doctor(args: list[str]) -> int:
 
 
 def _evaluate(args: list[str]) -> int:
-    from hvd_train.after.evaluate_options import Options, parse
+    from hvd_train.after.evaluate.options import Options, parse
 
     def work(options: Options) -> int:
-        from hvd_train.after.evaluate import run
+        from hvd_train.after.evaluate.run import run
 
         with ends_on_interrupt(), reader_may_leave():
             return run(options)
@@ -123,7 +123,7 @@ def _launch(args: list[str]) -> int:
 def _check(args: list[str]) -> Config | None:
     """For `launch`: refuses what no rank could run. The configuration of a training; None for a command that
     keeps no record."""
-    from hvd_train.after.evaluate_options import parse as parse_evaluate
+    from hvd_train.after.evaluate.options import parse as parse_evaluate
     from hvd_train.after.predict.options import parse as parse_predict
     from hvd_train.tools.bench.options import parse as parse_bench
     from hvd_train.tools.doctor.options import parse as parse_doctor

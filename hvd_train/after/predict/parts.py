@@ -212,8 +212,9 @@ class Parts:
         return self.folder / f"whole.{self.digest}"
 
     def publish(self, held: claim.Claim) -> None:
-        """Removes all parts and then gives the complete file its name: after it there is nothing left to do for
-        a job that is started again. Raises OSError, `OutputError` for a file that exists, `RunTakenOver`."""
+        """Removes all parts and then gives the complete file its name: after it there is nothing left to do
+        for a job that is started again. Raises OSError, `OutputError` for a file that exists,
+        `RunTakenOver`."""
         held.check()
         self._unlink(("part-",))
         require_new(self.out)

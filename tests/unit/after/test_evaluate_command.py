@@ -85,6 +85,8 @@ def test_the_worst_samples_are_named_by_shard_and_row(run: Path, capsys: pytest.
     assert [(sample["shard"], sample["row"]) for sample in found] == [(str(path), int(i)) for i in order]
     assert [sample["loss"] for sample in found] == pytest.approx(losses[order].tolist(), rel=1e-5)
     assert [sample["target"] for sample in found] == targets[order].tolist()
+    predicted = hvd_train.load_model(run)(inputs[order]).argmax(1)
+    assert [sample["predicted"] for sample in found] == [{"class": int(c)} for c in predicted]
     assert evaluated(capsys, run, "--worst", "0")["worst"] == []
 
 

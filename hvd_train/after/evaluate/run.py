@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hvd_train.after.evaluate_options import Options
-from hvd_train.after.evaluation_text import text
+from hvd_train.after.evaluate.options import Options
+from hvd_train.after.evaluate.text import text
+from hvd_train.after.evaluate.worst import WorstSamples, described
 from hvd_train.after.trained import Trained, open_trained
-from hvd_train.after.worst import WorstSamples, described
 from hvd_train.algorithm.evaluate import ValidationEvaluator
 from hvd_train.comm.agree import together
 from hvd_train.comm.base import Communicator
@@ -73,10 +73,10 @@ def evaluate(options: Options, comm: Communicator) -> Evaluation:
     )
     figures = evaluator.evaluate()
     largest = worst.of_all_ranks(comm)
-    targets = trained.saved.sample.targets
+    sample = trained.saved.sample
     samples = together(
         comm,
-        lambda: described(trained.task, trained.model, rows, targets, largest) if comm.rank == 0 else [],
+        lambda: described(trained.task, trained.model, rows, sample, largest) if comm.rank == 0 else [],
     )
     values = {name: value for name, value in evaluator.values.items() if isinstance(value, list)}
     return Evaluation(

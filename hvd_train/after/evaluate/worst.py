@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from hvd_train.comm.base import Communicator
+from hvd_train.data.format import SampleSpec
 from hvd_train.data.rows import Rows
 from hvd_train.record.evaluation import WorstSample
 from hvd_train.tasks.base import Batch, Task
+from hvd_train.tasks.models import evaluating
 
 
 class WorstSamples:
@@ -52,20 +54,25 @@ class WorstSamples:
 
 
 def described(
-    task: Task, model: nn.Module, rows: Rows, targets: str, worst: Sequence[tuple[float, int]]
+    task: Task, model: nn.Module, rows: Rows, sample: SampleSpec, worst: Sequence[tuple[float, int]]
 ) -> list[WorstSample]:
     """The samples by shard and row, with target and prediction; reads each of them. Not collective."""
-    return [_described(task, model, rows, targets, loss, row) for loss, row in worst]
+    with evaluating(model):
+        return [_described(task, model, rows, sample, loss, row) for loss, row in worst]
 
 
-def _described(task: Task, model: nn.Module, rows: Rows, targets: str, loss: float, row: int) -> WorstSample:
+def _described(
+    task: Task, model: nn.Module, rows: Rows, sample: SampleSpec, loss: float, row: int
+) -> WorstSample:
     (span,) = rows.locate(row, row + 1)
     arrays = rows.read(row, row + 1)
-    target = arrays[targets]
+    target = arrays[sample.targets]
+    batch = task.transform({name: torch.from_numpy(array) for name, array in arrays.items()})
+    predicted = task.predict(model, {sample.inputs: batch[sample.inputs]})
     return WorstSample(
         loss=loss,
         shard=span.shard,
         row=span.start,
         target=float(target.reshape(())) if target.size == 1 else None,
-        predicted={},
+        predicted={name: float(value) for name, value in predicted.items() if value.numel() == 1},
     )
