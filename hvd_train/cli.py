@@ -33,7 +33,7 @@ every rank reads its own shards, and the ranks average their parameters every --
 Other commands, each with its own --help: `hvd_train launch` starts the ranks, `hvd_train status` shows what
 runs are doing, `hvd_train dashboard` the same as live pages, `hvd_train report` writes a page as a file,
 `hvd_train evaluate` computes every metric of a finished run's model,
-`hvd_train predict RUN` writes the predictions of a trained model,
+`hvd_train predict RUN` writes the predictions of a trained model, `hvd_train export RUN` the model itself,
 `hvd_train doctor` checks what would run here, `hvd_train init DIR` writes the files of a new project,
 `hvd_train shard write | info | check`, `hvd_train bench allreduce`, and `hvd_train restarts` for job
 scripts."""
@@ -140,6 +140,19 @@ def _check(args: list[str]) -> Config | None:
     return parse(args[1:] if args[:1] == ["train"] else args)
 
 
+def _export(args: list[str]) -> int:
+    from hvd_train.after.export.options import parse
+
+    def work() -> int:
+        options = parse(args)
+        from hvd_train.after.export.run import export
+
+        export(options)
+        return 0
+
+    return _shown(work)
+
+
 def _restarts(args: list[str]) -> int:
     from hvd_train.launching import restarts
     from hvd_train.launching.options import split
@@ -179,13 +192,13 @@ def _report_of(args: list[str]) -> int:
 
 
 def _shown(show: Callable[[], int]) -> int:
-    """For commands that show runs."""
+    """For commands of one process on runs."""
     try:
         with ends_on_interrupt(), reader_may_leave():
             return show()
-    except UserError as error:
+    except HvdTrainError as error:
         _say(error)
-        return 2
+        return 2 if isinstance(error, UserError) else 1
 
 
 def _init(args: list[str]) -> int:
@@ -203,6 +216,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "init": _init,
     "shard": _shard,
     "bench": _bench,
+    "export": _export,
     "restarts": _restarts,
     "status": _status,
     "dashboard": _dashboard,

@@ -17,6 +17,8 @@
     |   |-- SizeMismatch         the ranks called one collective with different arguments
     |   |-- WireOverflow         a value does not fit into the type that carries it between hosts
     |   `-- BitsDiffer           the ranks do not hold the same bits after an average
+    |-- CheckpointNotSaved       the run finished, but its model is not on disk; exit code 1
+    |-- ExportDiffers            an exported file is not the model; exit code 1
     |-- RunTakenOver             another job has taken over the run's folder; exit code 1
     `-- ViewReplaced             a tensor of the flat state was replaced from outside
 
@@ -92,6 +94,10 @@ class CheckpointNotSaved(HvdTrainError):
     """The run finished, but the final or the best model is not on disk; exit code 1."""
 
     agreed = True
+
+
+class ExportDiffers(HvdTrainError):
+    """An exported file, loaded again, is not the model; it was not published. Exit code 1."""
 
 
 class CommunicationError(HvdTrainError):

@@ -95,6 +95,20 @@ def _wrapped(module: nn.Module) -> str | None:
     return _COMPILED if _COMPILED in module._modules else None
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The plain model: without what `torch.compile` and `DataParallel` put around `model` and around modules
+    in it. Changes `model` in place."""
+    while (name := _wrapped(model)) is not None:
+        inner = model._modules[name]
+        assert inner is not None
+        model = inner
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        model._compiled_call_impl = None  # of Module.compile
+    for name, child in model.named_children():
+        model._modules[name] = unwrapped(child)
+    return model
+
+
 def _without_compiled(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != _COMPILED)
 

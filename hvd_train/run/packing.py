@@ -14,11 +14,15 @@ from torch import Tensor
 from hvd_train.errors import TaskError
 
 
-def pack(tensors: Mapping[str, Tensor], plain: Any) -> bytes:
+def pack(tensors: Mapping[str, Tensor], plain: Any, about: Mapping[str, str] | None = None) -> bytes:
     """The bytes of a file. The tensors are copied: the live ones may be views of one flat buffer, and the
-    format demands that no two share memory. Both must have passed `require_savable`."""
+    format demands that no two share memory. Both must have passed `require_savable`.
+
+    Args:
+        about: further metadata, for those who read the file; `unpack` does not return it.
+    """
     copies = {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
-    return save(copies, metadata={"state": json.dumps(plain)})
+    return save(copies, metadata={**(about or {}), "state": json.dumps(plain)})
 
 
 def unpack(content: bytes) -> tuple[dict[str, Tensor], Any]:

@@ -112,7 +112,7 @@ class Mlp(nn.Module):
         self.summary = f"mlp {_dash(widths)}"
 
     def forward(self, inputs: Tensor) -> Tensor:
-        flat = inputs.reshape(len(inputs), -1)
+        flat = inputs.reshape(inputs.shape[0], -1)  # len() would fix the size of a traced batch
         outputs: Tensor = self.layers(_prepare(flat, self.layers, self.scale))
         return outputs
 

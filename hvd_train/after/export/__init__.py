@@ -1,0 +1,1 @@
+"""`hvd_train export`: the model of a run as a file for other programs, checked before it is published."""
