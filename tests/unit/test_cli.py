@@ -45,6 +45,7 @@ print("exit", code, "loaded", loaded, file=sys.stderr)
         (["train", "--help"], ["--target-error", "--max-seconds"]),
         (["launch", "--help"], ["--hosts", "--hostfile", "--fault-tolerance", "--dry-run", "75 interrupted"]),
         (["shard", "--help"], ["write", "info", "check"]),
+        (["export", "--help"], ["--format", "--checkpoint", "--samples", "torch.export.load"]),
         (["doctor", "--help"], ["--parameters", "--json", "--timeout"]),
         (["predict", "--help"], ["RUN", "--data", "--out", "--part-rows", "best|latest|round-N"]),
         (["shard", "write", "--help"], ["--by-class", "--compression"]),

@@ -109,17 +109,27 @@ class Traceable:
 class _Prepared(nn.Module):
     """A model behind the transform of its task: from inputs as they are in a shard."""
 
-    def __init__(self, model: nn.Module, task: Task, name: str) -> None:
+    def __init__(self, model: nn.Module, prepare: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.model = model
-
-        def prepare(inputs: Tensor) -> Tensor:
-            return task.transform({name: inputs})[name]
-
-        self._prepare: Callable[[Tensor], Tensor] = prepare
+        self._prepare = prepare
 
     def forward(self, inputs: Tensor) -> Any:
         return self.model(self._prepare(inputs))
+
+
+def _transform_of(task: Task, name: str, like: Batch, fill: int) -> Callable[[Tensor], Tensor]:
+    """What the transform makes of the inputs, from them alone: every other dataset is filled with `fill`."""
+    others = {key: value[:0] for key, value in like.items() if key != name}
+
+    def prepare(inputs: Tensor) -> Tensor:
+        filled = {
+            key: torch.full((inputs.shape[0], *value.shape[1:]), fill, dtype=value.dtype)
+            for key, value in others.items()
+        }
+        return task.transform({name: inputs, **filled})[name]
+
+    return prepare
 
 
 def traceable(trained: Trained, model: nn.Module, batch: Batch) -> list[Traceable]:
@@ -151,7 +161,7 @@ def traceable(trained: Trained, model: nn.Module, batch: Batch) -> list[Traceabl
     if why:
         return [without(alone, why)]
     prepared = Traceable(
-        module=_Prepared(model, task, name).eval(),
+        module=_Prepared(model, _transform_of(task, name, batch, fill=0)).eval(),
         names=(name,),
         feed=lambda batch, _: (batch[name],),
         included=(f"the transform of {type(task).__name__}", *inside),
@@ -186,14 +196,13 @@ def _not_carried(task: Task, names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _unfit(task: Task, name: str, batch: Batch, call: Call) -> str:
     """Why the transform cannot be a part of the graph; empty if nothing is known that prevents it."""
-    try:
-        alone = task.transform({name: batch[name].clone()})[name]
-    except KeyError as error:
-        return f"it needs {error}" if error.args[0] in batch else f"KeyError: {error}"
-    except Exception as error:  # of the user's code
-        return short(error)
-    if not isinstance(alone, Tensor) or not _same(call.args, alone):
-        return "from the inputs alone it does not give what the loss calls the model with"
+    for fill in (0, 1):
+        try:
+            alone = _transform_of(task, name, batch, fill)(batch[name].clone())
+        except Exception as error:  # of the user's code
+            return short(error)
+        if not isinstance(alone, Tensor) or not _same(call.args, alone):
+            return "from the inputs alone it does not give what the loss calls the model with"
     return ""
 
 

@@ -105,7 +105,7 @@ def _largest(outputs: Tensor) -> float:
 def _difference(a: Tensor, b: Tensor) -> float:
     a, b = _wide(a), _wide(b)
     far = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
-    return float(far.nan_to_num(nan=torch.inf).max()) if far.numel() else 0.0
+    return float(far.nan_to_num(nan=torch.inf, posinf=torch.inf).max()) if far.numel() else 0.0
 
 
 def _wide(outputs: Tensor) -> Tensor:

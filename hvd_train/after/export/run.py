@@ -10,7 +10,7 @@ from hvd_train._version import __version__
 from hvd_train.after.export import onnx_format
 from hvd_train.after.export.card import card
 from hvd_train.after.export.graphs import TorchExport, graph
-from hvd_train.after.export.options import SUFFIXES, Options
+from hvd_train.after.export.options import SUFFIXES, Format, Options
 from hvd_train.after.export.product import Product, safetensors
 from hvd_train.after.export.publish import Checked, card_of, publish, require_free
 from hvd_train.after.export.samples import Samples, open_samples
@@ -39,7 +39,7 @@ def export(options: Options) -> Path:
     model = unwrapped(trained.model)
     samples = open_samples(trained, options.data, options.samples)
     try:
-        product = _produce(trained, model, samples, options)
+        product = produce(trained, model, samples, options.format)
         checked = publish(
             product,
             trained.task,
@@ -63,17 +63,17 @@ def export(options: Options) -> Path:
     return out
 
 
-def _produce(trained: Trained, model: nn.Module, samples: Samples, options: Options) -> Product:
+def produce(trained: Trained, model: nn.Module, samples: Samples, form: Format) -> Product:
+    """The model in a format. Raises `TaskError` where it cannot be."""
     about = {
         "format_version": FORMAT_VERSION,
         "hvd_train": __version__,
         "run": trained.folder.name,
         "round": str(trained.saved.round),
     }
-    if options.format == "safetensors":
+    if form == "safetensors":
         return safetensors(trained, model, samples, about)
-    form = onnx_format.Onnx() if options.format == "onnx" else TorchExport()
-    return graph(trained, model, samples, form, about)
+    return graph(trained, model, samples, onnx_format.Onnx() if form == "onnx" else TorchExport(), about)
 
 
 def _print(
