@@ -12,7 +12,7 @@ import torch
 
 from hvd_train.after.trained import Trained
 from hvd_train.config import Config
-from hvd_train.data.catalog import Shards, find_shards
+from hvd_train.data.catalog import Shards, find_shards, whole
 from hvd_train.data.deal import Span, split_validation
 from hvd_train.data.rows import Rows
 from hvd_train.data.selection import select_rows
@@ -102,10 +102,7 @@ def run_part(config: Config) -> RunData:
         shards = find_shards(config.data)
     except DataError as error:
         raise DataError(f"the run's data: {error} Or give samples for the comparison by --data.") from None
-    train, validation = (
-        tuple(Span(info.path, 0, info.num_samples) for info in part)
-        for part in (shards.train, shards.validation)
-    )
+    train, validation = whole(shards.train), whole(shards.validation)
     if isinstance(config.data.validation, float):
         train, validation = split_validation(train, config.data.validation)
     return RunData(shards=shards, train=train, validation=validation)
