@@ -54,7 +54,17 @@ def known_options() -> set[str]:
     for name in ("write", "info", "check"):
         found |= options_of(*train, "shard", name)
     found |= options_of(*train, "bench", "allreduce")
-    for name in ("launch", "doctor", "init", "restarts", "status", "dashboard", "report", "predict"):
+    for name in (
+        "launch",
+        "doctor",
+        "init",
+        "restarts",
+        "status",
+        "dashboard",
+        "report",
+        "predict",
+        "export",
+    ):
         found |= options_of(*train, name)
     found |= options_of("benchmarks/averaging_cost.py") | options_of("-m", "benchmarks.ring_between_hosts")
     return found | FOREIGN_OPTIONS
