@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -36,35 +35,25 @@ def card(
     samples: Samples,
     checked: Checked,
     *,
-    file: Path,
-    form: str,
+    about: Mapping[str, str],
     versions: Mapping[str, str],
 ) -> str:
     """The text of the card.
 
     Args:
-        file: of the export.
-        form: its format.
+        about: the name and the format of the file.
         versions: of further packages that made it.
     """
     start, evaluation = _record(trained)
     here = {"hvd_train": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
     values: dict[str, Any] = {
         "schema": SCHEMA,
-        "file": file.name,
-        "format": form,
+        **about,
         "num_bytes": checked.num_bytes,
         "sha256": checked.sha256,
-        "model": {
-            "run": str(trained.folder),
-            "checkpoint": trained.saved.folder.name,
-            "round": trained.saved.round,
-            "task": trained.config.task,
-            "model": describe(model),
-            "num_parameters": sum(p.numel() for p in model.parameters()),
-        },
+        "model": _model(trained, model),
         "inputs": [{"name": i.name, "dtype": i.dtype, "shape": list(i.shape)} for i in product.inputs],
-        "outputs": _outputs(checked, form),
+        "outputs": _outputs(checked),
         "preprocessing": {"included": list(product.included), "left_out": list(product.left_out)},
         "comparison": {
             "samples": samples.count,
@@ -80,7 +69,18 @@ def card(
     return f"{CARD_TITLE}\n\n{tomli_w.dumps(values)}"
 
 
-def _outputs(checked: Checked, form: str) -> list[dict[str, Any]]:
+def _model(trained: Trained, model: nn.Module) -> dict[str, Any]:
+    return {
+        "run": str(trained.folder),
+        "checkpoint": trained.saved.folder.name,
+        "round": trained.saved.round,
+        "task": trained.config.task,
+        "model": describe(model),
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def _outputs(checked: Checked) -> list[dict[str, Any]]:
     outputs = checked.comparison.outputs
     named = ["outputs"] if len(outputs) == 1 else [f"outputs_{i}" for i in range(len(outputs))]
     return [

@@ -97,7 +97,9 @@ def publish(
             with replacing(card_of(out)) as temporary_card:
                 write(temporary_card, text.encode())
     except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error.strerror}. Give another --out.") from None
+        raise ConfigError(
+            f"{out} cannot be written: {error.strerror or error}. Give another --out."
+        ) from None
     return checked
 
 

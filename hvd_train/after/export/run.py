@@ -38,25 +38,15 @@ def export(options: Options) -> Path:
     require_free(out)
     model = unwrapped(trained.model)
     samples = open_samples(trained, options.data, options.samples)
+    versions = onnx_format.versions() if options.format == "onnx" else {}
     try:
         product = produce(trained, model, samples, options.format)
-        checked = publish(
-            product,
-            trained.task,
-            model,
-            samples,
-            out,
-            lambda checked: card(
-                trained,
-                model,
-                product,
-                samples,
-                checked,
-                file=out,
-                form=options.format,
-                versions=onnx_format.versions() if options.format == "onnx" else {},
-            ),
-        )
+
+        def text(checked: Checked) -> str:
+            about = {"file": out.name, "format": options.format}
+            return card(trained, model, product, samples, checked, about=about, versions=versions)
+
+        checked = publish(product, trained.task, model, samples, out, text)
     finally:
         samples.close()
     _print(trained, model, product, samples, checked, out)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_train.errors import TaskError
-from hvd_train.run.model_state import load_state, saved_state
+from hvd_train.run.model_state import load_state, saved_state, unwrapped
 
 
 def mlp() -> nn.Sequential:
@@ -149,3 +149,20 @@ def test_another_model_is_an_error() -> None:
         load_state(nn.Linear(2, 3), saved_state(nn.Linear(2, 2))[0])
     with pytest.raises(RuntimeError, match="Missing key"):
         load_state(mlp(), saved_state(nn.Linear(2, 2))[0])
+
+
+def test_wrappers_come_off_a_model_and_off_modules_in_it() -> None:
+    inner, in_place = nn.Linear(3, 3), nn.Linear(3, 3)
+    in_place.compile(backend="eager")
+    compiled = torch.compile(inner, backend="eager")
+    model = nn.Sequential(nn.DataParallel(nn.Sequential(compiled)), in_place)
+    plain = unwrapped(torch.compile(model, backend="eager"))  # type: ignore[arg-type]
+    assert plain is model
+    assert [type(module) for module in plain.modules()] == [
+        nn.Sequential,
+        nn.Sequential,
+        nn.Linear,
+        nn.Linear,
+    ]
+    assert plain[0][0] is inner  # type: ignore[index]
+    assert in_place._compiled_call_impl is None
