@@ -62,6 +62,7 @@ def known_options() -> set[str]:
         "status",
         "dashboard",
         "report",
+        "evaluate",
         "predict",
         "export",
     ):
