@@ -201,9 +201,9 @@ class Own(hvd_train.Task):
 def test_a_task_of_ones_own_brings_its_metrics(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "own.py").write_text(TASK)
+    (tmp_path / "area.py").write_text(TASK)
     watched = EvaluateConfig(metric="area", mode="max", every_rounds=2)
-    own = config(run.parent.parent, runs=str(tmp_path), task=f"{tmp_path}/own.py:Own", evaluate=watched)
+    own = config(run.parent.parent, runs=str(tmp_path), task=f"{tmp_path}/area.py:Own", evaluate=watched)
     result = hvd_train.train(own)
     found = evaluated(capsys, result.run)
     assert found["metrics"]["area"] == pytest.approx(result.best, rel=1e-6)
@@ -215,9 +215,9 @@ def test_names_of_metrics_are_checked(run: Path, tmp_path: Path) -> None:
     folder = run.parent.parent
     with pytest.raises(UserError, match="task classification has no `f2`; expected all, or some of accuracy"):
         hvd_train.train(config(folder, name="a", evaluate=EvaluateConfig(metrics=("f2",))))
-    (tmp_path / "own.py").write_text(TASK)
+    (tmp_path / "area.py").write_text(TASK)
     own = config(
-        folder, name="b", task=f"{tmp_path}/own.py:Own", evaluate=EvaluateConfig(metrics=("roc_auc",))
+        folder, name="b", task=f"{tmp_path}/area.py:Own", evaluate=EvaluateConfig(metrics=("roc_auc",))
     )
     with pytest.raises(UserError, match="expected none with a task of your own"):
         hvd_train.train(own)
