@@ -30,6 +30,7 @@ from hvd_train.tasks.building import build, refuse_single_rows
 from hvd_train.tasks.built_in import takes_tokens
 from hvd_train.tasks.load import make_task
 from hvd_train.tasks.models import scales_integers
+from hvd_train.tasks.parameters import freeze
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +125,7 @@ def _build(
     except TaskError as error:
         # Of what the samples are, by their first file.
         raise TaskError(f"{catalog.shards[0].path}: {error}") from None
+    freeze(model, config.model.freeze)
     if config.data.batch_size == 1:
         why = "data.batch_size is 1. Give batches of 2 rows or more"
         refuse_single_rows(model, task, catalog, mine, why)

@@ -35,6 +35,7 @@ from hvd_train.run.carry_over import carry_over
 from hvd_train.run.checkpoint import Checkpoints
 from hvd_train.run.claim import Ownership
 from hvd_train.run.directory import RunDirectory
+from hvd_train.run.initial import start_from
 from hvd_train.run.layout import CHECKPOINTS, anchored
 from hvd_train.run.random_state import RandomState
 from hvd_train.run.restore import restore, saved_states
@@ -58,6 +59,8 @@ class Wiring:
     """Of this rank's rows; made by `assemble`."""
     settings: Settings = field(init=False)
     """What a resume compares; made by `assemble`."""
+    _init: str = field(default="", init=False)
+    """What the model starts from, in words; empty for its own initial values, and in a resumed run."""
     _saved: SavedCheckpoint | None = field(default=None, init=False)
     """The checkpoint that the run goes on from; rank 0's choice."""
 
@@ -117,6 +120,10 @@ class Wiring:
             self._saved = SavedCheckpoint.open(run.checkpoint)
             self._restore(self._saved, parts, run.before)
             self._refuse_if_over(progress, worker)
+        elif config.model.init:
+            # On every rank: what x_0 does not take from rank 0 (buffers with the policy `keep`, extra state)
+            # is then the same everywhere.
+            self._init = start_from(prepared.model, config.model)
         return LocalSGD(
             comm=comm,
             worker=worker,
@@ -297,6 +304,8 @@ class Wiring:
             model=describe(prepared.model),
             num_parameters=sum(p.numel() for p in prepared.model.parameters()),
             layers=[entry.name for entry in layers],
+            init=self._init,
+            num_frozen=sum(p.numel() for p in prepared.model.parameters() if not p.requires_grad),
             layer_sizes=[entry.holder.numel() for entry in layers],
             world_size=prepared.comm.size,
             hosts=prepared.hosts,

@@ -50,6 +50,12 @@ class RunStart:
     """The model in a few words, for example `mlp 64-128-64-10`."""
 
     num_parameters: int
+    num_frozen: int = 0
+    """Elements of the parameters that are not trained."""
+
+    init: str = ""
+    """What the model starts from; empty: its own initial values, or the checkpoint that is resumed."""
+
     layers: Sequence[str] = ()
     """The trainable parameters by name, in the order of `LayerReport`."""
 

@@ -38,6 +38,10 @@ def header_lines(header: RunStart) -> list[str]:
         _labelled("training", f"batches of {header.batch_size}, {_average(header)}"),
         _labelled("stop", _stop_rules(header)),
     ]
+    if header.init:
+        lines.append(_labelled("init", header.init))
+    if header.num_frozen:
+        lines.append(_labelled("frozen", f"{header.num_frozen:,} of {header.num_parameters:,} parameters"))
     if not header.sees_signs:
         lines.append(_labelled("waiting", _waiting(header)))
     if header.data == "digits" and header.world_size == 2:

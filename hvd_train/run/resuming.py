@@ -25,6 +25,7 @@ class Rule(Enum):
 
     REFUSED = "refused"
     NEXT = "counts from the next round on"
+    START = "nothing: it counts at the start of a new run"
     DROPOUT = "counts from the next round on; refused where it was 0 or becomes 0"
     PLACE = "the run goes on in that place"
     WHOLE = "counts from the start of the run, as if it had always been so"
@@ -64,6 +65,10 @@ RULES: Mapping[str, Rule] = {
     "model.embedding": Rule.REFUSED,
     "model.context": Rule.REFUSED,
     "model.dropout": Rule.DROPOUT,
+    "model.init": Rule.START,
+    "model.init_strict": Rule.START,
+    "model.init_map": Rule.START,
+    "model.freeze": Rule.ARGUMENTS,
     "optim.name": Rule.OPTIMIZER,
     "optim.lr": Rule.NEXT,
     "optim.args": Rule.ARGUMENTS,
@@ -139,7 +144,7 @@ class Settings:
         self.optimizer_holds = True
         """Whether the optimizer is of the same class."""
         self.arguments_hold = True
-        """Whether it has the same arguments."""
+        """Whether it has the same arguments and the same parameters."""
         self.remarks: list[str] = []
         """What begins anew and why, for the user."""
 
@@ -152,6 +157,8 @@ class Settings:
         state that `state_dict` does not give."""
         saved = checked(state, _Saved)
         now, before = _plain(self._now), _plain(saved.config)
+        if before:  # keys that it lacks are of a later version than the one that wrote it
+            before = {**_plain(flatten(Config())), **before}
         changed = [key for key in RULES if key in before and before[key] != now[key]]
         for key in changed:
             # A model without dropout has fewer layers, and other names of those after it.
@@ -167,7 +174,7 @@ class Settings:
                 f"optim.name was {before['optim.name']!r} and is {now['optim.name']!r}: the optimizer's "
                 "state begins anew."
             )
-        self.arguments_hold = "optim.args" not in changed
+        self.arguments_hold = not any(RULES[key] is Rule.ARGUMENTS for key in changed)
         reasons = self._why_best_ends(before, now, changed, saved.validation)
         if reasons:
             self.best_holds = False

@@ -129,15 +129,27 @@ class SavedCheckpoint:
             parts[part][key] = tensor
         return parts
 
+    def file(self, name: str) -> Path:
+        """The path of one of its files, which has its checksum. Raises `RunDirectoryError`."""
+        try:
+            self._checked(name)
+        except _Damaged as error:
+            raise _refusal(self.folder, error) from None
+        return self.folder / name
+
+    def _checked(self, name: str) -> bytes:
+        content = _content(self.folder / name)
+        file = self.manifest.files[name]
+        if len(content) != file.num_bytes or xxhash.xxh3_64_hexdigest(content) != file.xxh3_64:
+            raise _Damaged(
+                f"{name}: damaged: {len(content)} bytes whose checksum differs from the manifest's "
+                f"({file.num_bytes} bytes)."
+            )
+        return content
+
     def _read(self, name: str) -> tuple[dict[str, Tensor], Any]:
         try:
-            content = _content(self.folder / name)
-            file = self.manifest.files[name]
-            if len(content) != file.num_bytes or xxhash.xxh3_64_hexdigest(content) != file.xxh3_64:
-                raise _Damaged(
-                    f"{name}: damaged: {len(content)} bytes whose checksum differs from the manifest's "
-                    f"({file.num_bytes} bytes)."
-                )
+            content = self._checked(name)
             try:
                 return unpack(content)
             except ValueError as error:

@@ -41,8 +41,10 @@ class Remembered(Recorder):
     interrupted_in: int = 0
     """Round after which the run is to stop as if by a signal."""
     request: StopRequest = field(default_factory=StopRequest)
+    start: RunStart = field(init=False)
 
-    def header(self, header: RunStart) -> None: ...
+    def header(self, header: RunStart) -> None:
+        self.start = header
 
     def report(self, report: Report) -> None:
         self.reports.append(report)

@@ -25,6 +25,7 @@ from hvd_train.tasks.building import build, first_rows
 from hvd_train.tasks.built_in import takes_tokens
 from hvd_train.tasks.load import make_task
 from hvd_train.tasks.models import evaluating
+from hvd_train.tasks.parameters import freeze
 from hvd_train.tools.doctor.memory import Need
 
 _SIDE = 64
@@ -43,7 +44,9 @@ def of(config: Config, parameters: int | None) -> Need:
     task = make_task(config)
     catalog = open_catalog(config.data, tokens=takes_tokens(task))
     if parameters is None:
-        found = _of_model(build(task, catalog), config)
+        model = build(task, catalog)
+        freeze(model, config.model.freeze)
+        found = _of_model(model, config)
         count = found.words
         found = replace(found, activation_bytes=_activations(task, catalog, config))
     else:
@@ -100,6 +103,7 @@ def _times(need: Need, factor: float) -> Need:
 def _activations(task: Task, catalog: Catalog, config: Config) -> int:
     """Bytes of a batch and what a pass on it makes: of a few rows, and from there along a line to all."""
     model = build(task, catalog)
+    freeze(model, config.model.freeze)
     few = first_rows(catalog.train, catalog, _ROWS)
     rows = len(next(iter(few.values())))
     half = {name: value[: max(1, rows // 2)] for name, value in few.items()}
