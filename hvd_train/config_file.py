@@ -7,7 +7,7 @@ import difflib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 import tomli_w
@@ -44,6 +44,23 @@ def _check_keys(values: Mapping[str, Any], cls: type, prefix: str, source: str) 
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{source}: `{prefix}{key}` = {value!r}: expected a table [{prefix}{key}].")
             _check_keys(value, section, f"{prefix}{key}.", source)
+        for table in value if isinstance(value, list) else ():
+            _check_table(table, cls, key, f"{source}: ", prefix)
+
+
+def _check_table(table: object, cls: type, key: str, where: str, prefix: str) -> None:
+    """Of a list of tables such as [[optim.groups]]."""
+    (element, *_) = get_args(get_type_hints(cls)[key]) or (None,)
+    if not (isinstance(element, type) and dataclasses.is_dataclass(element)) or not isinstance(
+        table, Mapping
+    ):
+        return
+    known = [f.name for f in dataclasses.fields(element)]
+    for name in table:
+        if name not in known:
+            raise ConfigError(
+                f"{where}unknown key `{name}` in [[{prefix}{key}]]; expected {', '.join(known)}."
+            )
 
 
 def _nearest(key: str) -> str:
@@ -102,8 +119,12 @@ def to_mapping(config: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             table[f.name] = to_mapping(value)
         elif value is not None:
-            table[f.name] = list(value) if isinstance(value, tuple) else value
+            table[f.name] = list(map(_plain, value)) if isinstance(value, tuple) else value
     return table
+
+
+def _plain(value: Any) -> Any:
+    return to_mapping(value) if dataclasses.is_dataclass(value) else value
 
 
 def to_toml(config: Config) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hvd_train.algorithm.optimizer_state import densifies, sparse_parameters
+from hvd_train.algorithm.parameter_groups import parameter_groups
 from hvd_train.config import OptimConfig
 from hvd_train.errors import ConfigError, TaskError
 from hvd_train.tasks.base import Batch, Task
@@ -45,7 +46,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
     }:
         args["fused"] = all(p.is_floating_point() for p in params) and not sparse_parameters(model)
     try:
-        return cls(params, **args)
+        return cls(parameter_groups(model, config, cls), **args)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"optim: torch.optim.{config.name} cannot be made with lr = {config.lr}, args = {config.args}: "

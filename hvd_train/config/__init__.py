@@ -13,7 +13,7 @@ from typing import Any, Literal
 from hvd_train.config.data import DataConfig
 from hvd_train.config.keeping import CheckpointConfig, EvaluateConfig, RecordConfig
 from hvd_train.config.model import ModelConfig
-from hvd_train.config.optim import LearningRateConfig, OptimConfig, Value
+from hvd_train.config.optim import GroupConfig, LearningRateConfig, OptimConfig, Value
 from hvd_train.config.sync import StopConfig, SyncConfig
 from hvd_train.config_values import require, require_usable
 
@@ -22,6 +22,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluateConfig",
+    "GroupConfig",
     "LearningRateConfig",
     "ModelConfig",
     "OptimConfig",
@@ -110,6 +111,8 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
             flat |= flatten(value, f"{prefix}{f.name}.")
+        elif isinstance(value, tuple):
+            flat[prefix + f.name] = tuple(flatten(v) if dataclasses.is_dataclass(v) else v for v in value)
         else:
             flat[prefix + f.name] = value
     return flat

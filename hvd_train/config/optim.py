@@ -13,8 +13,31 @@ Value = bool | int | float | str | tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupConfig:
+    """One of `[[optim.groups]]`: parameters with a learning rate and a weight decay of their own."""
+
+    pattern: str
+    """Which parameters, by their names: `backbone.*`."""
+
+    lr_factor: float = 1.0
+    """Their learning rate is `optim.lr` times this; the schedule multiplies it like every rate."""
+
+    weight_decay: float | None = None
+    """Their weight decay; not given: that of the optimizer."""
+
+    def __post_init__(self) -> None:
+        require_usable(self, "optim.groups.")
+        require(self.pattern != "", "optim.groups.pattern", self.pattern, "a pattern of names")
+        expected = "a positive factor. To train nothing set model.freeze"
+        require(self.lr_factor > 0, "optim.groups.lr_factor", self.lr_factor, expected)
+        decay = self.weight_decay
+        require(decay is None or decay >= 0, "optim.groups.weight_decay", decay, "0 or a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """The local optimizer of every rank."""
+    """The local optimizer of every rank. A file can also give parts of the model a learning rate and a weight
+    decay of their own: `[[optim.groups]]` with `pattern`, `lr_factor` and `weight_decay`."""
 
     name: str = "SGD"
     """Any class of torch.optim that steps without a closure."""
@@ -24,6 +47,13 @@ class OptimConfig:
 
     args: dict[str, Value] = field(default_factory=dict)
     """Keyword arguments of the optimizer. Empty: its defaults, except Nesterov momentum 0.9 for SGD."""
+
+    groups: tuple[GroupConfig, ...] = ()
+    """Parts of the model with their own settings. The first pattern that fits a parameter counts."""
+
+    decay: Literal["all", "matrices"] = "all"
+    """Which parameters have weight decay, also in `groups`. `matrices`: those with two dimensions or more
+    that are not in a norm layer; biases and norms have none."""
 
     clip_norm: float = 0.0
     """Clip the gradient to this 2-norm; 0: do not clip."""

@@ -72,6 +72,8 @@ RULES: Mapping[str, Rule] = {
     "optim.name": Rule.OPTIMIZER,
     "optim.lr": Rule.NEXT,
     "optim.args": Rule.ARGUMENTS,
+    "optim.groups": Rule.NEXT,
+    "optim.decay": Rule.NEXT,
     "optim.clip_norm": Rule.NEXT,
     "optim.accumulate": Rule.BATCH,
     "optim.precision": Rule.NEXT,

@@ -29,7 +29,7 @@ def fitting(pattern: str, key: str, parameters: Mapping[str, nn.Parameter]) -> l
     """
     found = [p for name, p in parameters.items() if fnmatchcase(name, pattern)]
     if not found:
-        near = difflib.get_close_matches(pattern, parameters, n=_NAMED, cutoff=0.4)
+        near = difflib.get_close_matches(pattern, parameters, n=_NAMED, cutoff=0.5)
         names = near or list(parameters)[:_NAMED]
         raise ConfigError(
             f"{key} = {pattern!r}: no parameter has a name that fits; expected a pattern such as `layers.*`. "

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hvd_train.cli import main, parse
-from hvd_train.config import Config, DataConfig, flatten
+from hvd_train.config import Config, DataConfig, GroupConfig, flatten
 from hvd_train.config_file import embedded_config, to_toml
 from hvd_train.errors import ConfigError, RunDirectoryError
 from tests.deadlines import seconds
@@ -121,6 +121,18 @@ def test_every_field_has_its_long_option() -> None:
     assert parse(["--data", "x", "--model.hidden", "4", "5"]).model.hidden == (4, 5)
     assert parse(["--data", "x", "--data.validation", "0.25"]).data.validation == 0.25
     assert parse(["--data", "x", "--data.validation", "held-out"]).data.validation == "held-out"
+
+
+def test_a_list_and_a_table_are_options_too(tmp_path: Path) -> None:
+    weights = ["--model.init", "w", "--model.init-map", "a.", "b.", "", "c.", "--model.freeze", "a.*", "?"]
+    model = parse(["--data", "x", *weights, "--model.no-init-strict"]).model
+    assert (model.init, model.init_map, model.freeze) == ("w", {"a.": "b.", "": "c."}, ("a.*", "?"))
+    assert not model.init_strict
+    path = tmp_path / "run.toml"
+    path.write_text("[[optim.groups]]\npattern = 'a.*'\n[[optim.groups]]\npattern = '*'\nweight_decay = 0\n")
+    config = parse(["--config", str(path), "--optim.groups.0.lr-factor", "3", "--optim.decay", "matrices"])
+    expected = (GroupConfig(pattern="a.*", lr_factor=3.0), GroupConfig(pattern="*", weight_decay=0.0))
+    assert (config.optim.groups, config.optim.decay) == (expected, "matrices")
 
 
 def test_without_options_it_is_the_embedded_default() -> None:

@@ -15,6 +15,7 @@ from hvd_train.config import (
     Config,
     DataConfig,
     EvaluateConfig,
+    GroupConfig,
     LearningRateConfig,
     ModelConfig,
     OptimConfig,
@@ -59,7 +60,7 @@ def test_every_field_is_documented() -> None:
     """The docstring under a field is its help on the command line."""
     files = Path(inspect.getfile(config_module)).parent.glob("*.py")
     classes = [c for f in files for c in ast.parse(f.read_text()).body if isinstance(c, ast.ClassDef)]
-    assert len(classes) == 10
+    assert len(classes) == 11
     for cls in classes:
         body = cls.body
         fields = [i for i, node in enumerate(body) if isinstance(node, ast.AnnAssign)]
@@ -85,9 +86,24 @@ UNUSUAL = Config(
     class_weights=(1.0, 0.5),
     threads=3,
     data=DataConfig(path="shards/*.h5", validation=0.25, reading="stream", scale=1 / 255),
-    model=ModelConfig(name="cnn", hidden=(), channels=(4, 8)),
+    model=ModelConfig(
+        name="cnn",
+        hidden=(),
+        channels=(4, 8),
+        init="runs/a",
+        init_strict=False,
+        init_map={"": "body.", "encoder.": ""},
+        freeze=("body.*",),
+    ),
     optim=OptimConfig(
-        name="AdamW", lr=1e-3, args={"betas": (0.8, 0.9), "weight_decay": 0.1, "amsgrad": True}
+        name="AdamW",
+        lr=1e-3,
+        args={"betas": (0.8, 0.9), "weight_decay": 0.1, "amsgrad": True},
+        groups=(
+            GroupConfig(pattern="head.*", lr_factor=10.0),
+            GroupConfig(pattern="*.bias", weight_decay=0.0),
+        ),
+        decay="matrices",
     ),
     learning_rate=LearningRateConfig(schedule="cosine", total=100, warmup=5, unit="samples"),
     sync=SyncConfig(mode="none", period=3, check_every=0),
@@ -191,6 +207,13 @@ def test_a_wrong_value_is_named_with_file_and_key(text: str, parts: tuple[str, .
         ({"model": {"dropout": 1.0}}, r"model\.dropout = 1\.0"),
         ({"optim": {"lr": 0.0}}, r"optim\.lr = 0\.0: expected a positive number"),
         ({"optim": {"lr": float("inf")}}, r"optim\.lr = inf"),
+        ({"optim": {"groups": [{"pattern": ""}]}}, r"optim\.groups\.pattern = ''"),
+        ({"optim": {"groups": [{"pattern": "*", "lr_factor": 0.0}]}}, r"lr_factor = 0\.0: .* model\.freeze"),
+        ({"optim": {"groups": [{"pattern": "*", "weight_decay": -1.0}]}}, r"weight_decay = -1\.0"),
+        ({"optim": {"groups": [{"lr_factor": 1.0}]}}, r"here: .*pattern.*optim\.groups\[0\]"),
+        ({"optim": {"groups": [{"pattern": "*", "lr": 1.0}]}}, r"`lr` in \[\[optim\.groups\]\]; .*lr_factor"),
+        ({"optim": {"groups": "head.*"}}, r"here: .*optim\.groups"),
+        ({"optim": {"groups": ["head.*"]}}, r"here: .*optim\.groups\[0\]"),
         ({"optim": {"clip_norm": -1.0}}, r"optim\.clip_norm = -1\.0"),
         ({"optim": {"accumulate": 0}}, r"optim\.accumulate = 0: expected at least 1 batch"),
         ({"learning_rate": {"schedule": "step"}}, r"learning_rate\.every = 0"),

@@ -50,7 +50,8 @@ def of(config: Config, parameters: int | None) -> Need:
         count = found.words
         found = replace(found, activation_bytes=_activations(task, catalog, config))
     else:
-        found = _times(_of_model(nn.Linear(_SIDE, _SIDE, bias=False), config), parameters / _SIDE**2)
+        bare = replace(config, optim=replace(config.optim, groups=()))  # of names that it does not have
+        found = _times(_of_model(nn.Linear(_SIDE, _SIDE, bias=False), bare), parameters / _SIDE**2)
         count = f"{parameters:,} parameters"
     rows = Rows(catalog.train, catalog.sample.fields)
     return replace(
