@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hvd_train.algorithm.averaging import Average, NoAverage, StateAverage
+from hvd_train.algorithm.ema import PREFIX, AverageWithEma, Ema, EmaEvaluator
 from hvd_train.algorithm.evaluate import Evaluator, TrainingLossEvaluator, ValidationEvaluator
 from hvd_train.algorithm.flat_state import FlatState
 from hvd_train.algorithm.local_sgd import LocalSGD
@@ -38,13 +39,13 @@ from hvd_train.run.directory import RunDirectory
 from hvd_train.run.initial import start_from
 from hvd_train.run.layout import CHECKPOINTS, anchored
 from hvd_train.run.random_state import RandomState
-from hvd_train.run.restore import restore, saved_states
+from hvd_train.run.restore import restore, restore_model, saved_states
 from hvd_train.run.resuming import Settings, settings_before
-from hvd_train.run.saved_checkpoint import SavedCheckpoint
+from hvd_train.run.saved_checkpoint import EMA_FILE, SavedCheckpoint
 from hvd_train.run.signals import StopRequest
 from hvd_train.tasks.models import describe
 
-_SHARED = frozenset(("settings", "progress", "watch", "evaluator", "period", "moments"))
+_SHARED = frozenset(("settings", "progress", "watch", "evaluator", "period", "moments", "ema"))
 """The parts of a run that are the same on every rank."""
 
 
@@ -103,13 +104,15 @@ class Wiring:
         self.settings = Settings(anchored(config), validation)
         progress, worker = Progress(), self._make_worker(self.reader)
         watch = Watch(config.stop, config.evaluate.mode)
-        period, evaluator = FixedPeriod(config.sync.period), self._make_evaluator()
+        ema = Ema(flat, comm, config.sync.ema)
+        period, evaluator = FixedPeriod(config.sync.period), self._make_evaluator(ema)
         parts: dict[str, Stateful] = {
             "settings": self.settings,
             "progress": progress,
             "watch": watch,
             "evaluator": evaluator,
             "period": period,
+            "ema": ema,
             **self._optimizer_parts(flat),
             "worker": worker,
             "random": RandomState(config.seed, comm.rank, comm.size),
@@ -118,7 +121,7 @@ class Wiring:
         learning_rate = LearningRate(config.learning_rate, prepared.optimizer)
         if run.checkpoint is not None:
             self._saved = SavedCheckpoint.open(run.checkpoint)
-            self._restore(self._saved, parts, run.before)
+            self._restore(self._saved, parts, run.before, ema)
             self._refuse_if_over(progress, worker)
         elif config.model.init:
             # On every rank: what x_0 does not take from rank 0 (buffers with the policy `keep`, extra state)
@@ -127,12 +130,12 @@ class Wiring:
         return LocalSGD(
             comm=comm,
             worker=worker,
-            synchronizer=self._make_synchronizer(flat),
+            synchronizer=self._make_synchronizer(flat, ema),
             period=period,
             learning_rate=learning_rate,
             evaluator=evaluator,
             watch=watch,
-            checkpoints=self._make_checkpoints(run, parts, recorder, claim),
+            checkpoints=self._make_checkpoints(run, parts, recorder, claim, ema),
             claim=claim,
             observer=self._make_observer(flat),
             recorder=recorder,
@@ -163,7 +166,12 @@ class Wiring:
         }
 
     def _make_checkpoints(
-        self, run: RunDirectory, parts: Mapping[str, Stateful], recorder: Recorder, claim: Ownership
+        self,
+        run: RunDirectory,
+        parts: Mapping[str, Stateful],
+        recorder: Recorder,
+        claim: Ownership,
+        ema: Ema,
     ) -> Checkpoints:
         prepared = self.prepared
         return Checkpoints(
@@ -176,13 +184,16 @@ class Wiring:
             sample=prepared.catalog.sample,
             recorder=recorder,
             claim=claim,
+            ema=ema,
         )
 
-    def _make_synchronizer(self, flat: FlatState) -> Synchronizer:
+    def _make_synchronizer(self, flat: FlatState, ema: Ema) -> Synchronizer:
         prepared = self.prepared
         sync, comm = prepared.config.sync, prepared.comm
         average = StateAverage(flat, comm)
         chosen: Average = average if sync.mode == "average" else NoAverage(average)
+        if sync.ema:
+            chosen = AverageWithEma(chosen, ema)
         return Synchronizer(chosen, comm, check_every=sync.check_every)
 
     def _make_observer(self, flat: FlatState) -> Observer:
@@ -212,21 +223,22 @@ class Wiring:
             samples_per_rank=[num_rows(part) for part in prepared.parts],
         )
 
-    def _make_evaluator(self) -> Evaluator:
+    def _make_evaluator(self, ema: Ema) -> Evaluator:
         prepared = self.prepared
         if not prepared.catalog.validation:
             return TrainingLossEvaluator()
         rows = Rows(prepared.catalog.validation, prepared.catalog.sample.fields)
-        alone = prepared.config.sync.mode == "none"
-        return ValidationEvaluator(
+        sync, watched = prepared.config.sync, prepared.config.evaluate.metric
+        evaluator = ValidationEvaluator(
             prepared.comm,
             prepared.task,
             prepared.model,
             rows,
             batch_size=prepared.config.evaluate.batch_size,
-            every_model=alone,
-            watched=prepared.config.evaluate.metric,
+            every_model=sync.mode == "none",
+            watched=watched.removeprefix(PREFIX) if sync.ema else watched,
         )
+        return EmaEvaluator(evaluator, ema) if sync.ema else evaluator
 
     def _check_evaluation(self, evaluator: Evaluator) -> None:
         """Refuses a metric that the task does not give, and a task that cannot be evaluated. Collective."""
@@ -240,13 +252,17 @@ class Wiring:
                 agreed=True,
             )
 
-    def _restore(self, saved: SavedCheckpoint, parts: Mapping[str, Stateful], before: Config | None) -> None:
+    def _restore(
+        self, saved: SavedCheckpoint, parts: Mapping[str, Stateful], before: Config | None, ema: Ema
+    ) -> None:
         prepared = self.prepared
         if prepared.config.sync.mode == "none":
             raise ConfigError(
                 "sync.mode = 'none' cannot be resumed: a checkpoint holds one model, not one per rank."
             )
-        states = saved_states(saved, prepared.comm.rank, parts.keys(), optional={"settings", "evaluator"})
+        states = saved_states(
+            saved, prepared.comm.rank, parts.keys(), optional={"settings", "evaluator", "ema"}
+        )
         self.settings.load_state_dict(states.pop("settings", settings_before(before)))
         self._compare_samples(saved)
         if not self.settings.best_holds:
@@ -257,6 +273,11 @@ class Wiring:
             states["moments"] = {}
         for name in ("moments", "optimizer"):
             states[name] = self._fitting(states[name], parts[name])
+        if prepared.config.sync.ema and saved.has_ema:
+            restore_model(saved, prepared.model, EMA_FILE)
+            ema.take()
+        else:
+            states.pop("ema", None)
         restore(saved, prepared.model, parts, states)
 
     def _compare_samples(self, saved: SavedCheckpoint) -> None:

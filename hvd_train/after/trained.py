@@ -12,9 +12,12 @@ from hvd_train.config import Config
 from hvd_train.errors import RunDirectoryError, UserError
 from hvd_train.run.layout import CHECKPOINTS, MANIFEST_FILE, run_of, saved_config
 from hvd_train.run.restore import restore_model
-from hvd_train.run.saved_checkpoint import SavedCheckpoint, find_checkpoint
+from hvd_train.run.saved_checkpoint import EMA_FILE, MODEL_FILE, SavedCheckpoint, find_checkpoint
 from hvd_train.tasks.base import Task
 from hvd_train.tasks.load import make_task
+
+_EMA = "ema-"
+"""What precedes the name of a checkpoint where its moving average is meant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +34,16 @@ class Trained:
     saved: SavedCheckpoint
     """The checkpoint that the model is from."""
 
+    file: str
+    """Its file that the model is from: `model.safetensors`, or that of the moving average."""
+
     model: nn.Module
     """In evaluation mode."""
+
+    @property
+    def checkpoint(self) -> str:
+        """The checkpoint's name, with `ema-` before it where the model is the moving average."""
+        return f"{_EMA if self.file == EMA_FILE else ''}{self.saved.folder.name}"
 
 
 def open_trained(path: str | Path, checkpoint: str = "best", task: Task | None = None) -> Trained:
@@ -40,13 +51,20 @@ def open_trained(path: str | Path, checkpoint: str = "best", task: Task | None =
 
     Args:
         path: a run's folder, or one checkpoint's.
-        checkpoint: `best`, `latest` or `round-N`, where `path` is a run.
+        checkpoint: `best`, `latest` or `round-N`, where `path` is a run; `ema-best` and so on for the moving
+            average that it holds (`sync.ema`), also where `path` is a checkpoint.
         task: the task that was trained, where it was not named by the configuration.
 
     Raises `RunDirectoryError` for a path without this checkpoint, for a damaged one, and for that of another
     model.
     """
-    saved = _find(Path(path), checkpoint)
+    pointer = checkpoint.removeprefix(_EMA)
+    file = MODEL_FILE if pointer == checkpoint else EMA_FILE
+    saved = _find(Path(path), pointer)
+    if file not in saved.manifest.files:
+        raise RunDirectoryError(
+            f"{saved.folder} has no moving average, as sync.ema was off. Take checkpoint = {pointer!r}."
+        )
     config = saved_config(saved.folder)
     chosen = task or make_task(config)
     try:
@@ -58,8 +76,15 @@ def open_trained(path: str | Path, checkpoint: str = "best", task: Task | None =
             f"{MANIFEST_FILE}: the model cannot be built for the samples {saved.sample.to_json()}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    restore_model(saved, model)
-    return Trained(folder=run_of(saved.folder), config=config, task=chosen, saved=saved, model=model.eval())
+    restore_model(saved, model, file)
+    return Trained(
+        folder=run_of(saved.folder),
+        config=config,
+        task=chosen,
+        saved=saved,
+        file=file,
+        model=model.eval(),
+    )
 
 
 def load_model(path: str | Path, checkpoint: str = "best", task: Task | None = None) -> nn.Module:
@@ -68,7 +93,8 @@ def load_model(path: str | Path, checkpoint: str = "best", task: Task | None = N
 
     Args:
         path: a run's folder, or one checkpoint's.
-        checkpoint: `best`, `latest` or `round-N`, where `path` is a run.
+        checkpoint: `best`, `latest` or `round-N`, where `path` is a run; `ema-best` and so on for the moving
+            average that it holds (`sync.ema`), also where `path` is a checkpoint.
         task: the task that was trained, where it was not named by the configuration.
 
     Raises `RunDirectoryError` for a path without this checkpoint, for a damaged one, and for that of another
@@ -85,7 +111,9 @@ def _find(path: Path, checkpoint: str) -> SavedCheckpoint:
             raise RunDirectoryError(f"{path} has no checkpoint `{checkpoint}`; it has {there}.")
         return SavedCheckpoint.open(folder if folder.is_dir() else path)
     if checkpoint not in ("best", "latest"):
-        raise RunDirectoryError(f"checkpoint = {checkpoint!r}: expected best, latest or round-N.")
+        raise RunDirectoryError(
+            f"checkpoint = {checkpoint!r}: expected best, latest or round-N, or ema- before it."
+        )
     saved = find_checkpoint(path, checkpoint)
     if saved is None:
         other = find_checkpoint(path, "latest")

@@ -22,8 +22,8 @@ from hvd_train.run.model_state import unusual
 _BLOCK = 1 << 16
 """Elements per block of a squared distance; a block stays in cache between the two passes."""
 
-_PIECE_BYTES = 16 << 20
-"""Bytes of a frozen tensor that are sent at a time: the send copies them, and MPI counts in 31 bits."""
+PIECE_BYTES = 16 << 20
+"""Bytes of a tensor that are sent at a time: the send copies them, and MPI counts in 31 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,10 @@ class Average(Protocol):
         """Inspects this rank's state: whether it is finite; with `distance` how far it is from the anchor;
         with `verify` the hash of the last average, and how far that moved. Not collective."""
 
-    def average(self, weight: float, healthy: bool, verify: bool = True) -> None:
+    def average(self, weight: float, healthy: bool, verify: bool = True) -> bool:
         """Replaces the state by the weighted mean over the ranks; `verify` takes a hash of it, for the next
-        `inspect`. Collective."""
+        `inspect`. Returns whether there was any weight; without, the state is the anchor again.
+        Collective."""
 
 
 class StateAverage:
@@ -107,13 +108,13 @@ class StateAverage:
         )
         return Inspection(finite=finite, distance=far, moved=moved, hash=self._hash)
 
-    def average(self, weight: float, healthy: bool, verify: bool = True) -> None:
+    def average(self, weight: float, healthy: bool, verify: bool = True) -> bool:
         """See `Average`. An unhealthy rank takes the mean and drops its optimizer state where that is not
         averaged."""
-        for buffer in self._buffers:
-            self._comm.average(buffer, weight)
+        any_weight = [self._comm.average(buffer, weight) for buffer in self._buffers]
         self._state.after_average(healthy)
         self._hash = self._hash_of_live() if verify else None
+        return any(any_weight)
 
     def _hash_of_live(self) -> int:
         """A 64-bit hash (XXH3) of this rank's own copy of the state."""
@@ -137,8 +138,9 @@ class NoAverage:
         """Whether this rank's state is finite; the ranks are meant to differ, nothing is compared."""
         return self._inner.inspect(distance=False, verify=False)
 
-    def average(self, weight: float, healthy: bool, verify: bool = True) -> None:
+    def average(self, weight: float, healthy: bool, verify: bool = True) -> bool:
         """Does nothing."""
+        return False
 
 
 @torch.no_grad()
@@ -152,8 +154,8 @@ def _take_from_rank_0(comm: Communicator, tensor: Tensor) -> None:
     own = tensor.detach()[tuple(slice(1) if s == 0 else slice(None) for s in tensor.stride())]
     flat = own.contiguous().view(-1)
     values = flat.view(torch.uint8).numpy()
-    for start in range(0, len(values), _PIECE_BYTES):
-        piece = values[start : start + _PIECE_BYTES]
+    for start in range(0, len(values), PIECE_BYTES):
+        piece = values[start : start + PIECE_BYTES]
         received = comm.broadcast(piece)
         if comm.rank != 0:
             piece[:] = received

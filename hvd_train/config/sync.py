@@ -26,6 +26,10 @@ class SyncConfig:
     batch_norm: Literal["average", "keep"] = "average"
     """`average` floating-point buffers, such as running statistics, or `keep` them on each rank."""
 
+    ema: float = 0.0
+    """Also keep an exponential moving average of the averages, with this decay per round, such as 0.99: it is
+    evaluated as `ema_error` and the like, and saved. Each rank holds its slice. 0: off."""
+
     wire: Annotated[Literal["float32", "bfloat16", "float16", "int8"], arg(aliases=["--wire"])] = "float32"
     """Data type of the elements sent between hosts (backend ring). The 16- and 8-bit types carry rounded
     differences from the last average; within a host nothing is rounded."""
@@ -45,6 +49,9 @@ class SyncConfig:
     def __post_init__(self) -> None:
         require_usable(self, "sync.")
         require(self.period >= 1, "sync.period", self.period, "at least 1 local step")
+        require(0 <= self.ema < 1, "sync.ema", self.ema, "a decay in [0, 1)")
+        off = self.mode == "average" or not self.ema
+        require(off, "sync.ema", self.ema, "0 with sync.mode = 'none', which has no averages")
         expected = "a positive number of seconds"
         require(self.stall_timeout_s > 0, "sync.stall_timeout_s", self.stall_timeout_s, expected)
         expected = "0 or a number of seconds"

@@ -113,13 +113,18 @@ class _Status:
         ranks counts as communication."""
         seen, last = self._evaluation, self._last
         rounds, epoch, loss = (last.round, last.epoch, last.loss) if last else (0, 0.0, None)
-        error = f"{number(seen.error)} (best {number(seen.best)})" if seen else "-"
+        error = f"{number(seen.error)} (best {number(seen.best)}{self._ema(seen)})" if seen else "-"
         speed = "-" if self._speed is None else f"{self._speed:,.0f}"
         share = "-" if self._communication is None else f"{self._communication:.0%}"
         return (
             f"round {rounds:>6}  epoch {epoch:>7.2f}  {self.header.metric} {error}  loss {number(loss)}  "
             f"{speed:>9} samples/s  communication {share:>4}"
         )
+
+    def _ema(self, seen: EvaluationReport) -> str:
+        """The metric of the moving average, where there is one."""
+        value = seen.metrics.get(f"ema_{self.header.metric}")
+        return "" if value is None else f", ema {number(value)}"
 
     def done(self) -> float:
         """The part of the run that is done by the limit that is nearest; without a limit, of the epoch."""

@@ -1,6 +1,7 @@
 """Checkpoints: what a run needs to go on, in tensors and JSON, complete or not there at all.
 
     checkpoints/round-120/model.safetensors            parameters and buffers of the model
+                          ema.safetensors              the same with their moving average, where there is one
                           rank-00000.safetensors ...   the state of each rank; rank 0's also holds what is
                                                        the same on all
                           manifest.json                sizes and checksums, its own included; written last
@@ -18,9 +19,10 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import xxhash
 from torch import nn
@@ -40,9 +42,29 @@ from hvd_train.run.claim import NoClaim, Ownership
 from hvd_train.run.layout import INDEX_FILE, MANIFEST_FILE, checkpoints_in, follow, round_of
 from hvd_train.run.model_state import saved_state
 from hvd_train.run.packing import pack, require_savable, split
-from hvd_train.run.saved_checkpoint import MODEL_FILE, SCHEMA, rank_file
+from hvd_train.run.saved_checkpoint import EMA_FILE, MODEL_FILE, SCHEMA, rank_file
 
 T = TypeVar("T")
+
+
+class SecondModel(Protocol):
+    """Other values of the model, which are saved as well."""
+
+    averages: int
+    """0: there are none. The same on every rank."""
+
+    def shown(self) -> AbstractContextManager[None]:
+        """The model has them inside. Collective."""
+
+
+class NoSecondModel:
+    """There are none."""
+
+    averages = 0
+
+    def shown(self) -> AbstractContextManager[None]:
+        """Changes nothing."""
+        return contextlib.nullcontext()
 
 
 class _NotSaved(HvdTrainError):
@@ -77,6 +99,8 @@ class Checkpoints:
     sample: SampleSpec
     """What the model was built for."""
     recorder: Recorder
+    ema: SecondModel = field(default_factory=NoSecondModel)
+    """The moving average of the model."""
     claim: Ownership = field(default_factory=NoClaim)
     """Of this job to the run's folder; rank 0 checks it before it changes anything there."""
     failure: str = field(default="", init=False)
@@ -152,6 +176,8 @@ class Checkpoints:
         packed = None
         try:
             packed = self._everywhere(lambda: self._pack(rounds))
+            if self.ema.averages:
+                packed = self._with_ema(packed)
             self._save(packed, reason, best, latest=True)
             self.failure = ""
             return
@@ -253,6 +279,14 @@ class Checkpoints:
         if self.comm.rank == 0:
             files[MODEL_FILE] = pack(*saved_state(self.model))
         return _Packed(rounds=rounds, files=files)
+
+    def _with_ema(self, packed: _Packed) -> _Packed:
+        """With the file of the moving average too. Collective."""
+        with self.ema.shown():
+            more = self._everywhere(
+                lambda: {EMA_FILE: pack(*saved_state(self.model))} if self.comm.rank == 0 else {}
+            )
+        return replace(packed, files={**packed.files, **more})
 
     def _publish(self, temporary: Path, rounds: int, files: Mapping[str, Any], names: set[str]) -> None:
         manifest = {

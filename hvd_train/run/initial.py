@@ -18,12 +18,9 @@ from torch import Tensor, nn
 from hvd_train.config import ModelConfig
 from hvd_train.config_values import shown
 from hvd_train.errors import ConfigError, RunDirectoryError, TaskError, UserError
-from hvd_train.run.layout import MANIFEST_FILE
+from hvd_train.io.text import listed
 from hvd_train.run.model_state import finder, load_state
 from hvd_train.run.saved_checkpoint import MODEL_FILE, find_checkpoint
-
-_NAMED = 12
-"""Names that a message lists."""
 
 
 def start_from(model: nn.Module, config: ModelConfig) -> str:
@@ -47,7 +44,7 @@ def start_from(model: nn.Module, config: ModelConfig) -> str:
             f"names of the model. Rename by model.init_map{',' if remedy else '.'}{remedy}"
         )
     _load(model, {key: saved[name] for key, name in chosen.items()}, config.init)
-    return f"{file.parent if (file.parent / MANIFEST_FILE).is_file() else file}: {found}{apart}"
+    return f"{file if Path(config.init) == file else file.parent}: {found}{apart}"
 
 
 def _chosen(model: nn.Module, held: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
@@ -121,7 +118,7 @@ def _renamed(names: Collection[str], prefixes: Mapping[str, str]) -> dict[str, s
         if prefix not in used:
             raise ConfigError(
                 f"model.init_map: {prefix!r} renames no tensor of the file; expected the beginning of a "
-                f"name. The file has {_listed(sorted(names))}."
+                f"name. The file has {listed(sorted(names)) or 'none'}."
             )
     return renamed
 
@@ -162,13 +159,8 @@ def _missing(held: Mapping[str, Any], chosen: Collection[str]) -> list[str]:
 
 def _apart(missing: Sequence[str], unused: Sequence[str]) -> str:
     """The names that are not in both, in words; empty if there are none."""
-    lacks = f"; not in the file, as built: {_listed(missing)}" if missing else ""
-    return lacks + (f"; in the file, not used: {_listed(unused)}" if unused else "")
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return (", ".join(names[:_NAMED]) or "no tensors") + more
+    lacks = f"; not in the file, as built: {listed(missing)}" if missing else ""
+    return lacks + (f"; in the file, not used: {listed(unused)}" if unused else "")
 
 
 def _load(model: nn.Module, state: Mapping[str, Any], init: str) -> None:

@@ -48,13 +48,14 @@ def restore(
             ) from error
 
 
-def restore_model(saved: SavedCheckpoint, model: nn.Module) -> None:
-    """Gives `model` its saved state. Raises `RunDirectoryError` for one of another model."""
-    state = as_held(model, saved.model())
+def restore_model(saved: SavedCheckpoint, model: nn.Module, name: str = MODEL_FILE) -> None:
+    """Gives `model` its saved state, of the file `name`. Raises `RunDirectoryError` for one of another
+    model."""
+    state = as_held(model, saved.model(name))
     wrong = _difference(model.state_dict(keep_vars=True), state)  # lazy ones cannot be detached
     if wrong:
         raise RunDirectoryError(
-            f"{saved.folder}/{MODEL_FILE}: {wrong}. Resume with the model that the run began with."
+            f"{saved.folder}/{name}: {wrong}. Resume with the model that the run began with."
         )
     try:
         with torch.no_grad():
@@ -62,7 +63,7 @@ def restore_model(saved: SavedCheckpoint, model: nn.Module) -> None:
     except UserError:
         raise
     except Exception as error:  # of torch, or of the model's own code
-        raise saved.refusal(f"{MODEL_FILE}: the model does not accept it: {error}") from error
+        raise saved.refusal(f"{name}: the model does not accept it: {error}") from error
 
 
 def _difference(model: Mapping[str, Any], saved: Mapping[str, Any]) -> str:

@@ -33,6 +33,7 @@ class Rule(Enum):
     SAMPLE = "refused where a sample becomes another one"
     DATA = "the epoch begins anew if files or rows differ, and so does the best if validation rows do"
     ORDER = "the epoch begins anew, in another order"
+    EMA = "counts from the next round on; the moving average begins with the next round where it was off"
     BATCH = "the epoch goes on with the rows that it has left"
     BEST = "best, curve and patience begin anew"
     LOSS = "counts from the next round on; best, curve and patience begin anew where the loss is watched"
@@ -88,6 +89,7 @@ RULES: Mapping[str, Rule] = {
     "sync.period": Rule.NEXT,
     "sync.optimizer_state": Rule.NEXT,
     "sync.batch_norm": Rule.NEXT,
+    "sync.ema": Rule.EMA,
     "sync.wire": Rule.NEXT,
     "sync.stall_timeout_s": Rule.NEXT,
     "sync.step_timeout_s": Rule.NEXT,

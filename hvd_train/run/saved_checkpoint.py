@@ -37,6 +37,8 @@ from hvd_train.run.packing import unpack
 SCHEMA = 2
 """1 had no checksum of the manifest itself, and is read as well."""
 MODEL_FILE = "model.safetensors"
+EMA_FILE = "ema.safetensors"
+"""The model with its moving average in place of the parameters; there where `sync.ema` is on."""
 
 _OTHER = "Expected a checkpoint's folder, such as RUN/checkpoints/round-120."
 
@@ -102,11 +104,16 @@ class SavedCheckpoint:
         for name in self.manifest.files:
             self._read(name)
 
-    def model(self) -> dict[str, Any]:
-        """The model's state by name: tensors, and what else its `state_dict` gave."""
-        tensors, extra = self._read(MODEL_FILE)
+    @property
+    def has_ema(self) -> bool:
+        """Whether it holds a moving average of the model."""
+        return EMA_FILE in self.manifest.files
+
+    def model(self, name: str = MODEL_FILE) -> dict[str, Any]:
+        """The model's state by name: tensors, and what else its `state_dict` gave. `name`: of the file."""
+        tensors, extra = self._read(name)
         if not isinstance(extra, dict) or extra.keys() & tensors.keys():
-            raise self.refusal(f"{MODEL_FILE}: the state that is not tensors is {extra!r}")
+            raise self.refusal(f"{name}: the state that is not tensors is {extra!r}")
         return {**tensors, **extra}
 
     def parts(self, rank: int) -> dict[str, dict[str, Any]]:
@@ -205,7 +212,7 @@ def _require_sense(folder: Path, values: Mapping[str, Any], manifest: Manifest) 
         except TypeError as error:
             raise ValueError(f"the sample: {error}") from None
     ranks = range(min(manifest.world_size, len(manifest.files)))
-    if manifest.files.keys() != {MODEL_FILE, *map(rank_file, ranks)}:
+    if manifest.files.keys() - {EMA_FILE} != {MODEL_FILE, *map(rank_file, ranks)}:
         raise ValueError(
             f"it lists the files {', '.join(sorted(manifest.files))}; expected {MODEL_FILE} and one for each "
             f"of {manifest.world_size} ranks"

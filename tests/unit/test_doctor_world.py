@@ -173,6 +173,8 @@ def test_the_peak_is_at_the_start_in_a_step_in_an_average_or_in_a_checkpoint(bac
     assert peak(needs(activation_bytes=50)) == steady + gradients + 2 * 50
     assert peak(needs(own_bytes=5, own_moment_bytes=5)) == steady + 10 + gradients + 6 * 5 + 4 + 12
     wide = 2 * 16 if backend != "ring" else 0
+    moving = steady + 4 + max(average, gradients + 4 + 4 * 4)
+    assert peak(needs(ema_bytes=4)) == moving, "slices of 2, and one more file on rank 0"
     assert peak(needs(wide_bytes=16)) == steady + 8 + wide + max(average, gradients + 16), "half types"
 
 
@@ -252,6 +254,8 @@ def test_what_each_optimizer_keeps() -> None:
     kept = need.of(replace(adam, sync=SyncConfig(optimizer_state="keep")), n)
     assert (kept.state_bytes, kept.own_bytes, kept.own_moment_bytes) == (4 * n, 8 * n, 8 * n)
     assert need.of(replace(adam, sync=SyncConfig(optimizer_state="reset")), n).own_moment_bytes == 0
+    assert need.of(replace(adam, sync=SyncConfig(ema=0.9)), n).ema_bytes == 4 * n
+    assert sgd.ema_bytes == 0
 
 
 def test_the_embedded_model() -> None:

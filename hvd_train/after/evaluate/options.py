@@ -31,7 +31,7 @@ class Options:
     Default: the run's own validation data."""
 
     checkpoint: Annotated[str, arg(metavar="best|latest|round-N")] = "best"
-    """Which model of the run."""
+    """Which model of the run; `ema-best` and so on: its moving average (`sync.ema`)."""
 
     batch_size: int = 0
     """Samples of one forward pass; 0: evaluate.batch_size of the run."""

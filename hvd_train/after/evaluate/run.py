@@ -81,7 +81,7 @@ def evaluate(options: Options, comm: Communicator) -> Evaluation:
     values = {name: value for name, value in evaluator.values.items() if isinstance(value, list)}
     return Evaluation(
         run=str(trained.folder),
-        checkpoint=trained.saved.folder.name,
+        checkpoint=trained.checkpoint,
         round=trained.saved.round,
         data=options.data or trained.config.data.path,
         num_samples=len(rows),

@@ -72,7 +72,7 @@ def card(
 def _model(trained: Trained, model: nn.Module) -> dict[str, Any]:
     return {
         "run": str(trained.folder),
-        "checkpoint": trained.saved.folder.name,
+        "checkpoint": trained.checkpoint,
         "round": trained.saved.round,
         "task": trained.config.task,
         "model": describe(model),

@@ -39,7 +39,7 @@ class Options:
     the working directory: the run's folder may belong to another user, and the run may go on."""
 
     checkpoint: Annotated[str, arg(metavar="best|latest|round-N")] = "best"
-    """Which checkpoint of the run."""
+    """Which checkpoint of the run; `ema-best` and so on: its moving average (`sync.ema`)."""
 
     data: Annotated[str, arg(metavar="PATH")] = ""
     """Shards with the samples for the comparison. Default: the run's validation rows, or its training rows if
@@ -53,8 +53,10 @@ class Options:
         require(self.run != "", "RUN", self.run, "a run's folder")
         require(not self.out or Path(self.out).name != "", "--out", self.out, "the name of a file")
         require(self.samples >= 1, "--samples", self.samples, "at least 1")
-        named = re.fullmatch(r"best|latest|round-\d+", self.checkpoint)
-        require(named is not None, "--checkpoint", self.checkpoint, "best, latest or round-N")
+        named = re.fullmatch(r"(ema-)?(best|latest|round-\d+)", self.checkpoint)
+        require(
+            named is not None, "--checkpoint", self.checkpoint, "best, latest or round-N, or ema- before it"
+        )
 
 
 def parse(args: Sequence[str]) -> Options:

@@ -33,7 +33,7 @@ def export(options: Options) -> Path:
     if options.out:
         require_free(Path(options.out))
     trained = open_trained(options.run, options.checkpoint)
-    default = f"{trained.folder.name}-round-{trained.saved.round}{SUFFIXES[options.format]}"
+    default = f"{trained.folder.name}-{trained.checkpoint}{SUFFIXES[options.format]}"
     out = Path(options.out or default)
     require_free(out)
     model = unwrapped(trained.model)

@@ -22,7 +22,6 @@ from hvd_train.data.facts import digest
 from hvd_train.data.h5 import read_info
 from hvd_train.data.rows import Rows
 from hvd_train.data.selection import select_rows
-from hvd_train.run.saved_checkpoint import MODEL_FILE
 from hvd_train.tasks.base import Task
 
 
@@ -55,7 +54,7 @@ class Job:
         """What the file says of itself. `data`: as the user named it."""
         return {
             "run": str(self.trained.folder.resolve()),
-            "checkpoint": self.trained.saved.folder.name,
+            "checkpoint": self.trained.checkpoint,
             "round": self.trained.saved.round,
             "data": data if data == "digits" else os.path.abspath(data),
             "hvd_train": __version__,
@@ -126,7 +125,7 @@ def _shard(span: Span, rows: Rows) -> list[Any]:
 
 
 def _model_checksum(trained: Trained) -> str:
-    return trained.saved.manifest.files[MODEL_FILE].xxh3_64
+    return trained.saved.manifest.files[trained.file].xxh3_64
 
 
 def _source(task: Task) -> list[str]:

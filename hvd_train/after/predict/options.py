@@ -35,7 +35,7 @@ class Options:
     """The file to write: .h5, .hdf5, .csv or .parquet. All ranks must have access to its folder."""
 
     checkpoint: Annotated[str, arg(metavar="best|latest|round-N")] = "best"
-    """The checkpoint of the run."""
+    """The checkpoint of the run; `ema-best` and so on: its moving average (`sync.ema`)."""
 
     id: Annotated[str, arg(metavar="NAME")] = ""
     """A dataset of the shards that is copied row by row: numbers, or strings of a fixed length. Default:
@@ -56,8 +56,8 @@ class Options:
 
     def __post_init__(self) -> None:
         require_usable(self, "--")
-        known = re.fullmatch(r"best|latest|round-\d+", self.checkpoint) is not None
-        require(known, "--checkpoint", self.checkpoint, "best, latest or round-N")
+        known = re.fullmatch(r"(ema-)?(best|latest|round-\d+)", self.checkpoint) is not None
+        require(known, "--checkpoint", self.checkpoint, "best, latest or round-N, or ema- before it")
         for name, value in (("RUN", self.run), ("--data", self.data)):
             require(value != "", name, value, "a path. Is a variable of the shell not set?")
         path = Path(self.out)

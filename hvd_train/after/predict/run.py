@@ -137,9 +137,9 @@ class _Progress:
         """What is predicted, and what is there already."""
         if not self._prints:
             return
-        saved, parts = job.trained.saved, self._parts
+        parts = self._parts
         self._say(
-            f"model     {job.trained.folder}, {saved.folder.name}: {describe(job.trained.model)}\n"
+            f"model     {job.trained.folder}, {job.trained.checkpoint}: {describe(job.trained.model)}\n"
             f"data      {counted(parts.num_rows, 'row')} in {counted(len(job.spans), 'shard')}\n"
             f"parts     {counted(parts.count, 'part')} of {counted(parts.rows, 'row')} on "
             f"{counted(self._ranks, 'rank')}, in {parts.folder}"

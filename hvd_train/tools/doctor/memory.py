@@ -26,6 +26,9 @@ class Need:
     model_bytes: int = 0
     """Of the model's file in a checkpoint."""
 
+    ema_bytes: int = 0
+    """Of the moving average: all slices together."""
+
     averaged_moment_bytes: int = 0
     """Of the optimizer's averaged state, which rank 0 saves for all."""
 
@@ -68,7 +71,7 @@ class Place:
 
 def state_bytes(need: Need, at: Place) -> int:
     """State, slices and gradients at the peak: at the start, in a step, in an average or in a checkpoint."""
-    slices = at.ranks * (need.state_bytes + need.wide_bytes // 2) // at.world_size
+    slices = at.ranks * (need.state_bytes + need.wide_bytes // 2 + need.ema_bytes) // at.world_size
     steady = at.copies * need.state_bytes + slices + at.ranks * need.own_bytes
     if at.backend == "ring" and at.num_hosts > 1:
         steady += need.state_bytes // at.num_hosts  # inboxes
@@ -81,10 +84,12 @@ def state_bytes(need: Need, at: Place) -> int:
     )  # or an evaluation, while the gradients are still there
     average = gradients + (at.ranks * need.state_bytes if at.backend == "horovod" else 0)
     # A file is held three times: as copies of the tensors, as the format has it, and as bytes to write. While
-    # rank 0 packs the model it still has the bytes of the other file.
+    # rank 0 packs the model it still has the bytes of the other file, and while it packs the moving average
+    # those of both.
     own = 3 * at.ranks * need.own_moment_bytes
     moments = need.averaged_moment_bytes
-    save = gradients + own + max(3 * moments, moments + 3 * need.model_bytes)
+    models = 4 if need.ema_bytes else 3
+    save = gradients + own + max(3 * moments, moments + models * need.model_bytes)
     return steady + max(start, step, average, save)
 
 

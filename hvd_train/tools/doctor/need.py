@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvd_train.algorithm.flat_state import FlatState
+from hvd_train.algorithm.flat_state import Entry, FlatState
 from hvd_train.algorithm.local_step import LocalStep, make_optimizer
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import Config
@@ -84,10 +84,15 @@ def _of_model(model: nn.Module, config: Config) -> Need:
         gradient_bytes=sum(p.numel() * p.itemsize for p in model.parameters() if p.requires_grad),
         own_bytes=kept + sum(_num_bytes(t) for _, t in flat.frozen()),
         model_bytes=sum(map(_num_bytes, saved_state(model)[0].values())),
+        ema_bytes=sum(_wide_bytes(e) for e in flat.entries if e.kind != "moment") if sync.ema else 0,
         averaged_moment_bytes=sum(map(_num_bytes, flat.moments().values())),
         own_moment_bytes=kept if sync.optimizer_state == "keep" else 0,
         wide_bytes=sum(4 * math.prod(e.size) for e in flat.entries if e.dtype.itemsize < 4),
     )
+
+
+def _wide_bytes(entry: Entry) -> int:
+    return max(4, entry.dtype.itemsize) * math.prod(entry.size)
 
 
 def _num_bytes(tensor: Tensor) -> int:

@@ -86,9 +86,7 @@ def test_the_first_pattern_that_fits_counts() -> None:
 
 
 def test_a_group_that_can_have_no_parameter_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"optim\.groups\.pattern = 'haed\.\*': no .* near it head\.bias"
-    ):
+    with pytest.raises(ConfigError, match=r"optim\.groups\.pattern = 'haed\.\*': no .* near it head\.bias"):
         groups_of(replace(ADAM, groups=(GroupConfig(pattern="haed.*"),)))
     both = (GroupConfig(pattern="head.*"), GroupConfig(pattern="head.bias"))
     with pytest.raises(

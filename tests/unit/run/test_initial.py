@@ -215,6 +215,8 @@ def test_every_rank_starts_from_the_best_checkpoint_of_a_run(
             assert torch.allclose(first(recorder)[name], source[name]), "but for the rounding of an average"
         moved = (first(recorder)["body.1.running_mean"] - source["body.1.running_mean"]).abs()
         assert float(moved.max()) < 0.11 * float(source["body.1.running_mean"].abs().max() + 1), "one batch"
+    file = replace(still, name="file", model=replace(config.model, init=str(best / "model.safetensors")))
+    assert train(file, 1, Tied())[0].start.init == f"{best}/model.safetensors: 10 of 10 tensors"
     at_round = replace(still, name="third", model=replace(config.model, init=str(best)))
     assert train(at_round, 1, Tied())[0].start.init == f"{best}: 10 of 10 tensors"
 
