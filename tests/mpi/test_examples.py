@@ -13,6 +13,8 @@ import torch
 
 from hvd_train import load_model
 from hvd_train.config_file import embedded_config, load_config
+from hvd_train.errors import TaskError
+from hvd_train.io.user_module import load_module
 from hvd_train.tools.shard import main as shard
 from tests.launching import ROOT, command, run
 from tests.mpi.jobs import events, train
@@ -53,6 +55,37 @@ def test_your_own_task_comes_close_to_the_noise(table: Path, tmp_path: Path) -> 
     with torch.no_grad():
         predicted = model(2 * inputs.float() - 1)
     assert float((predicted - targets.float()).square().mean()) == pytest.approx(stop["best"], rel=1e-4)
+
+
+def test_a_transformer_learns_characters_and_can_be_sampled_and_exported(tmp_path: Path) -> None:
+    made = run([sys.executable, "examples/characters.py", "write", str(tmp_path)], deadline_s=60)
+    assert made.returncode == 0, made.output
+    shards = tmp_path / "shards"
+    with np.load(tmp_path / "validation.npz") as text:
+        tokens = torch.from_numpy(text["inputs"][:5])
+        np.savez(tmp_path / "short.npz", **{name: array[:200] for name, array in text.items()})
+    write(shards, "train", str(tmp_path / "train.npz"), "--shards", "4", "--shuffle")
+    write(shards, "validation", str(tmp_path / "short.npz"))
+    short = ("--max-rounds", "6", "--batch-size", "8", "--period", "8", "--learning-rate.warmup", "128")
+    options = ("--config", "examples/transformer.toml", "--data", str(shards), "--name", "text", *short)
+    train("mpirun", 2, tmp_path, *options, deadline_s=120)
+    (stop,) = events(tmp_path / "text", "stop")
+    assert stop["best"] < 3.6, "a model that knows nothing has ln 96 = 4.56"
+
+    example = load_module(str(EXAMPLES / "characters.py"), "task", TaskError)
+    assert example.perplexity(tmp_path / "text") == pytest.approx(np.exp(stop["best"]))
+    model = load_model(tmp_path / "text")
+    first, again, other = (example.sample(model, "def ", 80, 1.0, seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert first.startswith("def ")
+    assert len(first) == 84
+
+    logits = model(tokens)
+    changed = tokens.clone()
+    changed[:, 40:] = 0
+    torch.testing.assert_close(model(changed)[:, :40], logits[:, :40])  # no look at what follows
+    program = torch.export.export(model, (tokens[:3],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.testing.assert_close(program.module()(tokens), logits)
 
 
 def test_your_own_loop_learns_what_no_single_rank_has() -> None:
