@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import platform
 import statistics
 import subprocess
@@ -14,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--period", type=int, default=16, help="local steps between two averages")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time: no time is measured")
     parser.add_argument("--json", type=Path, help="write everything that was measured into this file")
     return parser.parse_args()
 
@@ -71,7 +72,7 @@ def run_once(folder: Path, name: str, seed: int, given: argparse.Namespace, samp
         "--seed": seed,
         "--batch-size": way["batch"],
         "--period": way["period"],
-        "--threads": 1 if way["ranks"] > 1 else len(os.sched_getaffinity(0)),
+        "--threads": 1,
         "--max-rounds": given.rounds,
         "--evaluate.every-rounds": given.rounds,
         "--learning-rate.warmup": samples // 12,
@@ -87,6 +88,7 @@ def run_once(folder: Path, name: str, seed: int, given: argparse.Namespace, samp
     (last,) = (e for e in events if e["event"] == "evaluation")
     assert last["samples"] == samples, "the runs are compared at the same number of samples"
     loss = last["metrics"]["loss"]
+    print(f"{name}, seed {seed}: {math.exp(loss):.3f}", file=sys.stderr)
     measured = {"way": name, "seed": seed, "steps": given.rounds * way["period"], "samples": last["samples"]}
     figures = {"loss": loss, "perplexity": math.exp(loss), "error": last["metrics"]["error"]}
     return measured | figures | {"header": header}
@@ -109,15 +111,26 @@ def table(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
 def main() -> None:
     given = arguments()
     samples = given.ranks * BATCH * given.period * given.rounds
-    runs = []
     with tempfile.TemporaryDirectory() as name:
         write_data(Path(name), samples, given.ranks)
-        for seed in given.seeds:
-            for way in ways(given):
-                runs.append(run_once(Path(name), way, seed, given, samples))
-                print(f"seed {seed}, {way}: {runs[-1]['perplexity']:.3f}", file=sys.stderr)
-    header = runs[0]["header"]
-    about = {
+        with ThreadPoolExecutor(given.jobs) as pool:
+            started = [
+                pool.submit(run_once, Path(name), way, seed, given, samples)
+                for way in ways(given)
+                for seed in given.seeds
+            ]
+            runs = [run.result() for run in started]
+    about = circumstances(runs[0]["header"], samples)
+    print("\n".join(f"{key}: {value}" for key, value in about.items()), end="\n\n")
+    print(markdown(table(runs)))
+    if given.json:
+        measured = [{key: value for key, value in run.items() if key != "header"} for run in runs]
+        given.json.write_text(json.dumps({"about": about, "runs": measured}, indent=2) + "\n")
+
+
+def circumstances(header: dict[str, Any], samples: int) -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
         "date": time.strftime("%Y-%m-%d"),
         "system": platform.platform(),
         "versions": {key: header["versions"][key] for key in ("hvd_train", "python", "torch", "mpi")},
@@ -125,12 +138,8 @@ def main() -> None:
         "samples": samples,
         "characters_per_sample": 64,
         "validation_samples": header["validation_samples"],
+        "threads_of_a_rank": 1,
     }
-    print("\n".join(f"{key}: {value}" for key, value in about.items()), end="\n\n")
-    print(markdown(table(runs)))
-    if given.json:
-        measured = [{key: value for key, value in run.items() if key != "header"} for run in runs]
-        given.json.write_text(json.dumps({"about": about, "runs": measured}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hvd_train.algorithm.averaging import Average, NoAverage, StateAverage
+from hvd_train.algorithm.compiling import compile_in_turn
 from hvd_train.algorithm.ema import PREFIX, AverageWithEma, Ema, EmaEvaluator
 from hvd_train.algorithm.evaluate import Evaluator, TrainingLossEvaluator, ValidationEvaluator
 from hvd_train.algorithm.flat_state import FlatState
@@ -43,6 +44,7 @@ from hvd_train.run.restore import restore, restore_model, saved_states
 from hvd_train.run.resuming import Settings, settings_before
 from hvd_train.run.saved_checkpoint import EMA_FILE, SavedCheckpoint
 from hvd_train.run.signals import StopRequest
+from hvd_train.tasks.building import first_rows
 from hvd_train.tasks.models import describe
 
 _SHARED = frozenset(("settings", "progress", "watch", "evaluator", "period", "moments", "ema"))
@@ -62,6 +64,10 @@ class Wiring:
     """What a resume compares; made by `assemble`."""
     _init: str = field(default="", init=False)
     """What the model starts from, in words; empty for its own initial values, and in a resumed run."""
+    _step: LocalStep = field(init=False)
+    """Of this rank; made by `assemble`."""
+    _compile_s: Sequence[float] = field(default=(), init=False)
+    """Seconds that compiling the model took on each rank."""
     _saved: SavedCheckpoint | None = field(default=None, init=False)
     """The checkpoint that the run goes on from; rank 0's choice."""
 
@@ -76,6 +82,8 @@ class Wiring:
         prepared = self.prepared
         training = together(prepared.comm, lambda: self._assemble(run, recorder, stop_request, claim))
         self._check_evaluation(training.evaluator)
+        if prepared.config.model.compile:
+            self._compile_s = compile_in_turn(prepared.comm, self._warm_up)
         training.checkpoints.prepare()
         self.faults = [_fault("checkpoint_left_out", line, training.progress.rounds) for line in run.left_out]
         if self._saved is not None:
@@ -215,13 +223,22 @@ class Wiring:
 
     def _make_worker(self, reader: Reader) -> Worker:
         prepared = self.prepared
+        rows = prepared.config.data.batch_size if prepared.config.model.compile else None
+        self._step = LocalStep(
+            prepared.model, prepared.optimizer, prepared.task, prepared.config.optim, compiled_rows=rows
+        )
         return Worker(
             reader,
-            LocalStep(prepared.model, prepared.optimizer, prepared.task, prepared.config.optim),
+            self._step,
             batch_size=prepared.config.data.batch_size,
             accumulate=prepared.config.optim.accumulate,
             samples_per_rank=[num_rows(part) for part in prepared.parts],
         )
+
+    def _warm_up(self) -> None:
+        """The rows are the same on every rank, so that their first is the one to compile on any host."""
+        catalog = self.prepared.catalog
+        self._step.warm_up(first_rows(catalog.train, catalog, self.prepared.config.data.batch_size))
 
     def _make_evaluator(self, ema: Ema) -> Evaluator:
         prepared = self.prepared
@@ -335,6 +352,7 @@ class Wiring:
             lost_rank="ends the job",
             stall_timeout_s=config.sync.stall_timeout_s,
             sees_signs=prepared.comm.size == 1 or prepared.comm.liveness.sees_signs,
+            compile_s=self._compile_s,
             threads=prepared.threads,
             period=config.sync.period if config.sync.mode == "average" else None,
             batch_size=config.data.batch_size,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hvd_train.algorithm.header import Header
 from hvd_train.comm.base import Communicator, Op
@@ -19,6 +19,7 @@ from hvd_train.data.rows import Rows
 from hvd_train.errors import DataError, TaskError, UserError
 from hvd_train.io.stateful import State, Stateful, checked
 from hvd_train.liveness import mark
+from hvd_train.run.model_state import buffers_as_they_are
 from hvd_train.run.random_state import generators_as_they_are
 from hvd_train.tasks.base import Batch, Task
 from hvd_train.tasks.models import evaluating
@@ -114,9 +115,8 @@ class ValidationEvaluator:
         equals one that was not interrupted."""
         if not self._batches:
             return []
-        put_back = [_present_values(buffer) for buffer in self._model.buffers()]
         try:
-            with evaluating(self._model), generators_as_they_are():
+            with evaluating(self._model), buffers_as_they_are(self._model), generators_as_they_are():
                 sums = self._task.evaluate(self._model, self._batch(*self._batches[0]))
                 return sorted(self._joined(sums, self._states.of_this_rank() if self._states else {}))
         except UserError:
@@ -129,9 +129,6 @@ class ValidationEvaluator:
         finally:
             if self._states:
                 self._states.reset()
-            with torch.no_grad():
-                for call in put_back:
-                    call()
 
     def evaluate(self) -> dict[str, float]:
         """Loss and metrics over all validation rows. Collective: a sum over the parts of all ranks."""
@@ -258,12 +255,3 @@ def _states(comm: Communicator, task: Task, num_samples: int) -> MetricStates | 
     from hvd_train.algorithm.metric_states import MetricStates
 
     return MetricStates(comm, built)
-
-
-def _present_values(buffer: Tensor) -> Callable[[], object]:
-    """A function that restores the present values of a buffer, in place."""
-    if buffer.layout is torch.strided:
-        # Its memory: an expanded tensor, whose elements share it, cannot be written to.
-        buffer = torch.empty(0, dtype=torch.uint8).set_(buffer.untyped_storage())
-    value = buffer.clone()
-    return lambda: buffer.copy_(value)

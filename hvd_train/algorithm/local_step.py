@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import inspect
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from hvd_train.algorithm.optimizer_state import densifies, sparse_parameters
 from hvd_train.algorithm.parameter_groups import parameter_groups
 from hvd_train.config import OptimConfig
 from hvd_train.errors import ConfigError, TaskError
+from hvd_train.run.model_state import buffers_as_they_are
+from hvd_train.run.random_state import generators_as_they_are
 from hvd_train.tasks.base import Batch, Task
 
 _UNUSABLE = {
@@ -104,10 +106,24 @@ class LocalStep:
 
     The model must be in training mode. Its gradients may be sparse, if the optimizer accepts them. They are
     discarded at the start of the next step.
+
+    Args:
+        compiled_rows: batches of this many rows pass through the model compiled by torch.compile. The last
+            one of an epoch may have another number, and passes through the plain model.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, task: Task, config: OptimConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        task: Task,
+        config: OptimConfig,
+        compiled_rows: int | None = None,
+    ) -> None:
         self._model = model
+        self._compiled_rows = compiled_rows
+        # It shares all tensors with the model.
+        self._compiled = model if compiled_rows is None else cast("nn.Module", torch.compile(model))
         self._optimizer = optimizer
         self._task = task
         self._clip_norm = config.clip_norm
@@ -167,9 +183,20 @@ class LocalStep:
                 "the embeddings with sparse=False."
             ) from error
 
+    def warm_up(self, batch: Batch) -> None:
+        """A forward and a backward pass, in which the model is compiled. Buffers and generators are as before
+        it, and there are no gradients."""
+        with buffers_as_they_are(self._model), generators_as_they_are():
+            mean, _ = self._loss(batch)
+            mean.backward()  # type: ignore[no-untyped-call]
+        for p in self._params:
+            p.grad = None
+
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
+        rows = len(next(iter(batch.values())))
+        model = self._compiled if rows == self._compiled_rows else self._model
         with self._precision:
-            loss = self._task.loss(self._model, self._task.transform(batch))
+            loss = self._task.loss(model, self._task.transform(batch))
         if not self._loss_is_checked:
             _check_loss(loss, type(self._task).__name__)
             self._loss_is_checked = True

@@ -46,6 +46,9 @@ class ModelConfig:
     freeze: tuple[str, ...] = ()
     """Do not train the parameters whose names fit one of these patterns, such as `backbone.*`."""
 
+    compile: bool = False
+    """Compile the model, built in or your own, by torch.compile for training; needs a C++ compiler."""
+
     def __post_init__(self) -> None:
         require_usable(self, "model.")
         for name in ("hidden", "channels"):

@@ -80,6 +80,9 @@ class RunStart:
     """Whether ranks see that others still work; if not, a healthy rank whose round is much longer than
     `stall_timeout_s`, and than all rounds before it, is given up, too."""
 
+    compile_s: Sequence[float] = ()
+    """Seconds that compiling the model took on each rank; empty: it is not compiled."""
+
     threads: Sequence[int]
     """Threads of torch on each rank."""
 

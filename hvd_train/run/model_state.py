@@ -6,8 +6,9 @@ Files do not contain it: the state of a compiled model loads into the plain one,
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -63,6 +64,27 @@ def load_state(model: nn.Module, saved: Mapping[str, Any]) -> None:
         if not unusual(buffer) and 0 in buffer.stride():  # expanded: torch cannot copy into it
             buffer.data = buffer.contiguous()
     model.load_state_dict(as_held(model, saved))
+
+
+@contextlib.contextmanager
+def buffers_as_they_are(model: nn.Module) -> Iterator[None]:
+    """Restores the values of the model's buffers after the body, in place."""
+    put_back = [_present_values(buffer) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for call in put_back:
+                call()
+
+
+def _present_values(buffer: Tensor) -> Callable[[], object]:
+    """A function that restores the present values of a buffer, in place."""
+    if buffer.layout is torch.strided:
+        # Its memory: an expanded tensor, whose elements share it, cannot be written to.
+        buffer = torch.empty(0, dtype=torch.uint8).set_(buffer.untyped_storage())
+    value = buffer.clone()
+    return lambda: buffer.copy_(value)
 
 
 def finder(model: nn.Module, keys: Collection[str]) -> Callable[[str], str | None]:

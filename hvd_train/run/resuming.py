@@ -70,6 +70,7 @@ RULES: Mapping[str, Rule] = {
     "model.init_strict": Rule.START,
     "model.init_map": Rule.START,
     "model.freeze": Rule.ARGUMENTS,
+    "model.compile": Rule.NEXT,
     "optim.name": Rule.OPTIMIZER,
     "optim.lr": Rule.NEXT,
     "optim.args": Rule.ARGUMENTS,
