@@ -43,8 +43,8 @@ def header_lines(header: RunStart) -> list[str]:
     if header.num_frozen:
         lines.append(_labelled("frozen", f"{header.num_frozen:,} of {header.num_parameters:,} parameters"))
     if header.compile_s:
-        took = f"in {min(header.compile_s):.1f} to {max(header.compile_s):.1f} s"
-        lines.append(_labelled("compiled", f"{took}, once on each host; evaluation runs the plain model"))
+        took = f"at most {max(header.compile_s):.1f} s on a rank"
+        lines.append(_labelled("compiled", f"by torch.compile, which took {took}"))
     if not header.sees_signs:
         lines.append(_labelled("waiting", _waiting(header)))
     if header.data == "digits" and header.world_size == 2:
