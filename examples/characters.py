@@ -65,15 +65,14 @@ class Characters(hvd_train.Task):
     def build_model(self, spec: hvd_train.SampleSpec) -> nn.Module:
         return Transformer(len(CHARACTERS))
 
-    def transform(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"inputs": batch["inputs"], "targets": batch["targets"].long()}
-
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         logits = model(batch["inputs"]).float()
-        return F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten()), len(batch["targets"])
+        targets = batch["targets"].long()
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten()), len(targets)
 
     def evaluate(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
-        logits, targets = model(batch["inputs"]).float().flatten(0, 1), batch["targets"].flatten()
+        logits = model(batch["inputs"]).float().flatten(0, 1)
+        targets = batch["targets"].long().flatten()
         n = len(targets)
         loss = F.cross_entropy(logits, targets, reduction="sum").item()
         return {"loss": (loss, n), "error": ((logits.argmax(1) != targets).sum().item(), n)}
