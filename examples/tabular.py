@@ -21,7 +21,8 @@ class Tabular(hvd_train.Task):
         return nn.Sequential(*hidden, nn.Linear(64, 1), nn.Flatten(0))
 
     def transform(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"inputs": 2 * batch["inputs"].float() - 1, "targets": batch["targets"].float()}
+        batch = {name: values.float() for name, values in batch.items()}  # in `predict` without targets
+        return {**batch, "inputs": 2 * batch["inputs"] - 1}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
         return F.huber_loss(model(batch["inputs"]), batch["targets"]), len(batch["targets"])
