@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import sysconfig
 from pathlib import Path
@@ -13,6 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.text import Perplexity
 
 import hvd_train
 
@@ -60,7 +61,7 @@ class Transformer(nn.Module):
 
 
 class Characters(hvd_train.Task):
-    """Cross entropy of the next character, whose exponential is the perplexity; share of wrong characters."""
+    """Cross entropy of the next character, share of wrong characters, perplexity."""
 
     def build_model(self, spec: hvd_train.SampleSpec) -> nn.Module:
         return Transformer(len(CHARACTERS))
@@ -70,9 +71,14 @@ class Characters(hvd_train.Task):
         targets = batch["targets"].long()
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten()), len(targets)
 
+    def build_metrics(self, num_samples: int) -> dict[str, Metric]:
+        self.perplexity = Perplexity()
+        return {"perplexity": self.perplexity}
+
     def evaluate(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
-        logits = model(batch["inputs"]).float().flatten(0, 1)
-        targets = batch["targets"].long().flatten()
+        logits = model(batch["inputs"]).float()
+        self.perplexity.update(logits, batch["targets"].long())
+        logits, targets = logits.flatten(0, 1), batch["targets"].long().flatten()
         n = len(targets)
         loss = F.cross_entropy(logits, targets, reduction="sum").item()
         return {"loss": (loss, n), "error": ((logits.argmax(1) != targets).sum().item(), n)}
@@ -114,7 +120,7 @@ def sample(model: nn.Module, prompt: str, length: int, temperature: float, seed:
 def perplexity(run: Path) -> float:
     """Of the validation text, by the best model of a run."""
     events = map(json.loads, (run / "events.jsonl").read_text().splitlines())
-    return math.exp(min(e["metrics"]["loss"] for e in events if e["event"] == "evaluation"))
+    return float(min(e["metrics"]["perplexity"] for e in events if e["event"] == "evaluation"))
 
 
 def main() -> None:
