@@ -162,7 +162,7 @@ def test_frozen_tensors_come_from_rank_0_in_pieces(
     comm: Communicator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pieces of 7 bytes: fewer than some elements have, and no divisor of any tensor."""
-    monkeypatch.setattr(averaging, "_PIECE_BYTES", 7)
+    monkeypatch.setattr(averaging, "PIECE_BYTES", 7)
     torch.manual_seed(10 + comm.rank)
     model = odd_models.Image()
     model.positions = (torch.arange(6) * (comm.rank + 1)).expand(4, 6)
