@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -63,12 +64,13 @@ def _worst(evaluation: Evaluation) -> str:
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, header_style="")
     for name in head:
         table.add_column(name, justify="left" if name.endswith("shard") else "right", no_wrap=True)
     for row in body:
         table.add_row(*row)
-    console = Console(width=max(_WIDTH, 12 * len(head)), no_color=True, highlight=False)
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+    # Plain, whatever the terminal and its variables say: a launcher may read it.
+    out = io.StringIO()
+    width = max(_WIDTH, 12 * len(head))
+    Console(file=out, width=width, force_terminal=False, color_system=None, highlight=False).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

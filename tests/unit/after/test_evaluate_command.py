@@ -91,12 +91,14 @@ def test_the_worst_samples_are_named_by_shard_and_row(run: Path, capsys: pytest.
 
 
 def test_the_table_and_the_page_show_the_figures(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a launcher's terminal may have it
     assert main(["evaluate", str(run), "--page", str(tmp_path / "e.html"), "--threads", "1"]) == 0
     shown = capsys.readouterr().out
     for words in ("90 samples", "roc_auc", "class  precision  recall", "rows are classes", "worst samples"):
         assert words in shown
+    assert "\x1b" not in shown
     page = (tmp_path / "e.html").read_text()
     assert page.count("</html>") == 1
     for words in ("Evaluation of run", "Confusion matrix", "ROC curves", "Calibration", "validation.h5"):
