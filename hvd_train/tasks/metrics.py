@@ -3,6 +3,7 @@ the batches: counts, and sums in float64."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, final
 
 import numpy as np
@@ -116,9 +117,9 @@ class _Roc(Metric):
             "roc_curves": [_curve(*counts) for counts in curves],
         }
 
+    @abstractmethod
     def counts_of(self, c: int) -> tuple[np.ndarray, np.ndarray]:
         """For each distinct probability of class `c`, ascending: samples of the class, and of the others."""
-        raise NotImplementedError
 
 
 @final
