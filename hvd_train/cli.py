@@ -283,6 +283,8 @@ def _report(error: HvdTrainError, launcher: Launcher) -> None:
         if isinstance(error, UserError):
             time.sleep(_PATIENCE_S)  # as with wrong options: there was no communicator yet
         speaks = True
+    elif not speaks:  # on a busy machine rank 0 may get here later
+        time.sleep(_PATIENCE_S)
     if speaks:
         _say(error)
     _let_others_end(launcher)

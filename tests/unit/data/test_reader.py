@@ -275,7 +275,7 @@ def test_a_damaged_chunk_surfaces_in_next_batch_and_names_its_rows(tmp_path: Pat
 
 
 def test_memory_is_bounded_by_two_windows(tmp_path: Path) -> None:
-    rows, block_rows, window_blocks = 40_000, 256, 8
+    rows, block_rows, window_blocks = 100_000, 256, 8
     path = write_foreign(tmp_path / "large.h5", rows)
     reader = StreamReader(
         Rows([Span(str(path), 0, rows)], FIELDS),
@@ -297,8 +297,9 @@ def test_memory_is_bounded_by_two_windows(tmp_path: Path) -> None:
         tracemalloc.stop()
         reader.close()
     order_bytes = block_rows * window_blocks * 8 + 8 * rows // block_rows
-    assert peak < 2 * window_bytes + 2 * order_bytes + 64 * 1024
-    assert peak < rows * ROW_BYTES / 5, "far below the part itself"
+    bound = 2 * window_bytes + 2 * order_bytes + 128 * 1024
+    assert bound < rows * ROW_BYTES / 5, "far below the part itself"
+    assert peak < bound
 
 
 def test_memory_holds_no_more_than_auto_counted(tmp_path: Path) -> None:
