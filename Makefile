@@ -1,4 +1,4 @@
-# make setup | train | test | test-long | test-cluster | test-cpp | test-matrix | lint | format | clean.
+# make setup | train | test | test-long | test-failures | test-cluster | test-cpp | test-matrix | lint | format | clean.
 # The variables of set-up are in scripts/setup.sh.
 SHELL := /bin/bash
 VENV ?= .venv
@@ -6,17 +6,19 @@ NP ?= 2
 BIN := $(VENV)/bin
 
 export VENV
-# Six minutes together; the rest of tests/ is `test-long`, and `test-cluster` what needs root.
+# Six minutes together; the rest of tests/ is `test-long`, `test-failures`, and `test-cluster`, what needs root.
 SHORT_TESTS := tests/unit tests/contract tests/test_docs.py \
     $(patsubst %,tests/mpi/test_%.py,averaging models start_checks)
+FAILURE_TESTS := $(patsubst %,tests/mpi/test_%.py,claims damage ends hangs interrupts killed refusals)
 CLUSTER_TESTS := tests/cluster tests/faults
-.PHONY: help setup train test test-long test-cluster test-cpp test-matrix lint format clean
+.PHONY: help setup train test test-long test-failures test-cluster test-cpp test-matrix lint format clean
 .NOTPARALLEL:
 
 help:
 	@echo 'make train   [ARGS="--period 20"] [NP=2]   set up what is missing, then train on the embedded digits'
 	@echo 'make test    [PYTEST_ARGS="-k ring"]       set up what is missing, then run the tests but the long ones'
-	@echo 'make test-long                             the long tests: whole trainings, ranks that stop, commands of the README'
+	@echo 'make test-long                             the long tests: whole trainings, the pages, commands of the README'
+	@echo 'make test-failures                         jobs that fail: ranks that stop, are killed, or refuse what they see'
 	@echo 'make test-cluster                          the tests on emulated hosts and Slurm; ranks that die. Needs root'
 	@echo 'make test-cpp                              test the C++ parts alone, also under sanitizers'
 	@echo 'make test-matrix [MPIS="mpich-5"]          run the tests of several ranks with each MPI, in build/matrix'
@@ -39,7 +41,10 @@ test: setup
 	@. launch/env.sh && exec $(BIN)/python -m pytest $(or $(PYTEST_ARGS),$(SHORT_TESTS))
 
 test-long: setup
-	@. launch/env.sh && exec $(BIN)/python -m pytest tests $(addprefix --ignore=,$(SHORT_TESTS) $(CLUSTER_TESTS))
+	@. launch/env.sh && exec $(BIN)/python -m pytest tests $(addprefix --ignore=,$(SHORT_TESTS) $(FAILURE_TESTS) $(CLUSTER_TESTS))
+
+test-failures: setup
+	@. launch/env.sh && exec $(BIN)/python -m pytest $(FAILURE_TESTS)
 
 test-cluster: setup
 	@. launch/env.sh && exec $(BIN)/python -m pytest $(CLUSTER_TESTS)
