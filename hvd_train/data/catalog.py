@@ -13,7 +13,7 @@ from hvd_train.data.check import unlike
 from hvd_train.data.deal import Span, deal, split_validation
 from hvd_train.data.demo import ensure_digits
 from hvd_train.data.format import SampleSpec, ShardInfo, is_class_dtype
-from hvd_train.data.h5 import ShardFile
+from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.labels import Labels, Unclassed, join, labels_of, labels_of_counts, objection, unscaled
 from hvd_train.data.locate import Found, locate
 from hvd_train.data.repeats import Origin, origin_of, refuse_repeats

@@ -9,8 +9,8 @@ import numpy as np
 
 from hvd_train.data.blocks import class_counts, rows_per_block
 from hvd_train.data.crash import in_child
-from hvd_train.data.format import FieldSpec, ShardInfo
-from hvd_train.data.h5 import Array, ShardFile
+from hvd_train.data.format import Array, FieldSpec, ShardInfo
+from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.locate import Found
 from hvd_train.data.verify import Verifier, describe
 from hvd_train.errors import DataError

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FieldSpec:

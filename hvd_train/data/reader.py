@@ -17,8 +17,7 @@ import numpy.typing as npt
 from hvd_train.config import DataConfig
 from hvd_train.data.deal import Span
 from hvd_train.data.finite import first_not_finite
-from hvd_train.data.format import FieldSpec
-from hvd_train.data.h5 import Array
+from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.rows import Rows
 from hvd_train.errors import RunDirectoryError
 from hvd_train.io.stateful import Count, checked

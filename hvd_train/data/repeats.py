@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-from hvd_train.data.h5 import ShardFile
+from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.errors import DataError
 
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from hvd_train.data.blocks import row_bytes
 from hvd_train.data.deal import Span, rows_of
-from hvd_train.data.format import FieldSpec, ShardInfo
-from hvd_train.data.h5 import Array, ShardFile
+from hvd_train.data.format import Array, FieldSpec, ShardInfo
+from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.verify import Verifier
 from hvd_train.errors import DataError
 

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hvd_train.data.blocks import checksum
-from hvd_train.data.h5 import Array, ShardFile
+from hvd_train.data.format import Array
+from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.errors import DataError
 
 

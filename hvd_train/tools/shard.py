@@ -166,7 +166,7 @@ def write(args: WriteArgs) -> int:
 def info(args: InfoArgs) -> int:
     """`shard info`. Raises `DataError` for the first shard that cannot be read."""
     from hvd_train.data.crash import in_child
-    from hvd_train.data.h5 import read_info
+    from hvd_train.data.hdf5.file import read_info
 
     names = tuple(dict.fromkeys((args.inputs, args.targets)))
     shards = [

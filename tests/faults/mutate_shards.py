@@ -25,7 +25,7 @@ from hvd_train.data.check import check_shards
 from hvd_train.data.crash import in_child
 from hvd_train.data.deal import deal
 from hvd_train.data.facts import digest, digest_of, encode
-from hvd_train.data.h5 import Array
+from hvd_train.data.format import Array
 from hvd_train.data.locate import locate
 from hvd_train.data.reader import make_reader
 from hvd_train.data.rows import Rows

@@ -19,7 +19,7 @@ from hvd_train.after.predict.tables import require_fit
 from hvd_train.after.trained import Trained, open_trained
 from hvd_train.data.deal import Span
 from hvd_train.data.facts import digest
-from hvd_train.data.h5 import read_info
+from hvd_train.data.hdf5.file import read_info
 from hvd_train.data.rows import Rows
 from hvd_train.data.selection import select_rows
 from hvd_train.tasks.base import Task

@@ -15,8 +15,7 @@ from torch import Tensor
 from hvd_train.after.predict.parts import PartRows
 from hvd_train.after.trained import Trained
 from hvd_train.data.batches import batch_bounds
-from hvd_train.data.format import FieldSpec
-from hvd_train.data.h5 import Array
+from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.rows import Rows
 from hvd_train.errors import TaskError, UserError
 from hvd_train.liveness import mark

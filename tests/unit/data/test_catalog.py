@@ -22,7 +22,7 @@ from hvd_train.data.catalog import (
 )
 from hvd_train.data.deal import Span, deal
 from hvd_train.data.format import FieldSpec
-from hvd_train.data.h5 import ShardFile
+from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.manifest import load_manifest, save_manifest
 from hvd_train.data.rows import Rows
 from hvd_train.data.sources import Arrays

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from hvd_train.data.crash import in_child
-from hvd_train.data.h5 import read_info
+from hvd_train.data.hdf5.file import read_info
 from hvd_train.errors import DataError
 from hvd_train.tools.shard import main
 from tests.launching import run

@@ -18,7 +18,7 @@ from hvd_train.data.catalog import Catalog, open_catalog
 from hvd_train.data.check import check_shard
 from hvd_train.data.deal import Span, deal
 from hvd_train.data.facts import decode, digest, digest_of, encode
-from hvd_train.data.h5 import ShardFile
+from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.locate import locate
 from hvd_train.data.manifest import load_manifest, save_manifest
 from hvd_train.data.reader import StreamReader, make_reader

@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
-from hvd_train.data import h5
-from hvd_train.data.h5 import ShardFile, read_info
+from hvd_train.data.hdf5 import file as h5
+from hvd_train.data.hdf5.file import ShardFile, read_info
 from hvd_train.errors import DataError
 from tests.deadlines import seconds
 from tests.unit.data.shards import write_foreign

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from h5py import h5d, h5s, h5t
 
-from hvd_train.data.h5 import ShardFile, read_info
+from hvd_train.data.hdf5.file import ShardFile, read_info
 from hvd_train.errors import DataError
 
 

@@ -19,8 +19,8 @@ import pytest
 from hvd_train.config import DataConfig
 from hvd_train.data.deal import Span
 from hvd_train.data.finite import first_not_finite
-from hvd_train.data.format import FieldSpec
-from hvd_train.data.h5 import Array, ShardFile
+from hvd_train.data.format import Array, FieldSpec
+from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.reader import MemoryReader, Reader, StreamReader, make_reader
 from hvd_train.data.rows import Rows
 from hvd_train.errors import DataError

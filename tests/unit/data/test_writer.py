@@ -16,7 +16,7 @@ from hvd_train.data import manifest as manifest_module
 from hvd_train.data import writer
 from hvd_train.data.check import check_shard
 from hvd_train.data.format import Manifest
-from hvd_train.data.h5 import ShardFile, read_info
+from hvd_train.data.hdf5.file import ShardFile, read_info
 from hvd_train.data.locate import Source, locate
 from hvd_train.data.manifest import load_manifest, save_manifest
 from hvd_train.data.sources import Arrays

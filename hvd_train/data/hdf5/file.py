@@ -1,8 +1,4 @@
-"""Reading HDF5 files.
-
-A shard is data, not a program: links that leave the file, virtual datasets and external storage are
-refused, so that reading a shard opens that one file and no other.
-"""
+"""Reading HDF5 files."""
 
 from __future__ import annotations
 
@@ -23,17 +19,14 @@ from hvd_train.data import format as fmt
 from hvd_train.data.crash import naming
 from hvd_train.data.facts import decode, digest_of
 from hvd_train.data.files import require_regular
-from hvd_train.data.hdf5_types import numpy_dtype, text_dtype
+from hvd_train.data.format import Array
+from hvd_train.data.hdf5.links import find, open_dataset, open_file
+from hvd_train.data.hdf5.types import numpy_dtype, text_dtype
 from hvd_train.errors import DataError
 from hvd_train.liveness import mark
 
-Array = npt.NDArray[Any]
-
-_MAX_LISTED = 12
-
 _PIECE_BYTES = 64 << 20
 """Bytes read at a time: a rank that reads for long reports progress after each piece."""
-_MAX_SOFT_LINKS = 16
 # HDF5 reads rows that were never written as zeros, without an end where the number of rows is damaged.
 _MOST_BYTES = 1 << 30
 _MOST_COMPRESSED = 100_000
@@ -78,7 +71,7 @@ class ShardFile:
         self._in_hdf5 = naming(path)
         with _explained(self._path, _NOT_HDF5):
             require_regular(path, "an HDF5 file")
-            self._file = self._in_hdf5(_open, path)
+            self._file = self._in_hdf5(open_file, path)
         try:
             with _explained(self._path, _DAMAGED):
                 self._in_hdf5(self._read_header, names)
@@ -142,7 +135,7 @@ class ShardFile:
         return "" if sums is None else digest_of(sums)
 
     def _read_checksums(self, name: str) -> npt.NDArray[np.uint64] | None:
-        dataset = _find(self._file, f"{fmt.CHECKSUMS}/{name}")
+        dataset = find(self._file, f"{fmt.CHECKSUMS}/{name}")
         written = self._facts.datasets.get(name) if self._facts else None
         if written is None and (dataset is None or self._facts):
             return None
@@ -164,7 +157,7 @@ class ShardFile:
 
     def _read_header(self, names: Sequence[str]) -> None:
         self._facts: fmt.Facts | None = None
-        self._datasets = {name: _open_dataset(self._file, name, self._path) for name in names}
+        self._datasets = {name: open_dataset(self._file, name, self._path) for name in names}
         fields = {name: self._field(name, dataset) for name, dataset in self._datasets.items()}
         lengths = {name: d.shape[0] for name, d in self._datasets.items()}
         if len(set(lengths.values())) > 1:
@@ -219,7 +212,7 @@ class ShardFile:
                 "Use the version of hvd_train that wrote it, or write the shards anew."
             )
         facts = [attributes[key] for key in (fmt.ATTR_FACTS, fmt.ATTR_FACTS_DIGEST) if key in attributes]
-        marked = facts or fmt.ATTR_NUM_SAMPLES in attributes or _find(self._file, fmt.GROUP) is not None
+        marked = facts or fmt.ATTR_NUM_SAMPLES in attributes or find(self._file, fmt.GROUP) is not None
         expected = {None: not marked, 1: not facts, 2: len(facts) == 2}
         if not expected[schema]:
             raise DataError(f"{self._path}: written by hvd_train, but its metadata is missing. {_CHANGED}")
@@ -239,7 +232,7 @@ class ShardFile:
         for name, written in facts.datasets.items():
             dataset = self._datasets.get(name)
             if dataset is None:
-                dataset = _open_dataset(self._file, name, self._path)
+                dataset = open_dataset(self._file, name, self._path)
             field = self._field(name, dataset)
             if (dataset.shape, field.dtype) != (written.shape, written.dtype):
                 raise DataError(
@@ -250,7 +243,7 @@ class ShardFile:
     def _checksum_rows(self) -> int | None:
         if self._facts is not None:
             return self._facts.checksum_rows
-        blocks = _find(self._file, fmt.CHECKSUMS)
+        blocks = find(self._file, fmt.CHECKSUMS)
         rows = None if blocks is None else _integer(blocks.attrs[fmt.ATTR_CHECKSUM_ROWS])
         if rows is not None and rows < 1:
             raise ValueError(f"checksums of blocks of {rows} rows")
@@ -265,7 +258,7 @@ class ShardFile:
         return None if scale is None else float(scale)
 
     def _class_counts(self, name: str) -> tuple[int, ...] | None:
-        dataset = _find(self._file, f"{fmt.CLASS_COUNTS}/{name}")
+        dataset = find(self._file, f"{fmt.CLASS_COUNTS}/{name}")
         written = self._facts.datasets.get(name) if self._facts else None
         expected = written.class_counts if written else None
         if expected is None and (dataset is None or self._facts):
@@ -292,82 +285,6 @@ _SCHEMAS = " or ".join(map(str, fmt.READABLE_SCHEMAS))
 
 def _integer(value: Any) -> int | None:
     return None if value is None else operator.index(value)
-
-
-def _open(path: str | Path) -> h5py.File:
-    # Shards are never changed in place (they are renamed into being), so a reader needs no lock, and
-    # asking for one fails on parallel file systems that are mounted without flock. The argument is
-    # used and not HDF5_USE_FILE_LOCKING, which child processes and other libraries would inherit;
-    # where a site sets that variable, it wins.
-    try:
-        return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        # A user's own code in this process has the file open, with locks; HDF5 allows no mixture.
-        if "locking flag" not in str(error):
-            raise
-        return h5py.File(path, "r")
-
-
-def _open_dataset(file: h5py.File, name: str, path: str) -> h5py.Dataset:
-    dataset = _find(file, name, path)
-    if not isinstance(dataset, h5py.Dataset):
-        raise DataError(
-            f"{path}: no dataset `{name}`; {_found(file)}. "
-            "Set data.inputs and data.targets to the names of the datasets of inputs and targets."
-        )
-    if dataset.is_virtual or dataset.external:
-        kind = "is virtual" if dataset.is_virtual else "has external storage"
-        raise DataError(
-            f"{path}: dataset `{name}` {kind}: its values are in other files. "
-            "Expected them in this file: copy it with h5repack."
-        )
-    if not dataset.shape:
-        raise DataError(f"{path}: dataset `{name}` is a single value. Expected samples along its first axis.")
-    return dataset
-
-
-def _find(file: h5py.File, name: str, path: str = "") -> h5py.Dataset | h5py.Group | None:
-    """The object at `name`. Links are followed by hand: opening an external one would open its file."""
-    parts = [part for part in name.split("/") if part]
-    group: Any = file
-    done: list[str] = []
-    soft_links = 0
-    while parts:
-        part = parts.pop(0)
-        link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
-        if isinstance(link, h5py.ExternalLink):
-            raise DataError(
-                f"{path or file.filename}: `{name}` is an external link to {link.filename}:{link.path}. "
-                "Expected the dataset in this file: copy it here, or name the other file as the shard."
-            )
-        if isinstance(link, h5py.SoftLink):
-            soft_links += 1
-            if soft_links > _MAX_SOFT_LINKS:
-                raise DataError(
-                    f"{path or file.filename}: `{name}` is a cycle of soft links. Remove one of them."
-                )
-            absolute = link.path.startswith("/")
-            parts = [p for p in ([] if absolute else done) + link.path.split("/") + parts if p and p != "."]
-            group, done = file, []
-        elif isinstance(link, h5py.HardLink):
-            group = group[part]
-            done.append(part)
-        else:
-            return None
-    return group
-
-
-def _found(file: h5py.File) -> str:
-    found: list[str] = []
-
-    def collect(name: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset) and not name.startswith(fmt.GROUP + "/"):
-            dtype = numpy_dtype(node.id.get_type())
-            found.append(f"`{name}` {list(node.shape or ())} {dtype}")
-
-    file.visititems(collect)
-    more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
-    return "the file has " + (", ".join(found[:_MAX_LISTED]) + more if found else "no datasets")
 
 
 def read_info(path: str | Path, names: Sequence[str], *, texts: bool = False) -> fmt.ShardInfo:
