@@ -299,12 +299,12 @@ class Wiring:
 
     def _compare_samples(self, saved: SavedCheckpoint) -> None:
         before, now = saved.sample.to_json(), self.prepared.catalog.sample.to_json()
-        unlike = [key for key in now if before.get(key) != now[key]]
+        unlike = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if unlike:
             raise RunDirectoryError(
                 f"{saved.folder} was trained on samples with {_named(before, unlike)}; those of data.path "
-                f"have {_named(now, unlike)}. Give the data that the run began with, and its data.inputs, "
-                "data.targets and data.scale."
+                f"have {_named(now, unlike)}. Give the data that the run began with, and all that its "
+                "configuration says of a sample under `data`."
             )
 
     def _fitting(self, state: State, part: Stateful) -> State:

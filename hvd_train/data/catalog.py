@@ -15,7 +15,8 @@ from hvd_train.data.demo import ensure_digits
 from hvd_train.data.format import SampleSpec, ShardInfo, is_class_dtype
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.labels import Labels, Unclassed, join, labels_of, labels_of_counts, objection, unscaled
-from hvd_train.data.locate import Found, locate
+from hvd_train.data.locate import Found, in_groups, locate
+from hvd_train.data.places import Layout, layout_of, layout_of_fields
 from hvd_train.data.repeats import Origin, origin_of, refuse_repeats
 from hvd_train.errors import DataError
 
@@ -78,9 +79,9 @@ def find_shards(data: DataConfig) -> Shards:
     to the same rows.
     """
     train, validation = _find_parts(data)
-    names = tuple(dict.fromkeys((data.inputs, data.targets)))
+    layout = layout_of(data)
     warnings: list[str] = []
-    read = [read_shards(part, names, warnings) for part in (train, validation)]
+    read = [read_shards(part, layout, warnings) for part in (train, validation)]
     refuse_repeats(*([origin for _, origin in part] for part in read))
     train_infos, validation_infos = (tuple(info for info, _ in part) for part in read)
     sample = _agree((*train_infos, *validation_infos), data)
@@ -116,9 +117,9 @@ def _summarize_part(
     found = [labels for labels in known if labels is not None and rank == 0]
     # A target that is also an input token cannot be a mark to be ignored.
     ignore = not (tokens and spec.inputs == spec.targets)
-    found.append(_read_labels(deal(whole(unread), world_size)[rank], spec.targets, ignore))
+    found.append(_read_labels(deal(whole(unread), world_size)[rank], spec, spec.targets, ignore))
     if tokens and spec.inputs != spec.targets and is_class_dtype(spec.fields[spec.inputs].dtype):
-        found.append(_read_labels(deal(whole(infos), world_size)[rank], spec.inputs, ignore=False))
+        found.append(_read_labels(deal(whole(infos), world_size)[rank], spec, spec.inputs, ignore=False))
     return join(found)
 
 
@@ -130,10 +131,11 @@ def _recorded(info: ShardInfo, targets: str) -> Labels | None:
     return labels_of_counts(counts, targets, info.path)
 
 
-def _read_labels(spans: Sequence[Span], name: str, ignore: bool) -> Labels:
+def _read_labels(spans: Sequence[Span], spec: SampleSpec, name: str, ignore: bool) -> Labels:
     found = []
+    layout = layout_of_fields({name: spec.fields[name]})
     for span in spans:
-        with ShardFile(span.shard, (name,)) as shard:
+        with ShardFile(span.shard, layout) as shard:
             rows = rows_per_block(shard.info.fields[name], _SCAN_BYTES)
             for start in range(span.start, span.stop, rows):
                 block = shard.read(name, start, min(start + rows, span.stop))
@@ -187,7 +189,7 @@ def scale_warning(catalog: Catalog, data: DataConfig) -> str:
     if known or not is_class_dtype(field.dtype) or field.dtype == "bool":
         return ""
     rows = min(first.num_samples, rows_per_block(field, _GLANCE_BYTES))
-    seen = _read_labels([Span(first.path, 0, rows)], data.inputs, ignore=False)
+    seen = _read_labels([Span(first.path, 0, rows)], catalog.sample, data.inputs, ignore=False)
     return unscaled(seen, field, rows)
 
 
@@ -217,11 +219,11 @@ def _find_parts(data: DataConfig) -> tuple[tuple[Found, ...], tuple[Found, ...]]
 
 
 def read_shards(
-    part: Sequence[Found], names: tuple[str, ...], warnings: list[str], *, texts: bool = False
+    part: Sequence[Found], layout: Layout, warnings: list[str], *, texts: bool = False
 ) -> list[tuple[ShardInfo, Origin]]:
     """The headers of a part's shards, without those that have no samples. With `texts` datasets of them may
     hold strings of a fixed number of bytes."""
-    read = [_read_shard(shard, names, texts) for shard in part]
+    read = [_read_shard(shard, layout, texts) for shard in in_groups(part, layout)]
     empty = [info.path for info, _ in read if info.num_samples == 0]
     more = f" and {len(empty) - _MAX_LISTED} more" if len(empty) > _MAX_LISTED else ""
     named = ", ".join(empty[:_MAX_LISTED]) + more
@@ -232,8 +234,8 @@ def read_shards(
     return [(info, origin) for info, origin in read if info.num_samples > 0]
 
 
-def _read_shard(shard: Found, names: tuple[str, ...], texts: bool) -> tuple[ShardInfo, Origin]:
-    with ShardFile(shard.path, names, texts=texts) as file:
+def _read_shard(shard: Found, layout: Layout, texts: bool) -> tuple[ShardInfo, Origin]:
+    with ShardFile(shard.path, layout, texts=texts) as file:
         manifest = os.path.realpath(shard.path.removesuffix(shard.entry.file)) if shard.entry else ""
         info, origin = file.info, origin_of(file, manifest)
     for difference in shard.differences(info):
@@ -251,5 +253,7 @@ def _agree(infos: Sequence[ShardInfo], data: DataConfig) -> SampleSpec:
         inputs=data.inputs,
         targets=data.targets,
         fields=first.fields,
+        weights=data.weights,
+        mask=data.mask,
         scale=recorded if data.scale is None else data.scale,
     )

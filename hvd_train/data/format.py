@@ -13,10 +13,23 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class FieldSpec:
-    """One dataset of a sample: its `shape` without the sample axis, and its numpy `dtype` by name."""
+    """One field of a sample: its `shape` without the sample axis, and its numpy `dtype` by name."""
 
     shape: tuple[int, ...]
     dtype: str
+
+    place: str = ""
+    """Where it is in a file; empty for the dataset of its own name."""
+
+    axis: int = 0
+    """The axis of the dataset along which the samples are."""
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without those that say nothing."""
+        return {key: value for key, value in asdict(self).items() if value not in ("", 0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +37,19 @@ class SampleSpec:
     """One sample of the whole data set, the same on every rank; what a task builds its model for."""
 
     inputs: str
-    """Name of the dataset of inputs; a key of `fields` and of every batch."""
+    """Name of the field of inputs; a key of `fields` and of every batch."""
 
     targets: str
-    """Name of the dataset of targets; likewise."""
+    """Name of the field of targets; likewise."""
 
     fields: Mapping[str, FieldSpec]
-    """Every dataset of a sample."""
+    """Every field of a sample."""
+
+    weights: str = ""
+    """Name of the field with a weight for each sample; empty if there is none."""
+
+    mask: str = ""
+    """Name of the field that marks what counts of the targets; empty if there is none."""
 
     num_classes: int | None = None
     """Classes of integer or boolean targets (tokens of the vocabulary for next-token, those of the inputs
@@ -42,14 +61,16 @@ class SampleSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` takes back."""
-        fields = {name: asdict(field) for name, field in self.fields.items()}
-        return {**{key: value for key, value in vars(self).items() if key[0] != "_"}, "fields": fields}
+        fields = {name: field.to_json() for name, field in self.fields.items()}
+        plain = {key: value for key, value in vars(self).items() if key[0] != "_" and value != ""}
+        return {**plain, "fields": fields}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SampleSpec:
         """The inverse of `to_json`."""
         fields = {
-            name: FieldSpec(shape=tuple(f["shape"]), dtype=f["dtype"]) for name, f in values["fields"].items()
+            name: FieldSpec(**{**field, "shape": tuple(field["shape"])})
+            for name, field in values["fields"].items()
         }
         return cls(**{**values, "fields": fields})
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvd_train.data.format import Manifest, ShardEntry, ShardInfo
+from hvd_train.data.hdf5.file import groups_of
 from hvd_train.data.manifest import differences, load_manifest
+from hvd_train.data.places import GROUP, Layout
 from hvd_train.errors import DataError
 
 SUFFIXES = (".h5", ".hdf5")
@@ -64,6 +66,15 @@ def locate(path: str, key: str) -> Source:
             "Expected a folder with a manifest.json or with .h5 files, one file, or a glob pattern."
         )
     return Source(_plain(files))
+
+
+def in_groups(shards: Sequence[Found], layout: Layout) -> Iterator[Found]:
+    """The shards; where the fields are in groups of a file, each of its groups as one. Raises `DataError`."""
+    for shard in shards:
+        if layout.has_groups:
+            yield from (Found(shard.path + GROUP + group) for group in groups_of(shard.path, layout))
+        else:
+            yield shard
 
 
 def _files_in(folder: str, key: str) -> list[str]:

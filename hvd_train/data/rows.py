@@ -14,6 +14,7 @@ from hvd_train.data.blocks import row_bytes
 from hvd_train.data.deal import Span, rows_of
 from hvd_train.data.format import Array, FieldSpec, ShardInfo
 from hvd_train.data.hdf5.file import ShardFile
+from hvd_train.data.places import layout_of_fields
 from hvd_train.data.verify import Verifier
 from hvd_train.errors import DataError
 
@@ -114,7 +115,7 @@ class Rows:
 
     def _open_shard(self, path: str) -> ShardFile:
         texts = any(field.dtype.startswith("S") for field in self.fields.values())
-        shard = ShardFile(path, tuple(self.fields), texts=texts)
+        shard = ShardFile(path, layout_of_fields(self.fields), texts=texts)
         if shard.info.fields != self.fields or self._infos.setdefault(path, shard.info) != shard.info:
             shard.close()
             raise DataError(

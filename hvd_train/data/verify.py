@@ -36,6 +36,10 @@ class Verifier:
         if self._sums is None or start >= stop or self._verified[self._blocks(start, stop)].all():
             file.read_into(self._name, start, stop, out)
             return
+        if not file.is_whole(self._name):
+            self._verify_stored(file, start, stop)
+            file.read_into(self._name, start, stop, out)
+            return
         begin, end = start, stop
         if begin % self._block_rows:
             begin = self._read_edge(file, begin // self._block_rows, start, stop, out)
@@ -47,6 +51,12 @@ class Verifier:
             for block in range(*self._blocks(begin, end).indices(len(self._verified))):
                 first, last = self.rows_of(block)
                 self._compare(file, block, out[first - start : last - start])
+
+    def _verify_stored(self, file: ShardFile, start: int, stop: int) -> None:
+        """Compares the rows of the dataset, of which the field is a part."""
+        for block in range(*self._blocks(start, stop).indices(len(self._verified))):
+            if not self._verified[block]:
+                self._compare(file, block, file.read_stored(self._name, *self.rows_of(block)))
 
     def _read_edge(self, file: ShardFile, block: int, start: int, stop: int, out: Array) -> int:
         """Reads a block of which rows are outside `start` to `stop`; returns where it ends within them."""

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
@@ -83,10 +83,10 @@ class InfoArgs:
     """Files, folders or glob patterns."""
 
     inputs: str = "inputs"
-    """Name of the dataset of inputs."""
+    """The dataset of inputs, or its place in the files: `table[x,y]`, `spectrum[100:900]`, `*/data`."""
 
     targets: str = "targets"
-    """Name of the dataset of targets."""
+    """The dataset of targets, or its place in the files."""
 
     json: bool = False
     """Print JSON instead of a table."""
@@ -101,10 +101,10 @@ class CheckArgs:
     """Files, folders or glob patterns."""
 
     inputs: str = "inputs"
-    """Name of the dataset of inputs."""
+    """The dataset of inputs, or its place in the files: `table[x,y]`, `spectrum[100:900]`, `*/data`."""
 
     targets: str = "targets"
-    """Name of the dataset of targets."""
+    """The dataset of targets, or its place in the files."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -167,16 +167,19 @@ def info(args: InfoArgs) -> int:
     """`shard info`. Raises `DataError` for the first shard that cannot be read."""
     from hvd_train.data.crash import in_child
     from hvd_train.data.hdf5.file import read_info
+    from hvd_train.data.locate import in_groups
+    from hvd_train.data.places import plain
 
     names = tuple(dict.fromkeys((args.inputs, args.targets)))
+    layout = plain(names)
     shards = [
-        (part, in_child(shard.path, partial(read_info, shard.path, names)))
+        (part, in_child(shard.path, partial(read_info, shard.path, layout)))
         for parts in _sources(args.paths)
         for part, found in parts.items()
-        for shard in found
+        for shard in in_groups(found, layout)
     ]
     if args.json:
-        print(json.dumps([{"part": part, **asdict(shard)} for part, shard in shards], indent=2))
+        print(json.dumps([_as_json(part, shard) for part, shard in shards], indent=2))
         return 0
     rows = [("shard", "part", "samples", *names, "layout", "classes", "scale", "checksums")]
     for part, shard in shards:
@@ -191,16 +194,23 @@ def info(args: InfoArgs) -> int:
     return 0
 
 
+def _as_json(part: str, shard: ShardInfo) -> dict[str, Any]:
+    fields = {name: field.to_json() for name, field in shard.fields.items()}
+    return {"part": part, **asdict(shard), "fields": fields}
+
+
 def check(args: CheckArgs) -> int:
     """`shard check`: 0 if every shard is what was written, 1 if not. Raises `DataError` where a path
     names no shards."""
     from hvd_train.data.check import check_shards
+    from hvd_train.data.locate import in_groups
+    from hvd_train.data.places import plain
 
-    names = tuple(dict.fromkeys((args.inputs, args.targets)))
+    layout = plain(tuple(dict.fromkeys((args.inputs, args.targets))))
     num_wrong = 0
     for parts in _sources(args.paths):
         shards = [shard for found in parts.values() for shard in found]
-        for shard, report in check_shards(shards, names):
+        for shard, report in check_shards(list(in_groups(shards, layout)), layout):
             wrong = (*report.problems, *report.unlike)
             for problem in wrong:
                 print(problem, file=sys.stderr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,16 +20,10 @@ from hvd_train.data.crash import naming
 from hvd_train.data.facts import decode, digest_of
 from hvd_train.data.files import require_regular
 from hvd_train.data.format import Array
+from hvd_train.data.hdf5.field import Field
 from hvd_train.data.hdf5.links import find, open_dataset, open_file
-from hvd_train.data.hdf5.types import numpy_dtype, text_dtype
+from hvd_train.data.places import Layout, Place
 from hvd_train.errors import DataError
-from hvd_train.liveness import mark
-
-_PIECE_BYTES = 64 << 20
-"""Bytes read at a time: a rank that reads for long reports progress after each piece."""
-# HDF5 reads rows that were never written as zeros, without an end where the number of rows is damaged.
-_MOST_BYTES = 1 << 30
-_MOST_COMPRESSED = 100_000
 
 
 @contextmanager
@@ -65,16 +59,18 @@ class ShardFile:
         texts: whether strings of a fixed number of bytes are taken as well, as of a dtype such as `S12`.
     """
 
-    def __init__(self, path: str | Path, names: Sequence[str], *, texts: bool = False) -> None:
+    def __init__(self, path: str | Path, layout: Layout, *, texts: bool = False) -> None:
         self._path = str(path)
         self._texts = texts
+        self.file_path, self.group = layout.file_of(self._path)
+        """The file, and the group in it that is the shard; empty where all of the file is."""
         self._in_hdf5 = naming(path)
-        with _explained(self._path, _NOT_HDF5):
-            require_regular(path, "an HDF5 file")
-            self._file = self._in_hdf5(open_file, path)
+        with _explained(self.file_path, _NOT_HDF5):
+            require_regular(self.file_path, "an HDF5 file")
+            self._file = self._in_hdf5(open_file, self.file_path)
         try:
             with _explained(self._path, _DAMAGED):
-                self._in_hdf5(self._read_header, names)
+                self._in_hdf5(self._read_header, layout)
         except BaseException:
             self._file.close()
             raise
@@ -103,12 +99,7 @@ class ShardFile:
                 "replaced by a shorter one: start the run again."
             )
         with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _DAMAGED):
-            dataset = self._datasets[name]
-            if out.dtype.kind == "S":
-                out = out.view(dataset.dtype)  # which says as well whether it is UTF-8: HDF5 converts none
-            for begin, end in _pieces(dataset, start, stop):
-                self._in_hdf5(dataset.read_direct, out[begin - start : end - start], np.s_[begin:end])
-                mark()
+            self._fields[name].read_into(start, stop, out, self._in_hdf5)
 
     def read(self, name: str, start: int, stop: int) -> Array:
         """Rows `start` up to `stop` of dataset `name`, as `read_into` gives them, in native byte order."""
@@ -118,32 +109,45 @@ class ShardFile:
         self.read_into(name, start, stop, out)
         return out
 
+    def read_stored(self, name: str, start: int, stop: int) -> Array:
+        """Rows `start` up to `stop` of the dataset of field `name`, all of each row: what checksums cover."""
+        with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _DAMAGED):
+            field = self._open_field(name, Place(self._paths[name]))
+            out: Array = np.empty((stop - start, *field.spec.shape), np.dtype(field.spec.dtype))
+            field.read_into(start, stop, out, self._in_hdf5)
+        return out
+
+    def is_whole(self, name: str) -> bool:
+        """Whether a row of field `name` is a row of its dataset."""
+        return self._fields[name].is_whole
+
     def checksums(self, name: str) -> npt.NDArray[np.uint64] | None:
         """The recorded checksum of each block of `info.checksum_rows` rows of dataset `name`; None if it has
         none. Raises `DataError` if they are not those that were written."""
         if self.info.checksum_rows is None:
             return None
         with _explained(f"{self._path}: checksums of `{name}`", _DAMAGED):
-            return self._in_hdf5(self._read_checksums, name)  # type: ignore[no-any-return]
+            return self._in_hdf5(self._read_checksums, self._paths[name])  # type: ignore[no-any-return]
 
     def checksums_digest(self, name: str) -> str:
         """A digest of the checksums of dataset `name`, which two datasets of equal rows have in common; empty
         without checksums. They are read only where the file does not record it. Raises `DataError`."""
         if self._facts is not None:
-            return self._facts.datasets[name].checksums if name in self._facts.datasets else ""
+            written = self._facts.datasets.get(self._paths[name])
+            return written.checksums if written else ""
         sums = self.checksums(name)
         return "" if sums is None else digest_of(sums)
 
-    def _read_checksums(self, name: str) -> npt.NDArray[np.uint64] | None:
-        dataset = find(self._file, f"{fmt.CHECKSUMS}/{name}")
-        written = self._facts.datasets.get(name) if self._facts else None
+    def _read_checksums(self, path: str) -> npt.NDArray[np.uint64] | None:
+        dataset = find(self._file, f"{fmt.CHECKSUMS}/{path}")
+        written = self._facts.datasets.get(path) if self._facts else None
         if written is None and (dataset is None or self._facts):
             return None
         num_blocks = -(-self.info.num_samples // (self.info.checksum_rows or 1))
         sums = self._read_array(dataset, (num_blocks,), np.uint64)
         if written is not None and digest_of(sums) != written.checksums:
             raise DataError(
-                f"{self._path}: the checksums of `{name}` are not those that were written. {_CHANGED}"
+                f"{self._path}: the checksums of `{path}` are not those that were written. {_CHANGED}"
             )
         return sums
 
@@ -155,51 +159,53 @@ class ShardFile:
             raise ValueError(f"{list(dataset.shape)} values, expected {list(shape or ('any number',))}")
         return np.asarray(dataset[()], dtype)
 
-    def _read_header(self, names: Sequence[str]) -> None:
+    def _read_header(self, layout: Layout) -> None:
         self._facts: fmt.Facts | None = None
-        self._datasets = {name: open_dataset(self._file, name, self._path) for name in names}
-        fields = {name: self._field(name, dataset) for name, dataset in self._datasets.items()}
-        lengths = {name: d.shape[0] for name, d in self._datasets.items()}
+        self._paths = {name: self._path_of(place) for name, place in layout.places.items()}
+        self._fields = {name: self._open_field(name, place) for name, place in layout.places.items()}
+        lengths = {name: field.num_rows for name, field in self._fields.items()}
         if len(set(lengths.values())) > 1:
             seen = ", ".join(f"`{name}` has {n} rows" for name, n in lengths.items())
             raise DataError(
-                f"{self._path}: {seen}. Expected one row per sample in each: write the file again."
+                f"{self._path}: {seen}. Expected one row per sample in each: {self._remedy_of_lengths()}."
             )
         num_samples = int(next(iter(lengths.values())))
         digest = self._read_facts(num_samples)
-        datasets = list(self._datasets.values())
+        checksum_rows = self._checksum_rows()
+        if checksum_rows is not None and any(field.axis for field in self._fields.values()):
+            raise DataError(
+                f"{self._path}: written by hvd_train, which has samples along the first axis, but "
+                "data.samples_axis names another. Leave it out."
+            )
+        fields = list(self._fields.values())
+        plans = [field.dataset.id.get_create_plist() for field in fields]
         self.info = fmt.ShardInfo(
             path=self._path,
             num_samples=num_samples,
-            fields=fields,
-            chunk_rows=None if datasets[0].chunks is None else int(datasets[0].chunks[0]),
-            contiguous=all(d.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS for d in datasets),
-            compressed=any(d.id.get_create_plist().get_nfilters() > 0 for d in datasets),
-            class_counts=self._class_counts(names[-1]),
-            scale=self._scale(names[0]),
-            checksum_rows=self._checksum_rows(),
+            fields={name: field.spec for name, field in self._fields.items()},
+            chunk_rows=fields[0].chunk_rows,
+            contiguous=all(plan.get_layout() == h5py.h5d.CONTIGUOUS for plan in plans),
+            compressed=any(plan.get_nfilters() > 0 for plan in plans),
+            class_counts=self._class_counts(layout.targets),
+            scale=self._scale(layout.inputs),
+            checksum_rows=checksum_rows,
             facts_digest=digest,
         )
         """The shard's header."""
 
-    def _field(self, name: str, dataset: h5py.Dataset) -> fmt.FieldSpec:
-        kind = dataset.id.get_type()
-        text = text_dtype(kind) if self._texts else None
-        dtype = numpy_dtype(kind) if text is None else text
-        if isinstance(dtype, str):
-            texts = "strings of a fixed length, " if self._texts else ""
-            raise DataError(
-                f"{self._path}: dataset `{name}` holds {dtype}. Expected integers of 8 to 64 bits, "
-                f"floating-point numbers of 16 to 64 bits, {texts}or booleans: convert it."
-            )
-        file_bytes = os.path.getsize(self._path)
-        if dtype.itemsize * math.prod(dataset.shape) > _MOST_BYTES + _MOST_COMPRESSED * file_bytes:
-            raise DataError(
-                f"{self._path}: dataset `{name}` is {dtype} {list(dataset.shape)} in a file of {file_bytes} "
-                "bytes. The number of rows is damaged, or most were never written: write it again."
-            )
-        plain = dtype.str[1:] if dtype.kind == "S" else dtype.name
-        return fmt.FieldSpec(shape=tuple(map(int, dataset.shape[1:])), dtype=plain)
+    def _path_of(self, place: Place) -> str:
+        path = (place.in_group(self.group) if self.group else place).dataset
+        return "/".join(part for part in path.split("/") if part)
+
+    def _open_field(self, name: str, place: Place) -> Field:
+        dataset = open_dataset(self._file, self._path_of(place), self._path)
+        file_bytes = os.path.getsize(self.file_path)
+        return Field(self._path, name, dataset, place, file_bytes=file_bytes, texts=self._texts)
+
+    def _remedy_of_lengths(self) -> str:
+        if any("MATLAB_class" in field.dataset.attrs for field in self._fields.values()):
+            return "MATLAB stores the axes in reverse, so set data.samples_axis = -1, or write the file again"
+        return "write the file again, or name the axis of the samples in data.samples_axis"
 
     def _read_facts(self, num_samples: int) -> str | None:
         """Reads the facts and compares them with the datasets; returns their digest, None for schema 1 and
@@ -230,13 +236,11 @@ class ShardFile:
 
     def _compare_with_facts(self, facts: fmt.Facts) -> None:
         for name, written in facts.datasets.items():
-            dataset = self._datasets.get(name)
-            if dataset is None:
-                dataset = open_dataset(self._file, name, self._path)
-            field = self._field(name, dataset)
-            if (dataset.shape, field.dtype) != (written.shape, written.dtype):
+            field = self._open_field(name, Place(name))
+            shape = (field.num_rows, *field.spec.shape)
+            if (shape, field.spec.dtype) != (written.shape, written.dtype):
                 raise DataError(
-                    f"{self._path}: dataset `{name}` is {field.dtype} {list(dataset.shape)}, but "
+                    f"{self._path}: dataset `{name}` is {field.spec.dtype} {list(shape)}, but "
                     f"{written.dtype} {list(written.shape)} was written. {_CHANGED}"
                 )
 
@@ -250,16 +254,22 @@ class ShardFile:
         return rows
 
     def _scale(self, name: str) -> float | None:
+        if name not in self._fields:
+            return None
         if self._facts is not None:
-            return self._facts.datasets[name].scale if name in self._facts.datasets else None
-        scale = self._datasets[name].attrs.get(fmt.ATTR_SCALE)
+            written = self._facts.datasets.get(self._paths[name])
+            return written.scale if written else None
+        scale = self._fields[name].dataset.attrs.get(fmt.ATTR_SCALE)
         if scale is not None and not math.isfinite(scale):
             raise ValueError(f"scale {scale}, expected a finite number")
         return None if scale is None else float(scale)
 
     def _class_counts(self, name: str) -> tuple[int, ...] | None:
-        dataset = find(self._file, f"{fmt.CLASS_COUNTS}/{name}")
-        written = self._facts.datasets.get(name) if self._facts else None
+        if name not in self._fields or not self._fields[name].is_whole:
+            return None
+        path = self._paths[name]
+        dataset = find(self._file, f"{fmt.CLASS_COUNTS}/{path}")
+        written = self._facts.datasets.get(path) if self._facts else None
         expected = written.class_counts if written else None
         if expected is None and (dataset is None or self._facts):
             return None
@@ -269,17 +279,6 @@ class ShardFile:
         return tuple(map(int, counts))
 
 
-def _pieces(dataset: h5py.Dataset, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Row ranges of about `_PIECE_BYTES` that are together `start` to `stop`, cut where chunks end."""
-    row_bytes = max(1, math.prod(dataset.shape[1:]) * dataset.dtype.itemsize)
-    chunk = dataset.chunks[0] if dataset.chunks else 1
-    step = max(1, _PIECE_BYTES // row_bytes // chunk) * chunk
-    while start < stop:
-        end = min((start // step + 1) * step, stop)
-        yield start, end
-        start = end
-
-
 _SCHEMAS = " or ".join(map(str, fmt.READABLE_SCHEMAS))
 
 
@@ -287,7 +286,35 @@ def _integer(value: Any) -> int | None:
     return None if value is None else operator.index(value)
 
 
-def read_info(path: str | Path, names: Sequence[str], *, texts: bool = False) -> fmt.ShardInfo:
+def read_info(path: str | Path, layout: Layout, *, texts: bool = False) -> fmt.ShardInfo:
     """The header of a shard. Arguments and errors are those of `ShardFile`."""
-    with ShardFile(path, names, texts=texts) as shard:
+    with ShardFile(path, layout, texts=texts) as shard:
         return shard.info
+
+
+def groups_of(path: str, layout: Layout) -> list[str]:
+    """The groups of a file that hold fields of `layout`, sorted by name: of those that are in groups. Raises
+    `DataError` where there are none, and for a file that cannot be read."""
+    first = next(place.dataset for place in layout.places.values() if place.has_groups)
+    parent = [part for part in first.split("/") if part]
+    parent = parent[: parent.index("*")]
+    in_hdf5 = naming(path)
+    with _explained(path, _NOT_HDF5):
+        require_regular(path, "an HDF5 file")
+        file = in_hdf5(open_file, path)
+    with file, _explained(path, _DAMAGED):
+        groups = in_hdf5(_groups_in, file, "/".join(parent), path)
+        wanted = [place for place in layout.places.values() if place.has_groups]
+        found = [
+            g for g in groups if any(find(file, p.in_group(g).dataset, path) is not None for p in wanted)
+        ]
+    if not found:
+        raise DataError(
+            f"{path}: no group with `{first}`. Expected at least one: set data.fields to what is there."
+        )
+    return found
+
+
+def _groups_in(file: h5py.File, parent: str, path: str) -> list[str]:
+    node = find(file, parent, path) if parent else file
+    return sorted(node) if isinstance(node, h5py.Group) else []

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 
 # H5T_class_t, which is part of the file format.
-_INTEGER, _FLOAT, _STRING, _BITFIELD, _ENUM = 0, 1, 3, 4, 8
+_INTEGER, _FLOAT, _STRING, _BITFIELD, _COMPOUND, _ENUM, _ARRAY = 0, 1, 3, 4, 6, 8, 10
 _OTHERS = {
     2: "times (H5T_TIME)",
     _STRING: "strings",
     5: "opaque values",
-    6: "compound values, as complex numbers are stored",
+    _COMPOUND: "compound values, as tables and complex numbers are stored",
     7: "references",
     9: "rows of variable length",
-    10: "arrays as values",
+    _ARRAY: "arrays as values",
     11: "complex numbers",
 }
 _STANDARD_FLOATS = {
@@ -43,6 +43,24 @@ def numpy_dtype(type_id: Any) -> np.dtype[Any] | str:
         # h5py has booleans as an enumeration of FALSE and TRUE.
         return np.dtype(bool) if not isinstance(values, str) and type_id.dtype == bool else values
     return _OTHERS.get(kind, f"values of an unknown type (class {kind})")
+
+
+def element_type(type_id: Any) -> tuple[np.dtype[Any] | str, tuple[int, ...]]:
+    """As `numpy_dtype`, of the values of an HDF5 type, and the shape of arrays of them that it may be."""
+    if type_id.get_class() != _ARRAY:
+        return numpy_dtype(type_id), ()
+    dtype, inner = element_type(type_id.get_super())
+    return dtype, (*map(int, type_id.get_array_dims()), *inner)
+
+
+def members(type_id: Any) -> dict[str, Any]:
+    """The columns of a compound type with the type of each, in their order; none for any other type, and for
+    complex numbers as h5py and PyTables store them."""
+    if type_id.get_class() != _COMPOUND:
+        return {}
+    count = type_id.get_nmembers()
+    names = [type_id.get_member_name(i).decode(errors="replace") for i in range(count)]
+    return {} if names == ["r", "i"] else {n: type_id.get_member_type(i) for i, n in enumerate(names)}
 
 
 def text_dtype(type_id: Any) -> np.dtype[Any] | None:

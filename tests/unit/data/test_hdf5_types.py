@@ -12,6 +12,7 @@ import pytest
 from h5py import h5d, h5s, h5t
 
 from hvd_train.data.hdf5.file import ShardFile, read_info
+from hvd_train.data.places import plain
 from hvd_train.errors import DataError
 
 
@@ -78,7 +79,7 @@ LONG = np.array([1.25, np.pi, -3], np.longdouble)
 )
 def test_read(tmp_path: Path, kind: Any, raw: bytes, dtype: str, values: list[Any]) -> None:
     path = write(tmp_path / "a.h5", kind, raw, len(values))
-    with ShardFile(path, ("inputs",)) as shard:
+    with ShardFile(path, plain(("inputs",))) as shard:
         assert shard.info.fields["inputs"].dtype == dtype
         rows = shard.read("inputs", 0, len(values))
         assert rows.dtype == np.dtype(dtype)
@@ -111,7 +112,7 @@ def test_refused_with_its_name(tmp_path: Path, kind: Any, name: str) -> None:
     with pytest.raises(
         DataError, match=rf"a\.h5: dataset `inputs` holds {name}.*Expected integers"
     ) as refused:
-        read_info(path, ("inputs",))
+        read_info(path, plain(("inputs",)))
     assert "damaged" not in str(refused.value)
     with pytest.raises(DataError, match=rf"no dataset `x`; the file has `inputs` \[3\] {name}"):
-        read_info(path, ("x",))
+        read_info(path, plain(("x",)))

@@ -21,6 +21,7 @@ from hvd_train.data.deal import Span
 from hvd_train.data.finite import first_not_finite
 from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.hdf5.file import ShardFile
+from hvd_train.data.places import plain
 from hvd_train.data.reader import MemoryReader, Reader, StreamReader, make_reader
 from hvd_train.data.rows import Rows
 from hvd_train.errors import DataError
@@ -437,7 +438,7 @@ def test_values_arrive_in_the_dtype_of_the_fields(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "big.h5", "w") as file:
         file["inputs"] = np.arange(6, dtype=">f8").reshape(3, 2)
         file["targets"] = np.array([1, 2, 3], ">i2")
-    with ShardFile(tmp_path / "big.h5", ("inputs", "targets")) as shard:
+    with ShardFile(tmp_path / "big.h5", plain(("inputs", "targets"))) as shard:
         info = shard.info
     assert info.fields["inputs"] == FieldSpec(shape=(2,), dtype="float64")
     batch = Rows([Span(info.path, 0, 3)], info.fields).read(0, 3)

@@ -1,0 +1,206 @@
+"""One field of an HDF5 file: what a sample of it is, and reading rows of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, final
+
+import h5py
+import numpy as np
+
+from hvd_train.data.format import Array, FieldSpec
+from hvd_train.data.hdf5.types import element_type, members, text_dtype
+from hvd_train.data.places import Cut, Place
+from hvd_train.errors import DataError
+from hvd_train.liveness import mark
+
+_PIECE_BYTES = 64 << 20
+"""Bytes read at a time: a rank that reads for long reports progress after each piece."""
+# HDF5 reads rows that were never written as zeros, without an end where the number of rows is damaged.
+_MOST_BYTES = 1 << 30
+_MOST_COMPRESSED = 100_000
+_MAX_LISTED = 12
+
+
+@final
+class Field:
+    """A field of one open file.
+
+    Raises `DataError` on construction for values that no batch can hold, and for a place that is not in the
+    dataset.
+
+    Args:
+        path: of the shard, for messages.
+        name: of the field.
+        file_bytes: of the whole file.
+        texts: whether strings of a fixed number of bytes are taken as well.
+    """
+
+    def __init__(
+        self, path: str, name: str, dataset: h5py.Dataset, place: Place, *, file_bytes: int, texts: bool
+    ) -> None:
+        self._where = f"{path}: dataset `{dataset.name.strip('/')}`"
+        self.dataset = dataset
+        self.axis = self._axis(place.axis)
+        """Of the samples, counted from the first."""
+        self._cut = self._all_axes(place.cut)
+        self._columns = place.columns
+        dtype, inner = self._types(place.columns, texts)
+        self._refuse_bombs(dtype, file_bytes)
+        self.is_whole = not (place.columns or place.cut or self.axis)
+        """Whether a row of the field is a row of the dataset."""
+        self._is_stored = self.is_whole and not inner
+        lengths = [
+            len(range(*part.indices(length)))
+            for axis, (part, length) in enumerate(zip(self._cut, dataset.shape, strict=True))
+            if isinstance(part, slice) and axis != self.axis
+        ]
+        self.num_rows = int(dataset.shape[self.axis])
+        """Samples."""
+        self.spec = FieldSpec(
+            shape=(*lengths, *inner),
+            dtype=dtype.str[1:] if dtype.kind == "S" else dtype.name,
+            place="" if str(place) == name else str(place),
+            axis=place.axis,
+        )
+        """A sample."""
+
+    @property
+    def chunk_rows(self) -> int | None:
+        """Samples of one chunk; None where the dataset is not chunked."""
+        return None if self.dataset.chunks is None else int(self.dataset.chunks[self.axis])
+
+    def read_into(self, start: int, stop: int, out: Array, call: Callable[..., Any]) -> None:
+        """Reads rows `start` up to `stop` into `out`, C-contiguous, of shape [stop - start, *shape]; values
+        are converted to its dtype.
+
+        Args:
+            call: calls what it is given, a function and its arguments.
+        """
+        if out.dtype.kind == "S":
+            out = out.view(self.dataset.dtype)  # which says as well whether it is UTF-8: HDF5 converts none
+        for begin, end in self._pieces(start, stop):
+            call(self._read, begin, end, out[begin - start : end - start])
+            mark()
+
+    def _read(self, start: int, stop: int, out: Array) -> None:
+        rows = (*self._cut[: self.axis], slice(start, stop), *self._cut[self.axis + 1 :])
+        if self._is_stored:
+            self.dataset.read_direct(out, rows)
+            return
+        values = self.dataset.astype(self._memory)[rows]
+        if self._columns:
+            values = self._side_by_side(values)
+        before = sum(isinstance(part, slice) for part in self._cut[: self.axis])
+        out[...] = np.moveaxis(values, before, 0)
+
+    def _side_by_side(self, table: Array) -> Array:
+        """The columns of a table [...] as [..., numbers]; of a single column as it is."""
+        columns = [table[column] for column in self._columns]
+        if len(columns) == 1:
+            return columns[0]
+        return np.concatenate([column.reshape(*table.shape, -1) for column in columns], axis=-1)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Row ranges of about `_PIECE_BYTES` that are together `start` to `stop`, cut where chunks end."""
+        row_bytes = max(1, math.prod(self.spec.shape) * np.dtype(self.spec.dtype).itemsize)
+        chunk = self.chunk_rows or 1
+        step = max(1, _PIECE_BYTES // row_bytes // chunk) * chunk
+        while start < stop:
+            end = min((start // step + 1) * step, stop)
+            yield start, end
+            start = end
+
+    def _axis(self, axis: int) -> int:
+        count = len(self.dataset.shape)
+        if not -count <= axis < count:
+            raise DataError(
+                f"{self._where} has {count} axes, and data.samples_axis is {axis}. Expected an axis of every "
+                "dataset: write the samples of all along the same one."
+            )
+        return axis % count
+
+    def _all_axes(self, cut: Cut) -> Cut:
+        """What is read of each axis of the dataset; of that of the samples, all."""
+        shape = list(self.dataset.shape)
+        del shape[self.axis]
+        if len(cut) > len(shape):
+            raise DataError(
+                f"{self._where} has {len(shape)} axes a sample, {shape}, but {len(cut)} are cut. "
+                "Expected a range for each axis of a sample at most; the samples are not among them."
+            )
+        parts: list[slice | int] = []
+        for part, length in zip(cut, shape, strict=False):
+            wrong = not -length <= part < length if isinstance(part, int) else not range(length)[part]
+            if wrong:
+                raise DataError(
+                    f"{self._where}: nothing of a sample of shape {shape} is in [{_text(cut)}]. Expected "
+                    f"indices below {length} there."
+                )
+            parts.append(part % length if isinstance(part, int) else slice(*part.indices(length)))
+        parts += [slice(None)] * (len(shape) - len(parts))
+        return (*parts[: self.axis], slice(None), *parts[self.axis :])
+
+    def _types(self, columns: tuple[str, ...], texts: bool) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        """The type of the numbers, and the shape of what one element of the dataset is."""
+        kind = self.dataset.id.get_type()
+        text = text_dtype(kind) if texts and not columns else None
+        if text is not None:
+            self._memory: np.dtype[Any] = text
+            return text, ()
+        if not columns:
+            dtype, inner = self._numbers(kind, "", texts)
+            self._memory = np.dtype((dtype, inner))
+            return dtype, inner
+        of_columns = self._table(kind, columns)
+        self._memory = np.dtype([(name, dtype, inner) for name, (dtype, inner) in of_columns.items()])
+        dtypes, shapes = zip(*of_columns.values(), strict=True)
+        if len(columns) == 1:
+            return dtypes[0], shapes[0]
+        return np.result_type(*dtypes), (sum(math.prod(shape) for shape in shapes),)
+
+    def _table(self, kind: Any, columns: tuple[str, ...]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+        table = members(kind)
+        missing = [column for column in columns if column not in table]
+        if not table or missing:
+            seen = f"has the columns {_some(table)}" if table else "is no table"
+            raise DataError(
+                f"{self._where} {seen}; expected {_some(columns)} in it. Name columns that it has, or the "
+                "dataset without brackets."
+            )
+        return {column: self._numbers(table[column], f", column `{column}`,", False) for column in columns}
+
+    def _numbers(self, kind: Any, column: str, texts: bool) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        dtype, inner = element_type(kind)
+        if not isinstance(dtype, str):
+            return dtype, inner
+        if not column and (table := members(kind)):
+            name = self.dataset.name.strip("/")
+            raise DataError(
+                f"{self._where} holds {dtype}, with the columns {_some(table)}. Expected numbers: name the "
+                f"columns to read, `{name}[{','.join(list(table)[:2])}]`."
+            )
+        allowed = "strings of a fixed length, " if texts else ""
+        raise DataError(
+            f"{self._where}{column} holds {dtype}. Expected integers of 8 to 64 bits, floating-point numbers "
+            f"of 16 to 64 bits, {allowed}or booleans: convert it."
+        )
+
+    def _refuse_bombs(self, dtype: np.dtype[Any], file_bytes: int) -> None:
+        num_bytes = self.dataset.id.get_type().get_size() * math.prod(self.dataset.shape)
+        if num_bytes > _MOST_BYTES + _MOST_COMPRESSED * file_bytes:
+            raise DataError(
+                f"{self._where} is {dtype} {list(self.dataset.shape)} in a file of {file_bytes} bytes. The "
+                "number of rows is damaged, or most were never written: write it again."
+            )
+
+
+def _text(cut: Cut) -> str:
+    return str(Place("", cut=cut)).strip("[]")
+
+
+def _some(names: Any) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
+    return ", ".join(f"`{name}`" for name in listed[:_MAX_LISTED]) + more
