@@ -13,7 +13,7 @@ from hvd_train.data.format import Array, FieldSpec, ShardInfo
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.locate import Found
 from hvd_train.data.verify import Verifier, describe
-from hvd_train.errors import DataError
+from hvd_train.errors import DataError, UnsupportedShard
 from hvd_train.io.text import counted
 
 _READ_BYTES = 1 << 20
@@ -34,6 +34,9 @@ class Report:
 
     unlike: tuple[str, ...] = ()
     """One message for each thing for which a training would refuse this shard together with the others."""
+
+    unsupported: tuple[str, ...] = ()
+    """Why a training would refuse this shard, which need not be damaged: its rows were not read."""
 
 
 def check_shards(shards: Sequence[Found], names: Sequence[str]) -> Iterator[tuple[Found, Report]]:
@@ -77,6 +80,8 @@ def check_shard(shard: Found, names: Sequence[str]) -> Report:
     """
     try:
         return in_child(shard.path, lambda: _report(shard, names))
+    except UnsupportedShard as error:
+        return Report((), unsupported=(str(error),))
     except DataError as error:
         return Report((str(error),))
 

@@ -20,6 +20,7 @@ from hvd_train.data.crash import naming
 from hvd_train.data.facts import decode, digest_of
 from hvd_train.data.files import require_regular
 from hvd_train.data.format import Array
+from hvd_train.data.hdf5.filters import require_filters
 from hvd_train.data.hdf5.links import find, open_dataset, open_file
 from hvd_train.data.hdf5.types import numpy_dtype, text_dtype
 from hvd_train.errors import DataError
@@ -47,9 +48,6 @@ def _explained(path: str, remedy: str) -> Iterator[None]:
 
 
 _NOT_HDF5 = "Expected a complete HDF5 file: copy or write it again."
-_DAMAGED = (
-    "The file is damaged, or needs an HDF5 filter that is not installed: `hvd_train shard check` says more."
-)
 _CHANGED = "It was damaged or changed after it was written: copy or write it again."
 
 
@@ -73,7 +71,7 @@ class ShardFile:
             require_regular(path, "an HDF5 file")
             self._file = self._in_hdf5(open_file, path)
         try:
-            with _explained(self._path, _DAMAGED):
+            with _explained(self._path, _CHANGED):
                 self._in_hdf5(self._read_header, names)
         except BaseException:
             self._file.close()
@@ -102,7 +100,7 @@ class ShardFile:
                 f"{self._path}: rows {start} to {stop} requested, but the file has {num_samples}. It was "
                 "replaced by a shorter one: start the run again."
             )
-        with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _DAMAGED):
+        with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _CHANGED):
             dataset = self._datasets[name]
             if out.dtype.kind == "S":
                 out = out.view(dataset.dtype)  # which says as well whether it is UTF-8: HDF5 converts none
@@ -113,7 +111,7 @@ class ShardFile:
     def read(self, name: str, start: int, stop: int) -> Array:
         """Rows `start` up to `stop` of dataset `name`, as `read_into` gives them, in native byte order."""
         field = self.info.fields[name]
-        with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _DAMAGED):
+        with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _CHANGED):
             out: Array = np.empty((stop - start, *field.shape), np.dtype(field.dtype))
         self.read_into(name, start, stop, out)
         return out
@@ -123,7 +121,7 @@ class ShardFile:
         none. Raises `DataError` if they are not those that were written."""
         if self.info.checksum_rows is None:
             return None
-        with _explained(f"{self._path}: checksums of `{name}`", _DAMAGED):
+        with _explained(f"{self._path}: checksums of `{name}`", _CHANGED):
             return self._in_hdf5(self._read_checksums, name)  # type: ignore[no-any-return]
 
     def checksums_digest(self, name: str) -> str:
@@ -153,12 +151,15 @@ class ShardFile:
             raise ValueError("expected a dataset of integers")
         if len(dataset.shape) != 1 or (shape is not None and dataset.shape != shape):
             raise ValueError(f"{list(dataset.shape)} values, expected {list(shape or ('any number',))}")
+        require_filters(dataset, self._path, dataset.name)
         return np.asarray(dataset[()], dtype)
 
     def _read_header(self, names: Sequence[str]) -> None:
         self._facts: fmt.Facts | None = None
         self._datasets = {name: open_dataset(self._file, name, self._path) for name in names}
         fields = {name: self._field(name, dataset) for name, dataset in self._datasets.items()}
+        for name, dataset in self._datasets.items():
+            require_filters(dataset, self._path, name)
         lengths = {name: d.shape[0] for name, d in self._datasets.items()}
         if len(set(lengths.values())) > 1:
             seen = ", ".join(f"`{name}` has {n} rows" for name, n in lengths.items())
