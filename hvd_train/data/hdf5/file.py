@@ -22,8 +22,9 @@ from hvd_train.data.files import require_regular
 from hvd_train.data.format import Array
 from hvd_train.data.hdf5.filters import require_filters
 from hvd_train.data.hdf5.links import find, open_dataset, open_file
+from hvd_train.data.hdf5.recipes import conversion
 from hvd_train.data.hdf5.types import numpy_dtype, text_dtype
-from hvd_train.errors import DataError
+from hvd_train.errors import DataError, UnsupportedShard
 from hvd_train.liveness import mark
 
 _PIECE_BYTES = 64 << 20
@@ -189,9 +190,9 @@ class ShardFile:
         dtype = numpy_dtype(kind) if text is None else text
         if isinstance(dtype, str):
             texts = "strings of a fixed length, " if self._texts else ""
-            raise DataError(
+            raise UnsupportedShard(
                 f"{self._path}: dataset `{name}` holds {dtype}. Expected integers of 8 to 64 bits, "
-                f"floating-point numbers of 16 to 64 bits, {texts}or booleans: convert it."
+                f"floating-point numbers of 16 to 64 bits, {texts}or booleans. {conversion(dataset, name)}"
             )
         file_bytes = os.path.getsize(self._path)
         if dtype.itemsize * math.prod(dataset.shape) > _MOST_BYTES + _MOST_COMPRESSED * file_bytes:
