@@ -14,7 +14,7 @@ from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.locate import Found
 from hvd_train.data.places import Layout
 from hvd_train.data.verify import Verifier, describe
-from hvd_train.errors import DataError
+from hvd_train.errors import DataError, UnsupportedShard
 from hvd_train.io.text import counted
 
 _READ_BYTES = 1 << 20
@@ -35,6 +35,9 @@ class Report:
 
     unlike: tuple[str, ...] = ()
     """One message for each thing for which a training would refuse this shard together with the others."""
+
+    unsupported: tuple[str, ...] = ()
+    """Why a training would refuse this shard, which need not be damaged: its rows were not read."""
 
 
 def check_shards(shards: Sequence[Found], layout: Layout) -> Iterator[tuple[Found, Report]]:
@@ -74,6 +77,8 @@ def check_shard(shard: Found, layout: Layout) -> Report:
     """
     try:
         return in_child(shard.path, lambda: _report(shard, layout))
+    except UnsupportedShard as error:
+        return Report((), unsupported=(str(error),))
     except DataError as error:
         return Report((str(error),))
 

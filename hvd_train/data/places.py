@@ -12,6 +12,7 @@ from hvd_train.errors import DataError
 
 _RANGE = re.compile(r"(-?\d+)?:(-?\d+)?(?::([1-9]\d*))?")
 _INDEX = re.compile(r"-?\d+")
+_COLUMN = re.compile(r"[^\[\],:]+")
 _EXPECTED = (
     "expected a dataset (`entry/data`), columns of a table (`table[x,y]`), or a part of each sample "
     "(`spectrum[100:900]`, `image[0,:,::2]`), with at most one `*` for every group there (`*/data`)"
@@ -86,7 +87,8 @@ def parse_place(text: str, key: str, axis: int = 0) -> Place:
     parts = [part.strip() for part in rest[:-1].split(",")] if bracket else []
     ranges = [part for part in parts if _RANGE.fullmatch(part) or _INDEX.fullmatch(part)]
     whole = dataset.strip("/") and bool(bracket) == text.endswith("]") and dataset.split("/").count("*") < 2
-    if not whole or "" in parts or len(ranges) not in (0, len(parts)):
+    wrong = [part for part in parts if part not in ranges and not _COLUMN.fullmatch(part)]
+    if not whole or wrong or len(ranges) not in (0, len(parts)):
         raise DataError(f"{key} = {text!r}: {_EXPECTED}.")
     if ranges:
         return Place(dataset, cut=tuple(map(_range, ranges)), axis=axis)

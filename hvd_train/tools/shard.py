@@ -95,7 +95,7 @@ class InfoArgs:
 @dataclass(frozen=True, kw_only=True)
 class CheckArgs:
     """Read every row and compare it with the recorded checksums, counts and manifest; count values that are
-    not finite. Exit code 1 if anything differs from what was written."""
+    not finite. Exit code 1 if anything differs from what was written, or a training would refuse a shard."""
 
     paths: Annotated[Positional[tuple[str, ...]], arg(metavar="PATH...")]
     """Files, folders or glob patterns."""
@@ -110,8 +110,8 @@ class CheckArgs:
 def main(argv: Sequence[str]) -> int:
     """Runs `shard` with the arguments after that word.
 
-    Returns the exit code: 0, 1 for shards that `check` found damaged, 2 with a message on stderr for
-    a request that cannot be carried out.
+    Returns the exit code: 0, 1 for shards that `check` found damaged or that a training would refuse, 2 with
+    a message on stderr for a request that cannot be carried out.
     """
     try:
         args: WriteArgs | InfoArgs | CheckArgs = tyro.extras.subcommand_cli_from_dict(
@@ -200,8 +200,8 @@ def _as_json(part: str, shard: ShardInfo) -> dict[str, Any]:
 
 
 def check(args: CheckArgs) -> int:
-    """`shard check`: 0 if every shard is what was written, 1 if not. Raises `DataError` where a path
-    names no shards."""
+    """`shard check`: 0 if every shard is what was written and can be read, 1 if not. Raises `DataError` where
+    a path names no shards."""
     from hvd_train.data.check import check_shards
     from hvd_train.data.locate import in_groups
     from hvd_train.data.places import plain
@@ -211,11 +211,16 @@ def check(args: CheckArgs) -> int:
     for parts in _sources(args.paths):
         shards = [shard for found in parts.values() for shard in found]
         for shard, report in check_shards(list(in_groups(shards, layout)), layout):
-            wrong = (*report.problems, *report.unlike)
-            for problem in wrong:
-                print(problem, file=sys.stderr)
-            num_wrong += bool(wrong)
-            state = "damaged" if report.problems else "unlike the others" if wrong else "good"
+            wrong = {
+                "damaged": report.problems,
+                "not supported": report.unsupported,
+                "unlike the others": report.unlike,
+            }
+            for messages in wrong.values():
+                for message in messages:
+                    print(message, file=sys.stderr)
+            state = next((state for state, messages in wrong.items() if messages), "good")
+            num_wrong += state != "good"
             print("; ".join((f"{shard.path}: {state}", *report.remarks)))
     return 1 if num_wrong else 0
 

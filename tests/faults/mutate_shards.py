@@ -169,7 +169,8 @@ def _check(folder: Path) -> list[str]:
     except DataError as error:
         return [str(error)]
     shards = (*source.train, *source.validation)
-    return [p for _, report in check_shards(shards, plain(NAMES)) for p in (*report.problems, *report.unlike)]
+    reports = [report for _, report in check_shards(shards, plain(NAMES))]
+    return [p for r in reports for p in (*r.problems, *r.unsupported, *r.unlike)]
 
 
 # --- Damage.

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, final
 
 import h5py
 import numpy as np
 
 from hvd_train.data.format import Array, FieldSpec
-from hvd_train.data.hdf5.types import element_type, members, text_dtype
+from hvd_train.data.hdf5.filters import require_filters
+from hvd_train.data.hdf5.recipes import conversion
+from hvd_train.data.hdf5.types import columns, element_type, is_table, text_dtype
 from hvd_train.data.places import Cut, Place
-from hvd_train.errors import DataError
+from hvd_train.errors import DataError, UnsupportedShard
+from hvd_train.io.text import listed, shown
 from hvd_train.liveness import mark
 
 _PIECE_BYTES = 64 << 20
@@ -20,7 +23,6 @@ _PIECE_BYTES = 64 << 20
 # HDF5 reads rows that were never written as zeros, without an end where the number of rows is damaged.
 _MOST_BYTES = 1 << 30
 _MOST_COMPRESSED = 100_000
-_MAX_LISTED = 12
 
 
 @final
@@ -40,7 +42,8 @@ class Field:
     def __init__(
         self, path: str, name: str, dataset: h5py.Dataset, place: Place, *, file_bytes: int, texts: bool
     ) -> None:
-        self._where = f"{path}: dataset `{dataset.name.strip('/')}`"
+        self._name = dataset.name.strip("/")
+        self._where = f"{path}: dataset `{self._name}`"
         self.dataset = dataset
         self.axis = self._axis(place.axis)
         """Of the samples, counted from the first."""
@@ -48,6 +51,7 @@ class Field:
         self._columns = place.columns
         dtype, inner = self._types(place.columns, texts)
         self._refuse_bombs(dtype, file_bytes)
+        require_filters(dataset, path, self._name)
         self.is_whole = not (place.columns or place.cut or self.axis)
         """Whether a row of the field is a row of the dataset."""
         self._is_stored = self.is_whole and not inner
@@ -142,49 +146,43 @@ class Field:
         parts += [slice(None)] * (len(shape) - len(parts))
         return (*parts[: self.axis], slice(None), *parts[self.axis :])
 
-    def _types(self, columns: tuple[str, ...], texts: bool) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    def _types(self, chosen: tuple[str, ...], texts: bool) -> tuple[np.dtype[Any], tuple[int, ...]]:
         """The type of the numbers, and the shape of what one element of the dataset is."""
         kind = self.dataset.id.get_type()
-        text = text_dtype(kind) if texts and not columns else None
+        text = text_dtype(kind) if texts and not chosen else None
         if text is not None:
             self._memory: np.dtype[Any] = text
             return text, ()
-        if not columns:
+        if not chosen:
             dtype, inner = self._numbers(kind, "", texts)
             self._memory = np.dtype((dtype, inner))
             return dtype, inner
-        of_columns = self._table(kind, columns)
-        self._memory = np.dtype([(name, dtype, inner) for name, (dtype, inner) in of_columns.items()])
-        dtypes, shapes = zip(*of_columns.values(), strict=True)
-        if len(columns) == 1:
+        table = self._table(kind, chosen)
+        self._memory = np.dtype([(name, dtype, inner) for name, (dtype, inner) in table.items()])
+        dtypes, shapes = zip(*table.values(), strict=True)
+        if len(table) == 1:
             return dtypes[0], shapes[0]
         return np.result_type(*dtypes), (sum(math.prod(shape) for shape in shapes),)
 
-    def _table(self, kind: Any, columns: tuple[str, ...]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-        table = members(kind)
-        missing = [column for column in columns if column not in table]
-        if not table or missing:
+    def _table(self, kind: Any, chosen: tuple[str, ...]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+        table = dict(columns(kind)) if is_table(kind) else {}
+        if any(column not in table for column in chosen):
             seen = f"has the columns {_some(table)}" if table else "is no table"
             raise DataError(
-                f"{self._where} {seen}; expected {_some(columns)} in it. Name columns that it has, or the "
+                f"{self._where} {seen}; expected {_some(chosen)} in it. Name columns that it has, or the "
                 "dataset without brackets."
             )
-        return {column: self._numbers(table[column], f", column `{column}`,", False) for column in columns}
+        return {column: self._numbers(table[column], f", column `{column}`,", False) for column in chosen}
 
     def _numbers(self, kind: Any, column: str, texts: bool) -> tuple[np.dtype[Any], tuple[int, ...]]:
         dtype, inner = element_type(kind)
         if not isinstance(dtype, str):
             return dtype, inner
-        if not column and (table := members(kind)):
-            name = self.dataset.name.strip("/")
-            raise DataError(
-                f"{self._where} holds {dtype}, with the columns {_some(table)}. Expected numbers: name the "
-                f"columns to read, `{name}[{','.join(list(table)[:2])}]`."
-            )
         allowed = "strings of a fixed length, " if texts else ""
-        raise DataError(
+        remedy = "Name other columns." if column else conversion(self.dataset, self._name)
+        raise UnsupportedShard(
             f"{self._where}{column} holds {dtype}. Expected integers of 8 to 64 bits, floating-point numbers "
-            f"of 16 to 64 bits, {allowed}or booleans: convert it."
+            f"of 16 to 64 bits, {allowed}or booleans. {remedy}"
         )
 
     def _refuse_bombs(self, dtype: np.dtype[Any], file_bytes: int) -> None:
@@ -200,7 +198,5 @@ def _text(cut: Cut) -> str:
     return str(Place("", cut=cut)).strip("[]")
 
 
-def _some(names: Any) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
-    return ", ".join(f"`{name}`" for name in listed[:_MAX_LISTED]) + more
+def _some(names: Iterable[str]) -> str:
+    return listed([f"`{shown(name)}`" for name in names])

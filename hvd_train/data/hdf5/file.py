@@ -21,6 +21,7 @@ from hvd_train.data.facts import decode, digest_of
 from hvd_train.data.files import require_regular
 from hvd_train.data.format import Array
 from hvd_train.data.hdf5.field import Field
+from hvd_train.data.hdf5.filters import require_filters
 from hvd_train.data.hdf5.links import find, open_dataset, open_file
 from hvd_train.data.places import Layout, Place
 from hvd_train.errors import DataError
@@ -41,9 +42,6 @@ def _explained(path: str, remedy: str) -> Iterator[None]:
 
 
 _NOT_HDF5 = "Expected a complete HDF5 file: copy or write it again."
-_DAMAGED = (
-    "The file is damaged, or needs an HDF5 filter that is not installed: `hvd_train shard check` says more."
-)
 _CHANGED = "It was damaged or changed after it was written: copy or write it again."
 
 
@@ -69,7 +67,7 @@ class ShardFile:
             require_regular(self.file_path, "an HDF5 file")
             self._file = self._in_hdf5(open_file, self.file_path)
         try:
-            with _explained(self._path, _DAMAGED):
+            with _explained(self._path, _CHANGED):
                 self._in_hdf5(self._read_header, layout)
         except BaseException:
             self._file.close()
@@ -98,20 +96,20 @@ class ShardFile:
                 f"{self._path}: rows {start} to {stop} requested, but the file has {num_samples}. It was "
                 "replaced by a shorter one: start the run again."
             )
-        with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _DAMAGED):
+        with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _CHANGED):
             self._fields[name].read_into(start, stop, out, self._in_hdf5)
 
     def read(self, name: str, start: int, stop: int) -> Array:
         """Rows `start` up to `stop` of dataset `name`, as `read_into` gives them, in native byte order."""
         field = self.info.fields[name]
-        with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _DAMAGED):
+        with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _CHANGED):
             out: Array = np.empty((stop - start, *field.shape), np.dtype(field.dtype))
         self.read_into(name, start, stop, out)
         return out
 
     def read_stored(self, name: str, start: int, stop: int) -> Array:
         """Rows `start` up to `stop` of the dataset of field `name`, all of each row: what checksums cover."""
-        with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _DAMAGED):
+        with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _CHANGED):
             field = self._open_field(name, Place(self._paths[name]))
             out: Array = np.empty((stop - start, *field.spec.shape), np.dtype(field.spec.dtype))
             field.read_into(start, stop, out, self._in_hdf5)
@@ -126,7 +124,7 @@ class ShardFile:
         none. Raises `DataError` if they are not those that were written."""
         if self.info.checksum_rows is None:
             return None
-        with _explained(f"{self._path}: checksums of `{name}`", _DAMAGED):
+        with _explained(f"{self._path}: checksums of `{name}`", _CHANGED):
             return self._in_hdf5(self._read_checksums, self._paths[name])  # type: ignore[no-any-return]
 
     def checksums_digest(self, name: str) -> str:
@@ -157,6 +155,7 @@ class ShardFile:
             raise ValueError("expected a dataset of integers")
         if len(dataset.shape) != 1 or (shape is not None and dataset.shape != shape):
             raise ValueError(f"{list(dataset.shape)} values, expected {list(shape or ('any number',))}")
+        require_filters(dataset, self._path, dataset.name)
         return np.asarray(dataset[()], dtype)
 
     def _read_header(self, layout: Layout) -> None:
@@ -302,7 +301,7 @@ def groups_of(path: str, layout: Layout) -> list[str]:
     with _explained(path, _NOT_HDF5):
         require_regular(path, "an HDF5 file")
         file = in_hdf5(open_file, path)
-    with file, _explained(path, _DAMAGED):
+    with file, _explained(path, _CHANGED):
         groups = in_hdf5(_groups_in, file, "/".join(parent), path)
         wanted = [place for place in layout.places.values() if place.has_groups]
         found = [

@@ -12,14 +12,20 @@ from typing import Any
 import h5py
 
 from hvd_train.data import format as fmt
-from hvd_train.data.hdf5.types import numpy_dtype
-from hvd_train.errors import DataError
+from hvd_train.data.facts import decode
+from hvd_train.data.hdf5.contents import contents
+from hvd_train.data.hdf5.recipes import by_h5py
+from hvd_train.errors import DataError, UnsupportedShard
+from hvd_train.io.text import listed, shown
 
-_MAX_LISTED = 12
 _MAX_SOFT_LINKS = 16
+_MOST_SOURCES = 3
+_SET_NAMES = "Set data.inputs and data.targets to the names of the datasets of inputs and targets."
 
 
 def open_file(path: str | Path) -> h5py.File:
+    """Raises `UnsupportedShard` for a file that is marked or locked by a program that writes it, and whatever
+    h5py raises."""
     # Shards are never changed in place (they are renamed into being), so a reader needs no lock, and
     # asking for one fails on parallel file systems that are mounted without flock. The argument is
     # used and not HDF5_USE_FILE_LOCKING, which child processes and other libraries would inherit;
@@ -27,49 +33,78 @@ def open_file(path: str | Path) -> h5py.File:
     try:
         return h5py.File(path, "r", locking=False)
     except OSError as error:
+        reason = str(error)
+        if "h5clear" in reason:  # in HDF5's advice on the mark of formats since 1.10
+            raise UnsupportedShard(f"{path}: {_MARKED}") from None
+        if "unable to lock file" in reason:
+            raise UnsupportedShard(f"{path}: {reason}. {_LOCKED}") from None
         # A user's own code in this process has the file open, with locks; HDF5 allows no mixture.
-        if "locking flag" not in str(error):
+        if "locking flag" not in reason:
             raise
         return h5py.File(path, "r")
 
 
+_MARKED = (
+    "marked as being written: a program writes it now, or was killed before it closed it. Expected a "
+    "complete HDF5 file: wait for that program. If it was killed, remove the mark by `h5clear --status "
+    "--increment=0 FILE`; the file then has the rows of the last flush."
+)
+_LOCKED = (
+    "HDF5_USE_FILE_LOCKING asks for a lock: a program writes the file, or its file system has no locks. Wait "
+    "for that program, or set HDF5_USE_FILE_LOCKING=FALSE."
+)
+
+
 def open_dataset(file: h5py.File, name: str, path: str) -> h5py.Dataset:
+    """The dataset `name`, which has its values in the file, and samples along its first axis.
+
+    Raises `UnsupportedShard`, and `DataError` for a dataset that hvd_train wrote into the file.
+    """
     dataset = find(file, name, path)
     if not isinstance(dataset, h5py.Dataset):
-        raise DataError(
-            f"{path}: no dataset `{name}`; {_listing(file)}. "
-            "Set data.inputs and data.targets to the names of the datasets of inputs and targets."
-        )
+        if _was_written(file, name):
+            raise DataError(
+                f"{path}: no dataset `{name}`, which hvd_train wrote; {contents(file)}. The file is damaged: "
+                "copy or write it again."
+            )
+        kind = {h5py.Group: ", but a group", h5py.Datatype: ", but a named type"}.get(type(dataset), "")
+        raise UnsupportedShard(f"{path}: no dataset `{name}`{kind}; {contents(file)}. {_SET_NAMES}")
     if dataset.is_virtual or dataset.external:
-        kind = "is virtual" if dataset.is_virtual else "has external storage"
-        raise DataError(
-            f"{path}: dataset `{name}` {kind}: its values are in other files. "
-            "Expected them in this file: copy it with h5repack."
-        )
+        raise UnsupportedShard(f"{path}: dataset `{name}` {_elsewhere(dataset, name)}")
     if not dataset.shape:
-        raise DataError(f"{path}: dataset `{name}` is a single value. Expected samples along its first axis.")
+        kind = "a single value" if dataset.shape == () else "without values (a null dataspace)"
+        raise UnsupportedShard(
+            f"{path}: dataset `{name}` is {kind}. Expected samples along its first axis; {contents(file)}. "
+            f"{_SET_NAMES}"
+        )
     return dataset
 
 
-def find(file: h5py.File, name: str, path: str = "") -> h5py.Dataset | h5py.Group | None:
-    """The object at `name`. Links are followed by hand: opening an external one would open its file."""
+def _was_written(file: h5py.File, name: str) -> bool:
+    """Whether hvd_train recorded a dataset of this name when it wrote the file."""
+    facts = [file.attrs[key] for key in (fmt.ATTR_FACTS, fmt.ATTR_FACTS_DIGEST) if key in file.attrs]
+    return len(facts) == 2 and name in decode(*map(bytes, facts)).datasets
+
+
+def find(file: h5py.File, name: str, path: str = "") -> h5py.HLObject | None:
+    """The object at `name`, None if there is none. Links are followed by hand: opening an external one would
+    open its file. Raises `UnsupportedShard` for links that do not lead to an object in the file."""
+    path = path or file.filename
     parts = [part for part in name.split("/") if part]
     group: Any = file
     done: list[str] = []
-    soft_links = 0
+    soft_links: list[str] = []
     while parts:
         part = parts.pop(0)
-        link = group.get(part, getlink=True) if isinstance(group, h5py.Group) else None
+        link = group.get(part, getlink=True) if isinstance(group, h5py.Group) and _is_utf8(part) else None
         if isinstance(link, h5py.ExternalLink):
-            raise DataError(
-                f"{path or file.filename}: `{name}` is an external link to {link.filename}:{link.path}. "
-                "Expected the dataset in this file: copy it here, or name the other file as the shard."
-            )
+            raise UnsupportedShard(f"{path}: `{name}` is {_external(link, name)}")
         if isinstance(link, h5py.SoftLink):
-            soft_links += 1
-            if soft_links > _MAX_SOFT_LINKS:
-                raise DataError(
-                    f"{path or file.filename}: `{name}` is a cycle of soft links. Remove one of them."
+            soft_links.append(link.path)
+            if len(soft_links) > _MAX_SOFT_LINKS:
+                raise UnsupportedShard(
+                    f"{path}: `{name}` leads through more than {_MAX_SOFT_LINKS} soft links, as a cycle of "
+                    f"soft links does; {contents(file)}. {_SET_NAMES}"
                 )
             absolute = link.path.startswith("/")
             parts = [p for p in ([] if absolute else done) + link.path.split("/") + parts if p and p != "."]
@@ -77,19 +112,44 @@ def find(file: h5py.File, name: str, path: str = "") -> h5py.Dataset | h5py.Grou
         elif isinstance(link, h5py.HardLink):
             group = group[part]
             done.append(part)
+        elif soft_links:
+            raise UnsupportedShard(
+                f"{path}: `{name}` leads by a soft link to `{shown(soft_links[-1])}`, which is not in the "
+                f"file; {contents(file)}. {_SET_NAMES}"
+            )
         else:
             return None
     return group
 
 
-def _listing(file: h5py.File) -> str:
-    found: list[str] = []
+def _external(link: h5py.ExternalLink, name: str) -> str:
+    """What an external link is, and what to do."""
+    return (
+        f"an external link to {shown(link.filename)}:{shown(link.path)}. Expected the dataset in this file: "
+        "name the other file as the shard, or copy the dataset, "
+        f"{by_h5py(f'new.copy(old[{name!r}], {name!r})')}"
+    )
 
-    def collect(name: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset) and not name.startswith(fmt.GROUP + "/"):
-            dtype = numpy_dtype(node.id.get_type())
-            found.append(f"`{name}` {list(node.shape or ())} {dtype}")
 
-    file.visititems(collect)
-    more = f" and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""
-    return "the file has " + (", ".join(found[:_MAX_LISTED]) + more if found else "no datasets")
+def _is_utf8(name: str) -> bool:
+    """Whether h5py takes the name; arguments of a command that are not UTF-8 have surrogates."""
+    return name.encode(errors="ignore").decode() == name
+
+
+def _elsewhere(dataset: h5py.Dataset, name: str) -> str:
+    """That a dataset has its values elsewhere, and what to do."""
+    creation = dataset.id.get_create_plist()
+    if dataset.is_virtual:
+        kind, count, source = "is virtual", creation.get_virtual_count(), creation.get_virtual_filename
+    else:
+        kind, count = "has external storage", creation.get_external_count()
+
+        def source(index: int) -> str:
+            return str(creation.get_external(index)[0].decode(errors="backslashreplace"))
+
+    files = ["other datasets of this file" if f == "." else shown(f) for f in map(source, range(count))]
+    return (
+        f"{kind}: its values are in {listed(list(dict.fromkeys(files)), _MOST_SOURCES)}. Expected them in "
+        "the dataset: with all of that in place, write it again, by `h5repack -l CONTI OLD.h5 NEW.h5` or "
+        f"{by_h5py(f'new[{name!r}] = old[{name!r}][...]')}"
+    )
