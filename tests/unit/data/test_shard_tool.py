@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import re
 import struct
@@ -102,25 +101,6 @@ def test_digits_shuffled(tmp_path: Path) -> None:
     out = str(tmp_path / "d")
     assert main(["write", "digits", "--out", out, "--shards", "4", "--shuffle", "--seed", "3"]) == 0
     assert [span.num_rows for span in open_catalog(DataConfig(path=out)).train] == [449, 449, 449, 450]
-
-
-def test_info_is_a_table_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = str(tmp_path / "d")
-    main(["write", "digits", "--out", out, "--shards", "2", "--by-class"])
-    capsys.readouterr()
-    assert main(["info", out]) == 0
-    names = ["shard", "part", "samples", "inputs", "targets", "layout", "classes", "scale", "checksums"]
-    header, first, second = capsys.readouterr().out.splitlines()
-    assert header.split() == names
-    for line, classes in ((first, "0-4"), (second, "5-9")):
-        assert all(
-            word in line for word in ("train", "uint8 [8, 8]", "int64 []", "contiguous", classes, "0.0625")
-        )
-    assert main(["info", out, "--json"]) == 0
-    shards = json.loads(capsys.readouterr().out)
-    assert [shard["part"] for shard in shards] == ["train", "train"]
-    assert sum(shard["num_samples"] for shard in shards) == 1797
-    assert shards[0]["fields"]["inputs"] == {"shape": [8, 8], "dtype": "uint8"}
 
 
 def test_check_says_what_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,8 +211,6 @@ def test_check_counts_values_that_are_not_finite(tmp_path: Path, capsys: pytest.
 def test_a_shard_without_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_foreign(tmp_path / "a.h5", 10)
     write_foreign(tmp_path / "b.h5", 0)
-    assert main(["info", str(tmp_path)]) == 0
-    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == ["samples", "10", "0"]
     assert main(["check", str(tmp_path)]) == 0
     good, empty = capsys.readouterr().out.splitlines()
     assert good.endswith("a.h5: good")
