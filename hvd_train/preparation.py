@@ -81,7 +81,9 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
     shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in saved_state(model)[0].items()}
     require_equal(comm, "models", shapes, "The task must build the same model on every rank.")
     surveys = _survey(chosen, catalog, parts, comm)
-    found = _remarks(config.data, chosen, model, catalog, parts, surveys) if comm.rank == 0 else []
+    found = together(
+        comm, lambda: _remarks(config.data, chosen, model, catalog, parts, surveys) if surveys else []
+    )
     for line in found:
         warn(line)
     seed_rank(config.seed, comm.rank)

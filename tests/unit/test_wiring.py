@@ -261,6 +261,16 @@ def test_what_looks_wrong_is_named_of_the_rows_of_all_ranks(
     assert all(not recorder.start.values for recorder in recorders[1:])
 
 
+def test_nothing_looks_wrong_in_the_embedded_digits(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though each of two ranks has classes of its own: they are split so on purpose."""
+    digits = replace(config, data=DataConfig())
+    prepared = on_ranks(2, lambda comm: prepare(digits, None, comm))
+    assert (capsys.readouterr().err, prepared[0].remarks) == ("", [])
+    assert prepared[0].surveys["inputs"].values.highest == 16
+
+
 class Scaling(Counts):
     """Scales its inputs itself."""
 

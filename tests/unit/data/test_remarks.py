@@ -137,6 +137,15 @@ def test_integers_without_a_scale(values: list[int], dtype: str, words: str, tmp
         assert part in lines[0]
 
 
+def test_the_remedies_for_inputs_work(tmp_path: Path) -> None:
+    far = NORMAL * 1e5 + 1e7
+    assert on_inputs((far - far.mean()) / far.std(), tmp_path) == []
+    ill = changed(5, 1, np.nan)
+    assert on_inputs(np.nan_to_num(ill), tmp_path) == []
+    assert on_inputs(np.delete(ill, 5, axis=0), tmp_path) == []
+    assert on_inputs((NORMAL * [1, 0, 1, 0])[:, [0, 2]], tmp_path) == []
+
+
 def test_a_statement_about_some_rows_says_so(tmp_path: Path) -> None:
     (line,) = on_inputs(np.full((300_000, 1), 9.0), tmp_path)
     assert "every row of `x` has the value 9.0 in 131,072 of 300,000 rows, which were read; nothing" in line
@@ -236,6 +245,17 @@ def test_the_remedies_for_classes_work() -> None:
         anew = np.unique(values, return_inverse=True)[1]
         assert remarks.of_targets(_of_integers(anew), "classes", labels_of(anew, "x", "a.h5")) == []
     assert remarks.missing_classes(labels_of(np.array([1, 2, 3]) - 1, "x", "a.h5")) == ""
+
+
+def test_the_remedies_for_targets_of_a_regression_work() -> None:
+    """What it names is what a classification takes."""
+    for values, stored in (
+        (np.eye(3), np.eye(3).argmax(axis=1)),
+        (np.array([0.0, 1, 1]), np.array([0.0, 1, 1]).astype("int64")),
+    ):
+        assert remarks.refusal_of(values, "x", "a.h5")
+        assert remarks.refusal_of(stored, "x", "a.h5") == ""
+        assert remarks.of_targets(_of_integers(stored), "classes", labels_of(stored, "x", "a.h5")) == []
 
 
 def _of_integers(values: npt.NDArray[np.int64]) -> Survey:
