@@ -86,8 +86,7 @@ class InfoArgs:
     """Name of the dataset of targets."""
 
     all: bool = False
-    """Read every row for the summary of the values. Default: about 1 MiB of each dataset of a shard, and
-    16 MiB of all shards of a path."""
+    """Summarise every row. Default: about 1 MiB of a dataset in each shard, 16 MiB in all of them."""
 
     json: bool = False
     """Print JSON instead of tables: one entry a shard, with the summary of its own values."""
