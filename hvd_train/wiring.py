@@ -360,6 +360,8 @@ class Wiring:
             shards_per_rank=shards,
             samples_per_rank=[num_rows(part) for part in prepared.parts],
             validation_samples=training.evaluator.num_samples,
+            values={name: found.values.figures() for name, found in prepared.surveys.items()},
+            remarks=prepared.remarks,
             metric=config.evaluate.metric,
             stop_rules={name: rule for name, rule in rules.items() if rule},
             config_hash=hashlib.sha256(repr(sorted(flatten(config).items())).encode()).hexdigest()[:16],

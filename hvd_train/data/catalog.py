@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
 
 from hvd_train.config import DataConfig
 from hvd_train.data.blocks import rows_per_block
@@ -14,7 +13,7 @@ from hvd_train.data.deal import Span, deal, split_validation
 from hvd_train.data.demo import ensure_digits
 from hvd_train.data.format import SampleSpec, ShardInfo, is_class_dtype
 from hvd_train.data.hdf5.file import ShardFile
-from hvd_train.data.labels import Labels, Unclassed, join, labels_of, labels_of_counts, objection, unscaled
+from hvd_train.data.labels import Labels, Unclassed, join, labels_of, labels_of_header, objection
 from hvd_train.data.locate import Found, in_groups, locate
 from hvd_train.data.places import Layout, layout_of, layout_of_fields
 from hvd_train.data.repeats import Origin, origin_of, refuse_repeats
@@ -22,7 +21,6 @@ from hvd_train.errors import DataError
 
 _SCAN_BYTES = 8 << 20
 _MAX_LISTED = 12
-_GLANCE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +54,11 @@ class Catalog:
     validation: tuple[Span, ...]
     """Rows to evaluate on; empty where there are none."""
 
+    labels: Labels
+    """What is known of the integer targets of the training shards."""
+
     warnings: tuple[str, ...] = ()
-    """What a user should know of the data, one line each."""
+    """What a user should know of the shards, one line each."""
 
 
 def open_catalog(data: DataConfig, *, tokens: bool = False) -> Catalog:
@@ -112,7 +113,7 @@ def summarize_labels(
 def _summarize_part(
     infos: Sequence[ShardInfo], spec: SampleSpec, rank: int, world_size: int, tokens: bool
 ) -> Labels:
-    known = [_recorded(info, spec.targets) for info in infos]
+    known = [labels_of_header(info, spec.targets) for info in infos]
     unread = [info for info, labels in zip(infos, known, strict=True) if labels is None]
     found = [labels for labels in known if labels is not None and rank == 0]
     # A target that is also an input token cannot be a mark to be ignored.
@@ -121,14 +122,6 @@ def _summarize_part(
     if tokens and spec.inputs != spec.targets and is_class_dtype(spec.fields[spec.inputs].dtype):
         found.append(_read_labels(deal(whole(infos), world_size)[rank], spec, spec.inputs, ignore=False))
     return join(found)
-
-
-def _recorded(info: ShardInfo, targets: str) -> Labels | None:
-    """What the shard's class counts say, if it has some and holds nothing else."""
-    counts, num_values = info.class_counts, info.num_samples * prod(info.fields[targets].shape)
-    if counts is None or sum(counts) != num_values:
-        return None
-    return labels_of_counts(counts, targets, info.path)
 
 
 def _read_labels(spans: Sequence[Span], spec: SampleSpec, name: str, ignore: bool) -> Labels:
@@ -156,6 +149,7 @@ def make_catalog(
         shards=(*shards.train, *shards.validation),
         train=train,
         validation=validation,
+        labels=join(train_labels for train_labels, _ in summaries),
         warnings=shards.warnings,
     )
 
@@ -179,18 +173,6 @@ def _with_classes(shards: Shards, summaries: Sequence[LabelSummary], tokens: boo
 def whole(infos: Sequence[ShardInfo]) -> tuple[Span, ...]:
     """All rows of some shards."""
     return tuple(Span(info.path, 0, info.num_samples) for info in infos)
-
-
-def scale_warning(catalog: Catalog, data: DataConfig) -> str:
-    """A warning of integer inputs without a known scale, for models that multiply by it; empty if there is
-    nothing to warn of. Reads the first rows of the first shard. Raises `DataError`."""
-    first, field = catalog.shards[0], catalog.sample.fields[data.inputs]
-    known = data.scale is not None or first.scale is not None
-    if known or not is_class_dtype(field.dtype) or field.dtype == "bool":
-        return ""
-    rows = min(first.num_samples, rows_per_block(field, _GLANCE_BYTES))
-    seen = _read_labels([Span(first.path, 0, rows)], catalog.sample, data.inputs, ignore=False)
-    return unscaled(seen, field, rows)
 
 
 def _find_parts(data: DataConfig) -> tuple[tuple[Found, ...], tuple[Found, ...]]:

@@ -36,8 +36,9 @@ class Rows:
         self.spans = tuple(span for span in spans if span.num_rows > 0)
         self.fields = fields
         self.verify = verify
-        """Whether rows are compared with the checksums of their file when they are first read. Off only
-        to measure what that costs; may be changed between two reads."""
+        """Whether rows are compared with the checksums of their file when they are first read. Off to
+        measure what that costs, and for a summary of rows that are used later; may be changed between two
+        reads."""
         self._stops = list(accumulate(span.num_rows for span in self.spans))
         self._open: OrderedDict[str, ShardFile] = OrderedDict()
         self._infos: dict[str, ShardInfo] = {}

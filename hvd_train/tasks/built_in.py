@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, final
 
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from hvd_train.config import ModelConfig
 from hvd_train.data.format import SampleSpec, is_class_dtype
-from hvd_train.data.labels import IGNORED, misfit
+from hvd_train.data.labels import IGNORED, Unclassed, misfit
+from hvd_train.data.remarks import Targets
 from hvd_train.environment import machine
 from hvd_train.errors import TaskError
 from hvd_train.tasks.base import Batch, Sums, Task
@@ -314,3 +316,13 @@ def is_built_in(task: Task) -> bool:
 def takes_tokens(task: Task) -> bool:
     """Whether the inputs of `task` are numbered as its targets are."""
     return isinstance(task, NextToken)
+
+
+def targets_of(task: Task, sample: SampleSpec) -> Targets:
+    """What `task` takes its targets as. One integer a sample is taken for a class number where a task that is
+    not built in decides, unless the values of all samples cannot be such numbers."""
+    if isinstance(task, (Regression, NextToken)):
+        return "tokens" if takes_tokens(task) else "quantities"
+    field = sample.fields[sample.targets]
+    one_integer = is_class_dtype(field.dtype) and math.prod(field.shape) == 1
+    return "classes" if one_integer and not isinstance(sample, Unclassed) else "unknown"
