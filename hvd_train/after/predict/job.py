@@ -82,6 +82,7 @@ def open_job(options: Options, task: Task | None = None) -> Job:
     names = tuple(dict.fromkeys((sample.inputs, options.id) if options.id else (sample.inputs,)))
     spans, warnings = select_rows(options.data, sample, names)
     rows = Rows(spans, read_info(spans[0].shard, names, texts=True).fields)
+    rows.require_in_order()
     predictor = Predictor(
         trained=trained,
         rows=rows,

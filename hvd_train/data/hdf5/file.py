@@ -20,13 +20,11 @@ from hvd_train.data.crash import naming
 from hvd_train.data.facts import decode, digest_of
 from hvd_train.data.files import require_regular
 from hvd_train.data.format import Array
+from hvd_train.data.hdf5.chunks import DatasetReader, Range, layout_of, reopened
 from hvd_train.data.hdf5.links import find, open_dataset, open_file
 from hvd_train.data.hdf5.types import numpy_dtype, text_dtype
 from hvd_train.errors import DataError
-from hvd_train.liveness import mark
 
-_PIECE_BYTES = 64 << 20
-"""Bytes read at a time: a rank that reads for long reports progress after each piece."""
 # HDF5 reads rows that were never written as zeros, without an end where the number of rows is damaged.
 _MOST_BYTES = 1 << 30
 _MOST_COMPRESSED = 100_000
@@ -91,31 +89,29 @@ class ShardFile:
         """Closes the file. May be called twice."""
         self._file.close()
 
-    def read_into(self, name: str, start: int, stop: int, out: Array) -> None:
-        """Reads rows `start` up to `stop` of dataset `name` into `out`, C-contiguous, of shape
-        [stop - start, *shape]; values are converted to its dtype. Raises `DataError` with the rows."""
-        if start == stop:
-            return
-        num_samples = self.info.num_samples
+    def read_into(self, name: str, ranges: Sequence[Range], out: Array) -> None:
+        """Reads rows of dataset `name`: those of `ranges`, each not empty and after the one before, into
+        `out`, C-contiguous, of shape [rows, *shape] with as many rows as they have together; values are
+        converted to its dtype. Raises `DataError` with the rows."""
+        start, stop, num_samples = ranges[0][0], ranges[-1][1], self.info.num_samples
         if not 0 <= start < stop <= num_samples:
             raise DataError(
                 f"{self._path}: rows {start} to {stop} requested, but the file has {num_samples}. It was "
                 "replaced by a shorter one: start the run again."
             )
         with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _DAMAGED):
-            dataset = self._datasets[name]
             if out.dtype.kind == "S":
-                out = out.view(dataset.dtype)  # which says as well whether it is UTF-8: HDF5 converts none
-            for begin, end in _pieces(dataset, start, stop):
-                self._in_hdf5(dataset.read_direct, out[begin - start : end - start], np.s_[begin:end])
-                mark()
+                # Which says as well whether it is UTF-8: HDF5 converts none.
+                out = out.view(self._datasets[name].dtype)
+            self._readers[name].read_into(ranges, out)
 
     def read(self, name: str, start: int, stop: int) -> Array:
         """Rows `start` up to `stop` of dataset `name`, as `read_into` gives them, in native byte order."""
         field = self.info.fields[name]
         with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _DAMAGED):
             out: Array = np.empty((stop - start, *field.shape), np.dtype(field.dtype))
-        self.read_into(name, start, stop, out)
+        if start < stop:
+            self.read_into(name, [(start, stop)], out)
         return out
 
     def checksums(self, name: str) -> npt.NDArray[np.uint64] | None:
@@ -159,6 +155,9 @@ class ShardFile:
         self._facts: fmt.Facts | None = None
         self._datasets = {name: open_dataset(self._file, name, self._path) for name in names}
         fields = {name: self._field(name, dataset) for name, dataset in self._datasets.items()}
+        layouts = {n: layout_of(d, np.dtype(fields[n].dtype).itemsize) for n, d in self._datasets.items()}
+        self._datasets = reopened(self._datasets, layouts)
+        self._readers = {n: DatasetReader(d, layouts[n], self._in_hdf5) for n, d in self._datasets.items()}
         lengths = {name: d.shape[0] for name, d in self._datasets.items()}
         if len(set(lengths.values())) > 1:
             seen = ", ".join(f"`{name}` has {n} rows" for name, n in lengths.items())
@@ -172,9 +171,8 @@ class ShardFile:
             path=self._path,
             num_samples=num_samples,
             fields=fields,
-            chunk_rows=None if datasets[0].chunks is None else int(datasets[0].chunks[0]),
+            layouts=layouts,
             contiguous=all(d.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS for d in datasets),
-            compressed=any(d.id.get_create_plist().get_nfilters() > 0 for d in datasets),
             class_counts=self._class_counts(names[-1]),
             scale=self._scale(names[0]),
             checksum_rows=self._checksum_rows(),
@@ -267,17 +265,6 @@ class ShardFile:
         if expected is not None and digest_of(counts) != expected:
             raise DataError(f"{self._path}: the class counts are not those that were written. {_CHANGED}")
         return tuple(map(int, counts))
-
-
-def _pieces(dataset: h5py.Dataset, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Row ranges of about `_PIECE_BYTES` that are together `start` to `stop`, cut where chunks end."""
-    row_bytes = max(1, math.prod(dataset.shape[1:]) * dataset.dtype.itemsize)
-    chunk = dataset.chunks[0] if dataset.chunks else 1
-    step = max(1, _PIECE_BYTES // row_bytes // chunk) * chunk
-    while start < stop:
-        end = min((start // step + 1) * step, stop)
-        yield start, end
-        start = end
 
 
 _SCHEMAS = " or ".join(map(str, fmt.READABLE_SCHEMAS))

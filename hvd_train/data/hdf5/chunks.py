@@ -1,0 +1,179 @@
+"""Reading rows of one dataset with chunks of any shape: in bounded memory, and each chunk about once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, final
+
+import h5py
+import numpy as np
+
+from hvd_train.data.format import Array
+from hvd_train.data.layout import Layout
+from hvd_train.liveness import mark
+
+Range = tuple[int, int]
+"""Rows of a dataset: the first, and the one after the last."""
+
+_PIECE_BYTES = 64 << 20
+"""Bytes read at a time: a rank that reads for long reports progress after each piece."""
+
+# Chunks in the cache are found by their number modulo this one: of two that meet, one is dropped.
+_CACHE_SLOTS = 8191
+_LEAST_RECENTLY_USED = 0.75
+
+
+def layout_of(dataset: h5py.Dataset, itemsize: int) -> Layout:
+    """The layout of a dataset whose values take `itemsize` bytes each in memory."""
+    return Layout(
+        shape=tuple(map(int, dataset.shape)),
+        itemsize=itemsize,
+        chunk=None if dataset.chunks is None else tuple(map(int, dataset.chunks)),
+        filtered=dataset.id.get_create_plist().get_nfilters() > 0,
+    )
+
+
+def reopened(datasets: Mapping[str, h5py.Dataset], layouts: Mapping[str, Layout]) -> dict[str, h5py.Dataset]:
+    """The same datasets, opened with the chunk caches that their layouts ask for; `datasets` are closed.
+
+    HDF5 takes the size of a cache when a dataset is opened, and not if it is open already: all are closed
+    first, as two names may lead to one dataset.
+    """
+    places = {name: (h5py.h5i.get_file_id(d.id), h5py.h5i.get_name(d.id)) for name, d in datasets.items()}
+    for dataset in datasets.values():
+        dataset.id.close()
+    return {name: _open(*place, layouts[name].cache_bytes) for name, place in places.items()}
+
+
+def _open(file: Any, path: bytes, cache_bytes: int) -> h5py.Dataset:
+    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+    access.set_chunk_cache(_CACHE_SLOTS, cache_bytes, _LEAST_RECENTLY_USED)
+    return h5py.Dataset(h5py.h5d.open(file, path, access))
+
+
+@final
+class DatasetReader:
+    """Reads rows of an open dataset.
+
+    Of a dataset with large bands (see `Layout`) the rows of one band are held in memory, or as many as
+    `Layout.held_rows` says: reading on from there decodes nothing again.
+
+    Args:
+        call: what every call of HDF5 goes through, as `call(action, *args)`.
+    """
+
+    def __init__(self, dataset: h5py.Dataset, layout: Layout, call: Callable[..., Any]) -> None:
+        self._id = dataset.id
+        self._layout = layout
+        self._call = call
+        self._held: Array | None = None
+        self._held_from = 0
+
+    def read_into(self, ranges: Sequence[Range], out: Array) -> None:
+        """Reads the rows of `ranges`, in ascending order, into `out`, C-contiguous, of shape [rows, *shape]
+        with as many rows as they have together; values are converted to its dtype."""
+        if not out.size:
+            return
+        read = self._read_bands if self._layout.is_large else self._read_pieces
+        read(ranges, out)
+
+    def _read_pieces(self, ranges: Sequence[Range], out: Array) -> None:
+        at = 0
+        for start, stop in ranges:
+            for begin, end in _pieces(self._layout, start, stop):
+                self._read([(begin, end)], out[at : at + end - begin])
+                at += end - begin
+
+    def _read_bands(self, ranges: Sequence[Range], out: Array) -> None:
+        layout, at = self._layout, 0
+        for first, last in _cut(ranges[0][0], ranges[-1][1], layout.band_rows):
+            band = (first, min(last, layout.shape[0]))
+            wanted = list(_within(ranges, band))
+            rows = _num_rows(wanted)
+            target = out[at : at + rows]
+            if rows > layout.held_rows:  # in one go, as no more can be held
+                self._read_all(wanted, target)
+            elif rows:
+                self._read_held(wanted, band, target)
+            at += rows
+
+    def _read_all(self, ranges: Sequence[Range], out: Array) -> None:
+        if self._layout.filtered:  # in one read, which decodes each chunk once
+            self._read(ranges, out)
+        else:
+            self._read_pieces(ranges, out)
+
+    def _read_held(self, ranges: Sequence[Range], band: Range, out: Array) -> None:
+        """Reads rows of one band, piece by piece: a whole piece into `out`, others by way of what is held."""
+        first, at = band[0], 0
+        for begin, end in _cut(ranges[0][0] - first, ranges[-1][1] - first, self._layout.held_rows):
+            piece = (first + begin, min(first + end, band[1]))
+            wanted = list(_within(ranges, piece))
+            rows = _num_rows(wanted)
+            if rows == piece[1] - piece[0]:
+                self._read_all(wanted, out[at : at + rows])
+            elif rows:
+                held = self._hold(piece, out)
+                np.concatenate(
+                    [held[a - piece[0] : b - piece[0]] for a, b in wanted], out=out[at : at + rows]
+                )
+            at += rows
+
+    def _hold(self, piece: Range, like: Array) -> Array:
+        """The rows of `piece`, in the dtype of `like`; reads them unless they are held."""
+        held, shape = self._held, (piece[1] - piece[0], *like.shape[1:])
+        if held is None or self._held_from != piece[0] or (held.shape, held.dtype) != (shape, like.dtype):
+            held = self._held = None  # before there is memory for others
+            rows: Array = np.empty(shape, like.dtype)
+            self._read_all([piece], rows)
+            held, self._held_from = rows, piece[0]
+            self._held = held
+        return held
+
+    def _read(self, ranges: Sequence[Range], out: Array) -> None:
+        """Reads `ranges` box by box. A chunk that is read in part goes through contiguous memory, without
+        which HDF5 would read its values one by one."""
+        rows, layout = self._id.get_space(), self._layout
+        own_memory = layout.is_large and not layout.filtered
+        for box in layout.boxes():
+            widths = tuple(part.stop - part.start for part in box)
+            firsts = tuple(part.start for part in box)
+            for number, (start, stop) in enumerate(ranges):
+                add = h5py.h5s.SELECT_OR if number else h5py.h5s.SELECT_SET
+                rows.select_hyperslab((start, *firsts), (stop - start, *widths), op=add)
+            if own_memory and widths != out.shape[1:]:
+                values: Array = np.empty((len(out), *widths), out.dtype)
+                self._call(self._id.read, h5py.h5s.create_simple(values.shape), rows, values)
+                everywhere = (slice(None), *box)
+                out[everywhere] = values
+            else:
+                memory = h5py.h5s.create_simple(out.shape)
+                memory.select_hyperslab((0, *firsts), (len(out), *widths))
+                self._call(self._id.read, memory, rows, out)
+            mark()
+
+
+def _pieces(layout: Layout, start: int, stop: int) -> Iterator[Range]:
+    """Row ranges of about `_PIECE_BYTES` that are together `start` to `stop`, cut where chunks end."""
+    rows = max(1, min(_PIECE_BYTES // max(1, layout.row_bytes), layout.rows_a_read))
+    # A chunk beyond the cache is read in part.
+    unit = layout.band_rows if layout.band_bytes <= layout.cache_bytes else 1
+    return (
+        (max(start, first), min(stop, last)) for first, last in _cut(start, stop, max(1, rows // unit) * unit)
+    )
+
+
+def _cut(start: int, stop: int, step: int) -> Iterator[Range]:
+    """The ranges between multiples of `step` that `start` to `stop` is in."""
+    return ((first, first + step) for first in range(start // step * step, stop, step))
+
+
+def _within(ranges: Sequence[Range], part: Range) -> Iterator[Range]:
+    """What of the `ranges` is in `part`."""
+    for start, stop in ranges:
+        if max(start, part[0]) < min(stop, part[1]):
+            yield max(start, part[0]), min(stop, part[1])
+
+
+def _num_rows(ranges: Sequence[Range]) -> int:
+    return sum(stop - start for start, stop in ranges)
