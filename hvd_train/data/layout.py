@@ -28,9 +28,6 @@ _PARTIAL_BYTES = 1 << 20
 
 _SUGGESTED_BYTES = 512 << 10
 
-_CHUNKS_A_READ = 4096
-"""HDF5 allocates about 5 KiB for each chunk that one read touches."""
-
 Box = tuple[slice, ...]
 """A part of a sample: a slice of each axis of the dataset but the first."""
 
@@ -129,13 +126,13 @@ class Layout:
         """Rows of a block that touches little beyond its rows, if it begins at a multiple of them."""
         return self.band_rows if self.filtered else max(1, self.held_rows)
 
-    def boxes(self) -> Iterator[Box]:
-        """Boxes that together are a sample, each of whole chunks and of few enough to be read at once: one
-        chunk where chunks are read in part, so that the values of a chunk are read in one piece."""
+    def boxes(self, num_chunks: int) -> Iterator[Box]:
+        """Boxes that together are a sample, each of `num_chunks` whole chunks or fewer; one if the dataset is
+        not chunked."""
         if self.chunk is None:
             yield tuple(slice(0, length) for length in self.shape[1:])
             return
-        left = 1 if self.is_large and not self.filtered else _CHUNKS_A_READ
+        left = num_chunks
         steps: list[int] = []
         for tiles, width in zip(reversed(self._tiles()), reversed(self.chunk[1:]), strict=True):
             steps.insert(0, min(tiles, left) * width)
@@ -145,11 +142,6 @@ class Layout:
             for length, step in zip(self.shape[1:], steps, strict=True)
         ]
         yield from product(*axes)
-
-    @property
-    def rows_a_read(self) -> int:
-        """Rows of which one read touches few enough chunks; a multiple of `band_rows`."""
-        return max(1, _CHUNKS_A_READ // max(1, self.band_chunks)) * self.band_rows
 
     def in_words(self) -> str:
         """Its chunks, for messages."""

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from hvd_train.data.format import Array
-from hvd_train.data.layout import Layout
+from hvd_train.data.layout import Box, Layout
 from hvd_train.liveness import mark
 
 Range = tuple[int, int]
@@ -17,6 +17,9 @@ Range = tuple[int, int]
 
 _PIECE_BYTES = 64 << 20
 """Bytes read at a time: a rank that reads for long reports progress after each piece."""
+
+_CHUNKS_A_READ = 4096
+"""HDF5 allocates about 5 KiB for each chunk that one read touches."""
 
 # Chunks in the cache are found by their number modulo this one: of two that meet, one is dropped.
 _CACHE_SLOTS = 8191
@@ -81,7 +84,7 @@ class DatasetReader:
         at = 0
         for start, stop in ranges:
             for begin, end in _pieces(self._layout, start, stop):
-                self._read([(begin, end)], out[at : at + end - begin])
+                self._read((begin, end), out[at : at + end - begin])
                 at += end - begin
 
     def _read_bands(self, ranges: Sequence[Range], out: Array) -> None:
@@ -91,17 +94,19 @@ class DatasetReader:
             wanted = list(_within(ranges, band))
             rows = _num_rows(wanted)
             target = out[at : at + rows]
-            if rows > layout.held_rows:  # in one go, as no more can be held
+            if rows > layout.held_rows:  # at once, as no more can be held
                 self._read_all(wanted, target)
             elif rows:
                 self._read_held(wanted, band, target)
             at += rows
 
     def _read_all(self, ranges: Sequence[Range], out: Array) -> None:
-        if self._layout.filtered:  # in one read, which decodes each chunk once
-            self._read(ranges, out)
-        else:
+        if not self._layout.filtered:
             self._read_pieces(ranges, out)
+        elif len(ranges) == 1:
+            self._read(ranges[0], out)
+        else:
+            self._read_copies(ranges, out, max(1, _PIECE_BYTES // self._layout.chunk_bytes))
 
     def _read_held(self, ranges: Sequence[Range], band: Range, out: Array) -> None:
         """Reads rows of one band, piece by piece: a whole piece into `out`, others by way of what is held."""
@@ -130,32 +135,47 @@ class DatasetReader:
             self._held = held
         return held
 
-    def _read(self, ranges: Sequence[Range], out: Array) -> None:
-        """Reads `ranges` box by box. A chunk that is read in part goes through contiguous memory, without
-        which HDF5 would read its values one by one."""
-        rows, layout = self._id.get_space(), self._layout
-        own_memory = layout.is_large and not layout.filtered
-        for box in layout.boxes():
-            widths = tuple(part.stop - part.start for part in box)
-            firsts = tuple(part.start for part in box)
-            for number, (start, stop) in enumerate(ranges):
-                add = h5py.h5s.SELECT_OR if number else h5py.h5s.SELECT_SET
-                rows.select_hyperslab((start, *firsts), (stop - start, *widths), op=add)
-            if own_memory and widths != out.shape[1:]:
-                values: Array = np.empty((len(out), *widths), out.dtype)
-                self._call(self._id.read, h5py.h5s.create_simple(values.shape), rows, values)
-                everywhere = (slice(None), *box)
-                out[everywhere] = values
-            else:
-                memory = h5py.h5s.create_simple(out.shape)
-                memory.select_hyperslab((0, *firsts), (len(out), *widths))
-                self._call(self._id.read, memory, rows, out)
-            mark()
+    def _read(self, rows: Range, out: Array) -> None:
+        if self._layout.is_large and not self._layout.filtered:
+            self._read_copies([rows], out, 1)
+            return
+        memory = h5py.h5s.create_simple(out.shape)
+        for box in self._layout.boxes(_CHUNKS_A_READ):
+            memory.select_hyperslab(*_selection((0, len(out)), box))
+            self._read_box(rows, box, memory, out)
+
+    def _read_copies(self, ranges: Sequence[Range], out: Array, num_chunks: int) -> None:
+        """Reads `ranges` and what is between them, of `num_chunks` chunks at a time, by way of memory of the
+        same shape: HDF5 would go through other selections value by value."""
+        rows = (ranges[0][0], ranges[-1][1])
+        for box in self._layout.boxes(num_chunks):
+            values: Array = np.empty(
+                (rows[1] - rows[0], *(part.stop - part.start for part in box)), out.dtype
+            )
+            self._read_box(rows, box, h5py.h5s.create_simple(values.shape), values)
+            at = 0
+            for start, stop in ranges:
+                where = (slice(at, at + stop - start), *box)
+                out[where] = values[start - rows[0] : stop - rows[0]]
+                at += stop - start
+
+    def _read_box(self, rows: Range, box: Box, memory: Any, out: Array) -> None:
+        space = self._id.get_space()
+        space.select_hyperslab(*_selection(rows, box))
+        self._call(self._id.read, memory, space, out)
+        mark()
+
+
+def _selection(rows: Range, box: Box) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Where these rows of a box begin, and how many there are along each axis."""
+    parts = (slice(*rows), *box)
+    return tuple(part.start for part in parts), tuple(part.stop - part.start for part in parts)
 
 
 def _pieces(layout: Layout, start: int, stop: int) -> Iterator[Range]:
     """Row ranges of about `_PIECE_BYTES` that are together `start` to `stop`, cut where chunks end."""
-    rows = max(1, min(_PIECE_BYTES // max(1, layout.row_bytes), layout.rows_a_read))
+    bands = max(1, _CHUNKS_A_READ // layout.band_chunks)
+    rows = max(1, min(_PIECE_BYTES // layout.row_bytes, bands * layout.band_rows))
     # A chunk beyond the cache is read in part.
     unit = layout.band_rows if layout.band_bytes <= layout.cache_bytes else 1
     return (
