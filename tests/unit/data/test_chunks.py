@@ -1,11 +1,7 @@
-"""Chunks of any shape are read in bounded memory and decoded about once, or refused with a remedy."""
+"""Chunks of any shape are read right, and decoded about once."""
 
 from __future__ import annotations
 
-import shlex
-import subprocess
-import sys
-import tracemalloc
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -13,22 +9,18 @@ from typing import Any
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-from hvd_train.config import DataConfig
 from hvd_train.data.deal import Span, split_validation
 from hvd_train.data.hdf5 import file as hdf5_file
 from hvd_train.data.hdf5.file import ShardFile, read_info
 from hvd_train.data.layout import HELD_BYTES, Layout
-from hvd_train.data.reader import MemoryReader, Reader, StreamReader, make_reader
+from hvd_train.data.reader import MemoryReader, StreamReader
 from hvd_train.data.rows import Rows
 from hvd_train.data.windows import BLOCK_BYTES, WINDOW_BLOCKS
 from hvd_train.errors import DataError
+from tests.unit.data.chunked import MIB, NAMES, drain, inputs_of, rows_of, write
 from tests.unit.data.counting import CountingFile, CountingFilter, opening
-
-NAMES = ("inputs", "targets")
-MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
@@ -36,34 +28,6 @@ def counter() -> Iterator[CountingFilter]:
     counter = CountingFilter()
     yield counter
     counter.close()
-
-
-def inputs_of(rows: int, *shape: int) -> npt.NDArray[np.float32]:
-    """Every value is another one: its number, up to 2**24."""
-    return (np.arange(rows * int(np.prod(shape))) % (1 << 24)).astype(np.float32).reshape(rows, *shape)
-
-
-def write(
-    path: Path, inputs: npt.NDArray[Any], chunks: Any = None, targets: Any = None, **options: Any
-) -> Path:
-    with h5py.File(path, "w") as file:
-        file.create_dataset("inputs", data=inputs, chunks=chunks, **options)
-        file.create_dataset("targets", data=np.arange(len(inputs)), **(targets or {}))
-    return path
-
-
-def rows_of(path: Path, *spans: tuple[int, int]) -> Rows:
-    info = read_info(path, NAMES)
-    return Rows([Span(str(path), *span) for span in spans or [(0, info.num_samples)]], info.fields)
-
-
-def drain(reader: Reader, inputs: npt.NDArray[Any], size: int = 64) -> list[int]:
-    """The rows of an epoch, each compared with what was written."""
-    numbers: list[int] = []
-    while (batch := reader.next_batch(size)) is not None:
-        np.testing.assert_array_equal(batch["inputs"], inputs[batch["targets"]])
-        numbers += batch["targets"].tolist()
-    return numbers
 
 
 SHAPES = {
@@ -244,212 +208,6 @@ def test_the_order_of_small_chunks_and_of_contiguous_rows_is_as_ever(tmp_path: P
         bounds = [30, *range(expected, 4990, expected), 4990]
         assert (reader._blocks + 30).tolist() == [list(block) for block in pairwise(bounds)]
         reader.close()
-
-
-def traced_peak(path: Path, reading: str, size: int = 64) -> int:
-    tracemalloc.start()
-    try:
-        rows = rows_of(path)
-        reader = make_reader(rows.spans, DataConfig(reading=reading), 0, rows.fields, 0)  # type: ignore[arg-type]
-        for epoch in (0, 1):
-            reader.start_epoch(epoch)
-            while reader.next_batch(size) is not None:
-                pass
-        reader.close()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
-@pytest.mark.parametrize(
-    ("chunks", "windows_bytes", "held_bytes", "compression"),
-    [
-        (None, 64, 0, None),
-        ((64, 1024), 64, 0, None),
-        ((60_000, 8), 64, 1, None),
-        ((60_000, 1024), 64, 0, None),
-        ((2048, 1024), 64, 4, "gzip"),
-        ((1875, 64), 64, 4, "gzip"),
-        ((10_000, 1024), 256, 20, "gzip"),
-    ],
-)
-def test_memory_of_a_stream_is_bounded(
-    chunks: tuple[int, int] | None,
-    windows_bytes: int,
-    held_bytes: int,
-    compression: str | None,
-    tmp_path: Path,
-) -> None:
-    """numpy's; HDF5 has a cache of at most 1 MiB a dataset, and the chunk that it decodes."""
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset(
-            "inputs", (60_000, 1024), "u2", chunks=chunks, compression=compression
-        )  # all zeros
-        file["targets"] = np.arange(60_000, dtype="i4")
-    assert traced_peak(tmp_path / "a.h5", "stream") < (windows_bytes + held_bytes + 8) * MIB
-
-
-def test_memory_of_rows_in_memory_is_that_of_the_rows(tmp_path: Path) -> None:
-    for chunks in ((20_000, 1), (20_000, 512), (7000, 512)):
-        for compression in (None, "gzip"):
-            with h5py.File(tmp_path / "a.h5", "w") as file:
-                file.create_dataset("inputs", (20_000, 512), "u2", chunks=chunks, compression=compression)
-                file["targets"] = np.arange(20_000, dtype="i4")
-            part = 20_000 * (1024 + 4 + 16)
-            assert traced_peak(tmp_path / "a.h5", "memory") < part + 4 * MIB
-
-
-EPOCH = """
-import sys
-from hvd_train.data.deal import Span, split_validation
-from hvd_train.data.hdf5.file import read_info
-from hvd_train.data.reader import MemoryReader, StreamReader
-from hvd_train.data.rows import Rows
-
-info = read_info(sys.argv[1], ("inputs", "targets"))
-train, _ = split_validation([Span(info.path, 0, info.num_samples)], 0.1)
-reader = {"memory": MemoryReader, "stream": StreamReader}[sys.argv[2]](Rows(train, info.fields), 0)
-while reader.next_batch(64) is not None:
-    pass
-reader.close()
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
-"""
-
-
-def test_memory_of_a_process_that_reads(tmp_path: Path) -> None:
-    """With what HDF5 allocates: all rows, or rows twice, would be far more than the windows."""
-    inputs = (np.arange(50_000)[:, None] % 7 + np.arange(1024) % 11).astype("u2")  # 98 MiB
-
-    def peak(reading: str, **options: Any) -> int:
-        path = write(tmp_path / "a.h5", inputs, **options)
-        command = [sys.executable, "-c", EPOCH, str(path), reading]
-        found = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=120)
-        path.unlink()
-        return int(found.stdout)
-
-    contiguous = peak("stream")
-    for chunks, compression in (((50_000, 16), None), ((50_000, 1024), None), ((2048, 256), "lzf")):
-        assert peak("stream", chunks=chunks, compression=compression) < 1.4 * contiguous, chunks
-    contiguous = peak("memory")
-    for chunks, compression in (((50_000, 16), None), ((50_000, 16), "lzf"), ((2048, 256), "lzf")):
-        assert peak("memory", chunks=chunks, compression=compression) < 1.8 * contiguous, chunks
-
-
-def refused(path: Path) -> str:
-    with pytest.raises(DataError) as refusal:
-        StreamReader(rows_of(path), 0)
-    return str(refusal.value)
-
-
-def repack(message: str, folder: Path) -> Path:
-    """Runs the command that a message gives."""
-    line = message.split("`")[-2]
-    assert line.startswith("h5repack ")
-    assert line.endswith(" repacked.h5")
-    subprocess.run(shlex.split(line), cwd=folder, check=True, timeout=120)
-    return folder / "repacked.h5"
-
-
-def test_columns_that_are_compressed_are_refused_and_the_remedies_work(tmp_path: Path) -> None:
-    inputs = (np.arange(40_000)[:, None] % 7 + np.arange(512) % 11).astype("f4")  # 78 MiB
-    folder = tmp_path / "a folder"
-    folder.mkdir()
-    path = write(folder / "a.h5", inputs, (40_000, 4), compression="gzip", compression_opts=1)
-    message = refused(path)
-    assert message == (
-        f"{path}: dataset `inputs` is compressed in chunks of 40000x4 (160,000 values, 640,000 bytes). To "
-        "read its rows in random order, 314 bytes have to be decoded for each byte that is used; expected at "
-        "most 8. Either give --data.reading memory, if all rows of a rank fit into its memory, or write the "
-        f"file in smaller chunks: `h5repack -l inputs:CHUNK=256x512 '{path}' repacked.h5`."
-    )
-    rows = rows_of(path)
-    in_memory = make_reader(rows.spans, DataConfig(reading="memory"), 0, rows.fields, 0)
-    assert len(drain(in_memory, inputs, 1000)) == 40_000
-    in_memory.close()
-    rows.require_in_order()  # each chunk twice
-    repacked = repack(message, tmp_path)
-    layout = read_info(repacked, NAMES).layouts["inputs"]
-    assert (layout.chunk, layout.filtered) == ((256, 512), True)
-    reader = StreamReader(rows_of(repacked), 0)
-    assert sorted(drain(reader, inputs, 1000)) == list(range(40_000))
-    reader.close()
-
-
-def test_targets_in_one_compressed_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are held, as long as they are few; else both datasets are named."""
-    inputs = inputs_of(300_000, 2)
-    one = {"chunks": (300_000,), "compression": "gzip", "compression_opts": 1}
-    path = write(tmp_path / "a.h5", inputs, None, one)
-    reader = StreamReader(rows_of(path), 0)
-    assert sorted(drain(reader, inputs, 5000)) == list(range(300_000))
-    reader.close()
-    with h5py.File(path, "w") as file:
-        group = file.create_group("of group")
-        group.create_dataset(
-            "in puts", data=inputs, chunks=(300_000, 2), compression="gzip", compression_opts=1
-        )
-        file.create_dataset("targets", data=np.arange(300_000), **one)
-    monkeypatch.setattr("hvd_train.data.layout.HELD_BYTES", 1 * MIB)
-    monkeypatch.setattr("hvd_train.data.windows.HELD_BYTES", 1 * MIB)
-    names = ("of group/in puts", "targets")
-    rows = Rows([Span(str(path), 0, 300_000)], read_info(path, names).fields)
-    with pytest.raises(
-        DataError, match=r"dataset `of group/in puts` is compressed in chunks of 300000x2"
-    ) as refusal:
-        StreamReader(rows, 0)
-    repacked = read_info(repack(str(refusal.value), tmp_path), names)
-    assert [layout.chunk for layout in repacked.layouts.values()] == [(65536, 2), (65536,)]
-    StreamReader(Rows([Span(repacked.path, 0, 300_000)], repacked.fields), 0).close()
-
-
-def test_rows_in_order_are_refused_where_they_would_be_decoded_many_times(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hvd_train.data.layout.HELD_BYTES", MIB // 2)
-    inputs = inputs_of(3000, 300)
-    path = write(tmp_path / "a.h5", inputs, (3000, 300), compression="gzip")
-    rows = rows_of(path)
-    with pytest.raises(DataError) as refusal:
-        rows.require_in_order()
-    assert str(refusal.value) == (
-        f"{path}: dataset `inputs` is compressed in chunks of 3000x300 (900,000 values, 3,600,000 bytes). To "
-        "read its rows in order, each chunk has to be decoded 7 times; expected at most 4. Write the file in "
-        f"smaller chunks: `h5repack -l inputs:CHUNK=256x300 {path} repacked.h5`."
-    )
-    rows_of(repack(str(refusal.value), tmp_path)).require_in_order()
-
-
-def test_auto_counts_the_memory_that_decoding_takes(tmp_path: Path) -> None:
-    inputs = inputs_of(3000, 300)
-    path = write(tmp_path / "a.h5", inputs, (3000, 300), compression="gzip")
-    rows = rows_of(path)
-    need = 3000 * (1200 + 8 + 16) + 4 * inputs.nbytes
-    for budget, mode in ((need, "memory"), (need - 1, "stream")):
-        reader = make_reader(rows.spans, DataConfig(), 0, rows.fields, budget)
-        assert reader.mode == mode
-        reader.close()
-
-
-def test_rows_of_many_files_hold_no_more_than_of_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = inputs_of(3000, 300)  # 3.4 MiB
-    spans = [
-        Span(str(write(tmp_path / f"{i}.h5", inputs + i, (3000, 300), compression="gzip")), 0, 3000)
-        for i in range(5)
-    ]
-    monkeypatch.setattr("hvd_train.data.rows._MOST_HELD_BYTES", 8 * MIB)
-    tracemalloc.start()
-    try:
-        rows = Rows(spans, read_info(spans[0].shard, NAMES).fields)
-        for _ in range(2):
-            for start in range(0, len(rows), 1000):
-                part = np.arange(start, start + 100)
-                expected = inputs[part % 3000] + (part // 3000)[:, None]
-                np.testing.assert_array_equal(rows.read(start, start + 100)["inputs"], expected)
-        peak = tracemalloc.get_traced_memory()[1]
-        rows.close()
-    finally:
-        tracemalloc.stop()
-    assert peak < 10 * MIB
 
 
 def test_the_same_dataset_under_two_names(tmp_path: Path) -> None:
