@@ -15,7 +15,7 @@ from hvd_train.data.format import SampleSpec, ShardInfo, is_class_dtype
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.labels import Labels, Unclassed, join, labels_of, labels_of_header, objection
 from hvd_train.data.locate import Found, in_groups, locate
-from hvd_train.data.places import Layout, layout_of, layout_of_fields
+from hvd_train.data.places import Places, places_of, places_of_fields
 from hvd_train.data.repeats import Origin, origin_of, refuse_repeats
 from hvd_train.errors import DataError
 
@@ -80,7 +80,7 @@ def find_shards(data: DataConfig) -> Shards:
     to the same rows.
     """
     train, validation = _find_parts(data)
-    layout = layout_of(data)
+    layout = places_of(data)
     warnings: list[str] = []
     read = [read_shards(part, layout, warnings) for part in (train, validation)]
     refuse_repeats(*([origin for _, origin in part] for part in read))
@@ -126,7 +126,7 @@ def _summarize_part(
 
 def _read_labels(spans: Sequence[Span], spec: SampleSpec, name: str, ignore: bool) -> Labels:
     found = []
-    layout = layout_of_fields({name: spec.fields[name]})
+    layout = places_of_fields({name: spec.fields[name]})
     for span in spans:
         with ShardFile(span.shard, layout) as shard:
             rows = rows_per_block(shard.info.fields[name], _SCAN_BYTES)
@@ -201,7 +201,7 @@ def _find_parts(data: DataConfig) -> tuple[tuple[Found, ...], tuple[Found, ...]]
 
 
 def read_shards(
-    part: Sequence[Found], layout: Layout, warnings: list[str], *, texts: bool = False
+    part: Sequence[Found], layout: Places, warnings: list[str], *, texts: bool = False
 ) -> list[tuple[ShardInfo, Origin]]:
     """The headers of a part's shards, without those that have no samples. With `texts` datasets of them may
     hold strings of a fixed number of bytes."""
@@ -216,7 +216,7 @@ def read_shards(
     return [(info, origin) for info, origin in read if info.num_samples > 0]
 
 
-def _read_shard(shard: Found, layout: Layout, texts: bool) -> tuple[ShardInfo, Origin]:
+def _read_shard(shard: Found, layout: Places, texts: bool) -> tuple[ShardInfo, Origin]:
     with ShardFile(shard.path, layout, texts=texts) as file:
         manifest = os.path.realpath(shard.path.removesuffix(shard.entry.file)) if shard.entry else ""
         info, origin = file.info, origin_of(file, manifest)

@@ -12,7 +12,7 @@ from hvd_train.data.crash import in_child
 from hvd_train.data.format import Array, ShardInfo
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.locate import Found
-from hvd_train.data.places import Layout
+from hvd_train.data.places import Places
 from hvd_train.data.verify import Verifier, describe
 from hvd_train.errors import DataError, UnsupportedShard
 from hvd_train.io.text import counted
@@ -40,7 +40,7 @@ class Report:
     """Why a training would refuse this shard, which need not be damaged: its rows were not read."""
 
 
-def check_shards(shards: Sequence[Found], layout: Layout) -> Iterator[tuple[Found, Report]]:
+def check_shards(shards: Sequence[Found], layout: Places) -> Iterator[tuple[Found, Report]]:
     """Each of the shards of one path with its `check_shard`, and compared with those before it."""
     first: ShardInfo | None = None
     for shard in shards:
@@ -68,7 +68,7 @@ def unlike(info: ShardInfo, first: ShardInfo, *, with_scale: bool = True) -> Ite
         )
 
 
-def check_shard(shard: Found, layout: Layout) -> Report:
+def check_shard(shard: Found, layout: Places) -> Report:
     """Reads every row of a shard, in a child process, since a damaged file may end the process that reads it.
 
     `layout` has the fields to be read. Rows are compared with the recorded checksums where
@@ -83,7 +83,7 @@ def check_shard(shard: Found, layout: Layout) -> Report:
         return Report((str(error),))
 
 
-def _report(shard: Found, layout: Layout) -> Report:
+def _report(shard: Found, layout: Places) -> Report:
     remarks: list[str] = []
     with ShardFile(shard.path, layout) as file:
         problems = list(shard.differences(file.info))

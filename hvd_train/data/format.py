@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy.typing as npt
 
+from hvd_train.data.layout import Layout
+
 Array = npt.NDArray[Any]
 
 
@@ -152,14 +154,11 @@ class ShardInfo:
     fields: Mapping[str, FieldSpec]
     """The datasets that were asked for."""
 
-    chunk_rows: int | None
-    """Rows of one HDF5 chunk of the first dataset asked for; None where it is not chunked."""
+    layouts: Mapping[str, Layout]
+    """How they are stored."""
 
     contiguous: bool
     """Whether every dataset is contiguous in the file."""
-
-    compressed: bool
-    """Whether any dataset passes through a filter (compression, shuffle, checksum)."""
 
     class_counts: tuple[int, ...] | None
     """Samples of each class in the last dataset asked for, as recorded in the shard."""
@@ -172,6 +171,22 @@ class ShardInfo:
 
     facts_digest: str | None
     """Digest of the shard's `Facts`, by which its manifest knows it; None for schema 1 and foreign files."""
+
+    @property
+    def chunk_rows(self) -> int | None:
+        """Rows of one HDF5 chunk of the first dataset asked for; None where it is not chunked."""
+        chunk = next(iter(self.layouts.values())).chunk
+        return chunk[0] if chunk else None
+
+    @property
+    def compressed(self) -> bool:
+        """Whether any dataset passes through a filter (compression, shuffle, checksum)."""
+        return any(layout.filtered for layout in self.layouts.values())
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory for decoded rows while the file is open, at most."""
+        return sum(layout.held_bytes for layout in self.layouts.values())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from hvd_train.data.format import Manifest, ShardEntry, ShardInfo
 from hvd_train.data.hdf5.file import groups_of
 from hvd_train.data.manifest import differences, load_manifest
-from hvd_train.data.places import GROUP, Layout
+from hvd_train.data.places import GROUP, Places
 from hvd_train.errors import DataError
 
 SUFFIXES = (".h5", ".hdf5")
@@ -68,7 +68,7 @@ def locate(path: str, key: str) -> Source:
     return Source(_plain(files))
 
 
-def in_groups(shards: Sequence[Found], layout: Layout) -> Iterator[Found]:
+def in_groups(shards: Sequence[Found], layout: Places) -> Iterator[Found]:
     """The shards; where the fields are in groups of a file, each of its groups as one. Raises `DataError`."""
     for shard in shards:
         if layout.has_groups:

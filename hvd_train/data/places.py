@@ -55,7 +55,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Places:
     """The fields of a sample in a file."""
 
     places: Mapping[str, Place]
@@ -108,12 +108,12 @@ def _text(part: slice | int) -> str:
     return ":".join("" if bound is None else str(bound) for bound in bounds)
 
 
-def plain(names: Sequence[str]) -> Layout:
+def plain(names: Sequence[str]) -> Places:
     """Fields by their places, the inputs first and the targets last. Raises `DataError`."""
-    return Layout({name: parse_place(name, "a dataset") for name in names}, names[0], names[-1])
+    return Places({name: parse_place(name, "a dataset") for name in names}, names[0], names[-1])
 
 
-def layout_of(data: DataConfig) -> Layout:
+def places_of(data: DataConfig) -> Places:
     """As a configuration names them. Raises `DataError`."""
     axis = data.samples_axis
     places = {name: parse_place(text, f"data.fields.{name}", axis) for name, text in data.fields.items()}
@@ -121,12 +121,12 @@ def layout_of(data: DataConfig) -> Layout:
         name = getattr(data, key)
         if name and name not in places:
             places[name] = parse_place(name, f"data.{key}", axis)
-    return Layout(places, data.inputs, data.targets)
+    return Places(places, data.inputs, data.targets)
 
 
-def layout_of_fields(fields: Mapping[str, FieldSpec], inputs: str = "", targets: str = "") -> Layout:
+def places_of_fields(fields: Mapping[str, FieldSpec], inputs: str = "", targets: str = "") -> Places:
     """As the fields of samples in other files. Raises `DataError`."""
     places = {
         name: parse_place(field.place or name, f"`{name}`", field.axis) for name, field in fields.items()
     }
-    return Layout(places, inputs, targets)
+    return Places(places, inputs, targets)

@@ -11,7 +11,7 @@ from hvd_train.data.deal import Span, split_validation
 from hvd_train.data.demo import ensure_digits
 from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.data.locate import locate
-from hvd_train.data.places import layout_of_fields
+from hvd_train.data.places import places_of_fields
 from hvd_train.errors import DataError
 
 
@@ -49,7 +49,7 @@ def select_rows(path: str, sample: SampleSpec, names: Sequence[str]) -> Selectio
     source = locate(str(ensure_digits()) if path == "digits" else path, "--data")
     warnings: list[str] = []
     fields = {name: sample.fields.get(name) or FieldSpec(shape=(), dtype="") for name in names}
-    layout = layout_of_fields(fields, sample.inputs, sample.targets)
+    layout = places_of_fields(fields, sample.inputs, sample.targets)
     read = read_shards(source.validation or source.train, layout, warnings, texts=True)
     infos = [info for info, _ in read]
     for info in infos:

@@ -15,7 +15,7 @@ from hvd_train.data.format import ShardInfo, is_class_dtype
 from hvd_train.data.hdf5.file import read_info
 from hvd_train.data.labels import IGNORED, Labels, join, labels_of_header, labels_of_values
 from hvd_train.data.locate import Found, in_groups
-from hvd_train.data.places import Layout, plain
+from hvd_train.data.places import Places, plain
 from hvd_train.data.survey import SURVEY_BYTES, Survey, Surveys, join_surveys, survey
 from hvd_train.errors import DataError
 from hvd_train.io.output import warn
@@ -58,7 +58,7 @@ def describe(parts: Mapping[str, Sequence[Found]], names: Sequence[str], *, whol
     return [_describe(part, shard, layout, None if whole else share) for part, shard in every]
 
 
-def _describe(part: str, shard: Found, layout: Layout, num_bytes: int | None) -> Described:
+def _describe(part: str, shard: Found, layout: Places, num_bytes: int | None) -> Described:
     info = in_child(shard.path, partial(read_info, shard.path, layout))
     if not info.num_samples:
         return Described(part=part, info=info, surveys={})

@@ -81,6 +81,7 @@ def open_job(options: Options, task: Task | None = None) -> Job:
     names = (*needed_to_predict(sample), *((options.id,) if options.id else ()))
     selected = select_rows(options.data, sample, tuple(dict.fromkeys(names)))
     rows = Rows(selected.spans, selected.fields)
+    rows.require_in_order()
     predictor = Predictor(
         trained=trained,
         rows=rows,

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
 import h5py
 import numpy as np
 
 from hvd_train.data.format import Array, FieldSpec
+from hvd_train.data.hdf5.chunks import DatasetReader, Range, layout_of, pieces
 from hvd_train.data.hdf5.filters import require_filters
 from hvd_train.data.hdf5.recipes import conversion
 from hvd_train.data.hdf5.types import columns, element_type, is_table, text_dtype
+from hvd_train.data.layout import HELD_BYTES, SMALL_BYTES, Layout
 from hvd_train.data.places import Cut, Place
 from hvd_train.errors import DataError, UnsupportedShard
 from hvd_train.io.text import listed, shown
 from hvd_train.liveness import mark
 
-_PIECE_BYTES = 64 << 20
-"""Bytes read at a time: a rank that reads for long reports progress after each piece."""
 # HDF5 reads rows that were never written as zeros, without an end where the number of rows is damaged.
 _MOST_BYTES = 1 << 30
 _MOST_COMPRESSED = 100_000
@@ -71,28 +71,52 @@ class Field:
         """A sample."""
 
     @property
-    def chunk_rows(self) -> int | None:
-        """Samples of one chunk; None where the dataset is not chunked."""
-        return None if self.dataset.chunks is None else int(self.dataset.chunks[self.axis])
+    def layout(self) -> Layout:
+        """How the rows are stored; of a part of the dataset, as if the rest were not there."""
+        itemsize = np.dtype(self.spec.dtype).itemsize
+        stored = layout_of(self.dataset, itemsize)
+        if self._is_stored:
+            return stored
+        chunk = None if stored.chunk is None else (stored.chunk[self.axis], *self.spec.shape)
+        shape = (self.num_rows, *self.spec.shape)
+        return Layout(shape=shape, itemsize=itemsize, chunk=chunk, filtered=stored.filtered)
 
-    def read_into(self, start: int, stop: int, out: Array, call: Callable[..., Any]) -> None:
-        """Reads rows `start` up to `stop` into `out`, C-contiguous, of shape [stop - start, *shape]; values
-        are converted to its dtype.
+    @property
+    def cache_bytes(self) -> int:
+        """Chunk cache to open the dataset with."""
+        if self._is_stored:
+            return self.layout.cache_bytes
+        return min(
+            HELD_BYTES, max(SMALL_BYTES, layout_of(self.dataset, self.dataset.dtype.itemsize).band_bytes)
+        )
+
+    def read_from(self, dataset: h5py.Dataset, call: Callable[..., Any]) -> None:
+        """Rows are read from `dataset`, which is the same one, opened anew.
 
         Args:
-            call: calls what it is given, a function and its arguments.
+            call: what every call of HDF5 goes through, as `call(action, *args)`.
         """
+        self.dataset = dataset
+        self._call = call
+        self._reader = DatasetReader(dataset, layout_of(dataset, np.dtype(self.spec.dtype).itemsize), call)
+
+    def read_into(self, ranges: Sequence[Range], out: Array) -> None:
+        """Reads the rows of `ranges`, in ascending order, into `out`, C-contiguous, of shape [rows, *shape]
+        with as many rows as they have together; values are converted to its dtype."""
         if out.dtype.kind == "S":
             out = out.view(self.dataset.dtype)  # which says as well whether it is UTF-8: HDF5 converts none
-        for begin, end in self._pieces(start, stop):
-            call(self._read, begin, end, out[begin - start : end - start])
-            mark()
+        if self._is_stored:
+            self._reader.read_into(ranges, out)
+            return
+        at = 0
+        for start, stop in ranges:
+            for begin, end in pieces(self.layout, start, stop):
+                self._call(self._read, begin, end, out[at : at + end - begin])
+                at += end - begin
+                mark()
 
     def _read(self, start: int, stop: int, out: Array) -> None:
         rows = (*self._cut[: self.axis], slice(start, stop), *self._cut[self.axis + 1 :])
-        if self._is_stored:
-            self.dataset.read_direct(out, rows)
-            return
         values = self.dataset.astype(self._memory)[rows]
         if self._columns:
             values = self._side_by_side(values)
@@ -105,16 +129,6 @@ class Field:
         if len(columns) == 1:
             return columns[0]
         return np.concatenate([column.reshape(*table.shape, -1) for column in columns], axis=-1)
-
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Row ranges of about `_PIECE_BYTES` that are together `start` to `stop`, cut where chunks end."""
-        row_bytes = max(1, math.prod(self.spec.shape) * np.dtype(self.spec.dtype).itemsize)
-        chunk = self.chunk_rows or 1
-        step = max(1, _PIECE_BYTES // row_bytes // chunk) * chunk
-        while start < stop:
-            end = min((start // step + 1) * step, stop)
-            yield start, end
-            start = end
 
     def _axis(self, axis: int) -> int:
         count = len(self.dataset.shape)

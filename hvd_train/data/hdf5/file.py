@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,10 +20,11 @@ from hvd_train.data.crash import naming
 from hvd_train.data.facts import decode, digest_of
 from hvd_train.data.files import require_regular
 from hvd_train.data.format import Array
+from hvd_train.data.hdf5.chunks import Range, reopened
 from hvd_train.data.hdf5.field import Field
 from hvd_train.data.hdf5.filters import require_filters
 from hvd_train.data.hdf5.links import find, open_dataset, open_file
-from hvd_train.data.places import Layout, Place
+from hvd_train.data.places import Place, Places
 from hvd_train.errors import DataError
 
 
@@ -57,10 +58,10 @@ class ShardFile:
         texts: whether strings of a fixed number of bytes are taken as well, as of a dtype such as `S12`.
     """
 
-    def __init__(self, path: str | Path, layout: Layout, *, texts: bool = False) -> None:
+    def __init__(self, path: str | Path, places: Places, *, texts: bool = False) -> None:
         self._path = str(path)
         self._texts = texts
-        self.file_path, self.group = layout.file_of(self._path)
+        self.file_path, self.group = places.file_of(self._path)
         """The file, and the group in it that is the shard; empty where all of the file is."""
         self._in_hdf5 = naming(path)
         with _explained(self.file_path, _NOT_HDF5):
@@ -68,7 +69,7 @@ class ShardFile:
             self._file = self._in_hdf5(open_file, self.file_path)
         try:
             with _explained(self._path, _CHANGED):
-                self._in_hdf5(self._read_header, layout)
+                self._in_hdf5(self._read_header, places)
         except BaseException:
             self._file.close()
             raise
@@ -85,34 +86,34 @@ class ShardFile:
         """Closes the file. May be called twice."""
         self._file.close()
 
-    def read_into(self, name: str, start: int, stop: int, out: Array) -> None:
-        """Reads rows `start` up to `stop` of dataset `name` into `out`, C-contiguous, of shape
-        [stop - start, *shape]; values are converted to its dtype. Raises `DataError` with the rows."""
-        if start == stop:
-            return
-        num_samples = self.info.num_samples
+    def read_into(self, name: str, ranges: Sequence[Range], out: Array) -> None:
+        """Reads rows of dataset `name`: those of `ranges`, each not empty and after the one before, into
+        `out`, C-contiguous, of shape [rows, *shape] with as many rows as they have together; values are
+        converted to its dtype. Raises `DataError` with the rows."""
+        start, stop, num_samples = ranges[0][0], ranges[-1][1], self.info.num_samples
         if not 0 <= start < stop <= num_samples:
             raise DataError(
                 f"{self._path}: rows {start} to {stop} requested, but the file has {num_samples}. It was "
                 "replaced by a shorter one: start the run again."
             )
         with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _CHANGED):
-            self._fields[name].read_into(start, stop, out, self._in_hdf5)
+            self._fields[name].read_into(ranges, out)
 
     def read(self, name: str, start: int, stop: int) -> Array:
         """Rows `start` up to `stop` of dataset `name`, as `read_into` gives them, in native byte order."""
         field = self.info.fields[name]
         with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _CHANGED):
             out: Array = np.empty((stop - start, *field.shape), np.dtype(field.dtype))
-        self.read_into(name, start, stop, out)
+        if start < stop:
+            self.read_into(name, [(start, stop)], out)
         return out
 
     def read_stored(self, name: str, start: int, stop: int) -> Array:
         """Rows `start` up to `stop` of the dataset of field `name`, all of each row: what checksums cover."""
         with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _CHANGED):
-            field = self._open_field(name, Place(self._paths[name]))
+            (field,) = self._open_fields({name: Place(self._paths[name])}).values()
             out: Array = np.empty((stop - start, *field.spec.shape), np.dtype(field.spec.dtype))
-            field.read_into(start, stop, out, self._in_hdf5)
+            field.read_into([(start, stop)], out)
         return out
 
     def is_whole(self, name: str) -> bool:
@@ -158,10 +159,10 @@ class ShardFile:
         require_filters(dataset, self._path, dataset.name)
         return np.asarray(dataset[()], dtype)
 
-    def _read_header(self, layout: Layout) -> None:
+    def _read_header(self, places: Places) -> None:
         self._facts: fmt.Facts | None = None
-        self._paths = {name: self._path_of(place) for name, place in layout.places.items()}
-        self._fields = {name: self._open_field(name, place) for name, place in layout.places.items()}
+        self._paths = {name: self._path_of(place) for name, place in places.places.items()}
+        self._fields = self._open_fields(places.places)
         lengths = {name: field.num_rows for name, field in self._fields.items()}
         if len(set(lengths.values())) > 1:
             seen = ", ".join(f"`{name}` has {n} rows" for name, n in lengths.items())
@@ -182,11 +183,10 @@ class ShardFile:
             path=self._path,
             num_samples=num_samples,
             fields={name: field.spec for name, field in self._fields.items()},
-            chunk_rows=fields[0].chunk_rows,
+            layouts={name: field.layout for name, field in self._fields.items()},
             contiguous=all(plan.get_layout() == h5py.h5d.CONTIGUOUS for plan in plans),
-            compressed=any(plan.get_nfilters() > 0 for plan in plans),
-            class_counts=self._class_counts(layout.targets),
-            scale=self._scale(layout.inputs),
+            class_counts=self._class_counts(places.targets),
+            scale=self._scale(places.inputs),
             checksum_rows=checksum_rows,
             facts_digest=digest,
         )
@@ -195,6 +195,13 @@ class ShardFile:
     def _path_of(self, place: Place) -> str:
         path = (place.in_group(self.group) if self.group else place).dataset
         return "/".join(part for part in path.split("/") if part)
+
+    def _open_fields(self, places: Mapping[str, Place]) -> dict[str, Field]:
+        fields = {name: self._open_field(name, place) for name, place in places.items()}
+        datasets = reopened([(field.dataset, field.cache_bytes) for field in fields.values()])
+        for field, dataset in zip(fields.values(), datasets, strict=True):
+            field.read_from(dataset, self._in_hdf5)
+        return fields
 
     def _open_field(self, name: str, place: Place) -> Field:
         dataset = open_dataset(self._file, self._path_of(place), self._path)
@@ -285,16 +292,16 @@ def _integer(value: Any) -> int | None:
     return None if value is None else operator.index(value)
 
 
-def read_info(path: str | Path, layout: Layout, *, texts: bool = False) -> fmt.ShardInfo:
+def read_info(path: str | Path, places: Places, *, texts: bool = False) -> fmt.ShardInfo:
     """The header of a shard. Arguments and errors are those of `ShardFile`."""
-    with ShardFile(path, layout, texts=texts) as shard:
+    with ShardFile(path, places, texts=texts) as shard:
         return shard.info
 
 
-def groups_of(path: str, layout: Layout) -> list[str]:
-    """The groups of a file that hold fields of `layout`, sorted by name: of those that are in groups. Raises
+def groups_of(path: str, places: Places) -> list[str]:
+    """The groups of a file that hold fields of `places`, sorted by name: of those that are in groups. Raises
     `DataError` where there are none, and for a file that cannot be read."""
-    first = next(place.dataset for place in layout.places.values() if place.has_groups)
+    first = next(place.dataset for place in places.places.values() if place.has_groups)
     parent = [part for part in first.split("/") if part]
     parent = parent[: parent.index("*")]
     in_hdf5 = naming(path)
@@ -303,7 +310,7 @@ def groups_of(path: str, layout: Layout) -> list[str]:
         file = in_hdf5(open_file, path)
     with file, _explained(path, _CHANGED):
         groups = in_hdf5(_groups_in, file, "/".join(parent), path)
-        wanted = [place for place in layout.places.values() if place.has_groups]
+        wanted = [place for place in places.places.values() if place.has_groups]
         found = [
             g for g in groups if any(find(file, p.in_group(g).dataset, path) is not None for p in wanted)
         ]

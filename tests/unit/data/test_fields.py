@@ -15,7 +15,7 @@ from hvd_train.data.check import check_shard
 from hvd_train.data.format import Array, FieldSpec, SampleSpec
 from hvd_train.data.hdf5.file import read_info
 from hvd_train.data.locate import Found
-from hvd_train.data.places import Place, layout_of, parse_place, plain
+from hvd_train.data.places import Place, parse_place, places_of, plain
 from hvd_train.data.rows import Rows
 from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part
@@ -200,7 +200,7 @@ def test_parts_of_rows_are_compared_with_the_checksums_of_all(tmp_path: Path) ->
 
 def test_names_in_the_configuration() -> None:
     data = DataConfig(fields={"x": "a/b", "extra": "c"}, inputs="x", targets="t[0]", mask="m")
-    layout = layout_of(data)
+    layout = places_of(data)
     assert {name: str(place) for name, place in layout.places.items()} == {
         "x": "a/b",
         "extra": "c",
@@ -208,7 +208,7 @@ def test_names_in_the_configuration() -> None:
         "m": "m",
     }
     with pytest.raises(DataError, match=r"data\.targets = 't\[': expected"):
-        layout_of(DataConfig(targets="t["))
+        places_of(DataConfig(targets="t["))
 
 
 def test_the_header_of_arrays_as_values(tmp_path: Path) -> None:

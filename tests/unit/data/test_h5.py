@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from hvd_train.data.hdf5 import field
+from hvd_train.data.hdf5 import chunks
 from hvd_train.data.hdf5.file import ShardFile, read_info
 from hvd_train.data.places import plain
 from hvd_train.errors import DataError
@@ -241,9 +241,9 @@ def test_rows_are_read_in_pieces_that_end_where_chunks_end(
     path = write_foreign(tmp_path / "a.h5", 40, **layout)
     with ShardFile(path, plain(NAMES)) as file:
         whole = file.read("inputs", 0, 40)
-        monkeypatch.setattr(field, "_PIECE_BYTES", 12 * whole[0].nbytes)
+        monkeypatch.setattr(chunks, "_PIECE_BYTES", 12 * whole[0].nbytes)
         marks: list[int] = []
-        monkeypatch.setattr(field, "mark", lambda: marks.append(1))
+        monkeypatch.setattr(chunks, "mark", lambda: marks.append(1))
         for start, stop in ((0, 40), (7, 33), (39, 40)):
             marks.clear()
             assert (file.read("inputs", start, stop) == whole[start:stop]).all()

@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 import tracemalloc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -326,9 +326,9 @@ def test_stream_mixes_blocks_and_reads_whole_chunks(tmp_path: Path, monkeypatch:
     ranges: list[tuple[int, int]] = []
     read_into = ShardFile.read_into
 
-    def recording(shard: ShardFile, name: str, start: int, stop: int, out: Array) -> None:
-        read_into(shard, name, start, stop, out)
-        ranges.append((start, stop))
+    def recording(shard: ShardFile, name: str, rows: Sequence[tuple[int, int]], out: Array) -> None:
+        read_into(shard, name, rows, out)
+        ranges.extend(rows)
 
     monkeypatch.setattr(ShardFile, "read_into", recording)
     reader = StreamReader(Rows([Span(str(path), 13, 95)], FIELDS), 0, block_bytes=ROW_BYTES, window_blocks=4)

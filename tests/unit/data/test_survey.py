@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     ranges: list[tuple[int, int]] = []
     whole = ShardFile.read_into
 
-    def spy(file: ShardFile, name: str, start: int, stop: int, out: Any) -> None:
-        ranges.append((start, stop))
-        whole(file, name, start, stop, out)
+    def spy(file: ShardFile, name: str, rows: Sequence[tuple[int, int]], out: Any) -> None:
+        ranges.extend(rows)
+        whole(file, name, rows, out)
 
     monkeypatch.setattr(ShardFile, "read_into", spy)
     return ranges
