@@ -29,7 +29,7 @@ TEST = [
     *("pytest", "pytest-timeout", "jsonschema", "hypothesis"),
     *("httpx2", "playwright", "axe-playwright-python", *MONITOR),
     *(*TENSORBOARD, "tensorboard", *METRICS, "mlflow-skinny", "wandb"),
-    *(*EXPORT, *PARQUET, *FILTERS),
+    *(*EXPORT, *PARQUET),
 ]
 
 

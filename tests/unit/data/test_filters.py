@@ -21,7 +21,7 @@ from tests.launching import Job, run
 from tests.unit.data.recipes import hdf5_tool
 from tests.unit.data.shards import inputs_of, write_foreign
 
-hdf5plugin = pytest.importorskip("hdf5plugin", reason="hdf5plugin is not installed: `make setup` brings it")
+hdf5plugin = pytest.importorskip("hdf5plugin", reason="hdf5plugin is not installed")
 
 ZSTD, NOWHERE = 32015, 32999
 """The second has no owner."""
