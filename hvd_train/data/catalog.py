@@ -18,6 +18,7 @@ from hvd_train.data.locate import Found, in_groups, locate
 from hvd_train.data.places import Places, places_of, places_of_fields
 from hvd_train.data.repeats import Origin, origin_of, refuse_repeats
 from hvd_train.errors import DataError
+from hvd_train.io.text import counted
 
 _SCAN_BYTES = 8 << 20
 _MAX_LISTED = 12
@@ -211,9 +212,21 @@ def read_shards(
     named = ", ".join(empty[:_MAX_LISTED]) + more
     if read and len(empty) == len(read):
         raise DataError(f"{named}: no samples. Expected at least 1 in one of the shards.")
+    warnings += packed_lines([info for info, _ in read])
     if empty:
         warnings.append(f"{named}: no samples: skipped ({len(empty)} of {len(read)} shards).")
     return [(info, origin) for info, origin in read if info.num_samples > 0]
+
+
+def packed_lines(infos: Sequence[ShardInfo]) -> list[str]:
+    """How the values of shards are read by their attributes, a line for each field."""
+    lines = []
+    for name in dict.fromkeys(name for info in infos for name in info.packed):
+        packed = [info for info in infos if name in info.packed]
+        others = len({info.packed[name] for info in packed}) - 1
+        more = f" ({counted(others, 'other set')} of them in other files)" if others else ""
+        lines.append(f"{packed[0].path}: `{name}` is {packed[0].packed[name]}{more}.")
+    return lines
 
 
 def _read_shard(shard: Found, layout: Places, texts: bool) -> tuple[ShardInfo, Origin]:

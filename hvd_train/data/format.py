@@ -169,6 +169,9 @@ class ShardInfo:
     checksum_rows: int | None
     """Rows of one checksummed block; None where the shard carries no checksums."""
 
+    packed: Mapping[str, str]
+    """How the values of some datasets are read by their attributes, in words."""
+
     facts_digest: str | None
     """Digest of the shard's `Facts`, by which its manifest knows it; None for schema 1 and foreign files."""
 

@@ -14,7 +14,7 @@ from hvd_train.data.manifest import differences, load_manifest
 from hvd_train.data.places import GROUP, Places
 from hvd_train.errors import DataError
 
-SUFFIXES = (".h5", ".hdf5")
+SUFFIXES = (".h5", ".hdf5", ".nc", ".nc4", ".he5", ".h5ad")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Source:
 
 
 def locate(path: str, key: str) -> Source:
-    """The shards of a folder (by its manifest.json, else its .h5 and .hdf5 files), a file, or a glob pattern.
+    """The shards of a folder (by its manifest.json, else its HDF5 files), a file, or a glob pattern.
 
     Files are sorted by name, shards of a manifest keep its order. Raises `DataError`, with `key`
     as the name of what the user gave, where nothing is found.
@@ -83,7 +83,8 @@ def _files_in(folder: str, key: str) -> list[str]:
     if not files:
         raise DataError(
             f"{key} = {folder!r}: the folder holds neither manifest.json nor files ending in "
-            f"{' or '.join(SUFFIXES)}. Write some with `hvd_train shard write`, or give a glob pattern."
+            f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}. "
+            "Write some with `hvd_train shard write`, or give a glob pattern."
         )
     return files
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 from hvd_train.data import remarks
+from hvd_train.data.catalog import packed_lines
 from hvd_train.data.check import unlike
 from hvd_train.data.crash import in_child
 from hvd_train.data.deal import Span
@@ -113,6 +114,7 @@ def remarks_on(shards: Sequence[Described], names: Sequence[str]) -> list[str]:
     """What looks wrong in the shards of one path, one sentence each."""
     with_rows = [shard for shard in shards if shard.surveys]
     lines = [shard.unreadable for shard in shards if shard.unreadable]
+    lines += packed_lines([shard.info for shard in shards])
     for shard in with_rows:
         lines += unlike(shard.info, with_rows[0].info)
     alike = [shard for shard in with_rows if shard.info.fields == with_rows[0].info.fields]

@@ -12,6 +12,7 @@ import numpy as np
 from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.hdf5.chunks import DatasetReader, Range, layout_of, pieces
 from hvd_train.data.hdf5.filters import require_filters
+from hvd_train.data.hdf5.packing import packing_of
 from hvd_train.data.hdf5.recipes import conversion
 from hvd_train.data.hdf5.types import columns, element_type, is_table, text_dtype
 from hvd_train.data.layout import HELD_BYTES, SMALL_BYTES, Layout
@@ -37,10 +38,19 @@ class Field:
         name: of the field.
         file_bytes: of the whole file.
         texts: whether strings of a fixed number of bytes are taken as well.
+        foreign: whether attributes may say what the values are; those of this program's files do not.
     """
 
     def __init__(
-        self, path: str, name: str, dataset: h5py.Dataset, place: Place, *, file_bytes: int, texts: bool
+        self,
+        path: str,
+        name: str,
+        dataset: h5py.Dataset,
+        place: Place,
+        *,
+        file_bytes: int,
+        texts: bool,
+        foreign: bool,
     ) -> None:
         self._name = dataset.name.strip("/")
         self._where = f"{path}: dataset `{self._name}`"
@@ -50,6 +60,10 @@ class Field:
         self._cut = self._all_axes(place.cut)
         self._columns = place.columns
         dtype, inner = self._types(place.columns, texts)
+        self._raw = dtype
+        self.packing = packing_of(dataset, dtype, self._where) if foreign and not place.columns else None
+        """How what is stored becomes values; None if as it is."""
+        dtype = self.packing.dtype if self.packing else dtype
         self._refuse_bombs(dtype, file_bytes)
         require_filters(dataset, path, self._name)
         self.is_whole = not (place.columns or place.cut or self.axis)
@@ -73,7 +87,7 @@ class Field:
     @property
     def layout(self) -> Layout:
         """How the rows are stored; of a part of the dataset, as if the rest were not there."""
-        itemsize = np.dtype(self.spec.dtype).itemsize
+        itemsize = self._raw.itemsize
         stored = layout_of(self.dataset, itemsize)
         if self._is_stored:
             return stored
@@ -98,22 +112,36 @@ class Field:
         """
         self.dataset = dataset
         self._call = call
-        self._reader = DatasetReader(dataset, layout_of(dataset, np.dtype(self.spec.dtype).itemsize), call)
+        self._reader = DatasetReader(dataset, layout_of(dataset, self._raw.itemsize), call)
 
     def read_into(self, ranges: Sequence[Range], out: Array) -> None:
         """Reads the rows of `ranges`, in ascending order, into `out`, C-contiguous, of shape [rows, *shape]
         with as many rows as they have together; values are converted to its dtype."""
         if out.dtype.kind == "S":
             out = out.view(self.dataset.dtype)  # which says as well whether it is UTF-8: HDF5 converts none
-        if self._is_stored:
+        if self._is_stored and self.packing is None:
             self._reader.read_into(ranges, out)
             return
         at = 0
         for start, stop in ranges:
             for begin, end in pieces(self.layout, start, stop):
-                self._call(self._read, begin, end, out[at : at + end - begin])
+                self._read_piece(begin, end, out[at : at + end - begin])
                 at += end - begin
-                mark()
+
+    def _read_piece(self, start: int, stop: int, out: Array) -> None:
+        raw: Array = out if self.packing is None else np.empty(out.shape, self._raw)
+        if self._is_stored:
+            self._reader.read_into([(start, stop)], raw)
+        else:
+            self._call(self._read, start, stop, raw)
+            mark()
+        wrong = self.packing.unpack(raw, out) if self.packing else None
+        if self.packing and wrong is not None:
+            raise DataError(
+                f"{self._where}: row {start + wrong} has a missing value, {self.packing.words}. Expected "
+                "none in integers that are not packed: leave the row out, or write floating-point numbers with "
+                "NaN for it."
+            )
 
     def _read(self, start: int, stop: int, out: Array) -> None:
         rows = (*self._cut[: self.axis], slice(start, stop), *self._cut[self.axis + 1 :])

@@ -188,6 +188,7 @@ class ShardFile:
             class_counts=self._class_counts(places.targets),
             scale=self._scale(places.inputs),
             checksum_rows=checksum_rows,
+            packed={name: field.packing.words for name, field in self._fields.items() if field.packing},
             facts_digest=digest,
         )
         """The shard's header."""
@@ -206,7 +207,15 @@ class ShardFile:
     def _open_field(self, name: str, place: Place) -> Field:
         dataset = open_dataset(self._file, self._path_of(place), self._path)
         file_bytes = os.path.getsize(self.file_path)
-        return Field(self._path, name, dataset, place, file_bytes=file_bytes, texts=self._texts)
+        return Field(
+            self._path,
+            name,
+            dataset,
+            place,
+            file_bytes=file_bytes,
+            texts=self._texts,
+            foreign=fmt.ATTR_SCHEMA not in self._file.attrs,
+        )
 
     def _remedy_of_lengths(self) -> str:
         if any("MATLAB_class" in field.dataset.attrs for field in self._fields.values()):
