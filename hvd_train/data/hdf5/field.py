@@ -139,8 +139,8 @@ class Field:
         if self.packing and wrong is not None:
             raise DataError(
                 f"{self._where}: row {start + wrong} has a missing value, {self.packing.words}. Expected "
-                "none in integers that are not packed: leave the row out, or write floating-point numbers with "
-                "NaN for it."
+                "none in integers that are not packed: leave the row out, or write floating-point numbers, "
+                "which can be NaN."
             )
 
     def _read(self, start: int, stop: int, out: Array) -> None:

@@ -2,8 +2,8 @@
 
 A value is raw * `scale_factor` + `add_offset`. One whose raw value is `_FillValue` or `missing_value`, or
 outside of `valid_min`, `valid_max` or `valid_range`, is missing: not a number where values are floating-point
-numbers, an error where they are not. With `_Unsigned` raw integers are unsigned. What netCDF writes where nothing
-was written is not missing unless `_FillValue` says so.
+numbers, an error where they are not. With `_Unsigned` raw integers are unsigned. What netCDF fills a dataset
+with by default is not missing unless `_FillValue` says so.
 """
 
 from __future__ import annotations
