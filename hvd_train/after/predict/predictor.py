@@ -117,9 +117,10 @@ class Predictor:
         missing = error.args[0] if isinstance(error, KeyError) and error.args else None
         known = needed_to_predict(sample)
         if missing in sample.fields and missing not in known:
+            has = ", ".join(f"`{name}`" for name in known)
             return (
-                f"transform or predict of {task} needs `{missing}`, but a batch to predict on has "
-                f"{', '.join(f'`{name}`' for name in known)} only: its targets may not be known. Use `{missing}` only "
+                f"transform or predict of {task} needs `{missing}`, but a batch to predict on has {has} only: "
+                f"its targets may not be known. Use `{missing}` only "
                 f'`if "{missing}" in batch`.\n{"".join(traceback.format_exception(error))}'
             )
         return f"{task} cannot predict {where}:\n{''.join(traceback.format_exception(error))}"
