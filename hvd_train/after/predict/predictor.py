@@ -119,8 +119,8 @@ class Predictor:
         if missing in sample.fields and missing not in known:
             has = ", ".join(f"`{name}`" for name in known)
             return (
-                f"transform or predict of {task} needs `{missing}`, but a batch to predict on has {has} only: "
-                f"its targets may not be known. Use `{missing}` only "
+                f"transform or predict of {task} needs `{missing}`, but a batch to predict on has {has} "
+                f"only: its targets may not be known. Use `{missing}` only "
                 f'`if "{missing}" in batch`.\n{"".join(traceback.format_exception(error))}'
             )
         return f"{task} cannot predict {where}:\n{''.join(traceback.format_exception(error))}"
