@@ -24,6 +24,7 @@ TENSORBOARD = ["tensorboardX"]
 METRICS = ["prometheus-client"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 PARQUET = ["pyarrow"]
+FILTERS = ["hdf5plugin"]
 TEST = [
     *("pytest", "pytest-timeout", "jsonschema", "hypothesis"),
     *("httpx2", "playwright", "axe-playwright-python", *MONITOR),
@@ -137,6 +138,7 @@ setup(
         "metrics": METRICS,
         "export": EXPORT,
         "parquet": PARQUET,
+        "filters": FILTERS,
         "test": TEST,
         "dev": [*TEST, "ruff", "mypy", "import-linter", "pre-commit"],
     },

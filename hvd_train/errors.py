@@ -4,6 +4,7 @@
     |-- UserError                what the user gave cannot be run; exit code 2
     |   |-- ConfigError          a key, a flag or a value
     |   |-- DataError            a shard, a manifest, a dataset
+    |   |   `-- UnsupportedShard a shard that need not be damaged
     |   |-- TaskError            the user's task, model or optimizer
     |   |-- EnvironmentMismatch  what is installed, or what started the program
     |   |   |-- MPIMismatch      the MPI at run time is not the one that was built against
@@ -55,6 +56,10 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A shard, a manifest or a dataset that cannot be used."""
+
+
+class UnsupportedShard(DataError):
+    """A shard that need not be damaged, but that cannot be read as it is, or with what is installed here."""
 
 
 class TaskError(UserError):

@@ -15,8 +15,11 @@ from hvd_train.comm.agree import require_equal, together
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import versions
 from hvd_train.config import Config, DataConfig, flatten
-from hvd_train.data.catalog import Catalog, find_shards, make_catalog, scale_warning, summarize_labels
+from hvd_train.data import remarks
+from hvd_train.data.catalog import Catalog, find_shards, make_catalog, summarize_labels
 from hvd_train.data.deal import Span, deal
+from hvd_train.data.labels import IGNORED
+from hvd_train.data.survey import Survey, join_surveys, survey
 from hvd_train.environment import machine
 from hvd_train.environment.binding import CoreBinding, complaints, core_binding
 from hvd_train.environment.launcher import detect, forgotten_tasks
@@ -27,7 +30,7 @@ from hvd_train.run.model_state import saved_state
 from hvd_train.run.random_state import seed_rank
 from hvd_train.tasks.base import Task
 from hvd_train.tasks.building import build, refuse_single_rows
-from hvd_train.tasks.built_in import takes_tokens
+from hvd_train.tasks.built_in import takes_tokens, targets_of
 from hvd_train.tasks.load import make_task
 from hvd_train.tasks.models import scales_integers
 from hvd_train.tasks.parameters import freeze
@@ -54,6 +57,10 @@ class Prepared:
     """The training rows of every rank."""
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    surveys: dict[str, Survey]
+    """What the values of the training rows are, by dataset; empty on every rank but 0."""
+    remarks: list[str]
+    """What looks wrong in them, one sentence each; empty on every rank but 0."""
 
 
 def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
@@ -73,6 +80,12 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
     model, optimizer = together(comm, lambda: _build(config, chosen, catalog, parts[comm.rank], comm.rank))
     shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in saved_state(model)[0].items()}
     require_equal(comm, "models", shapes, "The task must build the same model on every rank.")
+    surveys = _survey(chosen, catalog, parts, comm)
+    found = together(
+        comm, lambda: _remarks(config.data, chosen, model, catalog, parts, surveys) if surveys else []
+    )
+    for line in found:
+        warn(line)
     seed_rank(config.seed, comm.rank)
     return Prepared(
         config=config,
@@ -87,6 +100,8 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
         parts=parts,
         model=model,
         optimizer=optimizer,
+        surveys=surveys,
+        remarks=found,
     )
 
 
@@ -132,11 +147,44 @@ def _build(
     elif num_rows(mine) == 1:
         why = f"rank {rank} has no other row. Use fewer ranks"
         refuse_single_rows(model, task, catalog, mine, why)
-    if rank == 0 and scales_integers(model):
-        warning = scale_warning(catalog, config.data)
-        if warning:
-            warn(warning)
     return model, make_optimizer(model, config.optim)
+
+
+def _survey(
+    task: Task, catalog: Catalog, parts: list[tuple[Span, ...]], comm: Communicator
+) -> dict[str, Survey]:
+    """What the values of the training rows are, from some rows of each rank; on rank 0. Collective."""
+    sample = catalog.sample
+    fills = {sample.targets: IGNORED} if targets_of(task, sample) == "classes" else {}
+    mine = together(comm, lambda: survey(parts[comm.rank], sample.fields, fills=fills))
+    every = comm.allgather(mine)
+    return join_surveys(every) if comm.rank == 0 else {}
+
+
+def _remarks(
+    data: DataConfig,
+    task: Task,
+    model: nn.Module,
+    catalog: Catalog,
+    parts: list[tuple[Span, ...]],
+    surveys: dict[str, Survey],
+) -> list[str]:
+    """What looks wrong in the values, for this task and model."""
+    sample = catalog.sample
+    integers: remarks.Integers = "tokens" if takes_tokens(task) else "unknown"
+    if scales_integers(model):
+        known = data.scale is not None or catalog.shards[0].scale is not None
+        integers = "scaled" if known else "unscaled"
+    floats = type(task).transform is Task.transform
+    kind = targets_of(task, sample)
+    num_classes = (sample.num_classes or 0) if kind == "classes" else 0
+    lines = [
+        *remarks.of_inputs(surveys[sample.inputs], integers, floats=floats),
+        *remarks.of_targets(surveys[sample.targets], kind, catalog.labels, num_classes),
+    ]
+    if kind == "classes" and data.path != "digits":  # whose two shards are split by class on purpose
+        lines.append(remarks.alone(parts, catalog.shards))
+    return [line for line in dict.fromkeys(lines) if line]
 
 
 def _facts(catalog: Catalog) -> dict[str, Any]:

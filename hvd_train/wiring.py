@@ -299,12 +299,12 @@ class Wiring:
 
     def _compare_samples(self, saved: SavedCheckpoint) -> None:
         before, now = saved.sample.to_json(), self.prepared.catalog.sample.to_json()
-        unlike = [key for key in now if before.get(key) != now[key]]
+        unlike = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if unlike:
             raise RunDirectoryError(
                 f"{saved.folder} was trained on samples with {_named(before, unlike)}; those of data.path "
-                f"have {_named(now, unlike)}. Give the data that the run began with, and its data.inputs, "
-                "data.targets and data.scale."
+                f"have {_named(now, unlike)}. Give the data that the run began with, and all that its "
+                "configuration says of a sample under `data`."
             )
 
     def _fitting(self, state: State, part: Stateful) -> State:
@@ -360,6 +360,8 @@ class Wiring:
             shards_per_rank=shards,
             samples_per_rank=[num_rows(part) for part in prepared.parts],
             validation_samples=training.evaluator.num_samples,
+            values={name: found.values.figures() for name, found in prepared.surveys.items()},
+            remarks=prepared.remarks,
             metric=config.evaluate.metric,
             stop_rules={name: rule for name, rule in rules.items() if rule},
             config_hash=hashlib.sha256(repr(sorted(flatten(config).items())).encode()).hexdigest()[:16],

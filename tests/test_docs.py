@@ -20,8 +20,9 @@ from hvd_train.algorithm.worker import Worker, steps_per_epoch
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import Config, DataConfig, StopConfig, flatten
 from hvd_train.data.catalog import open_catalog
-from hvd_train.data.reader import BLOCK_BYTES, WINDOW_BLOCKS, make_reader
+from hvd_train.data.reader import make_reader
 from hvd_train.data.sources import Arrays
+from hvd_train.data.windows import BLOCK_BYTES, WINDOW_BLOCKS
 from hvd_train.data.writer import write_part
 from hvd_train.record.events import SCHEMA_FILE
 from hvd_train.record.wording import REASONS

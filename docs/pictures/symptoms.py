@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import hvd_train
 from hvd_train.config import ModelConfig
-from hvd_train.data.h5 import Array, ShardFile
+from hvd_train.data.format import Array
+from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.environment.launcher import detect
 from hvd_train.tasks.base import Batch, Sums
 from hvd_train.tasks.built_in import Classification

@@ -79,7 +79,8 @@ class ValidationEvaluator:
         watched: a metric that is wanted though it is an entry of a vector: `recall[3]`.
         also: called in evaluations for each batch before it is evaluated, with its first row.
 
-    Raises `TaskError` for metrics that cannot be gathered.
+    Raises `TaskError` for metrics that cannot be gathered, and `DataError` for rows in chunks that each
+    evaluation would decode many times.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class ValidationEvaluator:
         watched: str = "",
         also: Callable[[int, Batch], None] = lambda start, batch: None,
     ) -> None:
+        rows.require_in_order()
         self._comm = comm
         self._task = task
         self._model = model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from tyro.conf import arg
@@ -22,11 +22,28 @@ class DataConfig:
     """Validation data of a source without a manifest: a path or glob pattern, or a fraction of the training
     rows (0.1), split off in blocks. Empty: the validation part of the manifest, else none."""
 
+    fields: dict[str, str] = field(default_factory=dict)
+    """What a sample is made of: a name in the batch -> its place in every file. A place is a dataset
+    (`entry/data`), columns of a table (`table[x,y]`) or a part of each sample (`spectrum[100:900]`). Inputs,
+    targets, weights and the mask need no entry where the dataset has the name itself."""
+
     inputs: str = "inputs"
-    """Name of the HDF5 dataset that holds the inputs; samples are along the first axis."""
+    """Name of the field, or of the HDF5 dataset, that holds the inputs."""
 
     targets: str = "targets"
-    """Name of the HDF5 dataset that holds the targets."""
+    """Name of the field, or of the HDF5 dataset, that holds the targets."""
+
+    weights: str = ""
+    """Name of the field, or of the HDF5 dataset, with a weight for each sample, not below 0: its loss and its
+    part in the error are multiplied by it; a sample of weight 0 does not count. Empty: all count alike."""
+
+    mask: str = ""
+    """Name of the field, or of the HDF5 dataset, that marks what counts of the targets of a sample (true or
+    not 0), in their shape. Empty: all of them."""
+
+    samples_axis: int = 0
+    """The axis of the datasets along which the samples are; -1 for the last, as files of MATLAB have it where
+    its matrices have one row a sample."""
 
     batch_size: Annotated[int, arg(aliases=["--batch-size"])] = 64
     """Samples of one local step on one rank."""
@@ -42,6 +59,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         require_usable(self, "data.")
         require(self.path != "", "data.path", self.path, "a path, a glob pattern or `digits`")
+        require(self.inputs != "", "data.inputs", self.inputs, "the name of a field or dataset")
+        require(self.targets != "", "data.targets", self.targets, "the name of a field or dataset")
+        require(
+            -8 <= self.samples_axis <= 8, "data.samples_axis", self.samples_axis, "an axis, such as 0 or -1"
+        )
         require(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1 sample")
         if isinstance(self.validation, (int, float)):
             expected = "a fraction between 0 and 1"

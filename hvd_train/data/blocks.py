@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from hvd_train.data.format import FieldSpec
-from hvd_train.data.h5 import Array
+from hvd_train.data.format import Array, FieldSpec
 
 
 def row_bytes(field: FieldSpec) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
 
 from hvd_train.config import DataConfig
 from hvd_train.data.blocks import rows_per_block
@@ -13,15 +12,16 @@ from hvd_train.data.check import unlike
 from hvd_train.data.deal import Span, deal, split_validation
 from hvd_train.data.demo import ensure_digits
 from hvd_train.data.format import SampleSpec, ShardInfo, is_class_dtype
-from hvd_train.data.h5 import ShardFile
-from hvd_train.data.labels import Labels, Unclassed, join, labels_of, labels_of_counts, objection, unscaled
-from hvd_train.data.locate import Found, locate
+from hvd_train.data.hdf5.file import ShardFile
+from hvd_train.data.labels import Labels, Unclassed, join, labels_of, labels_of_header, objection
+from hvd_train.data.locate import Found, in_groups, locate
+from hvd_train.data.places import Places, places_of, places_of_fields
 from hvd_train.data.repeats import Origin, origin_of, refuse_repeats
 from hvd_train.errors import DataError
+from hvd_train.io.text import counted
 
 _SCAN_BYTES = 8 << 20
 _MAX_LISTED = 12
-_GLANCE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,11 @@ class Catalog:
     validation: tuple[Span, ...]
     """Rows to evaluate on; empty where there are none."""
 
+    labels: Labels
+    """What is known of the integer targets of the training shards."""
+
     warnings: tuple[str, ...] = ()
-    """What a user should know of the data, one line each."""
+    """What a user should know of the shards, one line each."""
 
 
 def open_catalog(data: DataConfig, *, tokens: bool = False) -> Catalog:
@@ -78,9 +81,9 @@ def find_shards(data: DataConfig) -> Shards:
     to the same rows.
     """
     train, validation = _find_parts(data)
-    names = tuple(dict.fromkeys((data.inputs, data.targets)))
+    layout = places_of(data)
     warnings: list[str] = []
-    read = [read_shards(part, names, warnings) for part in (train, validation)]
+    read = [read_shards(part, layout, warnings) for part in (train, validation)]
     refuse_repeats(*([origin for _, origin in part] for part in read))
     train_infos, validation_infos = (tuple(info for info, _ in part) for part in read)
     sample = _agree((*train_infos, *validation_infos), data)
@@ -111,29 +114,22 @@ def summarize_labels(
 def _summarize_part(
     infos: Sequence[ShardInfo], spec: SampleSpec, rank: int, world_size: int, tokens: bool
 ) -> Labels:
-    known = [_recorded(info, spec.targets) for info in infos]
+    known = [labels_of_header(info, spec.targets) for info in infos]
     unread = [info for info, labels in zip(infos, known, strict=True) if labels is None]
     found = [labels for labels in known if labels is not None and rank == 0]
     # A target that is also an input token cannot be a mark to be ignored.
     ignore = not (tokens and spec.inputs == spec.targets)
-    found.append(_read_labels(deal(whole(unread), world_size)[rank], spec.targets, ignore))
+    found.append(_read_labels(deal(whole(unread), world_size)[rank], spec, spec.targets, ignore))
     if tokens and spec.inputs != spec.targets and is_class_dtype(spec.fields[spec.inputs].dtype):
-        found.append(_read_labels(deal(whole(infos), world_size)[rank], spec.inputs, ignore=False))
+        found.append(_read_labels(deal(whole(infos), world_size)[rank], spec, spec.inputs, ignore=False))
     return join(found)
 
 
-def _recorded(info: ShardInfo, targets: str) -> Labels | None:
-    """What the shard's class counts say, if it has some and holds nothing else."""
-    counts, num_values = info.class_counts, info.num_samples * prod(info.fields[targets].shape)
-    if counts is None or sum(counts) != num_values:
-        return None
-    return labels_of_counts(counts, targets, info.path)
-
-
-def _read_labels(spans: Sequence[Span], name: str, ignore: bool) -> Labels:
+def _read_labels(spans: Sequence[Span], spec: SampleSpec, name: str, ignore: bool) -> Labels:
     found = []
+    layout = places_of_fields({name: spec.fields[name]})
     for span in spans:
-        with ShardFile(span.shard, (name,)) as shard:
+        with ShardFile(span.shard, layout) as shard:
             rows = rows_per_block(shard.info.fields[name], _SCAN_BYTES)
             for start in range(span.start, span.stop, rows):
                 block = shard.read(name, start, min(start + rows, span.stop))
@@ -154,6 +150,7 @@ def make_catalog(
         shards=(*shards.train, *shards.validation),
         train=train,
         validation=validation,
+        labels=join(train_labels for train_labels, _ in summaries),
         warnings=shards.warnings,
     )
 
@@ -177,18 +174,6 @@ def _with_classes(shards: Shards, summaries: Sequence[LabelSummary], tokens: boo
 def whole(infos: Sequence[ShardInfo]) -> tuple[Span, ...]:
     """All rows of some shards."""
     return tuple(Span(info.path, 0, info.num_samples) for info in infos)
-
-
-def scale_warning(catalog: Catalog, data: DataConfig) -> str:
-    """A warning of integer inputs without a known scale, for models that multiply by it; empty if there is
-    nothing to warn of. Reads the first rows of the first shard. Raises `DataError`."""
-    first, field = catalog.shards[0], catalog.sample.fields[data.inputs]
-    known = data.scale is not None or first.scale is not None
-    if known or not is_class_dtype(field.dtype) or field.dtype == "bool":
-        return ""
-    rows = min(first.num_samples, rows_per_block(field, _GLANCE_BYTES))
-    seen = _read_labels([Span(first.path, 0, rows)], data.inputs, ignore=False)
-    return unscaled(seen, field, rows)
 
 
 def _find_parts(data: DataConfig) -> tuple[tuple[Found, ...], tuple[Found, ...]]:
@@ -217,23 +202,35 @@ def _find_parts(data: DataConfig) -> tuple[tuple[Found, ...], tuple[Found, ...]]
 
 
 def read_shards(
-    part: Sequence[Found], names: tuple[str, ...], warnings: list[str], *, texts: bool = False
+    part: Sequence[Found], layout: Places, warnings: list[str], *, texts: bool = False
 ) -> list[tuple[ShardInfo, Origin]]:
     """The headers of a part's shards, without those that have no samples. With `texts` datasets of them may
     hold strings of a fixed number of bytes."""
-    read = [_read_shard(shard, names, texts) for shard in part]
+    read = [_read_shard(shard, layout, texts) for shard in in_groups(part, layout)]
     empty = [info.path for info, _ in read if info.num_samples == 0]
     more = f" and {len(empty) - _MAX_LISTED} more" if len(empty) > _MAX_LISTED else ""
     named = ", ".join(empty[:_MAX_LISTED]) + more
     if read and len(empty) == len(read):
         raise DataError(f"{named}: no samples. Expected at least 1 in one of the shards.")
+    warnings += packed_lines([info for info, _ in read])
     if empty:
         warnings.append(f"{named}: no samples: skipped ({len(empty)} of {len(read)} shards).")
     return [(info, origin) for info, origin in read if info.num_samples > 0]
 
 
-def _read_shard(shard: Found, names: tuple[str, ...], texts: bool) -> tuple[ShardInfo, Origin]:
-    with ShardFile(shard.path, names, texts=texts) as file:
+def packed_lines(infos: Sequence[ShardInfo]) -> list[str]:
+    """How the values of shards are read by their attributes, a line for each field."""
+    lines = []
+    for name in dict.fromkeys(name for info in infos for name in info.packed):
+        packed = [info for info in infos if name in info.packed]
+        others = len({info.packed[name] for info in packed}) - 1
+        more = f" ({counted(others, 'other set')} of them in other files)" if others else ""
+        lines.append(f"{packed[0].path}: `{name}` is {packed[0].packed[name]}{more}.")
+    return lines
+
+
+def _read_shard(shard: Found, layout: Places, texts: bool) -> tuple[ShardInfo, Origin]:
+    with ShardFile(shard.path, layout, texts=texts) as file:
         manifest = os.path.realpath(shard.path.removesuffix(shard.entry.file)) if shard.entry else ""
         info, origin = file.info, origin_of(file, manifest)
     for difference in shard.differences(info):
@@ -251,5 +248,7 @@ def _agree(infos: Sequence[ShardInfo], data: DataConfig) -> SampleSpec:
         inputs=data.inputs,
         targets=data.targets,
         fields=first.fields,
+        weights=data.weights,
+        mask=data.mask,
         scale=recorded if data.scale is None else data.scale,
     )

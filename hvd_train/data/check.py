@@ -9,11 +9,12 @@ import numpy as np
 
 from hvd_train.data.blocks import class_counts, rows_per_block
 from hvd_train.data.crash import in_child
-from hvd_train.data.format import FieldSpec, ShardInfo
-from hvd_train.data.h5 import Array, ShardFile
+from hvd_train.data.format import Array, ShardInfo
+from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.locate import Found
+from hvd_train.data.places import Places
 from hvd_train.data.verify import Verifier, describe
-from hvd_train.errors import DataError
+from hvd_train.errors import DataError, UnsupportedShard
 from hvd_train.io.text import counted
 
 _READ_BYTES = 1 << 20
@@ -35,12 +36,15 @@ class Report:
     unlike: tuple[str, ...] = ()
     """One message for each thing for which a training would refuse this shard together with the others."""
 
+    unsupported: tuple[str, ...] = ()
+    """Why a training would refuse this shard, which need not be damaged: its rows were not read."""
 
-def check_shards(shards: Sequence[Found], names: Sequence[str]) -> Iterator[tuple[Found, Report]]:
+
+def check_shards(shards: Sequence[Found], layout: Places) -> Iterator[tuple[Found, Report]]:
     """Each of the shards of one path with its `check_shard`, and compared with those before it."""
     first: ShardInfo | None = None
     for shard in shards:
-        report = check_shard(shard, names)
+        report = check_shard(shard, layout)
         info = report.info
         if info is not None and info.num_samples and not report.problems:
             first = first or info
@@ -53,8 +57,8 @@ def unlike(info: ShardInfo, first: ShardInfo, *, with_scale: bool = True) -> Ite
     for name, field in info.fields.items():
         if field != first.fields[name]:
             yield (
-                f"{info.path}: a sample of `{name}` is {_describe(field)}, but "
-                f"{_describe(first.fields[name])} in {first.path}. Expected the same in every shard: "
+                f"{info.path}: a sample of `{name}` is {field}, but {first.fields[name]} in "
+                f"{first.path}. Expected the same in every shard: "
                 "leave one of the two out, or write it again."
             )
     if with_scale and info.scale != first.scale:
@@ -64,31 +68,29 @@ def unlike(info: ShardInfo, first: ShardInfo, *, with_scale: bool = True) -> Ite
         )
 
 
-def _describe(field: FieldSpec) -> str:
-    return f"{field.dtype} {list(field.shape)}"
-
-
-def check_shard(shard: Found, names: Sequence[str]) -> Report:
+def check_shard(shard: Found, layout: Places) -> Report:
     """Reads every row of a shard, in a child process, since a damaged file may end the process that reads it.
 
-    `names` are the datasets of inputs and targets. Rows are compared with the recorded checksums where
+    `layout` has the fields to be read. Rows are compared with the recorded checksums where
     there are any; classes and values that are not finite are counted; the shard is compared with its line in
     the manifest.
     """
     try:
-        return in_child(shard.path, lambda: _report(shard, names))
+        return in_child(shard.path, lambda: _report(shard, layout))
+    except UnsupportedShard as error:
+        return Report((), unsupported=(str(error),))
     except DataError as error:
         return Report((str(error),))
 
 
-def _report(shard: Found, names: Sequence[str]) -> Report:
+def _report(shard: Found, layout: Places) -> Report:
     remarks: list[str] = []
-    with ShardFile(shard.path, names) as file:
+    with ShardFile(shard.path, layout) as file:
         problems = list(shard.differences(file.info))
         if file.info.num_samples == 0:
             remarks.append("no samples: a training skips it")
-        for name in names:
-            dataset = _DatasetCheck(file, name)
+        for name in layout.places:
+            dataset = _DatasetCheck(file, name, is_target=name == layout.targets)
             problems += dataset.problems()
             remarks += dataset.not_finite()
     return Report(tuple(problems), tuple(remarks), file.info)
@@ -97,10 +99,9 @@ def _report(shard: Found, names: Sequence[str]) -> Report:
 class _DatasetCheck:
     """Reads one dataset from end to end."""
 
-    def __init__(self, file: ShardFile, name: str) -> None:
+    def __init__(self, file: ShardFile, name: str, *, is_target: bool) -> None:
         self._file = file
         self._name = name
-        is_target = name == list(file.info.fields)[-1]
         self._recorded = file.info.class_counts if is_target else None
         self._counts = np.zeros(len(self._recorded or ()), np.int64)
         self._num_not_finite = 0
@@ -121,11 +122,12 @@ class _DatasetCheck:
             first, last = block * block_rows, min((block + 1) * block_rows, info.num_samples)
             try:
                 rows = self._file.read(name, first, last)
+                stored = rows if self._file.is_whole(name) else self._file.read_stored(name, first, last)
             except DataError as error:
                 unreadable = True
                 yield str(error)
                 continue
-            if not verifier.is_good(block, rows):
+            if not verifier.is_good(block, stored):
                 damaged.append((first, last))
             self._count(rows, first)
         for first, last in _runs(damaged):

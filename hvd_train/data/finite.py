@@ -8,7 +8,7 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-from hvd_train.data.h5 import Array
+from hvd_train.data.format import Array
 from hvd_train.data.rows import Rows
 
 _READ_BYTES = 1 << 20

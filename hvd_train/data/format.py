@@ -6,13 +6,32 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy.typing as npt
+
+from hvd_train.data.layout import Layout
+
+Array = npt.NDArray[Any]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FieldSpec:
-    """One dataset of a sample: its `shape` without the sample axis, and its numpy `dtype` by name."""
+    """One field of a sample: its `shape` without the sample axis, and its numpy `dtype` by name."""
 
     shape: tuple[int, ...]
     dtype: str
+
+    place: str = ""
+    """Where it is in a file; empty for the dataset of its own name."""
+
+    axis: int = 0
+    """The axis of the dataset along which the samples are."""
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without those that say nothing."""
+        return {key: value for key, value in asdict(self).items() if value not in ("", 0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +39,19 @@ class SampleSpec:
     """One sample of the whole data set, the same on every rank; what a task builds its model for."""
 
     inputs: str
-    """Name of the dataset of inputs; a key of `fields` and of every batch."""
+    """Name of the field of inputs; a key of `fields` and of every batch."""
 
     targets: str
-    """Name of the dataset of targets; likewise."""
+    """Name of the field of targets; likewise."""
 
     fields: Mapping[str, FieldSpec]
-    """Every dataset of a sample."""
+    """Every field of a sample."""
+
+    weights: str = ""
+    """Name of the field with a weight for each sample; empty if there is none."""
+
+    mask: str = ""
+    """Name of the field that marks what counts of the targets; empty if there is none."""
 
     num_classes: int | None = None
     """Classes of integer or boolean targets (tokens of the vocabulary for next-token, those of the inputs
@@ -38,14 +63,16 @@ class SampleSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` takes back."""
-        fields = {name: asdict(field) for name, field in self.fields.items()}
-        return {**{key: value for key, value in vars(self).items() if key[0] != "_"}, "fields": fields}
+        fields = {name: field.to_json() for name, field in self.fields.items()}
+        plain = {key: value for key, value in vars(self).items() if key[0] != "_" and value != ""}
+        return {**plain, "fields": fields}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SampleSpec:
         """The inverse of `to_json`."""
         fields = {
-            name: FieldSpec(shape=tuple(f["shape"]), dtype=f["dtype"]) for name, f in values["fields"].items()
+            name: FieldSpec(**{**field, "shape": tuple(field["shape"])})
+            for name, field in values["fields"].items()
         }
         return cls(**{**values, "fields": fields})
 
@@ -127,14 +154,11 @@ class ShardInfo:
     fields: Mapping[str, FieldSpec]
     """The datasets that were asked for."""
 
-    chunk_rows: int | None
-    """Rows of one HDF5 chunk of the first dataset asked for; None where it is not chunked."""
+    layouts: Mapping[str, Layout]
+    """How they are stored."""
 
     contiguous: bool
     """Whether every dataset is contiguous in the file."""
-
-    compressed: bool
-    """Whether any dataset passes through a filter (compression, shuffle, checksum)."""
 
     class_counts: tuple[int, ...] | None
     """Samples of each class in the last dataset asked for, as recorded in the shard."""
@@ -145,8 +169,27 @@ class ShardInfo:
     checksum_rows: int | None
     """Rows of one checksummed block; None where the shard carries no checksums."""
 
+    packed: Mapping[str, str]
+    """How the values of some datasets are read by their attributes, in words."""
+
     facts_digest: str | None
     """Digest of the shard's `Facts`, by which its manifest knows it; None for schema 1 and foreign files."""
+
+    @property
+    def chunk_rows(self) -> int | None:
+        """Rows of one HDF5 chunk of the first dataset asked for; None where it is not chunked."""
+        chunk = next(iter(self.layouts.values())).chunk
+        return chunk[0] if chunk else None
+
+    @property
+    def compressed(self) -> bool:
+        """Whether any dataset passes through a filter (compression, shuffle, checksum)."""
+        return any(layout.filtered for layout in self.layouts.values())
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory for decoded rows while the file is open, at most."""
+        return sum(layout.held_bytes for layout in self.layouts.values())
 
 
 @dataclass(frozen=True, kw_only=True)

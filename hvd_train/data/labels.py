@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
+from math import prod
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from hvd_train.data.format import FieldSpec, SampleSpec, is_class_dtype
+from hvd_train.data.format import Array, FieldSpec, SampleSpec, ShardInfo, is_class_dtype
+from hvd_train.data.values import MOST_DISTINCT, Values
 from hvd_train.errors import DataError
-
-Array = npt.NDArray[Any]
 
 IGNORED = -100
 """Marks a target without a class: torch's `ignore_index`."""
@@ -25,7 +24,8 @@ MAX_CLASSES = 1 << 20
 """Up to here, beyond the usual vocabularies, every number of classes is accepted; above it, there must be at
 least as many values as classes."""
 
-_MAX_DISTINCT = 1000
+_PIECE = 1 << 18
+"""Values that are counted at once: numpy makes 64-bit integers of them."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Labels:
     highest: Extreme | None = None
     """None if there is no value."""
 
-    odd: frozenset[int] | None = frozenset()
-    """The different values of those blocks that hold one below 0 or above `MAX_CLASSES`; None if too many."""
+    different: frozenset[int] | None = frozenset()
+    """The different values; None if there are more than 1,000."""
 
     @property
     def num_classes(self) -> int:
@@ -86,10 +86,19 @@ def labels_of(values: Array, name: str, file: str, first_row: int = 0, *, ignore
         return Extreme(int(flat[at]), name, file, first_row + place // width)
 
     low, high = extreme(int(flat.argmin())), extreme(int(flat.argmax()))
-    odd: frozenset[int] | None = frozenset()
-    if low.value < 0 or high.value >= MAX_CLASSES:
-        odd = _at_most(frozenset(np.unique(flat)[: _MAX_DISTINCT + 1].tolist()))
-    return Labels(count=flat.size, lowest=low, highest=high, odd=odd)
+    wide = low.value < 0 or high.value >= MAX_CLASSES
+    found = np.unique(flat) if wide else _present(flat, high.value + 1)
+    different = _at_most(frozenset(found[: MOST_DISTINCT + 1].tolist()))
+    return Labels(count=flat.size, lowest=low, highest=high, different=different)
+
+
+def _present(values: Array, num_classes: int) -> Array:
+    """The different values of integers from 0 up to `num_classes` - 1: faster than sorting them."""
+    present = np.zeros(num_classes, bool)
+    for start in range(0, values.size, _PIECE):
+        piece = values[start : start + _PIECE].astype(np.intp)
+        present |= np.bincount(piece, minlength=num_classes) > 0
+    return np.flatnonzero(present)
 
 
 def labels_of_counts(counts: tuple[int, ...], name: str, file: str) -> Labels:
@@ -101,6 +110,29 @@ def labels_of_counts(counts: tuple[int, ...], name: str, file: str) -> Labels:
         count=sum(counts),
         lowest=Extreme(int(present[0]), name, file),
         highest=Extreme(len(counts) - 1, name, file),
+        different=_at_most(frozenset(present[: MOST_DISTINCT + 1].tolist())),
+    )
+
+
+def labels_of_header(info: ShardInfo, targets: str) -> Labels | None:
+    """What the class counts of a shard say of its dataset `targets`; None if it records none, or holds values
+    that are not counted."""
+    counts = info.class_counts
+    if counts is None or sum(counts) != info.num_samples * prod(info.fields[targets].shape):
+        return None
+    return labels_of_counts(counts, targets, info.path)
+
+
+def labels_of_values(values: Values, name: str, file: str) -> Labels:
+    """Of integers that are known by their summary, without those that are `IGNORED` if that was its fill
+    value."""
+    if values.lowest is None or values.highest is None:
+        return Labels()
+    return Labels(
+        count=values.finite,
+        lowest=Extreme(int(values.lowest), name, file),
+        highest=Extreme(int(values.highest), name, file),
+        different=None if values.counts is None else frozenset(values.counts),
     )
 
 
@@ -116,12 +148,12 @@ def _join_two(a: Labels, b: Labels) -> Labels:
         count=a.count + b.count,
         lowest=min(lows, key=lambda x: x.value, default=None),
         highest=max(highs, key=lambda x: x.value, default=None),
-        odd=None if a.odd is None or b.odd is None else _at_most(a.odd | b.odd),
+        different=None if a.different is None or b.different is None else _at_most(a.different | b.different),
     )
 
 
 def _at_most(values: frozenset[int]) -> frozenset[int] | None:
-    return values if len(values) <= _MAX_DISTINCT else None
+    return values if len(values) <= MOST_DISTINCT else None
 
 
 def objection(labels: Labels, name: str, path: str, *, tokens: bool = False) -> str:
@@ -138,21 +170,21 @@ def objection(labels: Labels, name: str, path: str, *, tokens: bool = False) -> 
     if low.value < 0:
         seen = str(low)
     elif classes > max(MAX_CLASSES, labels.count):
-        different = f"more than {_MAX_DISTINCT:,}" if labels.odd is None else f"{len(labels.odd):,}"
-        seen = f"{high}: {classes:,} classes for {labels.count:,} values, {different} of them different"
+        several = f"more than {MOST_DISTINCT:,}" if labels.different is None else f"{len(labels.different):,}"
+        seen = f"{high}: {classes:,} classes for {labels.count:,} values, {several} of them different"
     else:
         return ""
     if tokens:
         remedy = f"Number the tokens from 0. Only a separate dataset of targets may hold {IGNORED}."
     else:
-        remedy = f"{_numbering(low, high, labels.odd)}, or take task = 'regression' for a quantity."
+        remedy = f"{_numbering(low, high, labels.different)}, or take task = 'regression' for a quantity."
     return f"{seen}; {expected} {remedy}"
 
 
-def _numbering(low: Extreme, high: Extreme, odd: frozenset[int] | None) -> str:
+def _numbering(low: Extreme, high: Extreme, different: frozenset[int] | None) -> str:
     """How to make class numbers of other values."""
     mark = f", mark rows without a class by {IGNORED}" if low.value < 0 else ""
-    if (low.value, high.value) == (-1, 1) and odd == frozenset((-1, 1)):
+    if (low.value, high.value) == (-1, 1) and different == frozenset((-1, 1)):
         return f"Write the classes -1 and 1 as 0 and 1{mark}"
     return f"Number the classes from 0, as numpy.unique({low.name}, return_inverse=True)[1] does{mark}"
 
@@ -174,32 +206,6 @@ def misfit(name: str, field: FieldSpec) -> str:
     return ""
 
 
-def remark(targets: Array, name: str, path: str) -> str:
-    """What a classification would report of `targets` that are probably classes; empty if nothing. For
-    writing shards, when the task is not known: other tasks take such targets as they are."""
-    field = FieldSpec(shape=targets.shape[1:], dtype=targets.dtype.name)
-    if is_class_dtype(field.dtype) and not _one_hot(targets):
-        return objection(labels_of(targets, name, path), name, path)
-    looks_meant = _one_hot(targets) if targets.ndim > 1 and targets[0].size > 1 else _whole(targets)
-    text = misfit(name, field)
-    return f"{path}: {text}" if looks_meant and text else ""
-
-
-def _one_hot(targets: Array) -> bool:
-    """Whether each row is one 1 among zeros, [rows, classes] with at least two classes."""
-    if targets.ndim != 2 or targets.shape[1] < 2:
-        return False
-    ones = targets == 1
-    return bool((ones.sum(axis=1) == 1).all() and (ones | (targets == 0)).all())
-
-
-def _whole(targets: Array) -> bool:
-    """Whether floating-point values are whole numbers from 0 on, few enough to be classes."""
-    if not np.isfinite(targets).all() or (targets < 0).any():
-        return False
-    return bool((targets == np.floor(targets)).all() and targets.max() < min(MAX_CLASSES, len(targets)))
-
-
 class Unclassed(SampleSpec):
     """A sample whose integer targets cannot be class numbers. Reading `num_classes` raises `DataError` with
     the reason: a task that asks for it cannot be trained, one that does not can."""
@@ -215,19 +221,3 @@ class Unclassed(SampleSpec):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.to_json()})"
-
-
-def unscaled(labels: Labels, field: FieldSpec, num_rows: int) -> str:
-    """A warning of integer inputs that come with no scale, by their first rows; empty for zeros and ones."""
-    low, high = labels.lowest, labels.highest
-    if low is None or high is None or max(-low.value, high.value) <= 1:
-        return ""
-    most = max(-low.value, high.value)
-    full = np.iinfo(np.dtype(field.dtype)).max
-    # Where the values reach into the upper half of their type, the type's range is the natural scale.
-    by = full if most > full // 2 else most
-    return (
-        f"{high.file}: `{high.name}` is {field.dtype} with values up to {most} in its first {num_rows} rows, "
-        "and no scale is known: the model takes them as they are. Give "
-        f"--data.scale {1 / by:.3g} (1/{by}) to bring them to about 1, or --data.scale 1 if this is intended."
-    )

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvd_train.data.format import Manifest, ShardEntry, ShardInfo
+from hvd_train.data.hdf5.file import groups_of
 from hvd_train.data.manifest import differences, load_manifest
+from hvd_train.data.places import GROUP, Places
 from hvd_train.errors import DataError
 
-SUFFIXES = (".h5", ".hdf5")
+SUFFIXES = (".h5", ".hdf5", ".nc", ".nc4", ".he5", ".h5ad")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Source:
 
 
 def locate(path: str, key: str) -> Source:
-    """The shards of a folder (by its manifest.json, else its .h5 and .hdf5 files), a file, or a glob pattern.
+    """The shards of a folder (by its manifest.json, else its HDF5 files), a file, or a glob pattern.
 
     Files are sorted by name, shards of a manifest keep its order. Raises `DataError`, with `key`
     as the name of what the user gave, where nothing is found.
@@ -66,13 +68,23 @@ def locate(path: str, key: str) -> Source:
     return Source(_plain(files))
 
 
+def in_groups(shards: Sequence[Found], layout: Places) -> Iterator[Found]:
+    """The shards; where the fields are in groups of a file, each of its groups as one. Raises `DataError`."""
+    for shard in shards:
+        if layout.has_groups:
+            yield from (Found(shard.path + GROUP + group) for group in groups_of(shard.path, layout))
+        else:
+            yield shard
+
+
 def _files_in(folder: str, key: str) -> list[str]:
     visible = [p for p in Path(folder).iterdir() if not p.name.startswith(".")]
     files = sorted(str(p) for p in visible if p.suffix in SUFFIXES)
     if not files:
         raise DataError(
             f"{key} = {folder!r}: the folder holds neither manifest.json nor files ending in "
-            f"{' or '.join(SUFFIXES)}. Write some with `hvd_train shard write`, or give a glob pattern."
+            f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}. "
+            "Write some with `hvd_train shard write`, or give a glob pattern."
         )
     return files
 

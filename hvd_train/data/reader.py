@@ -17,22 +17,17 @@ import numpy.typing as npt
 from hvd_train.config import DataConfig
 from hvd_train.data.deal import Span
 from hvd_train.data.finite import first_not_finite
-from hvd_train.data.format import FieldSpec
-from hvd_train.data.h5 import Array
+from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.rows import Rows
+from hvd_train.data.windows import BLOCK_BYTES, WINDOW_BLOCKS, Blocks, cut
 from hvd_train.errors import RunDirectoryError
 from hvd_train.io.stateful import Count, checked
 
 ArrayBatch = dict[str, Array]
-Blocks = npt.NDArray[np.int64]
-"""Row ranges, [blocks, 2]: the first row of each and the one after its last."""
-
 RowNumbers = npt.NDArray[np.int64]
 
 Mode = Literal["memory", "stream"]
 
-BLOCK_BYTES = 256 << 10
-WINDOW_BLOCKS = 128
 _ORDER_BYTES = 16
 """Of a row in the order of an epoch: when an epoch begins, the order of the one before still exists."""
 
@@ -102,10 +97,17 @@ def make_reader(
     """The reader of one rank's part; `data.reading` chooses, `auto` takes memory where the part fits
     into `memory_budget_bytes`. `reader.mode` says which it became."""
     rows = Rows(spans, fields)
-    fits = len(rows) * (rows.row_bytes + _ORDER_BYTES) <= memory_budget_bytes
-    if data.reading == "memory" or (data.reading == "auto" and fits):
+    if data.reading == "memory" or (data.reading == "auto" and _fits(rows, memory_budget_bytes)):
         return MemoryReader(rows, seed)
     return StreamReader(rows, seed)
+
+
+def _fits(rows: Rows, budget_bytes: int) -> bool:
+    """Whether all rows fit into memory, and the largest of their chunks while it is decoded."""
+    left = budget_bytes - len(rows) * (rows.row_bytes + _ORDER_BYTES)
+    if left < 0:
+        return False
+    return all(layout.decoding_bytes <= left for _, layouts in rows.layouts() for layout in layouts.values())
 
 
 @final
@@ -168,9 +170,8 @@ class MemoryReader(Reader):
 class StreamReader(Reader):
     """Reads blocks of rows in random order, and mixes the rows of a window of blocks in memory.
 
-    While one window is consumed, a background thread reads the next, so at most two are in memory. A
-    block is a whole number of HDF5 chunks: no chunk is decompressed twice in an epoch, except where a span
-    begins or ends within it.
+    While one window is consumed, a background thread reads the next, so at most two are in memory. Blocks
+    and windows are those of `windows.cut`. `DataError` where the chunks of a file do not allow it.
     """
 
     def __init__(
@@ -180,7 +181,7 @@ class StreamReader(Reader):
         self.num_samples = len(rows)
         self.restarted = False
         self._rows = rows
-        self._blocks = _cut_blocks(rows, block_bytes)
+        self._blocks, window_blocks = cut(rows, block_bytes, window_blocks)
         # Windows of equal size: a last one of few blocks would hardly be mixed.
         self._num_windows = -(-len(self._blocks) // window_blocks)
         self._cursor = _Cursor(
@@ -350,24 +351,6 @@ class _Cursor:
 
 def _gather(batch: ArrayBatch, index: npt.NDArray[np.intp]) -> ArrayBatch:
     return {name: array.take(index, axis=0, mode="clip") for name, array in batch.items()}
-
-
-def _cut_blocks(rows: Rows, block_bytes: int) -> Blocks:
-    """Row ranges of about `block_bytes`, cut where chunks end in the file, and if they are small enough where
-    checksummed blocks end."""
-    blocks = [np.empty((0, 2), np.int64)]
-    wanted = max(1, block_bytes // max(1, rows.row_bytes))
-    offset = 0
-    for span in rows.spans:
-        info = rows.info(span)
-        unit = info.chunk_rows or info.checksum_rows or 1
-        unit = unit if info.chunk_rows or unit <= wanted else 1
-        step = max(1, wanted // unit) * unit
-        inner = np.arange((span.start // step + 1) * step, span.stop, step)
-        bounds = np.concatenate([[span.start], inner, [span.stop]]) + (offset - span.start)
-        blocks.append(np.stack([bounds[:-1], bounds[1:]], axis=1))
-        offset += span.num_rows
-    return np.concatenate(blocks)
 
 
 def _num_rows(blocks: Blocks) -> int:

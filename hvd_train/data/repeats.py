@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import xxhash
 
-from hvd_train.data.h5 import ShardFile
+from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.errors import DataError
 
 
@@ -19,7 +19,7 @@ class Origin:
     path: str
 
     file: Hashable
-    """The file itself, whatever its name."""
+    """The file itself, whatever its name, and the group in it."""
 
     contents: str
     """A hash of the recorded checksums of its rows; empty without them: reading all rows would take long."""
@@ -31,12 +31,12 @@ class Origin:
 def origin_of(shard: ShardFile, manifest: str) -> Origin:
     """Of an open shard. Raises `DataError` where its checksums cannot be read."""
     info = shard.info
-    status = os.stat(info.path)
+    status = os.stat(shard.file_path)
     digests = [shard.checksums_digest(name) for name in info.fields]
     known = repr((info.num_samples, info.checksum_rows, list(info.fields.items()), digests))
     return Origin(
         path=info.path,
-        file=(status.st_dev, status.st_ino),
+        file=(status.st_dev, status.st_ino, shard.group),
         contents=xxhash.xxh3_128_hexdigest(known.encode()) if all(digests) else "",
         manifest=manifest,
     )

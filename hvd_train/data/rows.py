@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import final
 
@@ -12,13 +12,21 @@ import numpy as np
 
 from hvd_train.data.blocks import row_bytes
 from hvd_train.data.deal import Span, rows_of
-from hvd_train.data.format import FieldSpec, ShardInfo
-from hvd_train.data.h5 import Array, ShardFile
+from hvd_train.data.format import Array, FieldSpec, ShardInfo
+from hvd_train.data.hdf5.file import ShardFile
+from hvd_train.data.layout import HELD_BYTES, Layout, repack_line
+from hvd_train.data.places import places_of_fields
 from hvd_train.data.verify import Verifier
 from hvd_train.errors import DataError
 
 # A rank may hold more shards than the system lets one process open.
 _MAX_OPEN = 32
+
+_MOST_HELD_BYTES = 2 * HELD_BYTES
+"""Decoded rows that the open files hold together (see `Layout.held_rows`), if they are more than one."""
+
+_MOST_DECODES = 4
+"""In one pass over rows in order, of each chunk."""
 
 
 @final
@@ -35,8 +43,9 @@ class Rows:
         self.spans = tuple(span for span in spans if span.num_rows > 0)
         self.fields = fields
         self.verify = verify
-        """Whether rows are compared with the checksums of their file when they are first read. Off only
-        to measure what that costs; may be changed between two reads."""
+        """Whether rows are compared with the checksums of their file when they are first read. Off to
+        measure what that costs, and for a summary of rows that are used later; may be changed between two
+        reads."""
         self._stops = list(accumulate(span.num_rows for span in self.spans))
         self._open: OrderedDict[str, ShardFile] = OrderedDict()
         self._infos: dict[str, ShardInfo] = {}
@@ -72,23 +81,35 @@ class Rows:
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"rows {start} to {stop} of {len(self)}")
         while start < stop:
-            index = bisect_right(self._stops, start)
+            path, ranges = self._next(start, stop)
+            rows = sum(end - first for first, end in ranges)
+            shard = self._shard(path)
+            for name, array in batch.items():
+                self._read(shard, name, ranges, array[at : at + rows])
+            at += rows
+            start += rows
+
+    def _next(self, start: int, stop: int) -> tuple[str, list[tuple[int, int]]]:
+        """The shard that row `start` is in, and its rows from there on up to `stop` or another shard."""
+        index = bisect_right(self._stops, start)
+        path, ranges = self.spans[index].shard, list[tuple[int, int]]()
+        while start < stop and index < len(self.spans) and self.spans[index].shard == path:
             span, end = self.spans[index], min(stop, self._stops[index])
             first = span.stop - (self._stops[index] - start)
-            shard = self._shard(span.shard)
-            for name, array in batch.items():
-                self._read(shard, name, first, first + end - start, array[at : at + end - start])
-            at += end - start
-            start = end
+            if ranges and first < ranges[-1][1]:
+                break
+            ranges.append((first, first + end - start))
+            start, index = end, index + 1
+        return path, ranges
 
-    def _read(self, shard: ShardFile, name: str, start: int, stop: int, out: Array) -> None:
+    def _read(self, shard: ShardFile, name: str, ranges: Sequence[tuple[int, int]], out: Array) -> None:
         if not self.verify:
-            shard.read_into(name, start, stop, out)
+            shard.read_into(name, ranges, out)
             return
         key = (shard.info.path, name)
         if key not in self._verifiers:
             self._verifiers[key] = Verifier(shard, name)
-        self._verifiers[key].read_into(shard, start, stop, out)
+        self._verifiers[key].read_into(shard, ranges, out)
 
     def locate(self, start: int, stop: int) -> tuple[Span, ...]:
         """Where rows `start` up to `stop` are."""
@@ -98,6 +119,23 @@ class Rows:
         """The header of the shard that `span` is in."""
         return self._shard(span.shard).info
 
+    def layouts(self) -> Iterator[tuple[str, Mapping[str, Layout]]]:
+        """The path of every shard, and how its datasets are stored. Opens every file."""
+        for span in {span.shard: span for span in self.spans}.values():
+            yield span.shard, self.info(span).layouts
+
+    def require_in_order(self) -> None:
+        """Raises `DataError` if reading these rows in order, a batch at a time, would decode a chunk many
+        times. Opens every file."""
+        for path, layouts in self.layouts():
+            for name, layout in layouts.items():
+                if layout.decodes > _MOST_DECODES:
+                    raise DataError(
+                        f"{path}: dataset `{name}` is compressed in {layout.in_words()}. To read its rows in "
+                        f"order, each chunk has to be decoded {layout.decodes} times; expected at most "
+                        f"{_MOST_DECODES}. Write the file in smaller chunks: `{repack_line(path, layouts)}`."
+                    )
+
     def close(self) -> None:
         """Closes all files; a later read opens them again."""
         while self._open:
@@ -106,15 +144,19 @@ class Rows:
     def _shard(self, path: str) -> ShardFile:
         shard = self._open.pop(path, None)
         if shard is None:
-            if len(self._open) >= _MAX_OPEN:
-                self._open.popitem(last=False)[1].close()
             shard = self._open_shard(path)
+            while self._open and (len(self._open) >= _MAX_OPEN or self._held_bytes(shard) > _MOST_HELD_BYTES):
+                self._open.popitem(last=False)[1].close()
         self._open[path] = shard
         return shard
 
+    def _held_bytes(self, shard: ShardFile) -> int:
+        """Of decoded rows, at most: in `shard` and in the files that are open."""
+        return sum(s.info.held_bytes for s in (shard, *self._open.values()))
+
     def _open_shard(self, path: str) -> ShardFile:
         texts = any(field.dtype.startswith("S") for field in self.fields.values())
-        shard = ShardFile(path, tuple(self.fields), texts=texts)
+        shard = ShardFile(path, places_of_fields(self.fields), texts=texts)
         if shard.info.fields != self.fields or self._infos.setdefault(path, shard.info) != shard.info:
             shard.close()
             raise DataError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from hvd_train.config import DataConfig
 from hvd_train.data.catalog import find_shards, read_shards, whole
@@ -10,14 +11,32 @@ from hvd_train.data.deal import Span, split_validation
 from hvd_train.data.demo import ensure_digits
 from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.data.locate import locate
+from hvd_train.data.places import places_of_fields
 from hvd_train.errors import DataError
 
 
-def select_rows(
-    path: str, sample: SampleSpec, names: Sequence[str]
-) -> tuple[tuple[Span, ...], tuple[str, ...]]:
+@dataclass(frozen=True)
+class Selection:
+    """Rows to use a model on."""
+
+    spans: tuple[Span, ...]
+
+    fields: Mapping[str, FieldSpec]
+    """What a row is made of."""
+
+    warnings: tuple[str, ...]
+    """What a user should know of the shards, one line each."""
+
+
+def needed_to_predict(sample: SampleSpec) -> tuple[str, ...]:
+    """The fields that a model gets where the targets are not known."""
+    known = {sample.targets, sample.weights, sample.mask} - {sample.inputs}
+    return tuple(name for name in sample.fields if name not in known)
+
+
+def select_rows(path: str, sample: SampleSpec, names: Sequence[str]) -> Selection:
     """All rows of the shards that `path` names, in its order: of a manifest its validation part, or where it
-    has none its training part. Also what a user should know of the shards, one line each.
+    has none its training part.
 
     Args:
         path: what `data.path` takes.
@@ -29,7 +48,9 @@ def select_rows(
     """
     source = locate(str(ensure_digits()) if path == "digits" else path, "--data")
     warnings: list[str] = []
-    read = read_shards(source.validation or source.train, tuple(names), warnings, texts=True)
+    fields = {name: sample.fields.get(name) or FieldSpec(shape=(), dtype="") for name in names}
+    layout = places_of_fields(fields, sample.inputs, sample.targets)
+    read = read_shards(source.validation or source.train, layout, warnings, texts=True)
     infos = [info for info, _ in read]
     for info in infos:
         for name in names:
@@ -37,10 +58,10 @@ def select_rows(
             if seen != expected:
                 other = "the model was trained on" if name in sample.fields else f"in {infos[0].path} it is"
                 raise DataError(
-                    f"{info.path}: a sample of `{name}` is {_describe(seen)}; {other} "
-                    f"{_describe(expected)}. Convert the data, or name other files."
+                    f"{info.path}: a sample of `{name}` is {seen}; {other} "
+                    f"{expected}. Convert the data, or name other files."
                 )
-    return whole(infos), tuple(warnings)
+    return Selection(whole(infos), infos[0].fields, tuple(warnings))
 
 
 def validation_rows(data: DataConfig) -> tuple[tuple[Span, ...], tuple[str, ...]]:
@@ -57,7 +78,3 @@ def validation_rows(data: DataConfig) -> tuple[tuple[Span, ...], tuple[str, ...]
             "--data."
         )
     return validation, shards.warnings
-
-
-def _describe(field: FieldSpec) -> str:
-    return f"{field.dtype} {list(field.shape)}"

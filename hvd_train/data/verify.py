@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import final
 
 import numpy as np
 import numpy.typing as npt
 
 from hvd_train.data.blocks import checksum
-from hvd_train.data.h5 import Array, ShardFile
+from hvd_train.data.format import Array
+from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.errors import DataError
 
 
@@ -27,14 +29,25 @@ class Verifier:
         self._block_rows = file.info.checksum_rows or 1
         self._verified: npt.NDArray[np.bool_] = np.zeros(0 if self._sums is None else len(self._sums), bool)
 
-    def read_into(self, file: ShardFile, start: int, stop: int, out: Array) -> None:
+    def read_into(self, file: ShardFile, ranges: Sequence[tuple[int, int]], out: Array) -> None:
         """As `ShardFile.read_into`. Raises `DataError` with the rows of a block that is not what was written.
 
         Of a block that is not verified yet all rows are read, though only some are asked for.
         """
-        if self._sums is None or start >= stop or self._verified[self._blocks(start, stop)].all():
-            file.read_into(self._name, start, stop, out)
+        if self._sums is None or all(self._verified[self._blocks(*rows)].all() for rows in ranges):
+            file.read_into(self._name, ranges, out)
             return
+        if not file.is_whole(self._name):
+            for start, stop in ranges:
+                self._verify_stored(file, start, stop)
+            file.read_into(self._name, ranges, out)
+            return
+        at = 0
+        for start, stop in ranges:
+            self._read_range(file, start, stop, out[at : at + stop - start])
+            at += stop - start
+
+    def _read_range(self, file: ShardFile, start: int, stop: int, out: Array) -> None:
         begin, end = start, stop
         if begin % self._block_rows:
             begin = self._read_edge(file, begin // self._block_rows, start, stop, out)
@@ -42,10 +55,16 @@ class Verifier:
             self._read_edge(file, end // self._block_rows, start, stop, out)
             end -= end % self._block_rows
         if begin < end:
-            file.read_into(self._name, begin, end, out[begin - start : end - start])
+            file.read_into(self._name, [(begin, end)], out[begin - start : end - start])
             for block in range(*self._blocks(begin, end).indices(len(self._verified))):
                 first, last = self.rows_of(block)
                 self._compare(file, block, out[first - start : last - start])
+
+    def _verify_stored(self, file: ShardFile, start: int, stop: int) -> None:
+        """Compares the rows of the dataset, of which the field is a part."""
+        for block in range(*self._blocks(start, stop).indices(len(self._verified))):
+            if not self._verified[block]:
+                self._compare(file, block, file.read_stored(self._name, *self.rows_of(block)))
 
     def _read_edge(self, file: ShardFile, block: int, start: int, stop: int, out: Array) -> int:
         """Reads a block of which rows are outside `start` to `stop`; returns where it ends within them."""

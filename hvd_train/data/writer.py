@@ -17,6 +17,7 @@ from hvd_train.data.facts import digest_of
 from hvd_train.data.format import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
+    Array,
     DatasetFacts,
     Facts,
     FieldSpec,
@@ -25,8 +26,7 @@ from hvd_train.data.format import (
     ShardEntry,
     is_class_dtype,
 )
-from hvd_train.data.h5 import Array
-from hvd_train.data.h5_write import write_file
+from hvd_train.data.hdf5.write import write_file
 from hvd_train.data.manifest import load_manifest, save_manifest
 from hvd_train.data.sources import Arrays
 from hvd_train.errors import DataError

@@ -1,4 +1,4 @@
-"""Text: of files that a person wrote, and numbers in sentences."""
+"""Text: of files that a person wrote, and names and numbers in sentences."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def refuse_utf16(content: bytes) -> None:
     editors write it."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UnicodeError("it begins with the byte order mark of UTF-16; expected UTF-8: save it as UTF-8")
+
+
+def shown(name: str, most: int = 100) -> str:
+    """A name out of a file, for a message: what is not printable is escaped, and a long one is cut."""
+    more = f"... ({len(name):,} characters)" if len(name) > most else ""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name[:most]) + more
 
 
 def counted(number: int, noun: str) -> str:

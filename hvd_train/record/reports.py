@@ -100,6 +100,12 @@ class RunStart:
     validation_samples: int
     """0: there are none, and the watch follows the smoothed training loss."""
 
+    values: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    """What the values of each dataset are, from some of the training rows."""
+
+    remarks: Sequence[str] = ()
+    """What looks wrong in them, one sentence each."""
+
     metric: str
     """The metric that the watch follows."""
 

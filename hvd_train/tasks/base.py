@@ -79,7 +79,7 @@ class Task(ABC):
         """The batch as `loss`, `metrics`, `evaluate` and `predict` get it; called once for each batch, before
         the model. Default: as it was read. Integers arrive with the dtype that they have in the shard.
 
-        A batch to predict on has the inputs only: convert the targets `if "targets" in batch`.
+        A batch to predict on has no targets, weights or mask: convert the targets `if "targets" in batch`.
         """
         return batch
 

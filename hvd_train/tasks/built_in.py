@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, final
 
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 
 from hvd_train.config import ModelConfig
 from hvd_train.data.format import SampleSpec, is_class_dtype
-from hvd_train.data.labels import IGNORED, misfit
+from hvd_train.data.labels import IGNORED, Unclassed, misfit
+from hvd_train.data.remarks import Targets
 from hvd_train.environment import machine
 from hvd_train.errors import TaskError
 from hvd_train.tasks.base import Batch, Sums, Task
+from hvd_train.tasks.counting import Counting
 from hvd_train.tasks.models import build_model, build_sequence_model
 
 if TYPE_CHECKING:
@@ -29,9 +32,10 @@ class Classification(Task):
     Loss: cross entropy. With class weights w the loss of sample i is w[c_i] times its cross entropy, and the
     mean divides by the number of samples n, not by the sum of their weights: the divisor does not depend on
     what a batch happens to hold, so weighted batches and ranks still add up to the exact mean. Weights
-    that average 1 over the samples keep the scale of the gradient, and with it the meaning of `optim.lr`.
-    Metric: `error`, the share of samples whose largest logit is not that of their class, unweighted; and
-    those of the `groups` in `tasks.metric_names`.
+    that average 1 over the samples keep the scale of the gradient, and with it the meaning of `optim.lr`. The
+    weights of samples, `data.weights`, multiply the loss in the same way.
+    Metric: `error`, the share of samples whose largest logit is not that of their class, each with the weight
+    of the sample; and those of the `groups` in `tasks.metric_names`, without weights.
     Predictions: `class`, int64 [B], and the `probability` of each class, float32 [B, classes].
     """
 
@@ -55,6 +59,7 @@ class Classification(Task):
                 f"The classes are 0 to {num_classes - 1}."
             )
         self._spec = spec
+        self._counting = Counting(spec)
         self._num_classes = num_classes
         return build_model(self._model, spec, num_classes)
 
@@ -68,34 +73,38 @@ class Classification(Task):
 
     def sample_losses(self, model: nn.Module, batch: Batch) -> Tensor:
         logits = _at_least_float32(model(batch[self._spec.inputs]))
-        targets = batch[self._spec.targets].reshape(-1).long()
+        targets = self._counting.classes(batch).reshape(-1)
         losses = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
         return losses.masked_fill(targets == IGNORED, torch.nan)
 
-    def _forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         logits = _at_least_float32(model(batch[self._spec.inputs]))
-        return _that_count(logits, batch[self._spec.targets].reshape(-1).long())
+        return _that_count(logits, self._counting.classes(batch).reshape(-1), self._counting.weights(batch))
 
-    def _mean(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _mean(self, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         if not len(targets):
             return logits.sum()  # 0, with a gradient
+        if self._weights is not None:
+            self._weights = self._weights.to(logits)
+        if weights is not None:
+            losses = F.cross_entropy(logits, targets, self._weights, reduction="none")
+            return (losses * weights.to(losses)).sum() / len(targets)
         if self._weights is None:
             return F.cross_entropy(logits, targets)
-        self._weights = self._weights.to(logits)
         return F.cross_entropy(logits, targets, self._weights, reduction="sum") / len(targets)
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        logits, targets = self._forward(model, batch)
-        return self._mean(logits, targets), len(targets)
+        logits, targets, weights = self._forward(model, batch)
+        return self._mean(logits, targets, weights), len(targets)
 
     def metrics(self, model: nn.Module, batch: Batch) -> Sums:
         return _wrong(*self._forward(model, batch))
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
-        logits, targets = self._forward(model, batch)
+        logits, targets, weights = self._forward(model, batch)
         for metric in self._metrics.values() if len(targets) else ():
             metric.update(logits, targets)
-        return _loss(self._mean(logits, targets), len(targets)) | _wrong(logits, targets)
+        return _loss(self._mean(logits, targets, weights), len(targets)) | _wrong(logits, targets, weights)
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         logits = model(batch[self._spec.inputs]).float()
@@ -106,7 +115,8 @@ class Classification(Task):
 class Regression(Task):
     """Targets of any shape and numeric dtype; the model gives one number for each of their components.
 
-    Loss: the squared error, averaged over the components of a sample and over the samples.
+    Loss: the squared error, averaged over the components of a sample that count and over the samples, each
+    multiplied by its weight (`data.weights`, `data.mask`). A sample of which nothing counts is none.
     Metrics: `error`, the same figure, and `mae`, the mean absolute error likewise; and those of the
     `groups` in `tasks.metric_names`.
     Predictions: `outputs`, in the shape of the targets.
@@ -126,6 +136,7 @@ class Regression(Task):
                 "number or more. Name another dataset in data.targets."
             )
         self._spec = spec
+        self._counting = Counting(spec)
         self._num_outputs = shape.numel()
         return build_model(self._model, spec, shape.numel())
 
@@ -137,31 +148,62 @@ class Regression(Task):
         return self._metrics
 
     def sample_losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        outputs, targets = self._forward(model, batch)
-        return F.mse_loss(outputs, targets, reduction="none").flatten(1).mean(dim=1)
+        outputs, targets, counts = self._forward(model, batch)
+        losses = _of_samples(F.mse_loss(outputs, targets, reduction="none"), counts)
+        return losses if counts is None else losses.masked_fill(~counts.flatten(1).any(dim=1), torch.nan)
 
-    def _forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Outputs, targets, and which of them count, [B, ...]; None if all do."""
         outputs = _at_least_float32(model(batch[self._spec.inputs]))
-        return outputs, batch[self._spec.targets].reshape(outputs.shape).to(outputs.dtype)
+        targets = batch[self._spec.targets].reshape(outputs.shape).to(outputs.dtype)
+        if self._counting.is_plain:
+            return outputs, targets, None
+        counts = self._counting.counts(batch).reshape(outputs.shape)
+        # What does not count may be no number: with the output as its target it has no loss and no gradient.
+        return outputs, torch.where(counts, targets, outputs.detach()), counts
 
-    def _errors(self, outputs: Tensor, targets: Tensor) -> Sums:
-        n = len(targets)
-        mse, mae = F.mse_loss(outputs, targets).item(), F.l1_loss(outputs, targets).item()
-        return {"error": (mse * n, float(n)), "mae": (mae * n, float(n))}
+    def _errors(
+        self, outputs: Tensor, targets: Tensor, counts: Tensor | None, weights: Tensor | None
+    ) -> Sums:
+        if counts is None:
+            n = len(targets)
+            mse, mae = F.mse_loss(outputs, targets).item(), F.l1_loss(outputs, targets).item()
+            return {"error": (mse * n, float(n)), "mae": (mae * n, float(n))}
+        has = counts.flatten(1).any(dim=1)
+        share = has.to(outputs) if weights is None else torch.where(has, weights, 0).to(outputs)
+        squared, absolute = (
+            _of_samples(error(outputs, targets, reduction="none"), counts)[has] * share[has]
+            for error in (F.mse_loss, F.l1_loss)
+        )
+        total = share.sum().item()
+        return {"error": (squared.sum().item(), total), "mae": (absolute.sum().item(), total)}
+
+    def _mean(
+        self, outputs: Tensor, targets: Tensor, counts: Tensor | None, weights: Tensor | None
+    ) -> tuple[Tensor, int]:
+        if counts is None:
+            return F.mse_loss(outputs, targets), len(targets)
+        has = counts.flatten(1).any(dim=1)
+        losses, n = _of_samples(F.mse_loss(outputs, targets, reduction="none"), counts)[has], int(has.sum())
+        if weights is not None:
+            losses = losses * weights[has].to(losses)
+        return (losses.sum() / n if n else outputs.sum() * 0), n
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        outputs, targets = self._forward(model, batch)
-        return F.mse_loss(outputs, targets), len(targets)
+        return self._mean(*self._forward(model, batch), self._counting.weights(batch))
 
     def metrics(self, model: nn.Module, batch: Batch) -> Sums:
-        return self._errors(*self._forward(model, batch))
+        return self._errors(*self._forward(model, batch), self._counting.weights(batch))
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
-        outputs, targets = self._forward(model, batch)
+        outputs, targets, counts = self._forward(model, batch)
         for metric in self._metrics.values():
-            metric.update(outputs.flatten(1), targets.flatten(1))
-        sums = self._errors(outputs, targets)
-        return {"loss": sums["error"], **sums}
+            metric.update(
+                outputs.flatten(1), targets.flatten(1), None if counts is None else counts.flatten(1)
+            )
+        weights = self._counting.weights(batch)
+        sums = self._errors(outputs, targets, counts, weights)
+        return _loss(*self._mean(outputs, targets, counts, weights)) | sums
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         outputs = _at_least_float32(model(batch[self._spec.inputs]))
@@ -179,7 +221,8 @@ class NextToken(Task):
 
     Loss: cross entropy in nats, averaged over positions and samples; exp(loss) is the perplexity. In a
     dataset of targets, -100 marks positions that do not count: the loss of a sample is the mean over its
-    others, and a sample without any other does not count.
+    others, and a sample without any other does not count. So does `data.mask`; the weights of samples,
+    `data.weights`, multiply their losses.
     Metric: `error`, the share of positions that count whose most probable token is not the right one; and
     `perplexity`, if `groups` has it.
     Predictions, of a sequence in `data.inputs`: `token`, int64 [B], the most probable one after its last
@@ -210,6 +253,7 @@ class NextToken(Task):
                 "Write the tokens as integers, or name another dataset in data.inputs."
             )
         self._spec = spec
+        self._counting = Counting(spec)
         return build_sequence_model(self._model, vocabulary)
 
     def build_metrics(self, num_samples: int) -> Mapping[str, Metric]:
@@ -224,39 +268,44 @@ class NextToken(Task):
         return losses.sum(dim=1) / counts.sum(dim=1)  # 0 / 0 where nothing counts
 
     def _forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        seen, following = batch[self._spec.inputs], batch[self._spec.targets]
+        seen, following = batch[self._spec.inputs], self._counting.classes(batch)
         if self._shift:
             seen, following = seen[:, :-1], following[:, 1:]
-        return _at_least_float32(model(seen)), following.long()
+        return _at_least_float32(model(seen)), following
 
-    def _mean(self, logits: Tensor, following: Tensor) -> tuple[Tensor, int]:
+    def _mean(self, logits: Tensor, following: Tensor, weights: Tensor | None) -> tuple[Tensor, int]:
         counts = following != IGNORED
-        if counts.all():
+        if counts.all() and weights is None:
             return F.cross_entropy(logits.flatten(0, 1), following.reshape(-1)), len(following)
         losses, _ = self._losses(logits, following)
         n = int(counts.any(dim=1).sum())
-        return (losses.sum(dim=1) / counts.sum(dim=1).clamp(min=1)).sum() / max(1, n), n
+        of_samples = losses.sum(dim=1) / counts.sum(dim=1).clamp(min=1)
+        if weights is not None:
+            of_samples = of_samples * weights.to(of_samples)
+        return of_samples.sum() / max(1, n), n
 
     def _losses(self, logits: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
         """The cross entropy of each token, [B, T], 0 where it does not count; and where it counts."""
         losses = F.cross_entropy(logits.transpose(1, 2), following, ignore_index=IGNORED, reduction="none")
         return losses, following != IGNORED
 
-    def _wrong(self, logits: Tensor, following: Tensor) -> Sums:
-        return _wrong(*_that_count(logits.flatten(0, 1), following.flatten()))
+    def _wrong(self, logits: Tensor, following: Tensor, weights: Tensor | None) -> Sums:
+        of_tokens = None if weights is None else weights.repeat_interleave(following.shape[1])
+        return _wrong(*_that_count(logits.flatten(0, 1), following.flatten(), of_tokens))
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        return self._mean(*self._forward(model, batch))
+        return self._mean(*self._forward(model, batch), self._counting.weights(batch))
 
     def metrics(self, model: nn.Module, batch: Batch) -> Sums:
-        return self._wrong(*self._forward(model, batch))
+        return self._wrong(*self._forward(model, batch), self._counting.weights(batch))
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Sums:
         logits, following = self._forward(model, batch)
         if self._metrics:
             losses, counts = self._losses(logits, following)
             self._metrics["perplexity"].update(losses[counts])
-        return _loss(*self._mean(logits, following)) | self._wrong(logits, following)
+        weights = self._counting.weights(batch)
+        return _loss(*self._mean(logits, following, weights)) | self._wrong(logits, following, weights)
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         tokens = batch[self._spec.inputs]
@@ -286,10 +335,22 @@ def _num_classes(spec: SampleSpec, task: str, model: ModelConfig) -> int:
     return num_classes
 
 
-def _that_count(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of `logits` [n, classes] and `targets` [n] that are not ignored."""
+def _that_count(
+    logits: Tensor, targets: Tensor, weights: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The rows of `logits` [n, classes], `targets` [n] and `weights` [n] that are not ignored."""
     counts = targets != IGNORED
-    return (logits, targets) if counts.all() else (logits[counts], targets[counts])
+    if counts.all():
+        return logits, targets, weights
+    return logits[counts], targets[counts], None if weights is None else weights[counts]
+
+
+def _of_samples(errors: Tensor, counts: Tensor | None) -> Tensor:
+    """The mean of the errors [B, ...] of each sample that count, which are the only ones that are not 0."""
+    if counts is None:
+        return errors.flatten(1).mean(dim=1)
+    # A division by 0 would also make the gradient of the others no number.
+    return errors.flatten(1).sum(dim=1) / counts.flatten(1).sum(dim=1).clamp(min=1)
 
 
 def _at_least_float32(outputs: Tensor) -> Tensor:
@@ -301,9 +362,11 @@ def _loss(mean: Tensor, n: int) -> Sums:
     return {"loss": (mean.item() * n, float(n))}
 
 
-def _wrong(logits: Tensor, targets: Tensor) -> Sums:
-    wrong = (logits.argmax(dim=1) != targets).sum().item()
-    return {"error": (float(wrong), float(len(targets)))}
+def _wrong(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Sums:
+    wrong = logits.argmax(dim=1) != targets
+    if weights is not None:
+        return {"error": (weights[wrong].sum().item(), weights.sum().item())}
+    return {"error": (float(wrong.sum().item()), float(len(targets)))}
 
 
 def is_built_in(task: Task) -> bool:
@@ -314,3 +377,13 @@ def is_built_in(task: Task) -> bool:
 def takes_tokens(task: Task) -> bool:
     """Whether the inputs of `task` are numbered as its targets are."""
     return isinstance(task, NextToken)
+
+
+def targets_of(task: Task, sample: SampleSpec) -> Targets:
+    """What `task` takes its targets as. One integer a sample is taken for a class number where a task that is
+    not built in decides, unless the values of all samples cannot be such numbers."""
+    if isinstance(task, (Regression, NextToken)):
+        return "tokens" if takes_tokens(task) else "quantities"
+    field = sample.fields[sample.targets]
+    one_integer = is_class_dtype(field.dtype) and math.prod(field.shape) == 1
+    return "classes" if one_integer and not isinstance(sample, Unclassed) else "unknown"

@@ -193,21 +193,23 @@ class RegressionErrors(Metric):
     def __init__(self, num_outputs: int) -> None:
         super().__init__()
         zeros = torch.zeros(num_outputs, dtype=torch.float64)
-        self.add_state("samples", torch.zeros(1, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("samples", zeros.clone(), dist_reduce_fx="sum")
         self.add_state("squared", zeros.clone(), dist_reduce_fx="sum")
         self.add_state("absolute", zeros.clone(), dist_reduce_fx="sum")
         self.add_state("moments", torch.stack([zeros, zeros, zeros]), dist_reduce_fx=None)
 
-    def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """Both [n, outputs]."""
+    def update(self, outputs: Tensor, targets: Tensor, counts: Tensor | None = None) -> None:
+        """All [n, outputs]; `counts`: which of the targets count, all without it."""
         outputs, targets = outputs.double(), targets.double()
-        difference = outputs - targets
-        self.samples += len(targets)
+        used = torch.ones_like(targets) if counts is None else counts.double()
+        difference = (outputs - targets) * used
+        samples = used.sum(dim=0)
+        self.samples += samples
         self.squared += difference.square().sum(dim=0)
         self.absolute += difference.abs().sum(dim=0)
-        mean = targets.mean(dim=0)
-        batch = torch.stack([torch.full_like(mean, len(targets)), mean, (targets - mean).square().sum(dim=0)])
-        self.moments = _joined(self.moments, batch)
+        mean = (targets * used).sum(dim=0) / samples.clamp(min=1)
+        spread = ((targets - mean) * used).square().sum(dim=0)
+        self.moments = _joined(self.moments, torch.stack([samples, mean, spread]))
 
     def compute(self) -> Values:
         """Vectors [outputs] and numbers, float64."""
@@ -259,8 +261,8 @@ def _joined(a: Tensor, b: Tensor) -> Tensor:
     """Number, mean and sum of squared distances from the mean, [3, outputs], of two sets together."""
     n = a[0] + b[0]
     difference = b[1] - a[1]
-    mean = a[1] + difference * b[0] / n
-    return torch.stack([n, mean, a[2] + b[2] + difference.square() * a[0] * b[0] / n])
+    share = b[0] / n.clamp(min=1)
+    return torch.stack([n, a[1] + difference * share, a[2] + b[2] + difference.square() * a[0] * share])
 
 
 def _area(own: np.ndarray, rest: np.ndarray) -> float:

@@ -5,12 +5,10 @@ What reads and writes HDF5 is imported by the command that needs it, so that --h
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -21,7 +19,6 @@ from hvd_train.errors import DataError, UserError
 from hvd_train.io.output import warn
 
 if TYPE_CHECKING:
-    from hvd_train.data.format import ShardInfo
     from hvd_train.data.locate import Found
 
 
@@ -77,41 +74,44 @@ class WriteArgs:
 
 @dataclass(frozen=True, kw_only=True)
 class InfoArgs:
-    """Describe shards: samples, shapes, layout, classes."""
+    """Describe shards: samples, shapes, layout, classes, values, and what looks wrong in the values."""
 
     paths: Annotated[Positional[tuple[str, ...]], arg(metavar="PATH...")]
     """Files, folders or glob patterns."""
 
     inputs: str = "inputs"
-    """Name of the dataset of inputs."""
+    """The dataset of inputs, or its place in the files: `table[x,y]`, `spectrum[100:900]`, `*/data`."""
 
     targets: str = "targets"
-    """Name of the dataset of targets."""
+    """The dataset of targets, or its place in the files."""
+
+    all: bool = False
+    """Summarise every row. Default: about 1 MiB of a dataset in each shard, 16 MiB in all of them."""
 
     json: bool = False
-    """Print JSON instead of a table."""
+    """Print JSON instead of tables: one entry a shard, with the summary of its own values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckArgs:
     """Read every row and compare it with the recorded checksums, counts and manifest; count values that are
-    not finite. Exit code 1 if anything differs from what was written."""
+    not finite. Exit code 1 if anything differs from what was written, or a training would refuse a shard."""
 
     paths: Annotated[Positional[tuple[str, ...]], arg(metavar="PATH...")]
     """Files, folders or glob patterns."""
 
     inputs: str = "inputs"
-    """Name of the dataset of inputs."""
+    """The dataset of inputs, or its place in the files: `table[x,y]`, `spectrum[100:900]`, `*/data`."""
 
     targets: str = "targets"
-    """Name of the dataset of targets."""
+    """The dataset of targets, or its place in the files."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs `shard` with the arguments after that word.
 
-    Returns the exit code: 0, 1 for shards that `check` found damaged, 2 with a message on stderr for
-    a request that cannot be carried out.
+    Returns the exit code: 0, 1 for shards that `check` found damaged or that a training would refuse, 2 with
+    a message on stderr for a request that cannot be carried out.
     """
     try:
         args: WriteArgs | InfoArgs | CheckArgs = tyro.extras.subcommand_cli_from_dict(
@@ -131,7 +131,7 @@ def main(argv: Sequence[str]) -> int:
 
 def write(args: WriteArgs) -> int:
     """`shard write`. Raises `DataError` where a source cannot be read or a shard not be written."""
-    from hvd_train.data.labels import remark
+    from hvd_train.data.remarks import refusal_of
     from hvd_train.data.sources import load_source
     from hvd_train.data.writer import write_part
 
@@ -155,7 +155,7 @@ def write(args: WriteArgs) -> int:
         )
     except OSError as error:
         raise DataError(f"{args.out}: cannot be written: {error}. Give --out a folder that can be.") from None
-    said = remark(arrays.targets, args.targets, args.sources[-1])
+    said = refusal_of(arrays.targets, args.targets, args.sources[-1])
     if said:
         warn(f"written, but the task `classification` would refuse it: {said}")
     for entry in manifest.train if args.part == "train" else manifest.validation:
@@ -164,48 +164,40 @@ def write(args: WriteArgs) -> int:
 
 
 def info(args: InfoArgs) -> int:
-    """`shard info`. Raises `DataError` for the first shard that cannot be read."""
-    from hvd_train.data.crash import in_child
-    from hvd_train.data.h5 import read_info
+    """`shard info`. Raises `DataError` for the first shard whose header cannot be read."""
+    from hvd_train.tools.shard_info import describe, show, show_json
 
     names = tuple(dict.fromkeys((args.inputs, args.targets)))
-    shards = [
-        (part, in_child(shard.path, partial(read_info, shard.path, names)))
-        for parts in _sources(args.paths)
-        for part, found in parts.items()
-        for shard in found
-    ]
+    described = [describe(parts, names, whole=args.all) for parts in _sources(args.paths)]
     if args.json:
-        print(json.dumps([{"part": part, **asdict(shard)} for part, shard in shards], indent=2))
-        return 0
-    rows = [("shard", "part", "samples", *names, "layout", "classes", "scale", "checksums")]
-    for part, shard in shards:
-        fields = [f"{field.dtype} {list(field.shape)}" for field in shard.fields.values()]
-        scale = "-" if shard.scale is None else f"{shard.scale:.4g}"
-        checked = "-" if shard.checksum_rows is None else f"per {shard.checksum_rows} rows"
-        head = (shard.path, part or "-", str(shard.num_samples))
-        rows.append((*head, *fields, _layout(shard), _classes(shard.class_counts), scale, checked))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        show_json(described, names)
+    else:
+        show(args.paths, described, names)
     return 0
 
 
 def check(args: CheckArgs) -> int:
-    """`shard check`: 0 if every shard is what was written, 1 if not. Raises `DataError` where a path
-    names no shards."""
+    """`shard check`: 0 if every shard is what was written and can be read, 1 if not. Raises `DataError` where
+    a path names no shards."""
     from hvd_train.data.check import check_shards
+    from hvd_train.data.locate import in_groups
+    from hvd_train.data.places import plain
 
-    names = tuple(dict.fromkeys((args.inputs, args.targets)))
+    layout = plain(tuple(dict.fromkeys((args.inputs, args.targets))))
     num_wrong = 0
     for parts in _sources(args.paths):
         shards = [shard for found in parts.values() for shard in found]
-        for shard, report in check_shards(shards, names):
-            wrong = (*report.problems, *report.unlike)
-            for problem in wrong:
-                print(problem, file=sys.stderr)
-            num_wrong += bool(wrong)
-            state = "damaged" if report.problems else "unlike the others" if wrong else "good"
+        for shard, report in check_shards(list(in_groups(shards, layout)), layout):
+            wrong = {
+                "damaged": report.problems,
+                "not supported": report.unsupported,
+                "unlike the others": report.unlike,
+            }
+            for messages in wrong.values():
+                for message in messages:
+                    print(message, file=sys.stderr)
+            state = next((state for state, messages in wrong.items() if messages), "good")
+            num_wrong += state != "good"
             print("; ".join((f"{shard.path}: {state}", *report.remarks)))
     return 1 if num_wrong else 0
 
@@ -221,20 +213,3 @@ def _sources(paths: Sequence[str]) -> list[dict[str, tuple[Found, ...]]]:
         {"": s.train} if s.manifest is None else {"train": s.train, "validation": s.validation}
         for s in sources
     ]
-
-
-def _layout(shard: ShardInfo) -> str:
-    if shard.contiguous:
-        return "contiguous"
-    chunks = "in one piece" if shard.chunk_rows is None else f"chunks of {shard.chunk_rows} rows"
-    return f"compressed, {chunks}" if shard.compressed else chunks
-
-
-def _classes(counts: Sequence[int] | None) -> str:
-    """The classes that occur, as ranges: `0-4, 7`."""
-    if counts is None:
-        return "-"
-    present = [label for label, count in enumerate(counts) if count]
-    starts = [label for label in present if label - 1 not in present]
-    stops = [label for label in present if label + 1 not in present]
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, stops, strict=True))

@@ -25,8 +25,9 @@ from hvd_train.data.check import check_shards
 from hvd_train.data.crash import in_child
 from hvd_train.data.deal import deal
 from hvd_train.data.facts import digest, digest_of, encode
-from hvd_train.data.h5 import Array
+from hvd_train.data.format import Array
 from hvd_train.data.locate import locate
+from hvd_train.data.places import plain
 from hvd_train.data.reader import make_reader
 from hvd_train.data.rows import Rows
 from hvd_train.data.sources import Arrays
@@ -168,7 +169,8 @@ def _check(folder: Path) -> list[str]:
     except DataError as error:
         return [str(error)]
     shards = (*source.train, *source.validation)
-    return [p for _, report in check_shards(shards, NAMES) for p in (*report.problems, *report.unlike)]
+    reports = [report for _, report in check_shards(shards, plain(NAMES))]
+    return [p for r in reports for p in (*r.problems, *r.unsupported, *r.unlike)]
 
 
 # --- Damage.

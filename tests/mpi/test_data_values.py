@@ -1,4 +1,4 @@
-"""Data that are not what they seem, on several ranks: what is said, once, whichever rank has the row."""
+"""Data that are not what they seem, on several ranks: what is said, once, whichever rank has the rows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from hvd_train.data.sources import Arrays
+from hvd_train.data.writer import write_part
 from tests.launching import command, run
 from tests.mpi.jobs import events
 from tests.mpi.test_refusals import messages
@@ -54,7 +56,9 @@ def test_messages_about_labels_scales_copies_and_values_that_are_not_finite(tmp_
     shards(tmp_path / "bytes", rng.integers(0, 200, (100, 6)).astype("u1"), labels)
     shards(tmp_path / "twice", inputs, labels)
     (tmp_path / "twice" / "2.h5").hardlink_to(tmp_path / "twice" / "1.h5")
-    cases: dict[str, dict[str, object]] = {name: {} for name in ("minus", "truth", "ill", "bytes", "twice")}
+    write_part(tmp_path / "sorted", Arrays(inputs, labels), shards=2, by_class=True)
+    names = ("minus", "truth", "ill", "bytes", "twice", "sorted")
+    cases: dict[str, dict[str, object]] = {name: {} for name in names}
     program = PROGRAM.format(cases=cases)
     job = run(command("mpirun", 2, ["-c", program]), deadline_s=240, cwd=tmp_path)
     assert job.returncode == 0, job.output
@@ -67,9 +71,15 @@ def test_messages_about_labels_scales_copies_and_values_that_are_not_finite(tmp_
             in job.stderr
         )
         assert f"hvd_train: {rank} refused twice: twice/2.h5: the same file as twice/1.h5" in job.stderr
-    (warning,) = [line for line in said if line not in refused]
-    assert "bytes/0.h5: `inputs` is uint8 with values up to" in warning
-    assert "Give --data.scale" in warning
+    not_finite, unscaled, alone = [line for line in said if line not in refused]
+    assert "ill/1.h5: `inputs` holds 1 NaN among 600 values, a share of 0.0017; expected" in not_finite
+    assert "bytes/" in unscaled
+    assert "h5: `inputs` is uint8 with values up to 199, and no scale is known" in unscaled
+    assert "Give --data.scale" in unscaled
+    assert "rank 0 alone has the classes 0 and 1; rank 1 alone has the class 2. Between" in alone
+    (header,) = events(tmp_path / "runs" / "ill", "header")
+    assert header["remarks"] == [not_finite.partition("hvd_train: ")[2]]
+    assert (header["values"]["inputs"]["rows"], header["values"]["inputs"]["nan"]) == (100, 1)
     assert len(events(tmp_path / "runs" / "truth", "round")) == 2
     fault = events(tmp_path / "runs" / "ill", "fault")[0]
     assert fault["ranks"] == [1]

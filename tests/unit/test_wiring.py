@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -21,6 +22,8 @@ from hvd_train.config import (
     SyncConfig,
 )
 from hvd_train.data.format import SampleSpec
+from hvd_train.data.sources import Arrays
+from hvd_train.data.writer import write_part
 from hvd_train.errors import HvdTrainError
 from hvd_train.preparation import prepare
 from hvd_train.record.reports import EvaluationReport, FaultReport, LayerReport, RoundReport, StopReport
@@ -202,17 +205,103 @@ def test_a_built_in_task_names_a_file_with_what_does_not_fit(config: Config, tmp
         on_ranks(2, lambda comm: prepare(config, None, comm).config)
 
 
+def replace_inputs(path: Path, values: Any) -> None:
+    with h5py.File(path, "r+") as file:
+        kept = file["inputs"][()]
+        del file["inputs"]
+        file["inputs"] = values(kept)
+
+
 def test_integers_without_a_scale_are_warned_of_once_a_job(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a.h5", "b.h5"):
-        with h5py.File(tmp_path / name, "r+") as file:
-            integers = file["inputs"][()].astype("u1")
-            del file["inputs"]
-            file["inputs"] = integers
+        replace_inputs(tmp_path / name, lambda kept: kept.astype("u1"))
     on_ranks(2, lambda comm: prepare(config, None, comm).config)
-    assert capsys.readouterr().err.count("no scale is known") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f"hvd_train: {tmp_path}/b.h5: `inputs` is uint8 with values up to 239, and no scale is"
+    )
     for task, data in ((Counts(ask=False), config.data), (None, replace(config.data, scale=0.01))):
         quiet = replace(config, data=data)
         on_ranks(2, lambda comm, task=task, quiet=quiet: prepare(quiet, task, comm).config)  # type: ignore[misc]
-    assert "scale" not in capsys.readouterr().err
+    for values in (lambda kept: kept % 2, lambda kept: kept > 0):
+        for name in ("a.h5", "b.h5"):
+            replace_inputs(tmp_path / name, values)
+        on_ranks(2, lambda comm: prepare(config, None, comm).config)
+    arrays = Arrays(np.array([[3, 200], [0, 1]] * 10, "u1"), np.array([0, 1] * 10), 1 / 255)
+    write_part(tmp_path / "own", arrays)
+    recorded = replace(config, data=replace(config.data, path=str(tmp_path / "own")))
+    on_ranks(2, lambda comm: prepare(recorded, None, comm).config)
+    assert capsys.readouterr().err == "", "zeros and ones, booleans, and a scale that the shard records"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+def test_what_looks_wrong_is_named_of_the_rows_of_all_ranks(
+    ranks: int, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(tmp_path / "b.h5", 150, float("nan"))
+    with h5py.File(tmp_path / "a.h5") as a, h5py.File(tmp_path / "b.h5") as b:
+        inputs = np.concatenate([file["inputs"][()] for file in (a, b)])
+    for name in ("a.h5", "b.h5"):
+        with h5py.File(tmp_path / name, "r+") as file:
+            file["targets"][...] = file["targets"][()] % 7 + 1
+    recorders = train(config, ranks)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "expected" in line]
+    assert [line.partition(";")[0] for line in lines] == [
+        f"hvd_train: {tmp_path}/b.h5: `inputs` holds 1 NaN among 720 values, a share of 0.0014",
+        f"hvd_train: {tmp_path}/a.h5: the classes of `targets` are 1 to 7",
+    ]
+    header = recorders[0].start
+    assert [f"hvd_train: {line}" for line in header.remarks] == lines
+    found = header.values["inputs"]
+    assert (found["rows"], found["nan"], found["highest"]) == (240, 1, np.nanmax(inputs))
+    assert found["deviation"] == pytest.approx(np.nanstd(inputs, dtype="f8"))
+    assert header.values["targets"]["mean"] == np.mean(np.arange(240) % 7 + 1)
+    assert all(not recorder.start.values for recorder in recorders[1:])
+
+
+def test_nothing_looks_wrong_in_the_embedded_digits(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though each of two ranks has classes of its own: they are split so on purpose."""
+    digits = replace(config, data=DataConfig())
+    prepared = on_ranks(2, lambda comm: prepare(digits, None, comm))
+    assert (capsys.readouterr().err, prepared[0].remarks) == ("", [])
+    assert prepared[0].surveys["inputs"].values.highest == 16
+
+
+class Scaling(Counts):
+    """Scales its inputs itself."""
+
+    def transform(self, batch: Batch) -> Batch:
+        return {**batch, "inputs": batch["inputs"] / 1e6}
+
+
+def test_a_task_that_transforms_its_inputs_may_have_any(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.h5", "b.h5"):
+        replace_inputs(tmp_path / name, lambda kept: kept * 1e6)
+    for task, said in ((Scaling(ask=False), 0), (Counts(ask=False), 1), (None, 1)):
+        on_ranks(2, lambda comm, task=task: prepare(config, task, comm).config)  # type: ignore[misc]
+        assert capsys.readouterr().err.count("which no --data.scale gives") == said
+
+
+def test_targets_are_what_the_task_takes_them_as(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.h5", "b.h5"):
+        with h5py.File(tmp_path / name, "r+") as file:
+            file["targets"][...] = file["targets"][()] % 2
+    for task, said in (("regression", 1), ("classification", 0)):
+        chosen = replace(config, task=task)
+        on_ranks(2, lambda comm, chosen=chosen: prepare(chosen, None, comm).config)  # type: ignore[misc]
+        assert (
+            capsys.readouterr().err.count("a.h5: `targets` holds only 0 and 1. If these are classes") == said
+        )
+    for name in ("a.h5", "b.h5"):
+        with h5py.File(tmp_path / name, "r+") as file:
+            file["targets"][...] = (np.arange(len(file["targets"])) % 2) * (1 << 40) - 5
+    on_ranks(2, lambda comm: prepare(config, Counts(ask=False), comm).config)
+    assert capsys.readouterr().err == "", "quantities, of a task that does not ask for classes"

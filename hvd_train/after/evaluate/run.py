@@ -107,7 +107,8 @@ def _with_all_metrics(config: Config) -> Config:
 def _spans(options: Options, trained: Trained) -> tuple[tuple[Span, ...], tuple[str, ...]]:
     sample = trained.saved.sample
     if options.data:
-        return select_rows(options.data, sample, tuple(sample.fields))
+        selected = select_rows(options.data, sample, tuple(sample.fields))
+        return selected.spans, selected.warnings
     return validation_rows(trained.config.data)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from hvd_train.comm.base import Communicator
 from hvd_train.data.format import SampleSpec
 from hvd_train.data.rows import Rows
+from hvd_train.data.selection import needed_to_predict
 from hvd_train.record.evaluation import WorstSample
 from hvd_train.tasks.base import Batch, Task
 from hvd_train.tasks.models import evaluating
@@ -68,7 +69,7 @@ def _described(
     arrays = rows.read(row, row + 1)
     target = arrays[sample.targets]
     batch = task.transform({name: torch.from_numpy(array) for name, array in arrays.items()})
-    predicted = task.predict(model, {sample.inputs: batch[sample.inputs]})
+    predicted = task.predict(model, {name: batch[name] for name in needed_to_predict(sample)})
     return WorstSample(
         loss=loss,
         shard=span.shard,

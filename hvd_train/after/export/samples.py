@@ -36,8 +36,7 @@ class Samples:
 
     def __init__(self, spans: Sequence[Span], trained: Trained, count: int, source: str) -> None:
         sample = trained.saved.sample
-        names = dict.fromkeys((sample.inputs, sample.targets))
-        self._rows = Rows(spans, {name: sample.fields[name] for name in names})
+        self._rows = Rows(spans, sample.fields)
         self.count = min(count, len(self._rows))
         self.source = source
 
@@ -70,17 +69,16 @@ def open_samples(trained: Trained, path: str, count: int) -> Samples:
     rows. Raises `DataError`."""
     sample = trained.saved.sample
     if path:
-        names = tuple(dict.fromkeys((sample.inputs, sample.targets)))
-        spans, warnings = select_rows(path, sample, names)
-        for line in warnings:
+        selected = select_rows(path, sample, tuple(sample.fields))
+        for line in selected.warnings:
             warn(line)
-        return Samples(spans, trained, count, path)
+        return Samples(selected.spans, trained, count, path)
     part = run_part(trained.config)
-    for name in dict.fromkeys((sample.inputs, sample.targets)):
-        if part.shards.sample.fields[name] != sample.fields[name]:
+    for name, field in sample.fields.items():
+        if part.shards.sample.fields[name] != field:
             raise DataError(
                 f"{trained.config.data.path}: `{name}` is {part.shards.sample.fields[name]}; the model was "
-                f"trained on {sample.fields[name]}. Give samples like those by --data."
+                f"trained on {field}. Give samples like those by --data."
             )
     spans, kind = (part.validation, "validation") if part.validation else (part.train, "training")
     return Samples(spans, trained, count, f"{trained.config.data.path} ({kind} rows)")

@@ -19,9 +19,8 @@ from hvd_train.after.predict.tables import require_fit
 from hvd_train.after.trained import Trained, open_trained
 from hvd_train.data.deal import Span
 from hvd_train.data.facts import digest
-from hvd_train.data.h5 import read_info
 from hvd_train.data.rows import Rows
-from hvd_train.data.selection import select_rows
+from hvd_train.data.selection import needed_to_predict, select_rows
 from hvd_train.tasks.base import Task
 
 
@@ -79,9 +78,10 @@ def open_job(options: Options, task: Task | None = None) -> Job:
     require_new(out)
     trained = open_trained(options.run, options.checkpoint, task)
     sample = trained.saved.sample
-    names = tuple(dict.fromkeys((sample.inputs, options.id) if options.id else (sample.inputs,)))
-    spans, warnings = select_rows(options.data, sample, names)
-    rows = Rows(spans, read_info(spans[0].shard, names, texts=True).fields)
+    names = (*needed_to_predict(sample), *((options.id,) if options.id else ()))
+    selected = select_rows(options.data, sample, tuple(dict.fromkeys(names)))
+    rows = Rows(selected.spans, selected.fields)
+    rows.require_in_order()
     predictor = Predictor(
         trained=trained,
         rows=rows,
@@ -97,7 +97,7 @@ def open_job(options: Options, task: Task | None = None) -> Job:
         num_rows=len(rows),
         rows=size,
     )
-    return Job(trained=trained, predictor=predictor, parts=parts, warnings=warnings)
+    return Job(trained=trained, predictor=predictor, parts=parts, warnings=selected.warnings)
 
 
 def _digest(predictor: Predictor, part_rows: int) -> str:

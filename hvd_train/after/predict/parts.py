@@ -23,8 +23,7 @@ import numpy as np
 import xxhash
 
 from hvd_train.data.blocks import row_bytes
-from hvd_train.data.format import FieldSpec
-from hvd_train.data.h5 import Array
+from hvd_train.data.format import Array, FieldSpec
 from hvd_train.errors import OutputError
 from hvd_train.io.atomic import replacing, sync
 from hvd_train.io.sealed import parse, seal, unseal

@@ -15,9 +15,9 @@ from torch import Tensor
 from hvd_train.after.predict.parts import PartRows
 from hvd_train.after.trained import Trained
 from hvd_train.data.batches import batch_bounds
-from hvd_train.data.format import FieldSpec
-from hvd_train.data.h5 import Array
+from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.rows import Rows
+from hvd_train.data.selection import needed_to_predict
 from hvd_train.errors import TaskError, UserError
 from hvd_train.liveness import mark
 from hvd_train.tasks.base import Batch
@@ -96,10 +96,10 @@ class Predictor:
 
     def _outputs(self, arrays: Mapping[str, Array], at: int) -> dict[str, Tensor]:
         """What the task predicts for rows from `at` on. Raises `TaskError`."""
-        name, task = self.trained.saved.sample.inputs, self.trained.task
-        where = f"rows {at} to {at + len(arrays[name]) - 1}"
+        sample, task = self.trained.saved.sample, self.trained.task
+        where = f"rows {at} to {at + len(arrays[sample.inputs]) - 1}"
         try:
-            batch = task.transform({name: torch.from_numpy(arrays[name])})
+            batch = task.transform({n: torch.from_numpy(arrays[n]) for n in needed_to_predict(sample)})
             found = task.predict(self.trained.model, batch)
         except UserError:
             raise
@@ -115,10 +115,12 @@ class Predictor:
     def _explained(self, error: Exception, where: str) -> str:
         sample, task = self.trained.saved.sample, type(self.trained.task).__name__
         missing = error.args[0] if isinstance(error, KeyError) and error.args else None
-        if missing in sample.fields and missing != sample.inputs:
+        known = needed_to_predict(sample)
+        if missing in sample.fields and missing not in known:
+            has = ", ".join(f"`{name}`" for name in known)
             return (
-                f"transform or predict of {task} needs `{missing}`, but a batch to predict on has "
-                f"`{sample.inputs}` only: its targets may not be known. Use `{missing}` only "
+                f"transform or predict of {task} needs `{missing}`, but a batch to predict on has {has} "
+                f"only: its targets may not be known. Use `{missing}` only "
                 f'`if "{missing}" in batch`.\n{"".join(traceback.format_exception(error))}'
             )
         return f"{task} cannot predict {where}:\n{''.join(traceback.format_exception(error))}"

@@ -11,9 +11,8 @@ from typing import Any, final
 
 import numpy as np
 
-from hvd_train.data.format import FieldSpec
-from hvd_train.data.h5 import Array
-from hvd_train.data.h5_write import RowWriter
+from hvd_train.data.format import Array, FieldSpec
+from hvd_train.data.hdf5.write import RowWriter
 from hvd_train.errors import EnvironmentMismatch, OutputError
 
 _MOST_COLUMNS = 10_000

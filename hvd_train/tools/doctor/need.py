@@ -17,8 +17,8 @@ from hvd_train.algorithm.local_step import LocalStep, make_optimizer
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import Config
 from hvd_train.data.catalog import Catalog, open_catalog
-from hvd_train.data.reader import BLOCK_BYTES, WINDOW_BLOCKS
 from hvd_train.data.rows import Rows
+from hvd_train.data.windows import BLOCK_BYTES, WINDOW_BLOCKS
 from hvd_train.run.model_state import saved_state
 from hvd_train.tasks.base import Batch, Task
 from hvd_train.tasks.building import build, first_rows

@@ -17,12 +17,11 @@ from hvd_train.data.catalog import (
     find_shards,
     make_catalog,
     open_catalog,
-    scale_warning,
     summarize_labels,
 )
 from hvd_train.data.deal import Span, deal
 from hvd_train.data.format import FieldSpec
-from hvd_train.data.h5 import ShardFile
+from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.manifest import load_manifest, save_manifest
 from hvd_train.data.rows import Rows
 from hvd_train.data.sources import Arrays
@@ -166,23 +165,6 @@ def test_tokens_of_the_inputs_are_part_of_the_vocabulary(tmp_path: Path) -> None
     both = DataConfig(path=str(path), targets="inputs")
     with pytest.raises(DataError, match=r"a\.h5: `inputs` holds -100 in row 1"):
         _ = open_catalog(both, tokens=True).sample.num_classes
-
-
-def test_integer_inputs_without_a_scale_are_warned_of(tmp_path: Path) -> None:
-    path = foreign(tmp_path / "a.h5", [0, 1], inputs=np.array([[3, 200], [0, 1]], "u1"))
-
-    def warning(**options: object) -> str:
-        data = DataConfig(path=str(path), **options)  # type: ignore[arg-type]
-        return scale_warning(open_catalog(data), data)
-
-    assert "a.h5: `inputs` is uint8 with values up to 200 in its first 2 rows" in warning()
-    assert warning(scale=1.0) == ""
-    for inputs in (np.eye(2, dtype="u1"), np.eye(2, dtype=bool), np.ones((2, 2), "f2")):
-        foreign(path, [0, 1], inputs)
-        assert warning() == "", inputs.dtype
-    write_part(tmp_path / "own", Arrays(np.array([[3, 200], [0, 1]], "u1"), np.array([0, 1]), 1 / 255))
-    path = tmp_path / "own"
-    assert warning() == "", "the shard records it"
 
 
 def test_classes_cover_the_validation_part(tmp_path: Path) -> None:
@@ -348,7 +330,7 @@ def test_shards_of_different_scales_are_refused_unless_one_is_given(tmp_path: Pa
     [
         ("nothing", r"data\.path = '.*nothing': no such file or folder, and no file fits"),
         ("*.h5", r"data\.path = '.*\*\.h5': no such file or folder"),
-        ("empty", r"the folder holds neither manifest\.json nor files ending in \.h5 or \.hdf5"),
+        ("empty", r"the folder holds neither manifest\.json nor files ending in \.h5, .* or \.h5ad"),
     ],
 )
 def test_a_path_with_no_shards(tmp_path: Path, path: str, message: str) -> None:

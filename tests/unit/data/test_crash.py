@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from hvd_train.data.crash import in_child
-from hvd_train.data.h5 import read_info
+from hvd_train.data.hdf5.file import read_info
+from hvd_train.data.places import plain
 from hvd_train.errors import DataError
 from hvd_train.tools.shard import main
 from tests.launching import run
@@ -60,10 +61,10 @@ def test_a_child_that_dies_is_an_error_with_the_files_name(number: signal.Signal
 
 def test_a_child_returns_its_result_or_raises_its_error(tmp_path: Path) -> None:
     path = write_foreign(tmp_path / "a.h5", 5)
-    assert in_child(path, lambda: read_info(path, ("inputs", "targets"))).num_samples == 5
+    assert in_child(path, lambda: read_info(path, plain(("inputs", "targets")))).num_samples == 5
     assert in_child(path, lambda: None) is None
     with pytest.raises(DataError, match="no dataset `x`"):
-        in_child(path, lambda: read_info(path, ("x",)))
+        in_child(path, lambda: read_info(path, plain(("x",))))
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ from hvd_train.data.catalog import Catalog, open_catalog
 from hvd_train.data.check import check_shard
 from hvd_train.data.deal import Span, deal
 from hvd_train.data.facts import decode, digest, digest_of, encode
-from hvd_train.data.h5 import ShardFile
+from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.locate import locate
 from hvd_train.data.manifest import load_manifest, save_manifest
+from hvd_train.data.places import plain
 from hvd_train.data.reader import StreamReader, make_reader
 from hvd_train.data.rows import Rows
 from hvd_train.data.sources import Arrays
@@ -66,7 +67,9 @@ def read_all(folder: Path, reading: str = "memory") -> dict[str, np.ndarray]:
 
 def problems(folder: Path) -> list[str]:
     source = locate(str(folder), "PATH")
-    return [p for shard in (*source.train, *source.validation) for p in check_shard(shard, NAMES).problems]
+    return [
+        p for shard in (*source.train, *source.validation) for p in check_shard(shard, plain(NAMES)).problems
+    ]
 
 
 def flip(path: Path, name: str, row: int) -> None:

@@ -17,6 +17,7 @@ from hvd_train.data.catalog import open_catalog
 from hvd_train.data.check import check_shard
 from hvd_train.data.demo import cache_folder, ensure_digits
 from hvd_train.data.locate import locate
+from hvd_train.data.places import plain
 from hvd_train.data.rows import Rows
 from hvd_train.data.sources import load_digits
 from hvd_train.errors import DataError
@@ -56,7 +57,7 @@ def test_it_is_written_once_and_checks(cache: Path) -> None:
     assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == times
     source = locate(str(folder), "PATH")
     for shard in (*source.train, *source.validation):
-        assert check_shard(shard, ("inputs", "targets")).problems == ()
+        assert check_shard(shard, plain(("inputs", "targets"))).problems == ()
 
 
 def test_two_caches_hold_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

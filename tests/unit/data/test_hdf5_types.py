@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from h5py import h5d, h5s, h5t
 
-from hvd_train.data.h5 import ShardFile, read_info
+from hvd_train.data.hdf5.file import ShardFile, read_info
+from hvd_train.data.places import plain
 from hvd_train.errors import DataError
 
 
@@ -57,14 +58,18 @@ LONG = np.array([1.25, np.pi, -3], np.longdouble)
 @pytest.mark.parametrize(
     ("kind", "raw", "dtype", "values"),
     [
+        (h5t.STD_I8BE, struct.pack("3b", 1, -2, 3), "int8", [1, -2, 3]),
         (h5t.STD_I16BE, struct.pack(">3h", 1, -2, 300), "int16", [1, -2, 300]),
         (h5t.STD_U64BE, struct.pack(">2Q", 1, 2**63), "uint64", [1, 2**63]),
         (integer(2, 12), struct.pack("<2H", 5, 4095), "uint16", [5, 4095]),
         (h5t.IEEE_F16BE, np.array([1.5, -2], ">f2").tobytes(), "float16", [1.5, -2]),
+        (h5t.IEEE_F16LE, np.array([1.5, -2], "<f2").tobytes(), "float16", [1.5, -2]),
+        (h5t.IEEE_F32BE, np.array([1.5, -2], ">f4").tobytes(), "float32", [1.5, -2]),
         (h5t.IEEE_F64BE, np.array([1.5, -2], ">f8").tobytes(), "float64", [1.5, -2]),
         (custom_float(2, (15, 7, 8, 0, 7), 127), struct.pack("<2H", 0x3FC0, 0xC000), "float32", [1.5, -2]),
         (h5t.STD_B8LE, bytes([0, 1, 255]), "uint8", [0, 1, 255]),
         (enumeration(h5t.STD_I8LE, cat=0, dog=5), bytes([0, 5]), "int8", [0, 5]),
+        (enumeration(h5t.STD_U16BE, cat=0, dog=500), struct.pack(">2H", 0, 500), "uint16", [0, 500]),
         (enumeration(h5t.STD_I8LE, FALSE=0, TRUE=1), bytes([1, 0]), "bool", [True, False]),
         pytest.param(
             h5t.NATIVE_LDOUBLE,
@@ -78,7 +83,7 @@ LONG = np.array([1.25, np.pi, -3], np.longdouble)
 )
 def test_read(tmp_path: Path, kind: Any, raw: bytes, dtype: str, values: list[Any]) -> None:
     path = write(tmp_path / "a.h5", kind, raw, len(values))
-    with ShardFile(path, ("inputs",)) as shard:
+    with ShardFile(path, plain(("inputs",))) as shard:
         assert shard.info.fields["inputs"].dtype == dtype
         rows = shard.read("inputs", 0, len(values))
         assert rows.dtype == np.dtype(dtype)
@@ -93,10 +98,14 @@ def test_read(tmp_path: Path, kind: Any, raw: bytes, dtype: str, values: list[An
         (h5t.STD_B16LE, "bit fields of 16 bits"),
         (h5t.create(h5t.OPAQUE, 4), "opaque values"),
         (h5t.STD_REF_OBJ, "references"),
-        (h5t.vlen_create(h5t.STD_I32LE), "rows of variable length"),
-        (h5t.array_create(h5t.STD_I32LE, (3,)), "arrays as values"),
-        (h5t.py_create(np.dtype("c8")), "compound values, as complex numbers are stored"),
-        (h5t.py_create(np.dtype([("a", "f4"), ("b", "i8")])), "compound values"),
+        (h5t.STD_REF_DSETREG, "references"),
+        (h5t.vlen_create(h5t.STD_I32LE), r"rows of variable length \(int32\)"),
+        (h5t.vlen_create(h5t.C_S1), r"rows of variable length \(strings\)"),
+        (h5t.array_create(h5t.vlen_create(h5t.STD_I32LE), (3,)), "(rows of variable|arrays as values)"),
+        (h5t.py_create(np.dtype("c8")), "complex numbers"),
+        (h5t.py_create(np.dtype([("a", "f4"), ("b", "i8")])), r"compound values \(`a`, `b`\)"),
+        (h5t.py_create(np.dtype([("r", "f4"), ("j", "f4")])), r"compound values \(`r`, `j`\)"),
+        (h5t.STD_B64BE, "bit fields of 64 bits"),
         (h5t.COMPLEX_IEEE_F32LE, "complex numbers"),
         (integer(3, 24), "integers of 24 bits"),
         (integer(16, 128), "integers of 128 bits"),
@@ -111,7 +120,7 @@ def test_refused_with_its_name(tmp_path: Path, kind: Any, name: str) -> None:
     with pytest.raises(
         DataError, match=rf"a\.h5: dataset `inputs` holds {name}.*Expected integers"
     ) as refused:
-        read_info(path, ("inputs",))
+        read_info(path, plain(("inputs",)))
     assert "damaged" not in str(refused.value)
     with pytest.raises(DataError, match=rf"no dataset `x`; the file has `inputs` \[3\] {name}"):
-        read_info(path, ("x",))
+        read_info(path, plain(("x",)))

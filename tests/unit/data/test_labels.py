@@ -20,8 +20,6 @@ from hvd_train.data.labels import (
     labels_of_counts,
     misfit,
     objection,
-    remark,
-    unscaled,
 )
 from hvd_train.errors import DataError
 
@@ -69,13 +67,18 @@ def test_blocks_joined_are_the_whole() -> None:
     blocks = [look(values[i : i + 37], first_row=i) for i in range(0, 1000, 37)]
     assert join(blocks) == look(values)
     assert join([]) == Labels()
-    assert len(join([look([-1, 1]), look([5] * 3), look([-1, 3])]).odd or ()) == 3, "of the odd blocks alone"
-    assert join([look(-np.arange(600)), look(-np.arange(1200))]).odd is None
+    assert join([look([-1, 1]), look([5] * 3), look([-1, 3])]).different == {-1, 1, 3, 5}
+    assert join([look(-np.arange(600)), look(-np.arange(1200))]).different is None
+    assert join([look(np.arange(600)), look(np.arange(400) + 600)]).different == set(range(1000))
+    assert join([look(np.arange(600)), look(np.arange(401) + 600)]).different is None
+    many = np.random.default_rng(0).integers(0, 900, 1 << 19)
+    assert look(many).different == set(many.tolist()), "counted in pieces"
 
 
 def test_counts_of_a_header_say_the_same_as_the_values() -> None:
     found = labels_of_counts((0, 3, 0, 2), "y", "a.h5")
     assert (found.count, found.num_classes, found.lowest) == (5, 4, Extreme(1, "y", "a.h5"))
+    assert found.different == {1, 3}
     assert labels_of_counts((0, 0), "y", "a.h5") == Labels()
 
 
@@ -132,33 +135,6 @@ def test_types_and_shapes_that_are_not_class_numbers() -> None:
     assert ".argmax(axis=1)" in misfit("y", FieldSpec(shape=(3,), dtype="float32"))
 
 
-@pytest.mark.parametrize(
-    ("targets", "words"),
-    [
-        (np.array([0, 1, 1]), ""),
-        (np.array([True, False]), ""),
-        (np.array([0.5, 1.0, 2.0]), ""),  # quantities
-        (np.array([0.0, np.nan]), ""),
-        (np.array([-1.0, 1.0]), ""),
-        (np.array([1000.0, 2000.0]), ""),  # whole, but no class numbers of 2 rows
-        (np.zeros((4, 3)), ""),
-        (np.eye(4, 3), ""),  # a row of zeros
-        (np.arange(12).reshape(4, 3), ""),  # tokens
-        (np.array([0.0, 1.0, 1.0]), "a.npz: `y` is of type float64; expected integers from 0 on"),
-        (np.array([[0.0], [1.0], [1.0]]), "a.npz: `y` is of type float64"),
-        (np.eye(3), r"a.npz: `y` has the shape [3] a sample; expected one integer a sample"),
-        (np.eye(3, dtype=bool), r"a.npz: `y` has the shape [3] a sample"),
-        (np.array([0, -1]), "a.npz: `y` holds -1 in row 1"),
-    ],
-)
-def test_messages_about_targets_that_are_probably_classes(
-    targets: npt.NDArray[np.generic], words: str
-) -> None:
-    said = remark(targets, "y", "a.npz")
-    assert words in said
-    assert bool(said) == bool(words)
-
-
 def test_only_a_task_that_asks_for_the_number_of_classes_is_refused() -> None:
     fields = {"x": FieldSpec(shape=(2,), dtype="float32"), "y": FieldSpec(shape=(), dtype="int64")}
     plain = SampleSpec(inputs="x", targets="y", fields=fields, num_classes=1 << 40, scale=0.5)
@@ -170,24 +146,3 @@ def test_only_a_task_that_asks_for_the_number_of_classes_is_refused() -> None:
         with pytest.raises(DataError, match=r"a\.h5: the reason"):
             _ = same.num_classes
     assert SampleSpec.from_json(plain.to_json()) == plain
-
-
-@pytest.mark.parametrize(
-    ("values", "dtype", "words"),
-    [
-        ([0, 1, 1], "uint8", ""),
-        (
-            [0, 255],
-            "uint8",
-            "uint8 with values up to 255 in its first 9 rows .* --data.scale 0.00392 (1/255)",
-        ),
-        ([0, 64000], "uint16", "--data.scale 1.53e-05 (1/65535)"),
-        ([0, 16], "uint8", "--data.scale 0.0625 (1/16)"),
-        ([3, -2000], "int16", "values up to 2000 .* --data.scale 0.0005 (1/2000)"),
-    ],
-)
-def test_integers_without_a_scale_are_described(values: list[int], dtype: str, words: str) -> None:
-    text = unscaled(look(values, dtype, ignore=False), FieldSpec(shape=(), dtype=dtype), 9)
-    assert bool(text) == bool(words)
-    for part in words.split(" .* "):
-        assert part in text

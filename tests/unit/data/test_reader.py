@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 import tracemalloc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +19,9 @@ import pytest
 from hvd_train.config import DataConfig
 from hvd_train.data.deal import Span
 from hvd_train.data.finite import first_not_finite
-from hvd_train.data.format import FieldSpec
-from hvd_train.data.h5 import Array, ShardFile
+from hvd_train.data.format import Array, FieldSpec
+from hvd_train.data.hdf5.file import ShardFile
+from hvd_train.data.places import plain
 from hvd_train.data.reader import MemoryReader, Reader, StreamReader, make_reader
 from hvd_train.data.rows import Rows
 from hvd_train.errors import DataError
@@ -325,9 +326,9 @@ def test_stream_mixes_blocks_and_reads_whole_chunks(tmp_path: Path, monkeypatch:
     ranges: list[tuple[int, int]] = []
     read_into = ShardFile.read_into
 
-    def recording(shard: ShardFile, name: str, start: int, stop: int, out: Array) -> None:
-        read_into(shard, name, start, stop, out)
-        ranges.append((start, stop))
+    def recording(shard: ShardFile, name: str, rows: Sequence[tuple[int, int]], out: Array) -> None:
+        read_into(shard, name, rows, out)
+        ranges.extend(rows)
 
     monkeypatch.setattr(ShardFile, "read_into", recording)
     reader = StreamReader(Rows([Span(str(path), 13, 95)], FIELDS), 0, block_bytes=ROW_BYTES, window_blocks=4)
@@ -437,7 +438,7 @@ def test_values_arrive_in_the_dtype_of_the_fields(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "big.h5", "w") as file:
         file["inputs"] = np.arange(6, dtype=">f8").reshape(3, 2)
         file["targets"] = np.array([1, 2, 3], ">i2")
-    with ShardFile(tmp_path / "big.h5", ("inputs", "targets")) as shard:
+    with ShardFile(tmp_path / "big.h5", plain(("inputs", "targets"))) as shard:
         info = shard.info
     assert info.fields["inputs"] == FieldSpec(shape=(2,), dtype="float64")
     batch = Rows([Span(info.path, 0, 3)], info.fields).read(0, 3)

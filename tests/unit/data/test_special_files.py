@@ -14,6 +14,7 @@ from hvd_train.config import DataConfig
 from hvd_train.data.catalog import open_catalog
 from hvd_train.data.check import check_shard
 from hvd_train.data.locate import locate
+from hvd_train.data.places import plain
 from hvd_train.data.sources import load_npz, read_idx
 from hvd_train.errors import DataError
 from tests.unit.data.shards import write_foreign
@@ -53,7 +54,7 @@ def test_as_a_shard(tmp_path: Path, place: Place) -> None:
     for path in (str(tmp_path), str(tmp_path / "*.h5"), str(tmp_path / "b.h5")):
         with pytest.raises(DataError, match=rf"b\.h5: is {kind}\. Expected an HDF5 file"):
             open_catalog(DataConfig(path=path))
-        (problem,) = check_shard(locate(path, "PATH").train[-1], ("inputs", "targets")).problems
+        (problem,) = check_shard(locate(path, "PATH").train[-1], plain(("inputs", "targets"))).problems
         assert "Expected an HDF5 file: name a regular file" in problem
 
 

@@ -16,9 +16,10 @@ from hvd_train.data import manifest as manifest_module
 from hvd_train.data import writer
 from hvd_train.data.check import check_shard
 from hvd_train.data.format import Manifest
-from hvd_train.data.h5 import ShardFile, read_info
+from hvd_train.data.hdf5.file import ShardFile, read_info
 from hvd_train.data.locate import Source, locate
 from hvd_train.data.manifest import load_manifest, save_manifest
+from hvd_train.data.places import plain
 from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part
 from hvd_train.errors import DataError
@@ -35,7 +36,7 @@ def read_all(folder: Path, part: str = "train") -> list[tuple[np.ndarray[Any, An
     source = locate(str(folder), "PATH")
     pieces = []
     for found in source.train if part == "train" else source.validation:
-        with ShardFile(found.path, NAMES) as shard:
+        with ShardFile(found.path, plain(NAMES)) as shard:
             n = shard.info.num_samples
             pieces.append((shard.read("inputs", 0, n), shard.read("targets", 0, n)))
     return pieces
@@ -44,7 +45,7 @@ def read_all(folder: Path, part: str = "train") -> list[tuple[np.ndarray[Any, An
 def problems(folder: Path) -> list[str]:
     source: Source = locate(str(folder), "PATH")
     found = (*source.train, *source.validation)
-    return [problem for shard in found for problem in check_shard(shard, NAMES).problems]
+    return [problem for shard in found for problem in check_shard(shard, plain(NAMES)).problems]
 
 
 @pytest.mark.parametrize(
@@ -69,10 +70,10 @@ def test_written_rows_are_read_back(tmp_path: Path, shards: int, options: dict[s
 
 def test_header_of_a_written_shard(tmp_path: Path) -> None:
     write_part(tmp_path, arrays_of(50, num_classes=4), compression="gzip", chunk_rows=16)
-    info = read_info(tmp_path / "train-00000-of-00001.h5", NAMES)
+    info = read_info(tmp_path / "train-00000-of-00001.h5", plain(NAMES))
     assert (info.num_samples, info.chunk_rows, info.compressed, info.checksum_rows) == (50, 16, True, 16)
     assert (info.class_counts, info.scale) == ((13, 13, 12, 12), 0.5)
-    swapped = read_info(tmp_path / "train-00000-of-00001.h5", ("targets", "inputs"))
+    swapped = read_info(tmp_path / "train-00000-of-00001.h5", plain(("targets", "inputs")))
     assert (swapped.class_counts, swapped.scale) == (None, None), "they belong to targets and inputs"
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from hvd_train.data import format as fmt
 from hvd_train.data.facts import digest, encode
-from hvd_train.data.h5 import Array
+from hvd_train.data.format import Array
 
 
 def write_file(

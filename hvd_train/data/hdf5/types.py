@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from hvd_train.io.text import listed, shown
+
 # H5T_class_t, which is part of the file format.
-_INTEGER, _FLOAT, _STRING, _BITFIELD, _ENUM = 0, 1, 3, 4, 8
+_INTEGER, _FLOAT, _STRING, _BITFIELD, _COMPOUND, _ENUM, _VLEN, _ARRAY, _COMPLEX = 0, 1, 3, 4, 6, 8, 9, 10, 11
 _OTHERS = {
     2: "times (H5T_TIME)",
     _STRING: "strings",
     5: "opaque values",
-    6: "compound values, as complex numbers are stored",
     7: "references",
-    9: "rows of variable length",
-    10: "arrays as values",
-    11: "complex numbers",
+    _ARRAY: "arrays as values",
+    _COMPLEX: "complex numbers",
 }
 _STANDARD_FLOATS = {
     # bytes, precision, (sign, exponent at, exponent bits, mantissa at, mantissa bits), bias
@@ -42,7 +42,40 @@ def numpy_dtype(type_id: Any) -> np.dtype[Any] | str:
         values = numpy_dtype(type_id.get_super())
         # h5py has booleans as an enumeration of FALSE and TRUE.
         return np.dtype(bool) if not isinstance(values, str) and type_id.dtype == bool else values
+    if kind == _COMPOUND:
+        names = [f"`{shown(name)}`" for name, _ in columns(type_id)]
+        return _OTHERS[_COMPLEX] if is_complex(type_id) else f"compound values ({listed(names)})"
+    if kind == _VLEN:
+        return f"rows of variable length ({numpy_dtype(type_id.get_super())})"
     return _OTHERS.get(kind, f"values of an unknown type (class {kind})")
+
+
+def columns(type_id: Any) -> list[tuple[str, Any]]:
+    """The names of the columns of a compound type, and their types."""
+    return [
+        (type_id.get_member_name(i).decode(errors="backslashreplace"), type_id.get_member_type(i))
+        for i in range(type_id.get_nmembers())
+    ]
+
+
+def is_complex(type_id: Any) -> bool:
+    """Whether values are complex numbers: those of HDF5 2.0, or h5py's compound of `r` and `i`."""
+    if type_id.get_class() != _COMPOUND:
+        return bool(type_id.get_class() == _COMPLEX)
+    return [(name, kind.get_class()) for name, kind in columns(type_id)] == [("r", _FLOAT), ("i", _FLOAT)]
+
+
+def element_type(type_id: Any) -> tuple[np.dtype[Any] | str, tuple[int, ...]]:
+    """As `numpy_dtype`, of the values of an HDF5 type, and the shape of arrays of them that it may be."""
+    if type_id.get_class() != _ARRAY:
+        return numpy_dtype(type_id), ()
+    dtype, inner = element_type(type_id.get_super())
+    return dtype, (*map(int, type_id.get_array_dims()), *inner)
+
+
+def is_table(type_id: Any) -> bool:
+    """Whether values are compound, with columns of their own."""
+    return bool(type_id.get_class() == _COMPOUND) and not is_complex(type_id)
 
 
 def text_dtype(type_id: Any) -> np.dtype[Any] | None:

@@ -1,0 +1,244 @@
+"""One field of an HDF5 file: what a sample of it is, and reading rows of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, final
+
+import h5py
+import numpy as np
+
+from hvd_train.data.format import Array, FieldSpec
+from hvd_train.data.hdf5.chunks import DatasetReader, Range, layout_of, pieces
+from hvd_train.data.hdf5.filters import require_filters
+from hvd_train.data.hdf5.packing import packing_of
+from hvd_train.data.hdf5.recipes import conversion
+from hvd_train.data.hdf5.types import columns, element_type, is_table, text_dtype
+from hvd_train.data.layout import HELD_BYTES, SMALL_BYTES, Layout
+from hvd_train.data.places import Cut, Place
+from hvd_train.errors import DataError, UnsupportedShard
+from hvd_train.io.text import listed, shown
+from hvd_train.liveness import mark
+
+# HDF5 reads rows that were never written as zeros, without an end where the number of rows is damaged.
+_MOST_BYTES = 1 << 30
+_MOST_COMPRESSED = 100_000
+
+
+@final
+class Field:
+    """A field of one open file.
+
+    Raises `DataError` on construction for values that no batch can hold, and for a place that is not in the
+    dataset.
+
+    Args:
+        path: of the shard, for messages.
+        name: of the field.
+        file_bytes: of the whole file.
+        texts: whether strings of a fixed number of bytes are taken as well.
+        foreign: whether attributes may say what the values are; those of this program's files do not.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str,
+        dataset: h5py.Dataset,
+        place: Place,
+        *,
+        file_bytes: int,
+        texts: bool,
+        foreign: bool,
+    ) -> None:
+        self._name = dataset.name.strip("/")
+        self._where = f"{path}: dataset `{self._name}`"
+        self.dataset = dataset
+        self.axis = self._axis(place.axis)
+        """Of the samples, counted from the first."""
+        self._cut = self._all_axes(place.cut)
+        self._columns = place.columns
+        dtype, inner = self._types(place.columns, texts)
+        self._raw = dtype
+        self.packing = packing_of(dataset, dtype, self._where) if foreign and not place.columns else None
+        """How what is stored becomes values; None if as it is."""
+        dtype = self.packing.dtype if self.packing else dtype
+        self._refuse_bombs(dtype, file_bytes)
+        require_filters(dataset, path, self._name)
+        self.is_whole = not (place.columns or place.cut or self.axis)
+        """Whether a row of the field is a row of the dataset."""
+        self._is_stored = self.is_whole and not inner
+        lengths = [
+            len(range(*part.indices(length)))
+            for axis, (part, length) in enumerate(zip(self._cut, dataset.shape, strict=True))
+            if isinstance(part, slice) and axis != self.axis
+        ]
+        self.num_rows = int(dataset.shape[self.axis])
+        """Samples."""
+        self.spec = FieldSpec(
+            shape=(*lengths, *inner),
+            dtype=dtype.str[1:] if dtype.kind == "S" else dtype.name,
+            place="" if str(place) == name else str(place),
+            axis=place.axis,
+        )
+        """A sample."""
+
+    @property
+    def layout(self) -> Layout:
+        """How the rows are stored; of a part of the dataset, as if the rest were not there."""
+        itemsize = self._raw.itemsize
+        stored = layout_of(self.dataset, itemsize)
+        if self._is_stored:
+            return stored
+        chunk = None if stored.chunk is None else (stored.chunk[self.axis], *self.spec.shape)
+        shape = (self.num_rows, *self.spec.shape)
+        return Layout(shape=shape, itemsize=itemsize, chunk=chunk, filtered=stored.filtered)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Chunk cache to open the dataset with."""
+        if self._is_stored:
+            return self.layout.cache_bytes
+        return min(
+            HELD_BYTES, max(SMALL_BYTES, layout_of(self.dataset, self.dataset.dtype.itemsize).band_bytes)
+        )
+
+    def read_from(self, dataset: h5py.Dataset, call: Callable[..., Any]) -> None:
+        """Rows are read from `dataset`, which is the same one, opened anew.
+
+        Args:
+            call: what every call of HDF5 goes through, as `call(action, *args)`.
+        """
+        self.dataset = dataset
+        self._call = call
+        self._reader = DatasetReader(dataset, layout_of(dataset, self._raw.itemsize), call)
+
+    def read_into(self, ranges: Sequence[Range], out: Array) -> None:
+        """Reads the rows of `ranges`, in ascending order, into `out`, C-contiguous, of shape [rows, *shape]
+        with as many rows as they have together; values are converted to its dtype."""
+        if out.dtype.kind == "S":
+            out = out.view(self.dataset.dtype)  # which says as well whether it is UTF-8: HDF5 converts none
+        if self._is_stored and self.packing is None:
+            self._reader.read_into(ranges, out)
+            return
+        at = 0
+        for start, stop in ranges:
+            for begin, end in pieces(self.layout, start, stop):
+                self._read_piece(begin, end, out[at : at + end - begin])
+                at += end - begin
+
+    def _read_piece(self, start: int, stop: int, out: Array) -> None:
+        raw: Array = out if self.packing is None else np.empty(out.shape, self._raw)
+        if self._is_stored:
+            self._reader.read_into([(start, stop)], raw)
+        else:
+            self._call(self._read, start, stop, raw)
+            mark()
+        wrong = self.packing.unpack(raw, out) if self.packing else None
+        if self.packing and wrong is not None:
+            raise DataError(
+                f"{self._where}: row {start + wrong} has a missing value, {self.packing.words}. Expected "
+                "none in integers that are not packed: leave the row out, or write floating-point numbers, "
+                "which can be NaN."
+            )
+
+    def _read(self, start: int, stop: int, out: Array) -> None:
+        rows = (*self._cut[: self.axis], slice(start, stop), *self._cut[self.axis + 1 :])
+        values = self.dataset.astype(self._memory)[rows]
+        if self._columns:
+            values = self._side_by_side(values)
+        before = sum(isinstance(part, slice) for part in self._cut[: self.axis])
+        out[...] = np.moveaxis(values, before, 0)
+
+    def _side_by_side(self, table: Array) -> Array:
+        """The columns of a table [...] as [..., numbers]; of a single column as it is."""
+        columns = [table[column] for column in self._columns]
+        if len(columns) == 1:
+            return columns[0]
+        return np.concatenate([column.reshape(*table.shape, -1) for column in columns], axis=-1)
+
+    def _axis(self, axis: int) -> int:
+        count = len(self.dataset.shape)
+        if not -count <= axis < count:
+            raise DataError(
+                f"{self._where} has {count} axes, and data.samples_axis is {axis}. Expected an axis of every "
+                "dataset: write the samples of all along the same one."
+            )
+        return axis % count
+
+    def _all_axes(self, cut: Cut) -> Cut:
+        """What is read of each axis of the dataset; of that of the samples, all."""
+        shape = list(self.dataset.shape)
+        del shape[self.axis]
+        if len(cut) > len(shape):
+            raise DataError(
+                f"{self._where} has {len(shape)} axes a sample, {shape}, but {len(cut)} are cut. "
+                "Expected a range for each axis of a sample at most; the samples are not among them."
+            )
+        parts: list[slice | int] = []
+        for part, length in zip(cut, shape, strict=False):
+            wrong = not -length <= part < length if isinstance(part, int) else not range(length)[part]
+            if wrong:
+                raise DataError(
+                    f"{self._where}: nothing of a sample of shape {shape} is in [{_text(cut)}]. Expected "
+                    f"indices below {length} there."
+                )
+            parts.append(part % length if isinstance(part, int) else slice(*part.indices(length)))
+        parts += [slice(None)] * (len(shape) - len(parts))
+        return (*parts[: self.axis], slice(None), *parts[self.axis :])
+
+    def _types(self, chosen: tuple[str, ...], texts: bool) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        """The type of the numbers, and the shape of what one element of the dataset is."""
+        kind = self.dataset.id.get_type()
+        text = text_dtype(kind) if texts and not chosen else None
+        if text is not None:
+            self._memory: np.dtype[Any] = text
+            return text, ()
+        if not chosen:
+            dtype, inner = self._numbers(kind, "", texts)
+            self._memory = np.dtype((dtype, inner))
+            return dtype, inner
+        table = self._table(kind, chosen)
+        self._memory = np.dtype([(name, dtype, inner) for name, (dtype, inner) in table.items()])
+        dtypes, shapes = zip(*table.values(), strict=True)
+        if len(table) == 1:
+            return dtypes[0], shapes[0]
+        return np.result_type(*dtypes), (sum(math.prod(shape) for shape in shapes),)
+
+    def _table(self, kind: Any, chosen: tuple[str, ...]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+        table = dict(columns(kind)) if is_table(kind) else {}
+        if any(column not in table for column in chosen):
+            seen = f"has the columns {_some(table)}" if table else "is no table"
+            raise DataError(
+                f"{self._where} {seen}; expected {_some(chosen)} in it. Name columns that it has, or the "
+                "dataset without brackets."
+            )
+        return {column: self._numbers(table[column], f", column `{column}`,", False) for column in chosen}
+
+    def _numbers(self, kind: Any, column: str, texts: bool) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        dtype, inner = element_type(kind)
+        if not isinstance(dtype, str):
+            return dtype, inner
+        allowed = "strings of a fixed length, " if texts else ""
+        remedy = "Name other columns." if column else conversion(self.dataset, self._name)
+        raise UnsupportedShard(
+            f"{self._where}{column} holds {dtype}. Expected integers of 8 to 64 bits, floating-point numbers "
+            f"of 16 to 64 bits, {allowed}or booleans. {remedy}"
+        )
+
+    def _refuse_bombs(self, dtype: np.dtype[Any], file_bytes: int) -> None:
+        num_bytes = self.dataset.id.get_type().get_size() * math.prod(self.dataset.shape)
+        if num_bytes > _MOST_BYTES + _MOST_COMPRESSED * file_bytes:
+            raise DataError(
+                f"{self._where} is {dtype} {list(self.dataset.shape)} in a file of {file_bytes} bytes. The "
+                "number of rows is damaged, or most were never written: write it again."
+            )
+
+
+def _text(cut: Cut) -> str:
+    return str(Place("", cut=cut)).strip("[]")
+
+
+def _some(names: Iterable[str]) -> str:
+    return listed([f"`{shown(name)}`" for name in names])

@@ -1,0 +1,155 @@
+"""Opening an HDF5 file, and finding a dataset in it without leaving the file.
+
+A shard is data, not a program: links that leave the file, virtual datasets and external storage are
+refused, so that reading a shard opens that one file and no other.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from hvd_train.data import format as fmt
+from hvd_train.data.facts import decode
+from hvd_train.data.hdf5.contents import contents
+from hvd_train.data.hdf5.recipes import by_h5py
+from hvd_train.errors import DataError, UnsupportedShard
+from hvd_train.io.text import listed, shown
+
+_MAX_SOFT_LINKS = 16
+_MOST_SOURCES = 3
+_SET_NAMES = "Set data.inputs and data.targets to the names of the datasets of inputs and targets."
+
+
+def open_file(path: str | Path) -> h5py.File:
+    """Raises `UnsupportedShard` for a file that is marked or locked by a program that writes it, and whatever
+    h5py raises."""
+    # Shards are never changed in place (they are renamed into being), so a reader needs no lock, and
+    # asking for one fails on parallel file systems that are mounted without flock. The argument is
+    # used and not HDF5_USE_FILE_LOCKING, which child processes and other libraries would inherit;
+    # where a site sets that variable, it wins.
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        reason = str(error)
+        if "h5clear" in reason:  # in HDF5's advice on the mark of formats since 1.10
+            raise UnsupportedShard(f"{path}: {_MARKED}") from None
+        if "unable to lock file" in reason:
+            raise UnsupportedShard(f"{path}: {reason}. {_LOCKED}") from None
+        # A user's own code in this process has the file open, with locks; HDF5 allows no mixture.
+        if "locking flag" not in reason:
+            raise
+        return h5py.File(path, "r")
+
+
+_MARKED = (
+    "marked as being written: a program writes it now, or was killed before it closed it. Expected a "
+    "complete HDF5 file: wait for that program. If it was killed, remove the mark by `h5clear --status "
+    "--increment=0 FILE`; the file then has the rows of the last flush."
+)
+_LOCKED = (
+    "HDF5_USE_FILE_LOCKING asks for a lock: a program writes the file, or its file system has no locks. Wait "
+    "for that program, or set HDF5_USE_FILE_LOCKING=FALSE."
+)
+
+
+def open_dataset(file: h5py.File, name: str, path: str) -> h5py.Dataset:
+    """The dataset `name`, which has its values in the file, and samples along its first axis.
+
+    Raises `UnsupportedShard`, and `DataError` for a dataset that hvd_train wrote into the file.
+    """
+    dataset = find(file, name, path)
+    if not isinstance(dataset, h5py.Dataset):
+        if _was_written(file, name):
+            raise DataError(
+                f"{path}: no dataset `{name}`, which hvd_train wrote; {contents(file)}. The file is damaged: "
+                "copy or write it again."
+            )
+        kind = {h5py.Group: ", but a group", h5py.Datatype: ", but a named type"}.get(type(dataset), "")
+        raise UnsupportedShard(f"{path}: no dataset `{name}`{kind}; {contents(file)}. {_SET_NAMES}")
+    if dataset.is_virtual or dataset.external:
+        raise UnsupportedShard(f"{path}: dataset `{name}` {_elsewhere(dataset, name)}")
+    if not dataset.shape:
+        kind = "a single value" if dataset.shape == () else "without values (a null dataspace)"
+        raise UnsupportedShard(
+            f"{path}: dataset `{name}` is {kind}. Expected samples along its first axis; {contents(file)}. "
+            f"{_SET_NAMES}"
+        )
+    return dataset
+
+
+def _was_written(file: h5py.File, name: str) -> bool:
+    """Whether hvd_train recorded a dataset of this name when it wrote the file."""
+    facts = [file.attrs[key] for key in (fmt.ATTR_FACTS, fmt.ATTR_FACTS_DIGEST) if key in file.attrs]
+    return len(facts) == 2 and name in decode(*map(bytes, facts)).datasets
+
+
+def find(file: h5py.File, name: str, path: str = "") -> h5py.HLObject | None:
+    """The object at `name`, None if there is none. Links are followed by hand: opening an external one would
+    open its file. Raises `UnsupportedShard` for links that do not lead to an object in the file."""
+    path = path or file.filename
+    parts = [part for part in name.split("/") if part]
+    group: Any = file
+    done: list[str] = []
+    soft_links: list[str] = []
+    while parts:
+        part = parts.pop(0)
+        link = group.get(part, getlink=True) if isinstance(group, h5py.Group) and _is_utf8(part) else None
+        if isinstance(link, h5py.ExternalLink):
+            raise UnsupportedShard(f"{path}: `{name}` is {_external(link, name)}")
+        if isinstance(link, h5py.SoftLink):
+            soft_links.append(link.path)
+            if len(soft_links) > _MAX_SOFT_LINKS:
+                raise UnsupportedShard(
+                    f"{path}: `{name}` leads through more than {_MAX_SOFT_LINKS} soft links, as a cycle of "
+                    f"soft links does; {contents(file)}. {_SET_NAMES}"
+                )
+            absolute = link.path.startswith("/")
+            parts = [p for p in ([] if absolute else done) + link.path.split("/") + parts if p and p != "."]
+            group, done = file, []
+        elif isinstance(link, h5py.HardLink):
+            group = group[part]
+            done.append(part)
+        elif soft_links:
+            raise UnsupportedShard(
+                f"{path}: `{name}` leads by a soft link to `{shown(soft_links[-1])}`, which is not in the "
+                f"file; {contents(file)}. {_SET_NAMES}"
+            )
+        else:
+            return None
+    return group
+
+
+def _external(link: h5py.ExternalLink, name: str) -> str:
+    """What an external link is, and what to do."""
+    return (
+        f"an external link to {shown(link.filename)}:{shown(link.path)}. Expected the dataset in this file: "
+        "name the other file as the shard, or copy the dataset, "
+        f"{by_h5py(f'new.copy(old[{name!r}], {name!r})')}"
+    )
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether h5py takes the name; arguments of a command that are not UTF-8 have surrogates."""
+    return name.encode(errors="ignore").decode() == name
+
+
+def _elsewhere(dataset: h5py.Dataset, name: str) -> str:
+    """That a dataset has its values elsewhere, and what to do."""
+    creation = dataset.id.get_create_plist()
+    if dataset.is_virtual:
+        kind, count, source = "is virtual", creation.get_virtual_count(), creation.get_virtual_filename
+    else:
+        kind, count = "has external storage", creation.get_external_count()
+
+        def source(index: int) -> str:
+            return str(creation.get_external(index)[0].decode(errors="backslashreplace"))
+
+    files = ["other datasets of this file" if f == "." else shown(f) for f in map(source, range(count))]
+    return (
+        f"{kind}: its values are in {listed(list(dict.fromkeys(files)), _MOST_SOURCES)}. Expected them in "
+        "the dataset: with all of that in place, write it again, by `h5repack -l CONTI OLD.h5 NEW.h5` or "
+        f"{by_h5py(f'new[{name!r}] = old[{name!r}][...]')}"
+    )

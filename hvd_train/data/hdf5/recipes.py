@@ -1,0 +1,86 @@
+"""How a dataset that cannot be read as it is can be written again, as statements for h5py and NumPy."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import h5py
+import numpy as np
+
+from hvd_train.data.hdf5.types import columns, element_type, is_complex, is_table, numpy_dtype
+
+_NAMEABLE = re.compile(r"[^\[\],:\s\d][^\[\],:]{0,60}")
+"""A column that a place in a file can name."""
+
+
+def by_h5py(statements: str) -> str:
+    """The end of a sentence that begins with what is written again."""
+    return (
+        f"with h5py, from an open file `old` to a new one, `new`: `{statements}`. Copy the other datasets to "
+        "the new file as well."
+    )
+
+
+def conversion(dataset: h5py.Dataset, name: str) -> str:
+    """What to do about `dataset`, the values of which are of a type that `numpy_dtype` refuses."""
+    kind, key = dataset.id.get_type(), repr(name)
+    values = f"values = old[{key}][...]"
+    if is_table(kind):
+        return _from_columns(kind, name)
+    if is_complex(kind):
+        parts = f"{values}; new[{key}] = np.stack([values.real, values.imag], -1)"
+        return f"Write real and imaginary parts, {by_h5py(parts)}"
+    if isinstance(kind, (h5py.h5t.TypeIntegerID, h5py.h5t.TypeEnumID, h5py.h5t.TypeFloatID)):
+        return f"Convert it, {by_h5py(_converted(kind, key))}"
+    if isinstance(kind, h5py.h5t.TypeBitfieldID):
+        return f"Write it as integers, {by_h5py(f'new[{key}] = old[{key}][...]')}"
+    if isinstance(kind, h5py.h5t.TypeOpaqueID):
+        as_bytes = f"{values}; new[{key}] = values.view(np.uint8).reshape(*values.shape, -1)"
+        return f"Write its bytes, {by_h5py(as_bytes)}"
+    if dataset.ndim == 1:
+        return _from_values_of_their_own(kind, key)
+    return _AS_NUMBERS
+
+
+_AS_NUMBERS = "Write it again as numbers."
+
+
+def _from_values_of_their_own(kind: Any, key: str) -> str:
+    """Of one axis, the values of which are stored one by one."""
+    if isinstance(kind, h5py.h5t.TypeStringID):
+        numbers = f"new[{key}] = np.unique(old[{key}].asstr()[...], return_inverse=True)[1]"
+        return f"If they are classes, write the numbers of the classes, {by_h5py(numbers)}"
+    if isinstance(kind, h5py.h5t.TypeVlenID) and isinstance(numpy_dtype(kind.get_super()), np.dtype):
+        padded = (
+            f"rows = old[{key}][...]; width = max(map(len, rows)); "
+            f"new[{key}] = np.stack([np.pad(row, (0, width - len(row))) for row in rows])"
+        )
+        return f"Pad the rows with zeros to one length, {by_h5py(padded)}"
+    for reference, read in ((h5py.h5t.STD_REF_OBJ, "..."), (h5py.h5t.STD_REF_DSETREG, "ref")):
+        if kind.equal(reference):
+            values = f"new[{key}] = np.stack([old[ref][{read}] for ref in old[{key}][...]])"
+            return f"Write the values that they refer to, {by_h5py(values)}"
+    return _AS_NUMBERS
+
+
+def _from_columns(kind: Any, name: str) -> str:
+    numbers = [column for column, values in columns(kind) if isinstance(element_type(values)[0], np.dtype)]
+    names = [column for column in numbers if _NAMEABLE.fullmatch(column)][:2]
+    return f"Name the columns to read, such as `{name}[{','.join(names)}]`." if names else _AS_NUMBERS
+
+
+def _converted(kind: Any, key: str) -> str:
+    """By the conversion of the HDF5 library: NumPy has no such type."""
+    if isinstance(kind, h5py.h5t.TypeFloatID):
+        dtype, memory = "f8", "NATIVE_DOUBLE"
+    else:
+        dtype, memory = ("i8", "NATIVE_INT64") if _is_signed(kind) else ("u8", "NATIVE_UINT64")
+    return (
+        f"values = np.empty(old[{key}].shape, {dtype!r}); "
+        f"old[{key}].id.read(h5py.h5s.ALL, h5py.h5s.ALL, values, h5py.h5t.{memory}); new[{key}] = values"
+    )
+
+
+def _is_signed(kind: Any) -> bool:
+    return bool((kind.get_super() if isinstance(kind, h5py.h5t.TypeEnumID) else kind).get_sign())

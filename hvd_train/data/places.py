@@ -1,0 +1,132 @@
+"""Where the fields of a sample are in a file: datasets, columns of tables, parts of rows. Plain values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from hvd_train.config import DataConfig
+from hvd_train.data.format import FieldSpec
+from hvd_train.errors import DataError
+
+_RANGE = re.compile(r"(-?\d+)?:(-?\d+)?(?::([1-9]\d*))?")
+_INDEX = re.compile(r"-?\d+")
+_COLUMN = re.compile(r"[^\[\],:]+")
+_EXPECTED = (
+    "expected a dataset (`entry/data`), columns of a table (`table[x,y]`), or a part of each sample "
+    "(`spectrum[100:900]`, `image[0,:,::2]`), with at most one `*` for every group there (`*/data`)"
+)
+GROUP = ":"
+"""Between the name of a file and that of a group in it, where each group is a shard of its own."""
+
+Cut = tuple[slice | int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One field of a sample in a file."""
+
+    dataset: str
+    """Its path in the file; a component `*` stands for any group."""
+
+    columns: tuple[str, ...] = ()
+    """Of a compound dataset: those that are read. Empty for any other dataset."""
+
+    cut: Cut = ()
+    """What is read of the axes of a sample, the first one first; an index removes its axis. Empty: all."""
+
+    axis: int = 0
+    """The axis of the dataset along which the samples are; negative ones count from the last."""
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether it is in any of several groups."""
+        return "*" in self.dataset.split("/")
+
+    def in_group(self, group: str) -> Place:
+        """The place in one of the groups."""
+        parts = [group if part == "*" else part for part in self.dataset.split("/")]
+        return replace(self, dataset="/".join(parts))
+
+    def __str__(self) -> str:
+        chosen = ",".join(self.columns or map(_text, self.cut))
+        return f"{self.dataset}[{chosen}]" if chosen else self.dataset
+
+
+@dataclass(frozen=True)
+class Places:
+    """The fields of a sample in a file."""
+
+    places: Mapping[str, Place]
+    """By the name of the field."""
+
+    inputs: str
+    """The field whose recorded scale the header of a file tells."""
+
+    targets: str
+    """The field whose recorded class counts the header of a file tells."""
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether each group of a file is a shard of its own."""
+        return any(place.has_groups for place in self.places.values())
+
+    def file_of(self, shard: str) -> tuple[str, str]:
+        """The file of a shard, and the group in it, empty where the whole file is the shard."""
+        if not self.has_groups:
+            return shard, ""
+        file, _, group = shard.rpartition(GROUP)
+        return file, group
+
+
+def parse_place(text: str, key: str, axis: int = 0) -> Place:
+    """The place that `text` names: `NAME`, `NAME[COLUMN,...]` or `NAME[RANGE,...]`, with ranges as in numpy.
+    Raises `DataError`, with `key` as the name of what the user gave."""
+    dataset, bracket, rest = text.partition("[")
+    parts = [part.strip() for part in rest[:-1].split(",")] if bracket else []
+    ranges = [part for part in parts if _RANGE.fullmatch(part) or _INDEX.fullmatch(part)]
+    whole = dataset.strip("/") and bool(bracket) == text.endswith("]") and dataset.split("/").count("*") < 2
+    wrong = [part for part in parts if part not in ranges and not _COLUMN.fullmatch(part)]
+    if not whole or wrong or len(ranges) not in (0, len(parts)):
+        raise DataError(f"{key} = {text!r}: {_EXPECTED}.")
+    if ranges:
+        return Place(dataset, cut=tuple(map(_range, ranges)), axis=axis)
+    return Place(dataset, columns=tuple(parts), axis=axis)
+
+
+def _range(text: str) -> slice | int:
+    if ":" not in text:
+        return int(text)
+    return slice(*(int(part) if part else None for part in text.split(":")))
+
+
+def _text(part: slice | int) -> str:
+    if isinstance(part, int):
+        return str(part)
+    bounds = [part.start, part.stop, *([] if part.step is None else [part.step])]
+    return ":".join("" if bound is None else str(bound) for bound in bounds)
+
+
+def plain(names: Sequence[str]) -> Places:
+    """Fields by their places, the inputs first and the targets last. Raises `DataError`."""
+    return Places({name: parse_place(name, "a dataset") for name in names}, names[0], names[-1])
+
+
+def places_of(data: DataConfig) -> Places:
+    """As a configuration names them. Raises `DataError`."""
+    axis = data.samples_axis
+    places = {name: parse_place(text, f"data.fields.{name}", axis) for name, text in data.fields.items()}
+    for key in ("inputs", "targets", "weights", "mask"):
+        name = getattr(data, key)
+        if name and name not in places:
+            places[name] = parse_place(name, f"data.{key}", axis)
+    return Places(places, data.inputs, data.targets)
+
+
+def places_of_fields(fields: Mapping[str, FieldSpec], inputs: str = "", targets: str = "") -> Places:
+    """As the fields of samples in other files. Raises `DataError`."""
+    places = {
+        name: parse_place(field.place or name, f"`{name}`", field.axis) for name, field in fields.items()
+    }
+    return Places(places, inputs, targets)

@@ -1,0 +1,150 @@
+"""What the values of the datasets are, from some rows of them or from all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from hvd_train.data.blocks import row_bytes, rows_per_block
+from hvd_train.data.deal import Span
+from hvd_train.data.format import Array, FieldSpec
+from hvd_train.data.rows import Rows
+from hvd_train.data.values import Number, Values, join, values_of
+
+SURVEY_BYTES = 1 << 20
+"""Bytes of values that are read of each dataset."""
+
+_PLACES = 16
+"""Rows are read at up to this many places, so that sorted rows are seen from one end to the other."""
+
+_DECODED_BYTES = 16 << 20
+"""Bytes that HDF5 may decode for it: a chunk of a file is read as a whole. At least one row is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What is known of the values of one dataset."""
+
+    name: str
+    """The dataset."""
+
+    field: FieldSpec
+
+    values: Values
+    """Of the rows that were read."""
+
+    num_rows: int = 0
+    """Rows that there are."""
+
+    file: str = ""
+    """The first file of which rows were read; empty if there is none."""
+
+    not_finite_in: str = ""
+    """The first file of which a value that was read is NaN or infinite; empty if there is none."""
+
+    largest_in: str = ""
+    """The file that has the finite value of the largest magnitude; empty if there is none."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every row was read."""
+        return self.values.rows == self.num_rows
+
+
+Surveys = Mapping[str, Survey]
+"""By the names of the datasets."""
+
+
+def survey(
+    spans: Sequence[Span],
+    fields: Mapping[str, FieldSpec],
+    *,
+    fills: Mapping[str, Number] | None = None,
+    num_bytes: int | None = SURVEY_BYTES,
+) -> dict[str, Survey]:
+    """Reads some rows of `spans`, or all.
+
+    Args:
+        fields: the datasets.
+        fills: values of some datasets that mark missing ones.
+        num_bytes: about as many bytes are read of each dataset; None: every row.
+
+    Checksums are not compared: that is done when the rows are used. Not collective. Raises `DataError`.
+    """
+    return {
+        name: _survey_one(spans, name, spec, (fills or {}).get(name), num_bytes)
+        for name, spec in fields.items()
+    }
+
+
+def join_surveys(surveys: Iterable[Surveys]) -> dict[str, Survey]:
+    """The survey of all parts of a data set together, in their order; at least one part."""
+    every = list(surveys)
+    return {name: reduce(_join_two, [part[name] for part in every]) for name in every[0]}
+
+
+def _join_two(a: Survey, b: Survey) -> Survey:
+    larger = max((x for x in (a, b) if x.largest_in), key=lambda x: x.values.magnitude, default=a)
+    return Survey(
+        name=a.name,
+        field=a.field,
+        values=join((a.values, b.values)),
+        num_rows=a.num_rows + b.num_rows,
+        file=a.file or b.file,
+        not_finite_in=a.not_finite_in or b.not_finite_in,
+        largest_in=larger.largest_in,
+    )
+
+
+def _survey_one(
+    spans: Sequence[Span], name: str, spec: FieldSpec, fill: Number | None, num_bytes: int | None
+) -> Survey:
+    rows = Rows(spans, {name: spec}, verify=False)
+    found = Survey(name=name, field=spec, values=Values(), num_rows=len(rows))
+    try:
+        for start, stop in _blocks(rows, spec) if num_bytes is None else _places(rows, spec, num_bytes):
+            for span in rows.locate(start, stop):
+                block = rows.read(start, start + span.num_rows)[name]
+                start += span.num_rows
+                found = _join_two(found, _of_block(block, name, spec, span.shard, fill))
+    finally:
+        rows.close()
+    return found
+
+
+def _of_block(block: Array, name: str, spec: FieldSpec, file: str, fill: Number | None) -> Survey:
+    values = values_of(block, fill)
+    return Survey(
+        name=name,
+        field=spec,
+        values=values,
+        file=file,
+        not_finite_in=file if values.nan + values.plus_inf + values.minus_inf else "",
+        largest_in=file if values.finite else "",
+    )
+
+
+def _places(rows: Rows, spec: FieldSpec, num_bytes: int) -> Iterator[tuple[int, int]]:
+    """Row ranges of about `num_bytes` together, spread evenly over all rows."""
+    wanted = rows_per_block(spec, num_bytes)
+    if wanted >= len(rows):
+        yield 0, len(rows)
+        return
+    unit = rows.info(rows.spans[0]).chunk_rows or 1
+    places = min(_PLACES, max(1, _DECODED_BYTES // max(1, unit * row_bytes(spec))), wanted)
+    for i in range(places):
+        start = len(rows) * i // places
+        yield start, start + wanted // places
+
+
+def _blocks(rows: Rows, spec: FieldSpec) -> Iterator[tuple[int, int]]:
+    """Row ranges that are all rows together, each as large as a chunk of its file or `SURVEY_BYTES`."""
+    start = 0
+    for span in rows.spans:
+        stop = start + span.num_rows
+        unit = rows.info(span).chunk_rows or 1
+        step = max(1, rows_per_block(spec, SURVEY_BYTES) // unit) * unit
+        while start < stop:
+            yield start, min(start + step, stop)
+            start = min(start + step, stop)
