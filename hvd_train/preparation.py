@@ -180,7 +180,14 @@ def _remarks(
     num_classes = (sample.num_classes or 0) if kind == "classes" else 0
     lines = [
         *remarks.of_inputs(surveys[sample.inputs], integers, floats=floats),
-        *remarks.of_targets(surveys[sample.targets], kind, catalog.labels, num_classes),
+        *remarks.of_targets(
+            surveys[sample.targets],
+            kind,
+            catalog.labels,
+            num_classes,
+            masked=bool(sample.mask or sample.weights),
+        ),
+        *(remarks.not_finite(found) for name, found in surveys.items() if name != sample.targets),
     ]
     if kind == "classes" and data.path != "digits":  # whose two shards are split by class on purpose
         lines.append(remarks.alone(parts, catalog.shards))

@@ -129,14 +129,17 @@ def far_from_one(survey: Survey) -> str:
     )
 
 
-def of_targets(survey: Survey, kind: Targets, labels: Labels, num_classes: int = 0) -> list[str]:
+def of_targets(
+    survey: Survey, kind: Targets, labels: Labels, num_classes: int = 0, *, masked: bool = False
+) -> list[str]:
     """Of a dataset of targets.
 
     Args:
         labels: what is known of the integers of the training rows; used of `classes` alone.
         num_classes: those of the model. Default: those of `labels`.
+        masked: whether some of them may not count; these may be no numbers.
     """
-    lines = [not_finite(survey)]
+    lines = [] if masked else [not_finite(survey)]
     if kind == "classes":
         lines.append(one_class(labels) or many_classes(labels) or missing_classes(labels, num_classes))
     elif kind != "tokens":

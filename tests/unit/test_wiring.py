@@ -305,3 +305,21 @@ def test_targets_are_what_the_task_takes_them_as(
             file["targets"][...] = (np.arange(len(file["targets"])) % 2) * (1 << 40) - 5
     on_ranks(2, lambda comm: prepare(config, Counts(ask=False), comm).config)
     assert capsys.readouterr().err == "", "quantities, of a task that does not ask for classes"
+
+
+def test_numbers_that_are_none_are_named_in_every_field_but_masked_targets(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.h5", "b.h5"):
+        with h5py.File(tmp_path / name, "r+") as file:
+            rows = len(file["targets"])
+            targets = np.arange(rows, dtype="f4")
+            targets[3] = np.nan
+            file["y"], file["m"], file["more"] = targets, np.isfinite(targets), np.full(rows, np.inf, "f4")
+    data = replace(config.data, targets="y", fields={"more": "more"})
+    for mask in ("", "m"):
+        chosen = replace(config, task="regression", data=replace(data, mask=mask))
+        on_ranks(2, lambda comm, chosen=chosen: prepare(chosen, None, comm).config)  # type: ignore[misc]
+        said = capsys.readouterr().err
+        assert said.count("`y` holds 2 NaN among 240 values") == (mask == "")
+        assert said.count("`more` holds 240 inf among 240 values") == 1

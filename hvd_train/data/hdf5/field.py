@@ -100,9 +100,8 @@ class Field:
         """Chunk cache to open the dataset with."""
         if self._is_stored:
             return self.layout.cache_bytes
-        return min(
-            HELD_BYTES, max(SMALL_BYTES, layout_of(self.dataset, self.dataset.dtype.itemsize).band_bytes)
-        )
+        whole = layout_of(self.dataset, self.dataset.id.get_type().get_size())
+        return min(HELD_BYTES, max(SMALL_BYTES, whole.band_bytes))
 
     def read_from(self, dataset: h5py.Dataset, call: Callable[..., Any]) -> None:
         """Rows are read from `dataset`, which is the same one, opened anew.

@@ -13,13 +13,14 @@ from hvd_train.config import DataConfig
 from hvd_train.data.catalog import Catalog, open_catalog
 from hvd_train.data.check import check_shard
 from hvd_train.data.format import Array, FieldSpec, SampleSpec
-from hvd_train.data.hdf5.file import read_info
+from hvd_train.data.hdf5.file import ShardFile, read_info
 from hvd_train.data.locate import Found
 from hvd_train.data.places import Place, parse_place, places_of, plain
 from hvd_train.data.rows import Rows
 from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part
 from hvd_train.errors import DataError
+from tests.unit.data.test_hdf5_types import custom_float, write
 
 ROWS = 12
 LABELS = np.arange(ROWS) % 3
@@ -227,3 +228,12 @@ def test_the_header_of_arrays_as_values(tmp_path: Path) -> None:
     assert info.fields["inputs"] == FieldSpec(shape=(2, 2), dtype="int32")
     batch = rows_of(open_catalog(DataConfig(path=str(tmp_path / "a.h5"))))
     np.testing.assert_array_equal(batch["inputs"], build())
+
+
+def test_a_part_of_rows_of_a_type_that_numpy_does_not_have(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(ROWS, 6)).astype("f4").view("u4") & 0xFFFF0000
+    kind = custom_float(2, (15, 7, 8, 0, 7), 127)
+    path = write(tmp_path / "a.h5", kind, (values >> 16).astype("<u2").tobytes(), ROWS, 6)
+    with ShardFile(path, plain(("inputs[2:4]",))) as file:
+        assert file.info.fields["inputs[2:4]"].dtype == "float32"
+        np.testing.assert_array_equal(file.read("inputs[2:4]", 3, 9), values.view("f4")[3:9, 2:4])

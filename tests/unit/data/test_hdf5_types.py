@@ -43,10 +43,10 @@ def enumeration(base: Any, **names: int) -> Any:
     return kind
 
 
-def write(path: Path, kind: Any, raw: bytes, rows: int) -> Path:
-    """A dataset `inputs` of this type, with these bytes as its values."""
+def write(path: Path, kind: Any, raw: bytes, *shape: int) -> Path:
+    """A dataset `inputs` of this type and shape, with these bytes as its values."""
     with h5py.File(path, "w") as file:
-        dataset = h5d.create(file.id, b"inputs", kind, h5s.create_simple((rows,)))
+        dataset = h5d.create(file.id, b"inputs", kind, h5s.create_simple(shape))
         if raw:
             dataset.write(h5s.ALL, h5s.ALL, np.frombuffer(raw, np.uint8), mtype=kind)
     return path
