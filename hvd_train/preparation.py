@@ -16,7 +16,13 @@ from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import versions
 from hvd_train.config import Config, DataConfig, flatten
 from hvd_train.data import remarks
-from hvd_train.data.catalog import Catalog, find_shards, make_catalog, summarize_labels
+from hvd_train.data.catalog import (
+    Catalog,
+    find_shards,
+    make_catalog,
+    summarize_inputs,
+    summarize_labels,
+)
 from hvd_train.data.deal import Span, deal
 from hvd_train.data.labels import IGNORED
 from hvd_train.data.survey import Survey, join_surveys, survey
@@ -122,12 +128,15 @@ def share_cores(wanted: int, comm: Communicator) -> list[CoreBinding]:
 
 
 def _open_catalog(data: DataConfig, task: Task, comm: Communicator) -> Catalog:
-    """Finds the shards; each rank reads the labels of its part. Collective."""
+    """Finds the shards; each rank reads the labels of its part, and its inputs where the scale asks for it.
+    Collective."""
     shards = together(comm, lambda: find_shards(data))
     tokens = takes_tokens(task)
     mine = together(comm, lambda: summarize_labels(shards, comm.rank, comm.size, tokens=tokens))
     labels = comm.allgather(mine)
-    return together(comm, lambda: make_catalog(shards, data, labels, tokens=tokens))
+    values = together(comm, lambda: summarize_inputs(shards, data, comm.rank, comm.size, tokens=tokens))
+    inputs = comm.allgather(values)
+    return together(comm, lambda: make_catalog(shards, data, labels, inputs, tokens=tokens))
 
 
 def _build(

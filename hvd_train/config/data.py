@@ -53,8 +53,10 @@ class DataConfig:
     needed. `auto` chooses memory if the rows of all ranks of a host fit into half of its free memory, within
     the limits of the kernel, the job's cgroups, the Slurm allocation, and `ulimit -v` and `-d`."""
 
-    scale: float | None = None
-    """Factor applied to integer inputs before the model. Default: the one recorded in the shard, else 1."""
+    scale: float | Literal["auto"] | None = None
+    """Factor applied to integer inputs before the model. Default: the one recorded in the shard, else 1.
+    `auto`: the recorded one, else one that brings the largest value to about 1, such as 1/255 for 8-bit
+    images. It reads all integer inputs once more before the first step."""
 
     def __post_init__(self) -> None:
         require_usable(self, "data.")

@@ -13,7 +13,7 @@ from hvd_train.data.deal import Span, deal, split_validation
 from hvd_train.data.demo import ensure_digits
 from hvd_train.data.format import SampleSpec, ShardInfo, is_class_dtype
 from hvd_train.data.hdf5.file import ShardFile
-from hvd_train.data.labels import Labels, Unclassed, join, labels_of, labels_of_header, objection
+from hvd_train.data.labels import Labels, Unclassed, divisor, join, labels_of, labels_of_header, objection
 from hvd_train.data.locate import Found, in_groups, locate
 from hvd_train.data.places import Places, places_of, places_of_fields
 from hvd_train.data.repeats import Origin, origin_of, refuse_repeats
@@ -71,7 +71,9 @@ def open_catalog(data: DataConfig, *, tokens: bool = False) -> Catalog:
     Not collective. Raises `DataError`.
     """
     shards = find_shards(data)
-    return make_catalog(shards, data, [summarize_labels(shards, tokens=tokens)], tokens=tokens)
+    labels = summarize_labels(shards, tokens=tokens)
+    inputs = summarize_inputs(shards, data, tokens=tokens)
+    return make_catalog(shards, data, [labels], [inputs], tokens=tokens)
 
 
 def find_shards(data: DataConfig) -> Shards:
@@ -111,6 +113,19 @@ def summarize_labels(
     return train, validation
 
 
+def summarize_inputs(
+    shards: Shards, data: DataConfig, rank: int = 0, world_size: int = 1, *, tokens: bool = False
+) -> Labels:
+    """This rank's part of the integer inputs for training, if their scale has to be found by them; else
+    empty. Each row is read once. Not collective. Raises `DataError`."""
+    sample = shards.sample
+    dtype, recorded = sample.fields[sample.inputs].dtype, shards.train[0].scale
+    if data.scale != "auto" or tokens or recorded is not None or not dtype.startswith(("int", "uint")):
+        return Labels()
+    mine = deal(whole(shards.train), world_size)[rank]
+    return _read_labels(mine, sample, sample.inputs, ignore=False)
+
+
 def _summarize_part(
     infos: Sequence[ShardInfo], spec: SampleSpec, rank: int, world_size: int, tokens: bool
 ) -> Labels:
@@ -138,10 +153,16 @@ def _read_labels(spans: Sequence[Span], spec: SampleSpec, name: str, ignore: boo
 
 
 def make_catalog(
-    shards: Shards, data: DataConfig, summaries: Sequence[LabelSummary], *, tokens: bool = False
+    shards: Shards,
+    data: DataConfig,
+    summaries: Sequence[LabelSummary],
+    inputs: Sequence[Labels] = (),
+    *,
+    tokens: bool = False,
 ) -> Catalog:
-    """The catalog, from what each rank found of the labels. Raises `DataError` where the fraction of rows for
-    validation leaves one of the parts empty."""
+    """The catalog, from what each rank found of the labels and of the inputs. Raises `DataError` where the
+    fraction of rows for validation leaves one of the parts empty."""
+    shards, said = _scaled(shards, join(inputs))
     train, validation = whole(shards.train), whole(shards.validation)
     if isinstance(data.validation, float):
         train, validation = split_validation(train, data.validation)
@@ -151,8 +172,19 @@ def make_catalog(
         train=train,
         validation=validation,
         labels=join(train_labels for train_labels, _ in summaries),
-        warnings=shards.warnings,
+        warnings=(*shards.warnings, *said),
     )
+
+
+def _scaled(shards: Shards, inputs: Labels) -> tuple[Shards, tuple[str, ...]]:
+    """With the scale that brings `inputs` to about 1, and a line that says so; as they are without inputs, or
+    with zeros and ones."""
+    low, high, sample = inputs.lowest, inputs.highest, shards.sample
+    if low is None or high is None or max(-low.value, high.value) <= 1:
+        return shards, ()
+    by = divisor(max(-low.value, high.value), sample.fields[sample.inputs].dtype)
+    line = f"data.scale = 'auto': `{sample.inputs}` is multiplied by {1 / by:.6g} (1/{by})."
+    return replace(shards, sample=replace(sample, scale=1 / by)), (line,)
 
 
 def _with_classes(shards: Shards, summaries: Sequence[LabelSummary], tokens: bool) -> SampleSpec:
@@ -241,7 +273,7 @@ def _read_shard(shard: Found, layout: Places, texts: bool) -> tuple[ShardInfo, O
 def _agree(infos: Sequence[ShardInfo], data: DataConfig) -> SampleSpec:
     first = infos[0]
     for info in infos:
-        for difference in unlike(info, first, with_scale=data.scale is None):
+        for difference in unlike(info, first, with_scale=not isinstance(data.scale, (int, float))):
             raise DataError(difference)
     recorded = 1.0 if first.scale is None else first.scale
     return SampleSpec(
@@ -250,5 +282,5 @@ def _agree(infos: Sequence[ShardInfo], data: DataConfig) -> SampleSpec:
         fields=first.fields,
         weights=data.weights,
         mask=data.mask,
-        scale=recorded if data.scale is None else data.scale,
+        scale=data.scale if isinstance(data.scale, (int, float)) else recorded,
     )

@@ -64,6 +64,13 @@ class Labels:
         return max(1, self.highest.value + 1) if self.highest else 1
 
 
+def divisor(most: int, dtype: str) -> int:
+    """What integers up to a magnitude of `most` are divided by to be about 1: the largest value of their type
+    where they reach into its upper half, else `most`."""
+    full = int(np.iinfo(np.dtype(dtype)).max)
+    return full if most > full // 2 else most
+
+
 def labels_of(values: Array, name: str, file: str, first_row: int = 0, *, ignore: bool = True) -> Labels:
     """Of a block of integers or booleans, [rows, ...].
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from hvd_train.data.deal import Span
 from hvd_train.data.format import Array, FieldSpec, ShardInfo, is_class_dtype
-from hvd_train.data.labels import MAX_CLASSES, Labels, labels_of, misfit, objection
+from hvd_train.data.labels import MAX_CLASSES, Labels, divisor, labels_of, misfit, objection
 from hvd_train.data.survey import Survey
 from hvd_train.data.values import Values, values_of
 from hvd_train.io.text import listed
@@ -102,13 +102,12 @@ def unscaled(survey: Survey) -> str:
     values, dtype = survey.values, np.dtype(survey.field.dtype)
     if dtype.kind not in "iu" or values.magnitude <= 1:
         return ""
-    most, full = int(values.magnitude), np.iinfo(dtype).max
-    # Where the values reach into the upper half of their type, the type's range is the natural scale.
-    by = full if most > full // 2 else most
+    most = int(values.magnitude)
+    by = divisor(most, dtype.name)
     return (
         f"{survey.largest_in}: `{survey.name}` is {dtype} with values up to {most}{_scope(survey)}, and no "
-        f"scale is known: the model takes them as they are. Give --data.scale {1 / by:.3g} (1/{by}) to bring "
-        "them to about 1, or --data.scale 1 if this is intended."
+        f"scale is known: the model takes them as they are. Give --data.scale {1 / by:.3g} (1/{by}) or auto "
+        "to bring them to about 1, or --data.scale 1 if this is intended."
     )
 
 

@@ -17,6 +17,7 @@ from hvd_train.data.catalog import (
     find_shards,
     make_catalog,
     open_catalog,
+    summarize_inputs,
     summarize_labels,
 )
 from hvd_train.data.deal import Span, deal
@@ -382,3 +383,42 @@ def test_shards_without_samples_are_skipped_with_one_warning(tmp_path: Path) -> 
             DataError, match=r"s1\.h5.*: no samples\. Expected at least 1 in one of the shards"
         ):
             open_catalog(DataConfig(**{"path": str(tmp_path / "s[02].h5"), **part}))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("largest", "dtype", "by"),
+    [
+        (255, "u1", 255),
+        (130, "u1", 255),
+        (16, "u1", 16),
+        (-2000, "i2", 2000),
+        (60000, "u2", 65535),
+        (1, "u1", 1),
+    ],
+)
+def test_a_scale_of_the_largest_value(ranks: int, largest: int, dtype: str, by: int, tmp_path: Path) -> None:
+    """The same with any number of ranks, wherever the largest value is."""
+    for i in range(3):
+        with h5py.File(tmp_path / f"{i}.h5", "w") as file:
+            inputs = np.zeros((7, 4), dtype)
+            inputs[6, 3] = largest if i == 1 else np.sign(largest)
+            file["inputs"], file["targets"] = inputs, np.arange(7) % 2
+    data = DataConfig(path=str(tmp_path), scale="auto")
+    shards = find_shards(data)
+    labels = [summarize_labels(shards, rank, ranks) for rank in range(ranks)]
+    values = [summarize_inputs(shards, data, rank, ranks) for rank in range(ranks)]
+    catalog = make_catalog(shards, data, labels, values)
+    assert catalog.sample.scale == 1 / by
+    assert open_catalog(data).sample == catalog.sample
+    line = f"data.scale = 'auto': `inputs` is multiplied by {1 / by:.6g} (1/{by})."
+    assert catalog.warnings == ((line,) if by > 1 else ())
+
+
+def test_a_scale_that_is_recorded_or_of_no_integers(tmp_path: Path) -> None:
+    write_part(tmp_path / "own", Arrays(np.full((9, 2), 200, "u1"), np.arange(9) % 3, 0.5))
+    with h5py.File(tmp_path / "floats.h5", "w") as file:
+        file["inputs"], file["targets"] = np.full((9, 2), 200.0), np.arange(9) % 3
+    for path, scale in (("own", 0.5), ("floats.h5", 1)):
+        catalog = open_catalog(DataConfig(path=str(tmp_path / path), scale="auto"))
+        assert (catalog.sample.scale, catalog.warnings) == (scale, ())

@@ -122,8 +122,8 @@ def test_what_a_task_does_with_its_inputs_decides_what_is_said(tmp_path: Path) -
             [0, 255],
             "uint8",
             "a.h5: `x` is uint8 with values up to 255, and no scale is known: the model takes them as they "
-            "are. Give --data.scale 0.00392 (1/255) to bring them to about 1, or --data.scale 1 if this is "
-            "intended.",
+            "are. Give --data.scale 0.00392 (1/255) or auto to bring them to about 1, or --data.scale 1 if "
+            "this is intended.",
         ),
         ([0, 64000], "uint16", "--data.scale 1.53e-05 (1/65535)"),
         ([0, 16], "uint8", "--data.scale 0.0625 (1/16)"),

@@ -140,7 +140,7 @@ def test_a_batch_in_which_nothing_counts_has_a_loss_of_0_with_a_gradient() -> No
         batch["m"] = torch.zeros_like(batch["m"])
         loss, n = task.loss(model, batch)
         loss.backward()
-        assert (float(loss), n) == (0, 0)
+        assert (loss.item(), n) == (0, 0)
         assert all(float(p.grad.abs().sum()) == 0 for p in model.parameters() if p.grad is not None)
         assert any(p.grad is not None for p in model.parameters())
 
