@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
@@ -18,6 +17,7 @@ from hvd_train.data.hdf5.file import read_info
 from hvd_train.data.places import plain
 from hvd_train.data.reader import make_reader
 from hvd_train.data.rows import Rows
+from tests.launching import run
 from tests.unit.data.chunked import MIB, NAMES, inputs_of, rows_of, write
 
 
@@ -98,10 +98,9 @@ def test_memory_of_a_process_that_reads(tmp_path: Path) -> None:
 
     def peak(reading: str, **options: Any) -> int:
         path = write(tmp_path / "a.h5", inputs, **options)
-        command = [sys.executable, "-c", EPOCH, str(path), reading]
-        found = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=120)
+        job = run([sys.executable, "-c", EPOCH, str(path), reading], deadline_s=60)
         path.unlink()
-        return int(found.stdout)
+        return int(job.stdout)
 
     contiguous = peak("stream")
     for chunks, compression in (((50_000, 16), None), ((50_000, 1024), None), ((2048, 256), "lzf")):

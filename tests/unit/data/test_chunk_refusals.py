@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 from pathlib import Path
 
 import h5py
@@ -17,7 +16,9 @@ from hvd_train.data.places import plain
 from hvd_train.data.reader import StreamReader, make_reader
 from hvd_train.data.rows import Rows
 from hvd_train.errors import DataError
+from tests.launching import run
 from tests.unit.data.chunked import MIB, NAMES, drain, inputs_of, rows_of, write
+from tests.unit.data.recipes import hdf5_tool
 
 
 def refused(path: Path) -> str:
@@ -31,7 +32,9 @@ def repack(message: str, folder: Path) -> Path:
     line = message.split("`")[-2]
     assert line.startswith("h5repack ")
     assert line.endswith(" repacked.h5")
-    subprocess.run(shlex.split(line), cwd=folder, check=True, timeout=120)
+    program, *arguments = shlex.split(line)
+    job = run([hdf5_tool(program), *arguments], cwd=folder, deadline_s=60)
+    assert job.returncode == 0, job.output
     return folder / "repacked.h5"
 
 
