@@ -37,15 +37,22 @@ def layout_of(dataset: h5py.Dataset, itemsize: int) -> Layout:
 
 
 def reopened(datasets: Sequence[tuple[h5py.Dataset, int]]) -> list[h5py.Dataset]:
-    """The same datasets, opened with chunk caches of so many bytes; those that are given are closed.
+    """The same datasets; those with chunks are closed, and opened with chunk caches of so many bytes.
 
     HDF5 takes the size of a cache when a dataset is opened, and not if it is open already: all are closed
     first, as two names may lead to one dataset.
     """
-    places = [(h5py.h5i.get_file_id(d.id), h5py.h5i.get_name(d.id), size) for d, size in datasets]
-    for dataset, _ in datasets:
-        dataset.id.close()
-    return [_open(*place) for place in places]
+    places = [
+        None if d.chunks is None else (h5py.h5i.get_file_id(d.id), h5py.h5i.get_name(d.id), size)
+        for d, size in datasets
+    ]
+    for (dataset, _), place in zip(datasets, places, strict=True):
+        if place is not None:
+            dataset.id.close()
+    return [
+        dataset if place is None else _open(*place)
+        for (dataset, _), place in zip(datasets, places, strict=True)
+    ]
 
 
 def _open(file: Any, path: bytes, cache_bytes: int) -> h5py.Dataset:

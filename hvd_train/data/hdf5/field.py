@@ -83,17 +83,8 @@ class Field:
             axis=place.axis,
         )
         """A sample."""
-
-    @property
-    def layout(self) -> Layout:
+        self.layout = self._layout()
         """How the rows are stored; of a part of the dataset, as if the rest were not there."""
-        itemsize = self._raw.itemsize
-        stored = layout_of(self.dataset, itemsize)
-        if self._is_stored:
-            return stored
-        chunk = None if stored.chunk is None else (stored.chunk[self.axis], *self.spec.shape)
-        shape = (self.num_rows, *self.spec.shape)
-        return Layout(shape=shape, itemsize=itemsize, chunk=chunk, filtered=stored.filtered)
 
     @property
     def cache_bytes(self) -> int:
@@ -111,14 +102,14 @@ class Field:
         """
         self.dataset = dataset
         self._call = call
-        self._reader = DatasetReader(dataset, layout_of(dataset, self._raw.itemsize), call)
+        self._reader = DatasetReader(dataset, self.layout, call) if self._is_stored else None
 
     def read_into(self, ranges: Sequence[Range], out: Array) -> None:
         """Reads the rows of `ranges`, in ascending order, into `out`, C-contiguous, of shape [rows, *shape]
         with as many rows as they have together; values are converted to its dtype."""
         if out.dtype.kind == "S":
             out = out.view(self.dataset.dtype)  # which says as well whether it is UTF-8: HDF5 converts none
-        if self._is_stored and self.packing is None:
+        if self._reader is not None and self.packing is None:
             self._reader.read_into(ranges, out)
             return
         at = 0
@@ -129,7 +120,7 @@ class Field:
 
     def _read_piece(self, start: int, stop: int, out: Array) -> None:
         raw: Array = out if self.packing is None else np.empty(out.shape, self._raw)
-        if self._is_stored:
+        if self._reader is not None:
             self._reader.read_into([(start, stop)], raw)
         else:
             self._call(self._read, start, stop, raw)
@@ -156,6 +147,14 @@ class Field:
         if len(columns) == 1:
             return columns[0]
         return np.concatenate([column.reshape(*table.shape, -1) for column in columns], axis=-1)
+
+    def _layout(self) -> Layout:
+        stored = layout_of(self.dataset, self._raw.itemsize)
+        if self._is_stored:
+            return stored
+        chunk = None if stored.chunk is None else (stored.chunk[self.axis], *self.spec.shape)
+        shape = (self.num_rows, *self.spec.shape)
+        return Layout(shape=shape, itemsize=self._raw.itemsize, chunk=chunk, filtered=stored.filtered)
 
     def _axis(self, axis: int) -> int:
         count = len(self.dataset.shape)

@@ -88,6 +88,8 @@ def packing_of(dataset: h5py.Dataset, dtype: np.dtype[Any], where: str) -> Packi
         dtype: of the values as they are stored.
         where: the file and the dataset, for messages.
     """
+    if not len(dataset.attrs):
+        return None
     unsigned = dtype.kind == "i" and _is_true(dataset.attrs.get("_Unsigned"))
     found = {key: _numbers(dataset, key, n, where) for key, n in _NUMBERS.items() if key in dataset.attrs}
     if dtype.kind not in "iuf" or not (found or unsigned):
