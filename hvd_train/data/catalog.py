@@ -17,6 +17,7 @@ from hvd_train.data.labels import Labels, Unclassed, join, labels_of, labels_of_
 from hvd_train.data.locate import Found, in_groups, locate
 from hvd_train.data.places import Layout, layout_of, layout_of_fields
 from hvd_train.data.repeats import Origin, origin_of, refuse_repeats
+from hvd_train.data.unpacked import unpacked_lines
 from hvd_train.errors import DataError
 
 _SCAN_BYTES = 8 << 20
@@ -213,7 +214,9 @@ def read_shards(
         raise DataError(f"{named}: no samples. Expected at least 1 in one of the shards.")
     if empty:
         warnings.append(f"{named}: no samples: skipped ({len(empty)} of {len(read)} shards).")
-    return [(info, origin) for info, origin in read if info.num_samples > 0]
+    read = [(info, origin) for info, origin in read if info.num_samples > 0]
+    warnings += unpacked_lines([info for info, _ in read])
+    return read
 
 
 def _read_shard(shard: Found, layout: Layout, texts: bool) -> tuple[ShardInfo, Origin]:

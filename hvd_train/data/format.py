@@ -173,6 +173,9 @@ class ShardInfo:
     facts_digest: str | None
     """Digest of the shard's `Facts`, by which its manifest knows it; None for schema 1 and foreign files."""
 
+    unpacked: tuple[str, ...] = ()
+    """What attributes do to the values of datasets, a clause each, such as CF's `scale_factor`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:

@@ -17,6 +17,7 @@ from hvd_train.data.labels import IGNORED, Labels, join, labels_of_header, label
 from hvd_train.data.locate import Found, in_groups
 from hvd_train.data.places import Layout, plain
 from hvd_train.data.survey import SURVEY_BYTES, Survey, Surveys, join_surveys, survey
+from hvd_train.data.unpacked import unpacked_lines
 from hvd_train.errors import DataError
 from hvd_train.io.output import warn
 
@@ -84,7 +85,9 @@ def show(paths: Sequence[str], described: Sequence[Sequence[Described]], names: 
     if values:
         print()
         _print_table([_VALUE_COLUMNS, *values])
-    lines = [line for shards in described for line in remarks_on(shards, names)]
+    infos = [shard.info for shards in described for shard in shards]
+    lines = unpacked_lines(infos, len(infos) * len(names))
+    lines += [line for shards in described for line in remarks_on(shards, names)]
     if lines:
         print()
     for line in lines:

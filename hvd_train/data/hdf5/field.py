@@ -11,6 +11,7 @@ import numpy as np
 
 from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.hdf5.filters import require_filters
+from hvd_train.data.hdf5.packing import packing_of
 from hvd_train.data.hdf5.recipes import conversion
 from hvd_train.data.hdf5.types import columns, element_type, is_table, text_dtype
 from hvd_train.data.places import Cut, Place
@@ -37,10 +38,19 @@ class Field:
         name: of the field.
         file_bytes: of the whole file.
         texts: whether strings of a fixed number of bytes are taken as well.
+        foreign: whether attributes may say that values are packed or missing; see `packing`.
     """
 
     def __init__(
-        self, path: str, name: str, dataset: h5py.Dataset, place: Place, *, file_bytes: int, texts: bool
+        self,
+        path: str,
+        name: str,
+        dataset: h5py.Dataset,
+        place: Place,
+        *,
+        file_bytes: int,
+        texts: bool,
+        foreign: bool,
     ) -> None:
         self._name = dataset.name.strip("/")
         self._where = f"{path}: dataset `{self._name}`"
@@ -52,9 +62,12 @@ class Field:
         dtype, inner = self._types(place.columns, texts)
         self._refuse_bombs(dtype, file_bytes)
         require_filters(dataset, path, self._name)
+        numbers = foreign and not place.columns and dtype.kind != "S"
+        self._packing = packing_of(dataset, dtype, path, self._name) if numbers else None
+        dtype = dtype if self._packing is None else self._packing.dtype
         self.is_whole = not (place.columns or place.cut or self.axis)
         """Whether a row of the field is a row of the dataset."""
-        self._is_stored = self.is_whole and not inner
+        self._is_stored = self.is_whole and not inner and self._packing is None
         lengths = [
             len(range(*part.indices(length)))
             for axis, (part, length) in enumerate(zip(self._cut, dataset.shape, strict=True))
@@ -69,6 +82,12 @@ class Field:
             axis=place.axis,
         )
         """A sample."""
+
+    @property
+    def unpacked(self) -> str:
+        """What the attributes of the dataset do to its values; empty if nothing."""
+        done = str(self._packing or "")
+        return f"`{self._name}` {done}" if done else ""
 
     @property
     def chunk_rows(self) -> int | None:
@@ -97,7 +116,8 @@ class Field:
         if self._columns:
             values = self._side_by_side(values)
         before = sum(isinstance(part, slice) for part in self._cut[: self.axis])
-        out[...] = np.moveaxis(values, before, 0)
+        values = np.moveaxis(values, before, 0)
+        out[...] = values if self._packing is None else self._packing.unpack(values, start)
 
     def _side_by_side(self, table: Array) -> Array:
         """The columns of a table [...] as [..., numbers]; of a single column as it is."""

@@ -189,6 +189,7 @@ class ShardFile:
             scale=self._scale(layout.inputs),
             checksum_rows=checksum_rows,
             facts_digest=digest,
+            unpacked=tuple(field.unpacked for field in fields if field.unpacked),
         )
         """The shard's header."""
 
@@ -199,7 +200,15 @@ class ShardFile:
     def _open_field(self, name: str, place: Place) -> Field:
         dataset = open_dataset(self._file, self._path_of(place), self._path)
         file_bytes = os.path.getsize(self.file_path)
-        return Field(self._path, name, dataset, place, file_bytes=file_bytes, texts=self._texts)
+        return Field(
+            self._path,
+            name,
+            dataset,
+            place,
+            file_bytes=file_bytes,
+            texts=self._texts,
+            foreign=fmt.ATTR_SCHEMA not in self._file.attrs,
+        )
 
     def _remedy_of_lengths(self) -> str:
         if any("MATLAB_class" in field.dataset.attrs for field in self._fields.values()):
