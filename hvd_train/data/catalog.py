@@ -167,7 +167,9 @@ def _with_classes(shards: Shards, summaries: Sequence[LabelSummary], tokens: boo
     empty = [(labels, infos[0].path) for infos, labels in parts if not labels.count]
     labels, path = empty[0] if empty else (every, shards.train[0].path)
     reason = objection(labels, sample.targets, path, tokens=tokens)
-    counted = replace(sample, num_classes=every.num_classes)
+    coding = sample.fields[sample.targets].coding
+    named = len(coding.names) if coding else 0
+    counted = replace(sample, num_classes=named or every.num_classes)
     return Unclassed(counted, reason) if reason else counted
 
 

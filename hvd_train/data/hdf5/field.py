@@ -9,11 +9,12 @@ from typing import Any, final
 import h5py
 import numpy as np
 
+from hvd_train.data.classes import Encoder
 from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.hdf5.filters import require_filters
 from hvd_train.data.hdf5.packing import packing_of
 from hvd_train.data.hdf5.recipes import conversion
-from hvd_train.data.hdf5.types import columns, element_type, is_table, text_dtype
+from hvd_train.data.hdf5.types import columns, element_type, is_table, is_text, text_dtype
 from hvd_train.data.places import Cut, Place
 from hvd_train.errors import DataError, UnsupportedShard
 from hvd_train.io.text import listed, shown
@@ -24,6 +25,8 @@ _PIECE_BYTES = 64 << 20
 # HDF5 reads rows that were never written as zeros, without an end where the number of rows is damaged.
 _MOST_BYTES = 1 << 30
 _MOST_COMPRESSED = 100_000
+_TEXT_BYTES = 128
+"""Of a string of variable length in memory, about."""
 
 
 @final
@@ -59,13 +62,15 @@ class Field:
         """Of the samples, counted from the first."""
         self._cut = self._all_axes(place.cut)
         self._columns = place.columns
+        self._coding = place.coding
         dtype, inner = self._types(place.columns, texts)
         self._refuse_bombs(dtype, file_bytes)
         require_filters(dataset, path, self._name)
-        numbers = foreign and not place.columns and dtype.kind != "S"
-        self._packing = packing_of(dataset, dtype, path, self._name) if numbers else None
+        numbers = foreign and not place.columns and dtype.kind not in "SO"
+        kept = self._coding.ignored if self._coding else None
+        self._packing = packing_of(dataset, dtype, path, self._name, kept) if numbers else None
         dtype = dtype if self._packing is None else self._packing.dtype
-        self.is_whole = not (place.columns or place.cut or self.axis)
+        self.is_whole = not (place.columns or place.cut or self.axis or self._coding)
         """Whether a row of the field is a row of the dataset."""
         self._is_stored = self.is_whole and not inner and self._packing is None
         lengths = [
@@ -75,11 +80,16 @@ class Field:
         ]
         self.num_rows = int(dataset.shape[self.axis])
         """Samples."""
+        shape = (*lengths, *inner)
+        self._row_bytes = max(1, math.prod(shape) * (_TEXT_BYTES if dtype.kind == "O" else dtype.itemsize))
+        self._encoder = None if self._coding is None else Encoder(self._coding, dtype, shape, self._where)
+        coded = self._encoder
         self.spec = FieldSpec(
-            shape=(*lengths, *inner),
-            dtype=dtype.str[1:] if dtype.kind == "S" else dtype.name,
+            shape=shape if coded is None else coded.shape,
+            dtype="int64" if coded else dtype.str[1:] if dtype.kind == "S" else dtype.name,
             place="" if str(place) == name else str(place),
             axis=place.axis,
+            coding=coded and coded.coding,
         )
         """A sample."""
 
@@ -117,7 +127,8 @@ class Field:
             values = self._side_by_side(values)
         before = sum(isinstance(part, slice) for part in self._cut[: self.axis])
         values = np.moveaxis(values, before, 0)
-        out[...] = values if self._packing is None else self._packing.unpack(values, start)
+        values = values if self._packing is None else self._packing.unpack(values, start)
+        out[...] = values if self._encoder is None else self._encoder.encode(values, start)
 
     def _side_by_side(self, table: Array) -> Array:
         """The columns of a table [...] as [..., numbers]; of a single column as it is."""
@@ -128,9 +139,8 @@ class Field:
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Row ranges of about `_PIECE_BYTES` that are together `start` to `stop`, cut where chunks end."""
-        row_bytes = max(1, math.prod(self.spec.shape) * np.dtype(self.spec.dtype).itemsize)
         chunk = self.chunk_rows or 1
-        step = max(1, _PIECE_BYTES // row_bytes // chunk) * chunk
+        step = max(1, _PIECE_BYTES // self._row_bytes // chunk) * chunk
         while start < stop:
             end = min((start // step + 1) * step, stop)
             yield start, end
@@ -169,7 +179,7 @@ class Field:
     def _types(self, chosen: tuple[str, ...], texts: bool) -> tuple[np.dtype[Any], tuple[int, ...]]:
         """The type of the numbers, and the shape of what one element of the dataset is."""
         kind = self.dataset.id.get_type()
-        text = text_dtype(kind) if texts and not chosen else None
+        text = text_dtype(kind) if texts and not chosen and self._coding is None else None
         if text is not None:
             self._memory: np.dtype[Any] = text
             return text, ()
@@ -198,6 +208,8 @@ class Field:
         dtype, inner = element_type(kind)
         if not isinstance(dtype, str):
             return dtype, inner
+        if self._coding is not None and is_text(kind):
+            return kind.dtype, ()
         allowed = "strings of a fixed length, " if texts else ""
         remedy = "Name other columns." if column else conversion(self.dataset, self._name)
         raise UnsupportedShard(

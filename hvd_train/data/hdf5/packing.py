@@ -61,6 +61,9 @@ class Packing:
     unsigned: bool
     """Whether the sign of `stored` is by `_Unsigned`."""
 
+    kept: int | None
+    """A value that is not missing, whatever the attributes say."""
+
     attributes: Attributes
     """For messages."""
 
@@ -78,6 +81,8 @@ class Packing:
             missing |= values == mark
         if not self.bounds_unpacked:
             self._add_outside(values, missing)
+        if self.kept is not None and not self.factors:
+            missing &= values != self.kept
         if self.dtype.kind != "f":
             if missing.any():
                 raise UnsupportedShard(self._refusal(values, missing, first_row))
@@ -106,8 +111,9 @@ class Packing:
         return (
             f"{self.attributes.path}: dataset `{self.attributes.name}` holds {values[at]} in row "
             f"{first_row + at[0]}, a missing value by its {' or '.join(names)}; expected none among "
-            "integers, which cannot be NaN. Leave out such rows, write floating-point numbers, or if the "
-            f"value is one like others, remove what marks it, {self.attributes.removal(names)}."
+            "integers, which cannot be NaN. Leave out such rows, or write floating-point numbers; if it "
+            f"marks targets without a class, set data.ignore_index = {values[at]}; if it is a value like any "
+            f"other, remove what marks it, {self.attributes.removal(names)}."
         )
 
     def __str__(self) -> str:
@@ -126,11 +132,14 @@ class Packing:
         return f"is read as {self.stored} by {_UNSIGNED}" if self.unsigned else ""
 
 
-def packing_of(dataset: h5py.Dataset, dtype: np.dtype[Any], path: str, name: str) -> Packing | None:
+def packing_of(
+    dataset: h5py.Dataset, dtype: np.dtype[Any], path: str, name: str, kept: int | None = None
+) -> Packing | None:
     """What the attributes of `dataset`, which has values of `dtype`, say of them; None if nothing.
 
     Args:
         path, name: of the file, and of the dataset in it.
+        kept: a value that is not missing, whatever the attributes say.
 
     Raises `DataError` for an attribute that cannot be applied.
     """
@@ -157,6 +166,7 @@ def packing_of(dataset: h5py.Dataset, dtype: np.dtype[Any], path: str, name: str
         highest=highest,
         bounds_unpacked=_are_unpacked(bounds, factors, stored),
         unsigned=stored != dtype,
+        kept=kept,
         attributes=given,
     )
     changes = factors or packing.marks or packing.unsigned or (lowest, highest) != (None, None)

@@ -234,8 +234,9 @@ def test_a_missing_value_among_integers_is_refused(
     message = str(error.value)
     assert message.startswith(
         f"{path}: dataset `inputs` holds -32767 in row 2, a missing value by its {names}; expected none "
-        "among integers, which cannot be NaN. Leave out such rows, write floating-point numbers, or if the "
-        "value is one like others, remove what marks it, with h5py, from "
+        "among integers, which cannot be NaN. Leave out such rows, or write floating-point numbers; if it "
+        "marks targets without a class, set data.ignore_index = -32767; if it is a value like any other, "
+        "remove what marks it, with h5py, from "
     )
     assert main(["check", str(path)]) == 1
     out = capsys.readouterr()
