@@ -41,6 +41,16 @@ class DataConfig:
     """Name of the field, or of the HDF5 dataset, that marks what counts of the targets of a sample (true or
     not 0), in their shape. Empty: all of them."""
 
+    classes: tuple[str, ...] = ()
+    """The values of the targets that are classes, in the order of the class numbers 0, 1, 2, ...: `-1 1`, or
+    `cat dog`, for whole numbers of any type and for strings. Empty: the values are the class numbers."""
+
+    one_hot: bool = False
+    """Take the last axis of the targets as classes: 1 for the class of a sample, 0 for all others."""
+
+    ignore_index: int | None = None
+    """The value that marks targets without a class. Default: -100, as torch has it, which always does."""
+
     samples_axis: int = 0
     """The axis of the datasets along which the samples are; -1 for the last, as files of MATLAB have it where
     its matrices have one row a sample."""
@@ -63,6 +73,7 @@ class DataConfig:
         require(self.path != "", "data.path", self.path, "a path, a glob pattern or `digits`")
         require(self.inputs != "", "data.inputs", self.inputs, "the name of a field or dataset")
         require(self.targets != "", "data.targets", self.targets, "the name of a field or dataset")
+        self._check_classes()
         require(
             -8 <= self.samples_axis <= 8, "data.samples_axis", self.samples_axis, "an axis, such as 0 or -1"
         )
@@ -73,3 +84,15 @@ class DataConfig:
         require(
             self.scale != 0, "data.scale", self.scale, "a factor other than 0, which would remove the inputs"
         )
+
+    def _check_classes(self) -> None:
+        classes, ignored = self.classes, self.ignore_index
+        require(len(classes) != 1, "data.classes", classes, "two classes or more")
+        require(len(set(classes)) == len(classes), "data.classes", classes, "each value once")
+        require(
+            str(ignored) not in classes, "data.ignore_index", ignored, "a value that is not in data.classes"
+        )
+        require(ignored is None or not self.one_hot, "data.ignore_index", ignored, "none with data.one_hot")
+        if classes or self.one_hot or ignored is not None:
+            expected = "another dataset than data.inputs, with data.classes, one_hot or ignore_index"
+            require(self.targets != self.inputs, "data.targets", self.targets, expected)

@@ -17,8 +17,8 @@ from hvd_train.data.labels import Labels, Unclassed, divisor, join, labels_of, l
 from hvd_train.data.locate import Found, in_groups, locate
 from hvd_train.data.places import Places, places_of, places_of_fields
 from hvd_train.data.repeats import Origin, origin_of, refuse_repeats
+from hvd_train.data.unpacked import unpacked_lines
 from hvd_train.errors import DataError
-from hvd_train.io.text import counted
 
 _SCAN_BYTES = 8 << 20
 _MAX_LISTED = 12
@@ -199,7 +199,9 @@ def _with_classes(shards: Shards, summaries: Sequence[LabelSummary], tokens: boo
     empty = [(labels, infos[0].path) for infos, labels in parts if not labels.count]
     labels, path = empty[0] if empty else (every, shards.train[0].path)
     reason = objection(labels, sample.targets, path, tokens=tokens)
-    counted = replace(sample, num_classes=every.num_classes)
+    coding = sample.fields[sample.targets].coding
+    named = len(coding.names) if coding else 0
+    counted = replace(sample, num_classes=named or every.num_classes)
     return Unclassed(counted, reason) if reason else counted
 
 
@@ -244,21 +246,11 @@ def read_shards(
     named = ", ".join(empty[:_MAX_LISTED]) + more
     if read and len(empty) == len(read):
         raise DataError(f"{named}: no samples. Expected at least 1 in one of the shards.")
-    warnings += packed_lines([info for info, _ in read])
     if empty:
         warnings.append(f"{named}: no samples: skipped ({len(empty)} of {len(read)} shards).")
-    return [(info, origin) for info, origin in read if info.num_samples > 0]
-
-
-def packed_lines(infos: Sequence[ShardInfo]) -> list[str]:
-    """How the values of shards are read by their attributes, a line for each field."""
-    lines = []
-    for name in dict.fromkeys(name for info in infos for name in info.packed):
-        packed = [info for info in infos if name in info.packed]
-        others = len({info.packed[name] for info in packed}) - 1
-        more = f" ({counted(others, 'other set')} of them in other files)" if others else ""
-        lines.append(f"{packed[0].path}: `{name}` is {packed[0].packed[name]}{more}.")
-    return lines
+    read = [(info, origin) for info, origin in read if info.num_samples > 0]
+    warnings += unpacked_lines([info for info, _ in read])
+    return read
 
 
 def _read_shard(shard: Found, layout: Places, texts: bool) -> tuple[ShardInfo, Origin]:

@@ -123,6 +123,8 @@ class _DatasetCheck:
             try:
                 rows = self._file.read(name, first, last)
                 stored = rows if self._file.is_whole(name) else self._file.read_stored(name, first, last)
+            except UnsupportedShard:
+                raise
             except DataError as error:
                 unreadable = True
                 yield str(error)

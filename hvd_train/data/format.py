@@ -14,6 +14,20 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Coding:
+    """How the values of targets in a file become class numbers, int64."""
+
+    names: tuple[str, ...] = ()
+    """The values that are classes, in the order of their numbers; empty: the values are the numbers."""
+
+    ignored: int | None = None
+    """A value that marks targets without a class, besides -100; None for no other."""
+
+    one_hot: bool = False
+    """Whether there is a number for each class along the last axis of a sample: 1 for its class, else 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FieldSpec:
     """One field of a sample: its `shape` without the sample axis, and its numpy `dtype` by name."""
 
@@ -26,12 +40,15 @@ class FieldSpec:
     axis: int = 0
     """The axis of the dataset along which the samples are."""
 
+    coding: Coding | None = None
+    """How its values became class numbers; None for values as they are."""
+
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without those that say nothing."""
-        return {key: value for key, value in asdict(self).items() if value not in ("", 0)}
+        return {key: value for key, value in asdict(self).items() if value not in ("", 0, None)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +87,23 @@ class SampleSpec:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SampleSpec:
         """The inverse of `to_json`."""
-        fields = {
-            name: FieldSpec(**{**field, "shape": tuple(field["shape"])})
-            for name, field in values["fields"].items()
-        }
+        fields = {name: _field(field) for name, field in values["fields"].items()}
         return cls(**{**values, "fields": fields})
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The values that are classes in the files, in the order of their numbers; empty if they are the
+        numbers themselves, or no classes."""
+        coding = self.fields[self.targets].coding
+        names = coding.names if coding else ()
+        return () if names == tuple(map(str, range(len(names)))) else names
+
+
+def _field(values: Mapping[str, Any]) -> FieldSpec:
+    coding = values.get("coding")
+    if coding is not None:
+        coding = Coding(**{**coding, "names": tuple(coding["names"])})
+    return FieldSpec(**{**values, "shape": tuple(values["shape"]), "coding": coding})
 
 
 SCHEMA_VERSION = 2
@@ -169,11 +198,11 @@ class ShardInfo:
     checksum_rows: int | None
     """Rows of one checksummed block; None where the shard carries no checksums."""
 
-    packed: Mapping[str, str]
-    """How the values of some datasets are read by their attributes, in words."""
-
     facts_digest: str | None
     """Digest of the shard's `Facts`, by which its manifest knows it; None for schema 1 and foreign files."""
+
+    unpacked: tuple[str, ...] = ()
+    """What attributes do to the values of datasets, a clause each, such as CF's `scale_factor`."""
 
     @property
     def chunk_rows(self) -> int | None:

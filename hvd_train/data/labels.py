@@ -190,10 +190,17 @@ def objection(labels: Labels, name: str, path: str, *, tokens: bool = False) -> 
 
 def _numbering(low: Extreme, high: Extreme, different: frozenset[int] | None) -> str:
     """How to make class numbers of other values."""
-    mark = f", mark rows without a class by {IGNORED}" if low.value < 0 else ""
     if (low.value, high.value) == (-1, 1) and different == frozenset((-1, 1)):
-        return f"Write the classes -1 and 1 as 0 and 1{mark}"
-    return f"Number the classes from 0, as numpy.unique({low.name}, return_inverse=True)[1] does{mark}"
+        return "Set data.classes = ['-1', '1'], or write them as 0 and 1"
+    mark = (
+        f"set data.ignore_index = {low.value} if that marks targets without a class, "
+        if low.value < 0
+        else ""
+    )
+    return (
+        f"List the values that are classes in data.classes, {mark}number them from 0, as "
+        f"numpy.unique({low.name}, return_inverse=True)[1] does"
+    )
 
 
 def misfit(name: str, field: FieldSpec) -> str:
@@ -201,14 +208,15 @@ def misfit(name: str, field: FieldSpec) -> str:
     is."""
     if field.shape not in ((), (1,)):
         return (
-            f"`{name}` has the shape {list(field.shape)} a sample; expected one integer a sample. Store "
-            "one-hot rows as the numbers of their classes, `.argmax(axis=1)`, name another dataset in "
+            f"`{name}` has the shape {list(field.shape)} a sample; expected one integer a sample. Set "
+            "data.one_hot = true if each row has a 1 for its class and else 0, name another dataset in "
             "data.targets, or take `regression`."
         )
     if not is_class_dtype(field.dtype):
         return (
-            f"`{name}` is of type {field.dtype}; expected integers from 0 on. Store class numbers as "
-            "integers, `.astype('int64')`, name another dataset in data.targets, or take `regression`."
+            f"`{name}` is of type {field.dtype}; expected integers from 0 on. List the values that "
+            "are classes in data.classes, such as ['0', '1'], name another dataset in data.targets, or take "
+            "`regression`."
         )
     return ""
 

@@ -14,7 +14,10 @@ from hvd_train.data.manifest import differences, load_manifest
 from hvd_train.data.places import GROUP, Places
 from hvd_train.errors import DataError
 
-SUFFIXES = (".h5", ".hdf5", ".nc", ".nc4", ".he5", ".h5ad")
+SUFFIXES = (".h5", ".hdf5")
+OTHER_SUFFIXES = (".hdf", ".he5", ".nc", ".nc4", ".cdf", ".mat", ".h5ad")
+"""Of formats that are HDF5, or were before. In a folder they count only if it has none of `SUFFIXES`: a file
+may be there in both forms."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Source:
 
 
 def locate(path: str, key: str) -> Source:
-    """The shards of a folder (by its manifest.json, else its HDF5 files), a file, or a glob pattern.
+    """The shards of a folder (by its manifest.json, else its .h5 and .hdf5 files, else files such as .nc), a
+    file, or a glob pattern.
 
     Files are sorted by name, shards of a manifest keep its order. Raises `DataError`, with `key`
     as the name of what the user gave, where nothing is found.
@@ -79,14 +83,14 @@ def in_groups(shards: Sequence[Found], layout: Places) -> Iterator[Found]:
 
 def _files_in(folder: str, key: str) -> list[str]:
     visible = [p for p in Path(folder).iterdir() if not p.name.startswith(".")]
-    files = sorted(str(p) for p in visible if p.suffix in SUFFIXES)
-    if not files:
-        raise DataError(
-            f"{key} = {folder!r}: the folder holds neither manifest.json nor files ending in "
-            f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}. "
-            "Write some with `hvd_train shard write`, or give a glob pattern."
-        )
-    return files
+    for suffixes in (SUFFIXES, OTHER_SUFFIXES):
+        if files := sorted(str(p) for p in visible if p.suffix in suffixes):
+            return files
+    raise DataError(
+        f"{key} = {folder!r}: the folder holds neither manifest.json nor files ending in "
+        f"{', '.join((*SUFFIXES, *OTHER_SUFFIXES))}. Write some with `hvd_train shard write`, or give a glob "
+        "pattern."
+    )
 
 
 def _plain(files: Sequence[str]) -> tuple[Found, ...]:

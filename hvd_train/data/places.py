@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hvd_train.config import DataConfig
-from hvd_train.data.format import FieldSpec
+from hvd_train.data.format import Coding, FieldSpec
 from hvd_train.errors import DataError
 
 _RANGE = re.compile(r"(-?\d+)?:(-?\d+)?(?::([1-9]\d*))?")
@@ -38,6 +38,9 @@ class Place:
 
     axis: int = 0
     """The axis of the dataset along which the samples are; negative ones count from the last."""
+
+    coding: Coding | None = None
+    """How its values become class numbers; None for values as they are."""
 
     @property
     def has_groups(self) -> bool:
@@ -121,12 +124,16 @@ def places_of(data: DataConfig) -> Places:
         name = getattr(data, key)
         if name and name not in places:
             places[name] = parse_place(name, f"data.{key}", axis)
+    if data.classes or data.one_hot or data.ignore_index is not None:
+        coding = Coding(names=data.classes, ignored=data.ignore_index, one_hot=data.one_hot)
+        places[data.targets] = replace(places[data.targets], coding=coding)
     return Places(places, data.inputs, data.targets)
 
 
 def places_of_fields(fields: Mapping[str, FieldSpec], inputs: str = "", targets: str = "") -> Places:
     """As the fields of samples in other files. Raises `DataError`."""
     places = {
-        name: parse_place(field.place or name, f"`{name}`", field.axis) for name, field in fields.items()
+        name: replace(parse_place(field.place or name, f"`{name}`", field.axis), coding=field.coding)
+        for name, field in fields.items()
     }
     return Places(places, inputs, targets)

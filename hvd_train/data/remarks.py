@@ -12,11 +12,11 @@ from typing import Literal
 import numpy as np
 
 from hvd_train.data.deal import Span
-from hvd_train.data.format import Array, FieldSpec, ShardInfo, is_class_dtype
+from hvd_train.data.format import Array, Coding, FieldSpec, ShardInfo, is_class_dtype
 from hvd_train.data.labels import MAX_CLASSES, Labels, divisor, labels_of, misfit, objection
 from hvd_train.data.survey import Survey
 from hvd_train.data.values import Values, values_of
-from hvd_train.io.text import listed
+from hvd_train.io.text import listed, shown
 
 _LARGE = 1e3
 """Inputs of a larger magnitude are named: the first steps of a training are then as much too large."""
@@ -140,7 +140,12 @@ def of_targets(
     """
     lines = [] if masked else [not_finite(survey)]
     if kind == "classes":
-        lines.append(one_class(labels) or many_classes(labels) or missing_classes(labels, num_classes))
+        coding = survey.field.coding
+        if coding is not None and coding.names:
+            missing = missing_names(labels, coding)
+        else:
+            missing = missing_classes(labels, num_classes)
+        lines.append(one_class(labels) or many_classes(labels) or missing)
     elif kind != "tokens":
         lines.append(constant(survey))
     if kind == "quantities":
@@ -189,6 +194,19 @@ def missing_classes(labels: Labels, num_classes: int = 0) -> str:
     )
 
 
+def missing_names(labels: Labels, coding: Coding) -> str:
+    """Of classes with names that no value has; empty if each has one, or it is not known."""
+    high, different, names = labels.highest, labels.different, coding.names
+    if high is None or different is None or len(different) == len(names):
+        return ""
+    missing = [f"`{shown(name)}`" for number, name in enumerate(names) if number not in different]
+    remedy = "write the vectors without them" if coding.one_hot else "leave them out of data.classes"
+    return (
+        f"{high.file}: of the {len(names):,} classes, `{high.name}` never holds {listed(missing, _LISTED)}. "
+        f"The model has an output for each of them. Unless they are in data to come, {remedy}."
+    )
+
+
 def _without_gaps(name: str) -> str:
     return f"numpy.unique({name}, return_inverse=True)[1] numbers them without gaps"
 
@@ -197,14 +215,14 @@ def zeros_and_ones(survey: Survey) -> str:
     """Of quantities that are probably classes; empty if they are not."""
     values, name = survey.values, survey.name
     if values.one_hot and values.rows:
-        seen, remedy = "one-hot vectors", "the numbers of their classes, `.argmax(axis=1)`"
+        seen, remedy = "one-hot vectors", "data.one_hot = true"
     elif values.finite == values.count and values.whole and (values.lowest, values.highest) == (0, 1):
-        seen, remedy = "0 and 1", "integers, `.astype('int64')`"
+        seen, remedy = "0 and 1", "data.classes = ['0', '1']"
     else:
         return ""
     return (
-        f"{survey.file}: `{name}` holds only {seen}{_scope(survey)}. If these are classes, store {remedy}, "
-        "and take task = 'classification'."
+        f"{survey.file}: `{name}` holds only {seen}{_scope(survey)}. If these are classes, set {remedy} and "
+        "task = 'classification'."
     )
 
 

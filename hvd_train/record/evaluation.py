@@ -43,6 +43,8 @@ class Evaluation:
     """What a user should know of how the figures came about, one line each."""
     worst: list[WorstSample]
     """The largest loss first."""
+    class_names: list[str] = dataclasses.field(default_factory=list)
+    """By class number; empty if classes have no names but their numbers."""
 
     def to_json(self) -> dict[str, Any]:
         """For a JSON file: numbers that are not finite are null."""

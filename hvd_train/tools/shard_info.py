@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 from hvd_train.data import remarks
-from hvd_train.data.catalog import packed_lines
 from hvd_train.data.check import unlike
 from hvd_train.data.crash import in_child
 from hvd_train.data.deal import Span
@@ -18,6 +17,7 @@ from hvd_train.data.labels import IGNORED, Labels, join, labels_of_header, label
 from hvd_train.data.locate import Found, in_groups
 from hvd_train.data.places import Places, plain
 from hvd_train.data.survey import SURVEY_BYTES, Survey, Surveys, join_surveys, survey
+from hvd_train.data.unpacked import unpacked_lines
 from hvd_train.errors import DataError
 from hvd_train.io.output import warn
 
@@ -85,7 +85,9 @@ def show(paths: Sequence[str], described: Sequence[Sequence[Described]], names: 
     if values:
         print()
         _print_table([_VALUE_COLUMNS, *values])
-    lines = [line for shards in described for line in remarks_on(shards, names)]
+    infos = [shard.info for shards in described for shard in shards]
+    lines = unpacked_lines(infos, len(infos) * len(names))
+    lines += [line for shards in described for line in remarks_on(shards, names)]
     if lines:
         print()
     for line in lines:
@@ -114,7 +116,6 @@ def remarks_on(shards: Sequence[Described], names: Sequence[str]) -> list[str]:
     """What looks wrong in the shards of one path, one sentence each."""
     with_rows = [shard for shard in shards if shard.surveys]
     lines = [shard.unreadable for shard in shards if shard.unreadable]
-    lines += packed_lines([shard.info for shard in shards])
     for shard in with_rows:
         lines += unlike(shard.info, with_rows[0].info)
     alike = [shard for shard in with_rows if shard.info.fields == with_rows[0].info.fields]

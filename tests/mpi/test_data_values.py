@@ -50,7 +50,10 @@ def test_messages_about_labels_scales_copies_and_values_that_are_not_finite(tmp_
     minus, truth, ill = labels.copy(), labels == 1, inputs.copy()
     minus[93] = -2
     ill[70, 3] = np.nan
+    named = np.where(truth, b"yes", b"no").astype("S5")
+    named[93] = b"maybe"
     shards(tmp_path / "minus", inputs, minus)
+    shards(tmp_path / "named", inputs, named)
     shards(tmp_path / "truth", inputs, truth)
     shards(tmp_path / "ill", ill, labels)
     shards(tmp_path / "bytes", rng.integers(0, 200, (100, 6)).astype("u1"), labels)
@@ -59,16 +62,21 @@ def test_messages_about_labels_scales_copies_and_values_that_are_not_finite(tmp_
     write_part(tmp_path / "sorted", Arrays(inputs, labels), shards=2, by_class=True)
     names = ("minus", "truth", "ill", "bytes", "twice", "sorted")
     cases: dict[str, dict[str, object]] = {name: {} for name in names}
+    cases["named"] = {"classes": ("no", "yes")}
     program = PROGRAM.format(cases=cases)
     job = run(command("mpirun", 2, ["-c", program]), deadline_s=240, cwd=tmp_path)
     assert job.returncode == 0, job.output
     said = messages(job.stderr)
     refused = [line for line in said if " refused " in line]
-    assert len(refused) == 4, said
+    assert len(refused) == 6, said
     for rank in (0, 1):
         assert (
             f"hvd_train: {rank} refused minus: minus/1.h5: `targets` holds -2 in row 43; expected"
             in job.stderr
+        )
+        assert (
+            f"hvd_train: {rank} refused named: rank 1 of 2: named/1.h5: dataset `targets` holds `maybe` in "
+            "row 43; expected one of data.classes: `no`, `yes`." in job.stderr
         )
         assert f"hvd_train: {rank} refused twice: twice/2.h5: the same file as twice/1.h5" in job.stderr
     not_finite, unscaled, alone = [line for line in said if line not in refused]

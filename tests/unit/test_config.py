@@ -133,6 +133,7 @@ def test_all_defaults_are_written_but_what_is_none() -> None:
     missing = {key for key, value in flatten(Config()).items() if value is None}
     assert set(flatten(Config())) - missing - {"optim.args"} == written - {"optim.args"}
     assert missing == {
+        "data.ignore_index",
         "data.scale",
         "stop.target_error",
         "stop.max_epochs",

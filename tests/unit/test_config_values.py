@@ -30,7 +30,7 @@ from tests.unit.data.shards import write_foreign
 
 NAN, INF, HUGE = float("nan"), float("inf"), 10**30
 
-NEGATIVE_IS_FINE = {"data.samples_axis", "data.scale", "stop.target_error"}
+NEGATIVE_IS_FINE = {"data.ignore_index", "data.samples_axis", "data.scale", "stop.target_error"}
 HUGE_IS_REFUSED_AS_FLOAT = 1e39
 """More than float32 holds."""
 

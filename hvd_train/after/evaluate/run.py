@@ -90,6 +90,7 @@ def evaluate(options: Options, comm: Communicator) -> Evaluation:
         undefined=evaluator.undefined(),
         remarks=_remarks(trained, len(rows)),
         worst=comm.broadcast(samples),
+        class_names=list(sample.class_names),
     )
 
 

@@ -27,10 +27,10 @@ def text(evaluation: Evaluation) -> str:
     for ending, heading in (("_by_class", "class"), ("_by_output", "output")):
         columns = {n.removesuffix(ending): v for n, v in e.values.items() if n.endswith(ending)}
         if columns:
-            parts.append(_by_entry(heading, columns))
+            parts.append(_by_entry(heading, columns, e.class_names if heading == "class" else []))
     confusion = e.values.get("confusion")
     if confusion and len(confusion) <= _MOST_COLUMNS:
-        names = [str(c) for c in range(len(confusion))]
+        names = e.class_names or [str(c) for c in range(len(confusion))]
         body = [[names[i], *(f"{n:,.0f}" for n in row)] for i, row in enumerate(confusion)]
         parts.append(f"confusion: rows are classes, columns predictions\n{_table(['', *names], body)}")
     if e.worst:
@@ -41,9 +41,11 @@ def text(evaluation: Evaluation) -> str:
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])])
 
 
-def _by_entry(heading: str, columns: dict[str, list[float]]) -> str:
+def _by_entry(heading: str, columns: dict[str, list[float]], entries: Sequence[str]) -> str:
     names, values = list(columns), list(columns.values())
-    body = [[str(i), *(figure(value) for value in row)] for i, row in enumerate(zip(*values, strict=True))]
+    entries = entries or [str(i) for i in range(len(values[0]))]
+    rows = zip(entries, zip(*values, strict=True), strict=True)
+    body = [[entry, *(figure(value) for value in row)] for entry, row in rows]
     more = f"\n... and {len(body) - _MOST_ROWS:,} more" if len(body) > _MOST_ROWS else ""
     return _table([heading, *names], body[:_MOST_ROWS]) + more
 

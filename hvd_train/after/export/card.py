@@ -70,6 +70,7 @@ def card(
 
 
 def _model(trained: Trained, model: nn.Module) -> dict[str, Any]:
+    names = trained.saved.sample.class_names
     return {
         "run": str(trained.folder),
         "checkpoint": trained.checkpoint,
@@ -77,6 +78,7 @@ def _model(trained: Trained, model: nn.Module) -> dict[str, Any]:
         "task": trained.config.task,
         "model": describe(model),
         "num_parameters": sum(p.numel() for p in model.parameters()),
+        **({"classes": list(names)} if names else {}),
     }
 
 

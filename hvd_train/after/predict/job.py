@@ -23,6 +23,9 @@ from hvd_train.data.rows import Rows
 from hvd_train.data.selection import needed_to_predict, select_rows
 from hvd_train.tasks.base import Task
 
+_MOST_NAMES = 15_000
+"""Characters; up to 4 bytes each in an attribute, of which HDF5 takes 64 KiB."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -50,13 +53,16 @@ class Job:
         return self.predictor.rows.spans
 
     def attributes(self, data: str) -> dict[str, str | int]:
-        """What the file says of itself. `data`: as the user named it."""
+        """What the file says of itself. `data`: as the user named it. `classes`: what the class numbers stand
+        for in the data of the training, as a list in JSON, if they stand for something else and it fits."""
+        names = msgspec.json.encode(self.trained.saved.sample.class_names).decode()
         return {
             "run": str(self.trained.folder.resolve()),
             "checkpoint": self.trained.checkpoint,
             "round": self.trained.saved.round,
             "data": data if data == "digits" else os.path.abspath(data),
             "hvd_train": __version__,
+            **({"classes": names} if 2 < len(names) < _MOST_NAMES else {}),
         }
 
     def place_of(self, row: int) -> str:

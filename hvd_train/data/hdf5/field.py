@@ -9,12 +9,13 @@ from typing import Any, final
 import h5py
 import numpy as np
 
+from hvd_train.data.classes import Encoder
 from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.hdf5.chunks import DatasetReader, Range, layout_of, pieces
 from hvd_train.data.hdf5.filters import require_filters
 from hvd_train.data.hdf5.packing import packing_of
 from hvd_train.data.hdf5.recipes import conversion
-from hvd_train.data.hdf5.types import columns, element_type, is_table, text_dtype
+from hvd_train.data.hdf5.types import columns, element_type, is_table, is_text, text_dtype
 from hvd_train.data.layout import HELD_BYTES, SMALL_BYTES, Layout
 from hvd_train.data.places import Cut, Place
 from hvd_train.errors import DataError, UnsupportedShard
@@ -24,6 +25,8 @@ from hvd_train.liveness import mark
 # HDF5 reads rows that were never written as zeros, without an end where the number of rows is damaged.
 _MOST_BYTES = 1 << 30
 _MOST_COMPRESSED = 100_000
+_TEXT_BYTES = 128
+"""Of a string of variable length in memory, about."""
 
 
 @final
@@ -38,7 +41,7 @@ class Field:
         name: of the field.
         file_bytes: of the whole file.
         texts: whether strings of a fixed number of bytes are taken as well.
-        foreign: whether attributes may say what the values are; those of this program's files do not.
+        foreign: whether attributes may say that values are packed or missing; see `packing`.
     """
 
     def __init__(
@@ -59,16 +62,19 @@ class Field:
         """Of the samples, counted from the first."""
         self._cut = self._all_axes(place.cut)
         self._columns = place.columns
+        self._coding = place.coding
         dtype, inner = self._types(place.columns, texts)
         self._raw = dtype
-        self.packing = packing_of(dataset, dtype, self._where) if foreign and not place.columns else None
-        """How what is stored becomes values; None if as it is."""
-        dtype = self.packing.dtype if self.packing else dtype
         self._refuse_bombs(dtype, file_bytes)
         require_filters(dataset, path, self._name)
-        self.is_whole = not (place.columns or place.cut or self.axis)
+        numbers = foreign and not place.columns and dtype.kind not in "SO"
+        kept = self._coding.ignored if self._coding else None
+        self._packing = packing_of(dataset, dtype, path, self._name, kept) if numbers else None
+        dtype = dtype if self._packing is None else self._packing.dtype
+        self.is_whole = not (place.columns or place.cut or self.axis or self._coding)
         """Whether a row of the field is a row of the dataset."""
-        self._is_stored = self.is_whole and not inner
+        self._by_chunks = not (place.columns or place.cut or self.axis or inner or dtype.kind == "O")
+        self._is_stored = self._by_chunks and self._packing is None and self._coding is None
         lengths = [
             len(range(*part.indices(length)))
             for axis, (part, length) in enumerate(zip(self._cut, dataset.shape, strict=True))
@@ -76,23 +82,33 @@ class Field:
         ]
         self.num_rows = int(dataset.shape[self.axis])
         """Samples."""
+        shape = (*lengths, *inner)
+        self._encoder = None if self._coding is None else Encoder(self._coding, dtype, shape, self._where)
+        coded = self._encoder
         self.spec = FieldSpec(
-            shape=(*lengths, *inner),
-            dtype=dtype.str[1:] if dtype.kind == "S" else dtype.name,
+            shape=shape if coded is None else coded.shape,
+            dtype="int64" if coded else dtype.str[1:] if dtype.kind == "S" else dtype.name,
             place="" if str(place) == name else str(place),
             axis=place.axis,
+            coding=coded and coded.coding,
         )
         """A sample."""
-        self.layout = self._layout()
+        self.layout = self._layout(shape)
         """How the rows are stored; of a part of the dataset, as if the rest were not there."""
 
     @property
     def cache_bytes(self) -> int:
         """Chunk cache to open the dataset with."""
-        if self._is_stored:
+        if self._by_chunks:
             return self.layout.cache_bytes
         whole = layout_of(self.dataset, self.dataset.id.get_type().get_size())
         return min(HELD_BYTES, max(SMALL_BYTES, whole.band_bytes))
+
+    @property
+    def unpacked(self) -> str:
+        """What the attributes of the dataset do to its values; empty if nothing."""
+        done = str(self._packing or "")
+        return f"`{self._name}` {done}" if done else ""
 
     def read_from(self, dataset: h5py.Dataset, call: Callable[..., Any]) -> None:
         """Rows are read from `dataset`, which is the same one, opened anew.
@@ -102,14 +118,14 @@ class Field:
         """
         self.dataset = dataset
         self._call = call
-        self._reader = DatasetReader(dataset, self.layout, call) if self._is_stored else None
+        self._reader = DatasetReader(dataset, self.layout, call) if self._by_chunks else None
 
     def read_into(self, ranges: Sequence[Range], out: Array) -> None:
         """Reads the rows of `ranges`, in ascending order, into `out`, C-contiguous, of shape [rows, *shape]
         with as many rows as they have together; values are converted to its dtype."""
         if out.dtype.kind == "S":
             out = out.view(self.dataset.dtype)  # which says as well whether it is UTF-8: HDF5 converts none
-        if self._reader is not None and self.packing is None:
+        if self._reader is not None and self._is_stored:
             self._reader.read_into(ranges, out)
             return
         at = 0
@@ -119,27 +135,23 @@ class Field:
                 at += end - begin
 
     def _read_piece(self, start: int, stop: int, out: Array) -> None:
-        raw: Array = out if self.packing is None else np.empty(out.shape, self._raw)
         if self._reader is not None:
-            self._reader.read_into([(start, stop)], raw)
+            values: Array = np.empty((stop - start, *self.dataset.shape[1:]), self._raw)
+            self._reader.read_into([(start, stop)], values)
         else:
-            self._call(self._read, start, stop, raw)
+            values = self._call(self._read, start, stop)
             mark()
-        wrong = self.packing.unpack(raw, out) if self.packing else None
-        if self.packing and wrong is not None:
-            raise DataError(
-                f"{self._where}: row {start + wrong} has a missing value, {self.packing.words}. Expected "
-                "none in integers that are not packed: leave the row out, or write floating-point numbers, "
-                "which can be NaN."
-            )
+        values = values if self._packing is None else self._packing.unpack(values, start)
+        out[...] = values if self._encoder is None else self._encoder.encode(values, start)
 
-    def _read(self, start: int, stop: int, out: Array) -> None:
+    def _read(self, start: int, stop: int) -> Array:
+        """What the file has of these rows, [rows, ...]."""
         rows = (*self._cut[: self.axis], slice(start, stop), *self._cut[self.axis + 1 :])
         values = self.dataset.astype(self._memory)[rows]
         if self._columns:
             values = self._side_by_side(values)
         before = sum(isinstance(part, slice) for part in self._cut[: self.axis])
-        out[...] = np.moveaxis(values, before, 0)
+        return np.moveaxis(values, before, 0)
 
     def _side_by_side(self, table: Array) -> Array:
         """The columns of a table [...] as [..., numbers]; of a single column as it is."""
@@ -148,13 +160,14 @@ class Field:
             return columns[0]
         return np.concatenate([column.reshape(*table.shape, -1) for column in columns], axis=-1)
 
-    def _layout(self) -> Layout:
-        stored = layout_of(self.dataset, self._raw.itemsize)
-        if self._is_stored:
+    def _layout(self, shape: tuple[int, ...]) -> Layout:
+        """`shape`: of what is read of a sample."""
+        itemsize = _TEXT_BYTES if self._raw.kind == "O" else self._raw.itemsize
+        stored = layout_of(self.dataset, itemsize)
+        if self._by_chunks:
             return stored
-        chunk = None if stored.chunk is None else (stored.chunk[self.axis], *self.spec.shape)
-        shape = (self.num_rows, *self.spec.shape)
-        return Layout(shape=shape, itemsize=self._raw.itemsize, chunk=chunk, filtered=stored.filtered)
+        chunk = None if stored.chunk is None else (stored.chunk[self.axis], *shape)
+        return Layout(shape=(self.num_rows, *shape), itemsize=itemsize, chunk=chunk, filtered=stored.filtered)
 
     def _axis(self, axis: int) -> int:
         count = len(self.dataset.shape)
@@ -189,7 +202,7 @@ class Field:
     def _types(self, chosen: tuple[str, ...], texts: bool) -> tuple[np.dtype[Any], tuple[int, ...]]:
         """The type of the numbers, and the shape of what one element of the dataset is."""
         kind = self.dataset.id.get_type()
-        text = text_dtype(kind) if texts and not chosen else None
+        text = text_dtype(kind) if texts and not chosen and self._coding is None else None
         if text is not None:
             self._memory: np.dtype[Any] = text
             return text, ()
@@ -218,6 +231,8 @@ class Field:
         dtype, inner = element_type(kind)
         if not isinstance(dtype, str):
             return dtype, inner
+        if self._coding is not None and is_text(kind):
+            return kind.dtype, ()
         allowed = "strings of a fixed length, " if texts else ""
         remedy = "Name other columns." if column else conversion(self.dataset, self._name)
         raise UnsupportedShard(

@@ -188,8 +188,8 @@ class ShardFile:
             class_counts=self._class_counts(places.targets),
             scale=self._scale(places.inputs),
             checksum_rows=checksum_rows,
-            packed={name: field.packing.words for name, field in self._fields.items() if field.packing},
             facts_digest=digest,
+            unpacked=tuple(field.unpacked for field in fields if field.unpacked),
         )
         """The shard's header."""
 

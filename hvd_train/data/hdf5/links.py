@@ -15,6 +15,7 @@ from hvd_train.data import format as fmt
 from hvd_train.data.facts import decode
 from hvd_train.data.hdf5.contents import contents
 from hvd_train.data.hdf5.recipes import by_h5py
+from hvd_train.data.hdf5.signatures import other_format
 from hvd_train.errors import DataError, UnsupportedShard
 from hvd_train.io.text import listed, shown
 
@@ -24,8 +25,8 @@ _SET_NAMES = "Set data.inputs and data.targets to the names of the datasets of i
 
 
 def open_file(path: str | Path) -> h5py.File:
-    """Raises `UnsupportedShard` for a file that is marked or locked by a program that writes it, and whatever
-    h5py raises."""
+    """Raises `UnsupportedShard` for a file of another format, or one that is marked or locked by a program
+    that writes it, and whatever h5py raises."""
     # Shards are never changed in place (they are renamed into being), so a reader needs no lock, and
     # asking for one fails on parallel file systems that are mounted without flock. The argument is
     # used and not HDF5_USE_FILE_LOCKING, which child processes and other libraries would inherit;
@@ -38,6 +39,8 @@ def open_file(path: str | Path) -> h5py.File:
             raise UnsupportedShard(f"{path}: {_MARKED}") from None
         if "unable to lock file" in reason:
             raise UnsupportedShard(f"{path}: {reason}. {_LOCKED}") from None
+        if "signature" in reason and (other := other_format(path)):
+            raise UnsupportedShard(f"{path}: {other}") from None
         # A user's own code in this process has the file open, with locks; HDF5 allows no mixture.
         if "locking flag" not in reason:
             raise
@@ -71,6 +74,11 @@ def open_dataset(file: h5py.File, name: str, path: str) -> h5py.Dataset:
         raise UnsupportedShard(f"{path}: no dataset `{name}`{kind}; {contents(file)}. {_SET_NAMES}")
     if dataset.is_virtual or dataset.external:
         raise UnsupportedShard(f"{path}: dataset `{name}` {_elsewhere(dataset, name)}")
+    if _is_dimension(dataset):
+        raise UnsupportedShard(
+            f"{path}: dataset `{name}` is a netCDF dimension without values. Expected a variable; "
+            f"{contents(file)}. {_SET_NAMES}"
+        )
     if not dataset.shape:
         kind = "a single value" if dataset.shape == () else "without values (a null dataspace)"
         raise UnsupportedShard(
@@ -78,6 +86,13 @@ def open_dataset(file: h5py.File, name: str, path: str) -> h5py.Dataset:
             f"{_SET_NAMES}"
         )
     return dataset
+
+
+def _is_dimension(dataset: h5py.Dataset) -> bool:
+    """Whether it is in the file only so that variables have a dimension of this name: it reads as zeros."""
+    marks = "CLASS" in dataset.attrs and h5py.h5ds.is_scale(dataset.id)
+    name = h5py.h5ds.get_scale_name(dataset.id) if marks else b""
+    return bool(name.startswith(b"This is a netCDF dimension but not a netCDF variable"))
 
 
 def _was_written(file: h5py.File, name: str) -> bool:

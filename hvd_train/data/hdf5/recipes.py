@@ -50,7 +50,10 @@ def _from_values_of_their_own(kind: Any, key: str) -> str:
     """Of one axis, the values of which are stored one by one."""
     if isinstance(kind, h5py.h5t.TypeStringID):
         numbers = f"new[{key}] = np.unique(old[{key}].asstr()[...], return_inverse=True)[1]"
-        return f"If they are classes, write the numbers of the classes, {by_h5py(numbers)}"
+        return (
+            "If they are classes, list them in data.classes, or write the numbers of the classes, "
+            f"{by_h5py(numbers)}"
+        )
     if isinstance(kind, h5py.h5t.TypeVlenID) and isinstance(numpy_dtype(kind.get_super()), np.dtype):
         padded = (
             f"rows = old[{key}][...]; width = max(map(len, rows)); "

@@ -78,9 +78,14 @@ def is_table(type_id: Any) -> bool:
     return bool(type_id.get_class() == _COMPOUND) and not is_complex(type_id)
 
 
+def is_text(type_id: Any) -> bool:
+    """Whether values are strings, of fixed or variable length."""
+    return bool(type_id.get_class() == _STRING)
+
+
 def text_dtype(type_id: Any) -> np.dtype[Any] | None:
     """The dtype of strings of a fixed number of bytes, such as `S12`; None for any other type."""
-    if type_id.get_class() != _STRING or type_id.is_variable_str():
+    if not is_text(type_id) or type_id.is_variable_str():
         return None
     return np.dtype(f"S{type_id.get_size()}")
 

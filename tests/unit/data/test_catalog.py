@@ -331,7 +331,7 @@ def test_shards_of_different_scales_are_refused_unless_one_is_given(tmp_path: Pa
     [
         ("nothing", r"data\.path = '.*nothing': no such file or folder, and no file fits"),
         ("*.h5", r"data\.path = '.*\*\.h5': no such file or folder"),
-        ("empty", r"the folder holds neither manifest\.json nor files ending in \.h5, .* or \.h5ad"),
+        ("empty", r"the folder holds neither manifest\.json nor files ending in \.h5, \.hdf5, .*\.nc4"),
     ],
 )
 def test_a_path_with_no_shards(tmp_path: Path, path: str, message: str) -> None:

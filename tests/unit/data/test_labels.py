@@ -102,10 +102,10 @@ def test_values_that_are_classes(values: npt.ArrayLike) -> None:
     [
         (
             [0, 2, -3],
-            ["a.h5: `y` holds -3 in row 2; expected class numbers 0, 1, 2", "Number the classes from 0"],
+            ["a.h5: `y` holds -3 in row 2; expected class numbers 0, 1, 2", "if that marks targets without"],
         ),
-        ([1, -1, 1], ["holds -1 in row 1", "Write the classes -1 and 1 as 0 and 1", "by -100"]),
-        ([1, -1, 0], ["holds -1 in row 1", "Number the classes from 0"]),
+        ([1, -1, 1], ["holds -1 in row 1", "Set data.classes = ['-1', '1'], or write them as 0"]),
+        ([1, -1, 0], ["holds -1 in row 1", "set data.ignore_index = -1 if", "number them from 0"]),
         ([0, MAX_CLASSES], ["1,048,577 classes for 2 values, 2 of them different", "numpy.unique(y, return"]),
         (17 * 10**17 + np.arange(2000), ["in row 1999", "more than 1,000 of them different", "'regression'"]),
         ([-100, -100], ["a.h5: every value of `y` is -100, which marks targets to ignore"]),
@@ -131,8 +131,8 @@ def test_invalid_tokens_are_reported_as_tokens() -> None:
 def test_types_and_shapes_that_are_not_class_numbers() -> None:
     assert misfit("y", FieldSpec(shape=(1,), dtype="uint8")) == ""
     assert misfit("y", FieldSpec(shape=(), dtype="bool")) == ""
-    assert ".astype('int64')" in misfit("y", FieldSpec(shape=(), dtype="float64"))
-    assert ".argmax(axis=1)" in misfit("y", FieldSpec(shape=(3,), dtype="float32"))
+    assert "in data.classes, such as ['0', '1']" in misfit("y", FieldSpec(shape=(), dtype="float64"))
+    assert "Set data.one_hot = true" in misfit("y", FieldSpec(shape=(3,), dtype="float32"))
 
 
 def test_only_a_task_that_asks_for_the_number_of_classes_is_refused() -> None:

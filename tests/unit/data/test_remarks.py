@@ -200,15 +200,15 @@ def targets(
         (
             [0.0, 1.0, 1.0],
             "quantities",
-            "a.h5: `x` holds only 0 and 1. If these are classes, store integers, `.astype('int64')`, and "
-            "take task = 'classification'.",
+            "a.h5: `x` holds only 0 and 1. If these are classes, set data.classes = ['0', '1'] and "
+            "task = 'classification'.",
         ),
         ([True, False], "quantities", "a.h5: `x` holds only 0 and 1."),
         (
             np.eye(3),
             "quantities",
-            "a.h5: `x` holds only one-hot vectors. If these are classes, store the numbers of their classes, "
-            "`.argmax(axis=1)`, and take task = 'classification'.",
+            "a.h5: `x` holds only one-hot vectors. If these are classes, set data.one_hot = true and "
+            "task = 'classification'.",
         ),
     ],
 )

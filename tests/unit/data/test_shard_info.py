@@ -119,15 +119,15 @@ def test_many_rows_are_read_in_part_unless_all_are_asked_for(
     [
         (
             [-1, 1, 1],
-            "`targets` holds -1; expected class numbers 0, 1, 2, ... Write the classes -1 and 1 as 0 and 1",
+            "`targets` holds -1; expected class numbers 0, 1, 2, ... Set data.classes = ['-1', '1'], or",
         ),
         (
             np.eye(3),
-            "`targets` has the shape [3] a sample; expected one integer a sample. Store one-hot rows as",
+            "`targets` has the shape [3] a sample; expected one integer a sample. Set data.one_hot = true if",
         ),
         (
             [0.0, 2.0, 1.0],
-            "`targets` is of type float64; expected integers from 0 on. Store class numbers as",
+            "`targets` is of type float64; expected integers from 0 on. List the values that are",
         ),
     ],
 )
