@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from hvd_train.config import DataConfig
 from hvd_train.data.blocks import rows_per_block
@@ -122,7 +123,7 @@ def summarize_inputs(
     dtype, recorded = sample.fields[sample.inputs].dtype, shards.train[0].scale
     if data.scale != "auto" or tokens or recorded is not None or not dtype.startswith(("int", "uint")):
         return Labels()
-    mine = deal(whole(shards.train), world_size)[rank]
+    mine = deal(_parts(shards, data)[0], world_size)[rank]
     return _read_labels(mine, sample, sample.inputs, ignore=False)
 
 
@@ -143,12 +144,13 @@ def _summarize_part(
 def _read_labels(spans: Sequence[Span], spec: SampleSpec, name: str, ignore: bool) -> Labels:
     found = []
     layout = places_of_fields({name: spec.fields[name]})
-    for span in spans:
-        with ShardFile(span.shard, layout) as shard:
+    for path, of_shard in groupby(spans, lambda span: span.shard):
+        with ShardFile(path, layout) as shard:
             rows = rows_per_block(shard.info.fields[name], _SCAN_BYTES)
-            for start in range(span.start, span.stop, rows):
-                block = shard.read(name, start, min(start + rows, span.stop))
-                found.append(labels_of(block, name, span.shard, start, ignore=ignore))
+            for span in of_shard:
+                for start in range(span.start, span.stop, rows):
+                    block = shard.read(name, start, min(start + rows, span.stop))
+                    found.append(labels_of(block, name, path, start, ignore=ignore))
     return join(found)
 
 
@@ -163,9 +165,7 @@ def make_catalog(
     """The catalog, from what each rank found of the labels and of the inputs. Raises `DataError` where the
     fraction of rows for validation leaves one of the parts empty."""
     shards, said = _scaled(shards, join(inputs))
-    train, validation = whole(shards.train), whole(shards.validation)
-    if isinstance(data.validation, float):
-        train, validation = split_validation(train, data.validation)
+    train, validation = _parts(shards, data)
     return Catalog(
         sample=_with_classes(shards, summaries, tokens),
         shards=(*shards.train, *shards.validation),
@@ -174,6 +174,14 @@ def make_catalog(
         labels=join(train_labels for train_labels, _ in summaries),
         warnings=(*shards.warnings, *said),
     )
+
+
+def _parts(shards: Shards, data: DataConfig) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """The rows to train on, and those to evaluate on. Raises `DataError` where a fraction leaves one part
+    empty."""
+    if isinstance(data.validation, float):
+        return split_validation(whole(shards.train), data.validation)
+    return whole(shards.train), whole(shards.validation)
 
 
 def _scaled(shards: Shards, inputs: Labels) -> tuple[Shards, tuple[str, ...]]:

@@ -415,6 +415,22 @@ def test_a_scale_of_the_largest_value(ranks: int, largest: int, dtype: str, by: 
     assert catalog.warnings == ((line,) if by > 1 else ())
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_scale_of_the_rows_for_training_alone(ranks: int, tmp_path: Path) -> None:
+    """Those of 0.5 for validation are the last of each stretch of rows: with one row each, every other."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["inputs"] = np.tile(np.array([[20], [200]], "u1"), (20, 3))
+        file["targets"] = np.arange(40) % 2
+    data = DataConfig(path=str(tmp_path), scale="auto", validation=0.5)
+    shards = find_shards(data)
+    values = [summarize_inputs(shards, data, rank, ranks) for rank in range(ranks)]
+    catalog = make_catalog(shards, data, [summarize_labels(shards)], values)
+    assert catalog.sample.scale == 1 / 20
+    with h5py.File(tmp_path / "a.h5") as file:
+        used = {int(file["inputs"][row, 0]) for span in catalog.train for row in range(span.start, span.stop)}
+    assert used == {20}
+
+
 def test_a_scale_that_is_recorded_or_of_no_integers(tmp_path: Path) -> None:
     write_part(tmp_path / "own", Arrays(np.full((9, 2), 200, "u1"), np.arange(9) % 3, 0.5))
     with h5py.File(tmp_path / "floats.h5", "w") as file:
