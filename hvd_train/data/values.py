@@ -88,7 +88,7 @@ class Values:
         None if there are none."""
         if not self.finite:
             return None
-        return _root(max(Fraction(0), self.squares - self.total**2 / self.finite) / self.finite)
+        return root(max(Fraction(0), self.squares - self.total**2 / self.finite) / self.finite)
 
     @property
     def magnitude(self) -> Number:
@@ -273,7 +273,7 @@ def _about_their_mean(values: npt.NDArray[np.float64]) -> tuple[Fraction, Fracti
     return unit * Fraction(center), unit * Fraction(float(scaled.sum())), unit**2 * Fraction(squares)
 
 
-def _root(square: Fraction) -> float:
+def root(square: Fraction) -> float:
     """The square root, also of a number whose square is beyond the range of floating point."""
     exponent = (square.numerator.bit_length() - square.denominator.bit_length()) // 2
     return math.ldexp(math.sqrt(square / Fraction(4) ** exponent), exponent)
