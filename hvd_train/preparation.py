@@ -183,8 +183,8 @@ def _remarks(
     integers: remarks.Integers = "tokens" if takes_tokens(task) else "unknown"
     if scales_integers(model):
         known = data.scale is not None or catalog.shards[0].scale is not None
-        integers = "scaled" if known else "unscaled"
-    floats = type(task).transform is Task.transform
+        integers = "standardized" if data.standardize else "scaled" if known else "unscaled"
+    floats = type(task).transform is Task.transform and not data.standardize
     kind = targets_of(task, sample)
     num_classes = (sample.num_classes or 0) if kind == "classes" else 0
     lines = [

@@ -46,6 +46,7 @@ from hvd_train.run.saved_checkpoint import EMA_FILE, SavedCheckpoint
 from hvd_train.run.signals import StopRequest
 from hvd_train.tasks.building import first_rows
 from hvd_train.tasks.models import describe
+from hvd_train.tasks.standardizing import standardize
 
 _SHARED = frozenset(("settings", "progress", "watch", "evaluator", "period", "moments", "ema"))
 """The parts of a run that are the same on every rank."""
@@ -80,6 +81,8 @@ class Wiring:
             claim: this rank's part in the job's claim to the run's folder.
         """
         prepared = self.prepared
+        if run.checkpoint is None:  # else it is a part of the model that is restored
+            standardize(prepared.model, prepared.catalog, prepared.comm)
         training = together(prepared.comm, lambda: self._assemble(run, recorder, stop_request, claim))
         self._check_evaluation(training.evaluator)
         if prepared.config.model.compile:

@@ -19,6 +19,7 @@ from hvd_train.comm.base import Communicator
 from hvd_train.comm.buffer import DTYPES, Buffer
 from hvd_train.errors import TaskError, ViewReplaced
 from hvd_train.run.model_state import unusual
+from hvd_train.tasks.inputs import constant_buffers
 
 ALIGNMENT = 64
 """Bytes to which each tensor is aligned: a cache line, which also suits vector kernels. The same in
@@ -118,13 +119,14 @@ class FlatState:
 
     def frozen(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors of the model that are not averaged but taken from rank 0: frozen parameters, and
-        buffers that are integer, sparse, quantized or of a type that cannot be averaged."""
+        buffers that are integer, sparse, quantized, of a type that cannot be averaged, or constant."""
         inside = {e.holder.data_ptr() for e in self.entries if e.holder.numel()}
         for name, p in self.model.named_parameters():
             if not p.requires_grad and (unusual(p) or p.data_ptr() not in inside):
                 yield name, p
+        constant = constant_buffers(self.model)
         for name, b in self.model.named_buffers():
-            if not _is_averaged(b):
+            if name in constant or not _is_averaged(b):
                 yield name, b
 
     def layout(self) -> list[str]:
@@ -204,9 +206,10 @@ def _model_tensors(model: nn.Module, with_buffers: bool) -> Iterator[tuple[str, 
                     f"{', '.join(map(str, DTYPES))}, or of a complex type of these."
                 )
             yield name, "parameter", p
+    constant = constant_buffers(model)
     for name, b in model.named_buffers():
         _require_ready("buffer", name, b)
-        if with_buffers and _is_averaged(b):
+        if with_buffers and _is_averaged(b) and name not in constant:
             yield name, "buffer", b
 
 

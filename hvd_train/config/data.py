@@ -68,6 +68,12 @@ class DataConfig:
     `auto`: the recorded one, else one that brings the largest value to about 1, such as 1/255 for 8-bit
     images. It reads all integer inputs once more before the first step."""
 
+    standardize: Literal["component", "channel", "all"] | None = None
+    """Have the built-in models subtract the mean of the inputs and divide by their standard deviation: those
+    of each `component` of a sample, as suits tables, of each `channel` of [channels, ...], or of `all` values
+    together, as suits images [height, width]. All inputs for training are read once more before the first
+    step. The figures are a part of the model. Integers are then not multiplied by a scale."""
+
     def __post_init__(self) -> None:
         require_usable(self, "data.")
         require(self.path != "", "data.path", self.path, "a path, a glob pattern or `digits`")
@@ -84,6 +90,8 @@ class DataConfig:
         require(
             self.scale != 0, "data.scale", self.scale, "a factor other than 0, which would remove the inputs"
         )
+        expected = "none with data.standardize, which brings inputs of any scale to mean 0 and deviation 1"
+        require(self.scale is None or self.standardize is None, "data.scale", self.scale, expected)
 
     def _check_classes(self) -> None:
         classes, ignored = self.classes, self.ignore_index

@@ -275,7 +275,7 @@ def _agree(infos: Sequence[ShardInfo], data: DataConfig) -> SampleSpec:
     for info in infos:
         for difference in unlike(info, first, with_scale=not isinstance(data.scale, (int, float))):
             raise DataError(difference)
-    recorded = 1.0 if first.scale is None else first.scale
+    recorded = 1.0 if first.scale is None or data.standardize else first.scale
     return SampleSpec(
         inputs=data.inputs,
         targets=data.targets,
@@ -283,4 +283,5 @@ def _agree(infos: Sequence[ShardInfo], data: DataConfig) -> SampleSpec:
         weights=data.weights,
         mask=data.mask,
         scale=data.scale if isinstance(data.scale, (int, float)) else recorded,
+        standardize=data.standardize or "",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy.typing as npt
 
@@ -77,6 +77,10 @@ class SampleSpec:
 
     scale: float = 1.0
     """What integer inputs are multiplied by before the model."""
+
+    standardize: Literal["", "component", "channel", "all"] = ""
+    """Of which values the built-in models know mean and deviation, see `DataConfig.standardize`; empty where
+    they take the inputs as they are."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `from_json` takes back."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from hvd_train.data.deal import Span
 from hvd_train.data.format import Array, Coding, FieldSpec, ShardInfo, is_class_dtype
+from hvd_train.data.grouping import usual_grouping
 from hvd_train.data.labels import MAX_CLASSES, Labels, divisor, labels_of, misfit, objection
 from hvd_train.data.survey import Survey
 from hvd_train.data.values import Values, values_of
@@ -32,9 +33,9 @@ _MANY_CLASSES = 1000
 
 _LISTED = 12
 
-Integers = Literal["scaled", "unscaled", "tokens", "unknown"]
+Integers = Literal["scaled", "unscaled", "standardized", "tokens", "unknown"]
 """What a model does with integer inputs: multiplies them by a known scale, would do so but none is known,
-takes them as tokens, or something that only the task knows."""
+standardizes them as it does all inputs, takes them as tokens, or something that only the task knows."""
 
 Targets = Literal["classes", "tokens", "quantities", "unknown"]
 """What a task takes targets as."""
@@ -123,7 +124,8 @@ def far_from_one(survey: Survey) -> str:
     return (
         f"{survey.largest_in}: `{survey.name}` has values from {values.lowest:.4g} to {values.highest:.4g}, "
         f"of mean {mean:.4g} and deviation {deviation:.2g}{_scope(survey)}; expected a mean near 0 and a "
-        "deviation near 1, which no --data.scale gives. Subtract the mean and divide by the deviation before "
+        "deviation near 1, which no --data.scale gives. With a built-in model give --data.standardize "
+        f"{usual_grouping(survey.field.shape)}; else subtract the mean and divide by the deviation before "
         "the values are written, or in the `transform` of your own task."
     )
 

@@ -67,6 +67,7 @@ RULES: Mapping[str, Rule] = {
     "data.batch_size": Rule.BATCH,
     "data.reading": Rule.ORDER,
     "data.scale": Rule.SAMPLE,
+    "data.standardize": Rule.REFUSED,
     "model.name": Rule.REFUSED,
     "model.hidden": Rule.REFUSED,
     "model.channels": Rule.REFUSED,

@@ -12,10 +12,11 @@ from hvd_train.data.deal import Span
 from hvd_train.data.format import SampleSpec
 from hvd_train.data.rows import Rows
 from hvd_train.environment import machine
-from hvd_train.errors import TaskError
+from hvd_train.errors import ConfigError, TaskError
 from hvd_train.run.model_state import saved_state
 from hvd_train.tasks.base import Batch, Task
-from hvd_train.tasks.built_in import is_built_in
+from hvd_train.tasks.built_in import is_built_in, takes_tokens
+from hvd_train.tasks.inputs import constant_buffers
 from hvd_train.tasks.models import describe, evaluating
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
@@ -33,7 +34,8 @@ def build(task: Task, catalog: Catalog) -> nn.Module:
 
     Lazy modules get their shapes from a forward pass on the first rows, in evaluation mode.
 
-    Raises `TaskError` for a result that is not a module, stays lazy, or cannot be saved.
+    Raises `TaskError` for a result that is not a module, stays lazy, or cannot be saved; `ConfigError` where
+    the inputs are to be standardized, which the model of this task does not do.
     """
     model = _new_model(task, catalog.sample)
     if not isinstance(model, nn.Module):
@@ -43,6 +45,7 @@ def build(task: Task, catalog: Catalog) -> nn.Module:
     if _lazy(model):
         _initialise(model, task, catalog)
     saved_state(model)
+    _require_standardizing(task, model, catalog.sample)
     return model if model.training else model.train()
 
 
@@ -70,6 +73,17 @@ def _new_model(task: Task, sample: SampleSpec) -> nn.Module:
                 f"{where} ran out of memory: {said}. Expected a model that fits. Make it smaller."
             ) from None
         raise
+
+
+def _require_standardizing(task: Task, model: nn.Module, sample: SampleSpec) -> None:
+    if not sample.standardize or constant_buffers(model):
+        return
+    if takes_tokens(task):
+        why, remedy = "the task next-token, whose inputs are tokens", "Leave it out."
+    else:
+        why = "a model of your own: only those of the tasks classification and regression do it"
+        remedy = "Subtract the mean and divide by the deviation in the `transform` of your task."
+    raise ConfigError(f"data.standardize = {sample.standardize!r}: expected none with {why}. {remedy}")
 
 
 def _lazy(model: nn.Module) -> list[str]:

@@ -1,8 +1,8 @@
 """The built-in models, for tasks that do not define their own.
 
 They take samples as the shards hold them: integers of any width are scaled, other floating-point types
-become the type of the parameters, images without a channel axis get one. A loaded model can therefore be
-called on raw samples, and a task need not know which model it was given.
+become the type of the parameters, images without a channel axis get one, and they apply `data.standardize`. A
+loaded model can therefore be called on raw samples, and a task need not know which model it was given.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from hvd_train.config import ModelConfig
 from hvd_train.data.format import SampleSpec
+from hvd_train.data.grouping import channels_last
 from hvd_train.errors import TaskError
+from hvd_train.tasks.inputs import Inputs
 
 KERNEL = 3
 
@@ -28,18 +30,23 @@ def build_model(config: ModelConfig, spec: SampleSpec, num_outputs: int) -> nn.M
     """A model from the inputs of `spec` to [B, num_outputs]. Raises `TaskError` for a shape it cannot use."""
     shape = spec.fields[spec.inputs].shape
     if config.name == "mlp":
-        return Mlp(shape, config.hidden, num_outputs, config.dropout, spec.scale)
+        return Mlp(Inputs(spec), shape, config.hidden, num_outputs, config.dropout)
     if len(shape) not in (2, 3):
         raise TaskError(
             f"model cnn: `{spec.inputs}` has the shape {list(shape)} a sample; expected images [height, "
             "width] or [channels, height, width]. Take model.name = 'mlp', or store the samples as images."
         )
-    if len(shape) == 3 and shape[2] <= 4 < shape[0]:
+    if channels_last(shape):
         raise TaskError(
             f"model cnn: `{spec.inputs}` has the shape {list(shape)} a sample, which looks like channels "
             "last; expected [channels, height, width]. Store the images with the channels first."
         )
-    return Cnn(shape, config.channels, config.hidden, num_outputs, config.dropout, spec.scale)
+    if len(shape) == 2 and spec.standardize == "channel":
+        raise TaskError(
+            f"data.standardize = 'channel': `{spec.inputs}` has the shape {list(shape)} a sample, which the "
+            "model cnn takes as [height, width]; expected [channels, height, width]. Take 'all'."
+        )
+    return Cnn(Inputs(spec), shape, config.channels, config.hidden, num_outputs, config.dropout)
 
 
 def build_sequence_model(config: ModelConfig, vocabulary: int) -> nn.Module:
@@ -92,10 +99,9 @@ def _dash(widths: Sequence[int]) -> str:
     return "-".join(map(str, widths))
 
 
-def _prepare(inputs: Tensor, layers: nn.Sequential, scale: float) -> Tensor:
-    """`inputs` in the type of the parameters of `layers`; integers times `scale`."""
-    prepared = inputs.to(next(layers.parameters()).dtype)
-    return prepared if inputs.is_floating_point() or scale == 1 else prepared * scale
+def _dtype(layers: nn.Sequential) -> torch.dtype:
+    """Of the parameters of `layers`."""
+    return next(layers.parameters()).dtype
 
 
 @final
@@ -103,17 +109,24 @@ class Mlp(nn.Module):
     """Fully connected layers with ReLU between them: [B, *shape] -> [B, num_outputs]."""
 
     def __init__(
-        self, shape: Sequence[int], hidden: Sequence[int], num_outputs: int, dropout: float, scale: float
+        self,
+        inputs: Inputs,
+        shape: Sequence[int],
+        hidden: Sequence[int],
+        num_outputs: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         widths = (math.prod(shape), *hidden, num_outputs)
+        self.inputs = inputs
         self.layers = _dense(widths, dropout)
-        self.scale = scale
+        self.shape = tuple(shape)
         self.summary = f"mlp {_dash(widths)}"
 
     def forward(self, inputs: Tensor) -> Tensor:
-        flat = inputs.reshape(inputs.shape[0], -1)  # len() would fix the size of a traced batch
-        outputs: Tensor = self.layers(_prepare(flat, self.layers, self.scale))
+        size = inputs.shape[0]  # len() would fix the size of a traced batch
+        samples = self.inputs(inputs.reshape(size, *self.shape), _dtype(self.layers))
+        outputs: Tensor = self.layers(samples.reshape(size, -1))
         return outputs
 
 
@@ -124,14 +137,15 @@ class Cnn(nn.Module):
 
     def __init__(
         self,
+        inputs: Inputs,
         shape: Sequence[int],
         channels: Sequence[int],
         hidden: Sequence[int],
         num_outputs: int,
         dropout: float,
-        scale: float,
     ) -> None:
         super().__init__()
+        self.inputs = inputs
         depth, height, width = (1, *shape) if len(shape) == 2 else shape
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise((depth, *channels)):
@@ -144,11 +158,10 @@ class Cnn(nn.Module):
         widths = (depth * height * width, *hidden, num_outputs)
         self.layers = _dense(widths, dropout)
         self.has_channels = len(shape) == 3
-        self.scale = scale
         self.summary = f"cnn {_dash(channels)} | {_dash(widths)}"
 
     def forward(self, inputs: Tensor) -> Tensor:
-        images = _prepare(inputs, self.layers, self.scale)
+        images = self.inputs(inputs, _dtype(self.layers))
         features = self.features(images if self.has_channels else images.unsqueeze(1))
         outputs: Tensor = self.layers(features.flatten(1))
         return outputs

@@ -8,9 +8,15 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
+from hvd_train import load_model
+from hvd_train.comm.solo import SoloCommunicator
+from hvd_train.config import DataConfig
+from hvd_train.data.catalog import open_catalog
 from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part
+from hvd_train.tasks.standardizing import standardize
 from tests.launching import command, run
 from tests.mpi.jobs import events
 from tests.mpi.test_refusals import messages
@@ -60,9 +66,11 @@ def test_messages_about_labels_scales_copies_and_values_that_are_not_finite(tmp_
     shards(tmp_path / "twice", inputs, labels)
     (tmp_path / "twice" / "2.h5").hardlink_to(tmp_path / "twice" / "1.h5")
     write_part(tmp_path / "sorted", Arrays(inputs, labels), shards=2, by_class=True)
+    shards(tmp_path / "far", 1e9 + rng.normal(size=(100, 6)), labels)
     names = ("minus", "truth", "ill", "bytes", "twice", "sorted")
     cases: dict[str, dict[str, object]] = {name: {} for name in names}
     cases["named"] = {"classes": ("no", "yes")}
+    cases["far"] = {"standardize": "component"}
     program = PROGRAM.format(cases=cases)
     job = run(command("mpirun", 2, ["-c", program]), deadline_s=240, cwd=tmp_path)
     assert job.returncode == 0, job.output
@@ -95,3 +103,14 @@ def test_messages_about_labels_scales_copies_and_values_that_are_not_finite(tmp_
         "were not finite: ill/1.h5: `inputs` holds nan in row 20. They took the others' mean."
         in fault["message"]
     )
+
+    # The inputs of "far" are standardized, and with one process to the same bits.
+    model = load_model(tmp_path / "runs" / "far", "latest")
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    catalog = open_catalog(DataConfig(path=str(tmp_path / "far"), standardize="component"))
+    standardize(model, catalog, SoloCommunicator())
+    after = dict(model.named_buffers())
+    assert after.keys() == before.keys() == {"inputs.mean", "inputs.deviation"}
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    assert before["inputs.mean"].dtype is torch.float64
+    assert (before["inputs.mean"] > 9e8).all()

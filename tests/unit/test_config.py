@@ -135,6 +135,7 @@ def test_all_defaults_are_written_but_what_is_none() -> None:
     assert missing == {
         "data.ignore_index",
         "data.scale",
+        "data.standardize",
         "stop.target_error",
         "stop.max_epochs",
         "stop.max_rounds",

@@ -183,6 +183,9 @@ def transforms(task: Task) -> bool:
 def model_scaling(trained: Trained, model: nn.Module) -> tuple[str, ...]:
     """The preprocessing that a built-in model does itself, in words."""
     sample = trained.saved.sample
+    if sample.standardize:
+        of = "all values" if sample.standardize == "all" else f"each {sample.standardize}"
+        return (f"inputs minus the mean of {of}, divided by the deviation",)
     if not scales_integers(model) or "float" in sample.fields[sample.inputs].dtype or sample.scale == 1:
         return ()
     return (f"integer inputs are multiplied by {sample.scale:.6g}",)

@@ -8,6 +8,7 @@ from pathlib import Path
 import hvd_train
 from hvd_train.after.export.options import Format
 from hvd_train.config import Config, DataConfig, EvaluateConfig, ModelConfig, StopConfig
+from hvd_train.data.grouping import Grouping
 from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part
 from tests.unit.data.shards import write_foreign
@@ -15,7 +16,13 @@ from tests.unit.data.shards import write_foreign
 FORMATS: tuple[Format, ...] = ("safetensors", "torch-export", "onnx")
 
 
-def trained(folder: Path, task: str, arrays: Arrays | None = None, model: ModelConfig | None = None) -> Path:
+def trained(
+    folder: Path,
+    task: str,
+    arrays: Arrays | None = None,
+    model: ModelConfig | None = None,
+    standardize: Grouping | None = None,
+) -> Path:
     """The folder of a run of two rounds."""
     if arrays is None:
         (folder / "data").mkdir()
@@ -23,7 +30,7 @@ def trained(folder: Path, task: str, arrays: Arrays | None = None, model: ModelC
     else:
         write_part(folder / "data", arrays)
     same = arrays is not None and task == "next-token"
-    data = DataConfig(path=str(folder / "data"), batch_size=16, validation=0.4)
+    data = DataConfig(path=str(folder / "data"), batch_size=16, validation=0.4, standardize=standardize)
     config = Config(
         name="r",
         runs=str(folder / "runs"),

@@ -73,9 +73,9 @@ def changed(row: int, column: int, value: float) -> npt.NDArray[np.float64]:
         ),
         (
             NORMAL * 1e5,
-            "; expected a mean near 0 and a deviation near 1, which no --data.scale gives. Subtract the mean "
-            "and divide by the deviation before the values are written, or in the `transform` of your own "
-            "task.",
+            "; expected a mean near 0 and a deviation near 1, which no --data.scale gives. With a built-in "
+            "model give --data.standardize component; else subtract the mean and divide by the deviation "
+            "before the values are written, or in the `transform` of your own task.",
         ),
         (NORMAL + 300, "of mean 300 and deviation 1; expected a mean near 0 and a deviation near 1"),
     ],

@@ -97,6 +97,7 @@ def test_the_documented_rules_are_those_of_the_code() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
+        ("data.standardize", "component"),
         ("model.hidden", [5]),
         ("model.channels", [7]),
         ("model.embedding", 31),
@@ -107,6 +108,7 @@ def test_the_documented_rules_are_those_of_the_code() -> None:
 )
 def test_a_change_that_is_not_allowed_is_refused_with_its_key(key: str, value: Any, config: Config) -> None:
     assert {k for k, rule in RULES.items() if rule is Rule.REFUSED} == {
+        "data.standardize",
         "model.name",
         "model.hidden",
         "model.channels",
