@@ -25,7 +25,8 @@ from hvd_train.algorithm.synchronizer import Synchronizer
 from hvd_train.algorithm.worker import Worker
 from hvd_train.comm.agree import together
 from hvd_train.config import Config, flatten
-from hvd_train.data.reader import Reader, make_reader
+from hvd_train.data.readers.base import Reader
+from hvd_train.data.readers.make import make_reader
 from hvd_train.data.rows import Rows
 from hvd_train.environment import machine
 from hvd_train.errors import ConfigError, RunDirectoryError

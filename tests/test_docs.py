@@ -20,7 +20,7 @@ from hvd_train.algorithm.worker import Worker, steps_per_epoch
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import Config, DataConfig, StopConfig, flatten
 from hvd_train.data.catalog import open_catalog
-from hvd_train.data.reader import make_reader
+from hvd_train.data.readers.make import make_reader
 from hvd_train.data.sources import Arrays
 from hvd_train.data.windows import BLOCK_BYTES, WINDOW_BLOCKS
 from hvd_train.data.writer import write_part

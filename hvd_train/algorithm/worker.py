@@ -11,7 +11,7 @@ import torch
 
 from hvd_train.algorithm.header import Work
 from hvd_train.data.batches import next_batch, num_batches
-from hvd_train.data.reader import Reader
+from hvd_train.data.readers.base import Reader
 from hvd_train.errors import DataError
 from hvd_train.io.stateful import Count, State, checked
 from hvd_train.liveness import phase

@@ -28,7 +28,7 @@ from hvd_train.data.facts import digest, digest_of, encode
 from hvd_train.data.format import Array
 from hvd_train.data.locate import locate
 from hvd_train.data.places import plain
-from hvd_train.data.reader import make_reader
+from hvd_train.data.readers.make import make_reader
 from hvd_train.data.rows import Rows
 from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part

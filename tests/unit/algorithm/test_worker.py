@@ -12,7 +12,8 @@ from hvd_train.algorithm.worker import Worker, steps_per_epoch
 from hvd_train.config import DataConfig
 from hvd_train.data.deal import Span
 from hvd_train.data.format import FieldSpec
-from hvd_train.data.reader import Reader, make_reader
+from hvd_train.data.readers.base import Reader
+from hvd_train.data.readers.make import make_reader
 from hvd_train.tasks.base import Batch
 from tests.unit.data.shards import row_numbers, write_foreign
 

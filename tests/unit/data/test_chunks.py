@@ -16,7 +16,8 @@ from hvd_train.data.hdf5 import file as hdf5_file
 from hvd_train.data.hdf5.file import ShardFile, read_info
 from hvd_train.data.layout import HELD_BYTES, Layout
 from hvd_train.data.places import plain
-from hvd_train.data.reader import MemoryReader, StreamReader
+from hvd_train.data.readers.memory import MemoryReader
+from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.rows import Rows
 from hvd_train.data.windows import BLOCK_BYTES, WINDOW_BLOCKS
 from hvd_train.errors import DataError

@@ -22,7 +22,8 @@ from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.locate import locate
 from hvd_train.data.manifest import load_manifest, save_manifest
 from hvd_train.data.places import plain
-from hvd_train.data.reader import StreamReader, make_reader
+from hvd_train.data.readers.make import make_reader
+from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.rows import Rows
 from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part

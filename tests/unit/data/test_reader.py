@@ -22,7 +22,10 @@ from hvd_train.data.finite import first_not_finite
 from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.places import plain
-from hvd_train.data.reader import MemoryReader, Reader, StreamReader, make_reader
+from hvd_train.data.readers.base import Reader
+from hvd_train.data.readers.make import make_reader
+from hvd_train.data.readers.memory import MemoryReader
+from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.rows import Rows
 from hvd_train.errors import DataError
 from tests.unit.data.shards import row_numbers, write_foreign
