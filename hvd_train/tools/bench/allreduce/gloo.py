@@ -15,7 +15,7 @@ from hvd_train.comm.agree import attempt
 from hvd_train.comm.base import Communicator
 from hvd_train.environment.interfaces import interfaces
 from hvd_train.errors import EnvironmentMismatch
-from hvd_train.tools.bench.peers import Contestant, Peer, summing
+from hvd_train.tools.bench.allreduce.peers import Contestant, Peer, summing
 
 T = TypeVar("T")
 

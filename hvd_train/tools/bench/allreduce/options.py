@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import tyro
 from tyro.conf import arg
 
 from hvd_train.config_values import require_usable
@@ -98,24 +96,3 @@ def size_name(num_bytes: int) -> str:
     binary = ("GiB", "MiB", "KiB", "B")
     unit = next(unit for unit in binary if num_bytes % _UNITS[unit] == 0)
     return f"{num_bytes // _UNITS[unit]} {unit}"
-
-
-def parse(args: Sequence[str], quiet: bool = False) -> Options:
-    """The options of `bench` with the arguments after that word.
-
-    Raises `ConfigError` for a value that makes no sense; exits with code 2 for an option that does not
-    exist, with 0 for --help; `quiet` prints neither.
-    """
-    rest = list(args)
-    if rest[:1] == ["allreduce"]:
-        del rest[0]
-    elif not {"-h", "--help"} & set(rest):
-        seen = f"`bench {rest[0]}`" if rest else "`bench` alone"
-        raise ConfigError(f"{seen}: expected `bench allreduce`, and options after it.")
-    return tyro.cli(
-        Options,
-        prog="python -m hvd_train bench allreduce",
-        args=rest,
-        config=(tyro.conf.FlagCreatePairsOff,),
-        console_outputs=not quiet,
-    )

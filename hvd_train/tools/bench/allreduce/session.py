@@ -13,12 +13,12 @@ from hvd_train.comm.agree import attempt
 from hvd_train.comm.base import Communicator, Op
 from hvd_train.environment import machine
 from hvd_train.errors import EnvironmentMismatch
-from hvd_train.tools.bench.clock import Clock
-from hvd_train.tools.bench.gloo import GlooPeer
-from hvd_train.tools.bench.limit import MemoryLimit, wire_seconds
-from hvd_train.tools.bench.options import BACKENDS, ITEM_BYTES, Options, size_name
-from hvd_train.tools.bench.peers import CONTROL_VALUES, HorovodPeer, MPIPeer, Peer, RingPeer
-from hvd_train.tools.bench.rows import Row, bus_bytes_per_s, spread_of
+from hvd_train.tools.bench.allreduce.clock import Clock
+from hvd_train.tools.bench.allreduce.gloo import GlooPeer
+from hvd_train.tools.bench.allreduce.limit import MemoryLimit, wire_seconds
+from hvd_train.tools.bench.allreduce.options import BACKENDS, ITEM_BYTES, Options, size_name
+from hvd_train.tools.bench.allreduce.peers import CONTROL_VALUES, HorovodPeer, MPIPeer, Peer, RingPeer
+from hvd_train.tools.bench.allreduce.rows import Row, bus_bytes_per_s, spread_of
 
 Figures = dict[tuple[str, str, bool], list[np.ndarray]]
 """By backend, setting and temperature what `Clock.interleaved` gives for one contestant."""

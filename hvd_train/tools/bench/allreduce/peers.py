@@ -17,7 +17,7 @@ from hvd_train.comm.base import Communicator, Op
 from hvd_train.comm.buffer import Buffer
 from hvd_train.comm.horovod import HorovodCommunicator
 from hvd_train.errors import CommunicationError, EnvironmentMismatch
-from hvd_train.tools.bench.values import spread, weight
+from hvd_train.tools.bench.allreduce.values import spread, weight
 
 if TYPE_CHECKING:
     from hvd_train.comm.ring import RingCommunicator

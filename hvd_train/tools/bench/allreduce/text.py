@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hvd_train.tools.bench.options import size_name
-from hvd_train.tools.bench.rows import Row, place
+from hvd_train.tools.bench.allreduce.options import size_name
+from hvd_train.tools.bench.allreduce.rows import Row, place
+from hvd_train.tools.bench.conditions import in_lines
+from hvd_train.tools.bench.table import align
 
 _HEAD = ["size", "backend", "setting", "caches", "median", "min", "max", "bus GB/s", "/ ring", "/ limit"]
 
@@ -21,13 +23,11 @@ def in_words(report: dict[str, Any]) -> str:
 
 
 def _circumstances(report: dict[str, Any]) -> list[str]:
-    world, machine, cores = report["world"], report["machine"], report["world"]["cores_of_rank"]
+    world, cores = report["world"], report["world"]["cores_of_rank"]
     return [
         f"{report['date']}: {world['ranks']} ranks on {world['hosts']} host{'s' * (world['hosts'] > 1)}, "
         f"{min(cores)} to {max(cores)} cores for a rank, 1 thread of torch each",
-        f"{machine['host']}: {machine['cores']} cores, {machine['cpu']}, {machine['system']}, "
-        f"load {machine['load_before']:.1f} before",
-        ", ".join(f"{name} {version}" for name, version in report["versions"].items()),
+        *in_lines(report),
         *(f"{name}: {library}" for name, library in report["libraries"].items()),
         *(f"{name}: left out: {why}" for name, why in report["left_out"].items()),
     ]
@@ -102,12 +102,3 @@ def _summary(report: dict[str, Any]) -> list[str]:
         where = f"{size_name(ring['num_bytes'])}, {_caches(ring)}"
         lines.append(f"{where}, as multiples of the ring's time: {', '.join(times)}")
     return lines
-
-
-def align(cells: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    )

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from hvd_train.comm.base import Communicator, Op
-from hvd_train.tools.bench.peers import Contestant, Control, meet
-from hvd_train.tools.bench.values import Expected, Values
+from hvd_train.tools.bench.allreduce.peers import Contestant, Control, meet
+from hvd_train.tools.bench.allreduce.values import Expected, Values
 
 _LEAST_FLUSH = 64 << 20
 """Bytes to write where the system does not say how large its caches are."""

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from hvd_train.tools.bench.peers import OWN
+from hvd_train.tools.bench.allreduce.peers import OWN
 
 Row = dict[str, Any]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hvd_train.comm.base import Communicator
 from hvd_train.errors import EnvironmentMismatch
-from hvd_train.tools.bench.peers import Contestant, Peer, meet
+from hvd_train.tools.bench.allreduce.peers import Contestant, Peer, meet
 
 WIRE_SHARES = {"float32": 1.0, "bfloat16": 0.5, "float16": 0.5, "int8": 0.25 + 4 / 1024}
 """Bytes on the wire for one of float32; int8 has a scale of 4 bytes for 256 elements."""
