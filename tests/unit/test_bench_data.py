@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,14 @@ def test_every_way_to_read_is_in_the_report(tmp_path: Path) -> None:
     assert by_name["DataLoader", "0 workers, contiguous"]["times_loader"] == 1
     assert (report["samples"], report["row_bytes"]) == (ROWS, 785)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_library_that_cannot_be_imported_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "webdataset.py").write_text("raise RuntimeError('built for another torch')")
+    folders = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    job = run(bench("--rows", "4"), deadline_s=120, env={"PYTHONPATH": folders})
+    assert job.returncode == 0, job.output
+    assert "WebDataset: left out: cannot be imported: RuntimeError: built for another torch" in job.stdout
 
 
 def test_samples_of_a_user_are_measured(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,12 @@ from hvd_train.tools.bench.data.samples import Samples
 Entries = tuple[list[Contestant], dict[str, str]]
 """Who takes part, and by name why another does not."""
 
+_LIBRARIES: Mapping[str, tuple[str, str, Callable[[Any, Path, Samples], Contestant]]] = {
+    "WebDataset": ("webdataset", "webdataset", webdataset),
+    "Streaming": ("mosaicml-streaming", "streaming", streaming),
+}
+"""By name: the package, its module, and what measures it."""
+
 _COMPRESSIONS: Sequence[Compression] = ("none", "gzip")
 
 
@@ -29,15 +37,15 @@ def enter(samples: Samples, folder: Path) -> Entries:
     for compression in _COMPRESSIONS:
         entries += _of_hdf5(samples, folder, compression)
     left_out = {}
-    for name, package, peer in (
-        ("WebDataset", "webdataset", webdataset),
-        ("Streaming", "mosaicml-streaming", streaming),
-    ):
-        entry = _entry(peer, _made(folder / package), samples)
-        if entry is None:
+    for name, (package, module, peer) in _LIBRARIES.items():
+        try:
+            library = importlib.import_module(module)
+        except ModuleNotFoundError:
             left_out[name] = f"not installed: `pip install {package}`"
+        except Exception as error:  # whatever an installation that does not fit raises
+            left_out[name] = f"cannot be imported: {type(error).__name__}: {error}"
         else:
-            entries.append(entry)
+            entries.append(peer(library, _made(folder / package), samples))
     return entries, left_out
 
 
@@ -51,13 +59,6 @@ def _of_hdf5(samples: Samples, folder: Path, compression: Compression) -> list[C
     entries.append(batch_by_batch(path, layout))
     workers = (0, 2) if compression == "none" else (0,)
     return entries + [data_loader(path, layout, number) for number in workers]
-
-
-def _entry(peer: Callable[[Path, Samples], Contestant], folder: Path, samples: Samples) -> Contestant | None:
-    try:
-        return peer(folder, samples)
-    except ImportError:
-        return None
 
 
 def _made(folder: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +17,8 @@ _SHUFFLED = 10_000
 """Samples of WebDataset's buffer, which mixes what it reads in order."""
 
 
-def webdataset(folder: Path, samples: Samples) -> Contestant:
-    """WebDataset: one tar file with the bytes of each sample, mixed in a buffer. Raises ImportError."""
-    wds: Any = importlib.import_module("webdataset")
+def webdataset(wds: Any, folder: Path, samples: Samples) -> Contestant:
+    """WebDataset, the module `wds`: one tar file with the bytes of each sample, mixed in a buffer."""
     path, shape = folder / "samples.tar", samples.inputs.shape[1:]
     with wds.TarWriter(str(path)) as tar:
         for row, (inputs, target) in enumerate(zip(samples.inputs, samples.targets, strict=True)):
@@ -45,9 +43,8 @@ def webdataset(folder: Path, samples: Samples) -> Contestant:
     return Contestant(name="WebDataset", setting=setting, files=[path], batches=batches)
 
 
-def streaming(folder: Path, samples: Samples) -> Contestant:
-    """MosaicML's StreamingDataset on local shards, shuffled, in torch's DataLoader. Raises ImportError."""
-    mosaic: Any = importlib.import_module("streaming")
+def streaming(mosaic: Any, folder: Path, samples: Samples) -> Contestant:
+    """The StreamingDataset of MosaicML's module `mosaic` on local shards, shuffled, in torch's DataLoader."""
     columns = {"x": f"ndarray:{samples.inputs.dtype}", "y": f"ndarray:{samples.targets.dtype}"}
     with mosaic.MDSWriter(out=str(folder), columns=columns) as writer:
         for inputs, target in zip(samples.inputs, samples.targets, strict=True):
