@@ -235,6 +235,7 @@ class Wiring:
             reader,
             self._step,
             batch_size=prepared.config.data.batch_size,
+            last_batch=prepared.config.data.last_batch,
             accumulate=prepared.config.optim.accumulate,
             samples_per_rank=[num_rows(part) for part in prepared.parts],
         )

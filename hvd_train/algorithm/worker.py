@@ -10,6 +10,7 @@ import msgspec
 import torch
 
 from hvd_train.algorithm.header import Work
+from hvd_train.config.data import LastBatch
 from hvd_train.data.batches import next_batch, num_batches
 from hvd_train.data.readers.base import Reader
 from hvd_train.errors import DataError
@@ -31,11 +32,13 @@ class _Saved(msgspec.Struct, forbid_unknown_fields=True):
     """In place of `rows`, of version 0.1.0."""
 
 
-def steps_per_epoch(samples_per_rank: Sequence[int], batch_size: int, accumulate: int) -> int:
-    """Local steps until the rank with most samples has seen all of them. Every rank counts to this
+def steps_per_epoch(
+    samples_per_rank: Sequence[int], batch_size: int, accumulate: int, last_batch: LastBatch = "keep"
+) -> int:
+    """Local steps until the rank with most samples has taken its last batch. Every rank counts to this
     number, so that all pass from one epoch to the next at the same step; a rank with fewer samples has
     nothing to do in the last ones."""
-    return max(-(-num_batches(n, batch_size) // accumulate) for n in samples_per_rank)
+    return max(-(-num_batches(n, batch_size, last_batch) // accumulate) for n in samples_per_rank)
 
 
 class Worker:
@@ -46,18 +49,27 @@ class Worker:
         step: takes the local step.
         batch_size: samples of a batch.
         accumulate: batches of a local step.
+        last_batch: what becomes of rows that are no full batch.
         samples_per_rank: rows of every rank's part; the one with most rows counts the epochs.
     """
 
     def __init__(
-        self, reader: Reader, step: Step, *, batch_size: int, accumulate: int, samples_per_rank: Sequence[int]
+        self,
+        reader: Reader,
+        step: Step,
+        *,
+        batch_size: int,
+        accumulate: int,
+        samples_per_rank: Sequence[int],
+        last_batch: LastBatch = "keep",
     ) -> None:
         self._reader = reader
         self._step = step
         self._batch_size = batch_size
         self._accumulate = accumulate
+        self._last_batch: LastBatch = last_batch
         self._most_rows = max(samples_per_rank)
-        self._steps_per_epoch = steps_per_epoch(samples_per_rank, batch_size, accumulate)
+        self._steps_per_epoch = steps_per_epoch(samples_per_rank, batch_size, accumulate, last_batch)
         self.epochs = 0
         """Full epochs done; the same on all ranks."""
         self._rows = 0
@@ -108,7 +120,8 @@ class Worker:
         batches = []
         for _ in range(self._accumulate):
             left = self._reader.left
-            arrays = self._reader.next_batch(next_batch(left, self._batch_size)) if left else None
+            size = self._next_batch(left, self._reader.num_samples - left)
+            arrays = self._reader.next_batch(size) if size else None
             if arrays is None:
                 break
             batches.append({name: torch.from_numpy(array) for name, array in arrays.items()})
@@ -116,19 +129,24 @@ class Worker:
 
     def _steps_left(self) -> int:
         """Steps until the epoch ends. Counted from its rows, as a resumed run may have other batches."""
-        return -(-num_batches(self._most_rows - self._rows, self._batch_size) // self._accumulate)
+        left = self._most_rows - self._rows
+        batches = num_batches(left, self._batch_size, self._last_batch, taken=self._rows)
+        return -(-batches // self._accumulate)
+
+    def _next_batch(self, left: int, taken: int) -> int:
+        return next_batch(left, self._batch_size, self._last_batch, taken=taken)
 
     def _rows_of_step(self) -> int:
         """Rows that the next step takes on the rank with most rows."""
         left = self._most_rows - self._rows
         taken = 0
         for _ in range(self._accumulate):
-            taken += next_batch(left - taken, self._batch_size)
+            taken += self._next_batch(left - taken, self._rows + taken)
         return taken
 
     def _count_step(self) -> None:
         self._rows += self._rows_of_step()
-        if self._rows >= self._most_rows:
+        if self._steps_left() == 0:
             self._rows = 0
             self.epochs += 1
             self._reader.start_epoch(self.epochs)
@@ -144,9 +162,9 @@ class Worker:
         rows = saved.steps * self._batch_size * self._accumulate if saved.rows is None else saved.rows
         self._reader.load_state_dict(saved.reader)
         self.epochs, self._rows = saved.epochs, rows
-        # A single row that was left over has joined the batch before it.
+        # That many rows, if this rank had them; at its end it may have taken more at once, or dropped some.
         position, mine = saved.reader["position"], self._reader.num_samples
-        fits = position == min(rows, mine) or position == mine == rows + 1
+        fits = saved.rows is not None or position == min(rows, mine) or position == mine == rows + 1
         self.restarted = self._reader.restarted or not fits or rows >= self._most_rows
 
     def restart_epoch(self) -> None:

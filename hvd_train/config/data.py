@@ -9,6 +9,9 @@ from tyro.conf import arg
 
 from hvd_train.config_values import require, require_usable
 
+LastBatch = Literal["keep", "drop", "merge"]
+"""What becomes of the rows at the end of an epoch that are no full batch."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -57,6 +60,12 @@ class DataConfig:
 
     batch_size: Annotated[int, arg(aliases=["--batch-size"])] = 64
     """Samples of one local step on one rank."""
+
+    last_batch: LastBatch = "keep"
+    """The rows at the end of an epoch that are no full batch: `keep` makes them a smaller batch, a single row
+    joins the batch before; `merge` joins them to the batch before, which has up to twice as many rows; `drop`
+    leaves them out, others in each epoch, but never all rows of a rank. Default: every row is used once an
+    epoch, and no batch needs more memory than another, but for one row."""
 
     reading: Literal["auto", "memory", "stream"] = "auto"
     """`memory` keeps the rank's rows in memory; `stream` reads blocks of rows in random order as they are

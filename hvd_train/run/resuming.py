@@ -65,6 +65,7 @@ RULES: Mapping[str, Rule] = {
     "data.ignore_index": Rule.SAMPLE,
     "data.samples_axis": Rule.SAMPLE,
     "data.batch_size": Rule.BATCH,
+    "data.last_batch": Rule.BATCH,
     "data.reading": Rule.ORDER,
     "data.scale": Rule.SAMPLE,
     "data.standardize": Rule.REFUSED,

@@ -16,6 +16,7 @@ from hvd_train.algorithm.flat_state import Entry, FlatState
 from hvd_train.algorithm.local_step import LocalStep, make_optimizer
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import Config
+from hvd_train.data.batches import largest_batch
 from hvd_train.data.catalog import Catalog, open_catalog
 from hvd_train.data.rows import Rows
 from hvd_train.data.windows import BLOCK_BYTES, WINDOW_BLOCKS
@@ -114,7 +115,8 @@ def _activations(task: Task, catalog: Catalog, config: Config) -> int:
     rows = len(next(iter(few.values())))
     half = {name: value[: max(1, rows // 2)] for name, value in few.items()}
     # The gradients of what is kept are at most as large again.
-    trained = 2 * _at(config.data.batch_size, rows, _kept(task, model, half), _kept(task, model, few))
+    largest = largest_batch(config.data.batch_size, config.data.last_batch)
+    trained = 2 * _at(largest, rows, _kept(task, model, half), _kept(task, model, few))
     if not catalog.validation:
         return trained
     evaluated = _at(config.evaluate.batch_size, rows, _passed(task, model, half), _passed(task, model, few))
