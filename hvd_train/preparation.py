@@ -188,15 +188,20 @@ def _remarks(
     kind = targets_of(task, sample)
     num_classes = (sample.num_classes or 0) if kind == "classes" else 0
     lines = [
-        *remarks.of_inputs(surveys[sample.inputs], integers, floats=floats),
+        *remarks.of_inputs(surveys[sample.inputs], integers, floats=floats, policy=data.not_finite),
         *remarks.of_targets(
             surveys[sample.targets],
             kind,
             catalog.labels,
             num_classes,
             masked=bool(sample.mask or sample.weights),
+            policy=data.not_finite,
         ),
-        *(remarks.not_finite(found) for name, found in surveys.items() if name != sample.targets),
+        *(
+            remarks.not_finite(found, data.not_finite)
+            for name, found in surveys.items()
+            if name != sample.targets
+        ),
     ]
     if kind == "classes" and data.path != "digits":  # whose two shards are split by class on purpose
         lines.append(remarks.alone(parts, catalog.shards))

@@ -13,6 +13,7 @@ from hvd_train.algorithm.compiling import compile_in_turn
 from hvd_train.algorithm.ema import PREFIX, AverageWithEma, Ema, EmaEvaluator
 from hvd_train.algorithm.evaluate import Evaluator, TrainingLossEvaluator, ValidationEvaluator
 from hvd_train.algorithm.flat_state import FlatState
+from hvd_train.algorithm.left_out import LeftOut
 from hvd_train.algorithm.local_sgd import LocalSGD
 from hvd_train.algorithm.local_step import LocalStep
 from hvd_train.algorithm.observer import Observer
@@ -28,6 +29,7 @@ from hvd_train.config import Config, flatten
 from hvd_train.data.readers.base import Reader
 from hvd_train.data.readers.make import make_reader
 from hvd_train.data.rows import Rows
+from hvd_train.data.screen import Screen, make_screen
 from hvd_train.environment import machine
 from hvd_train.errors import ConfigError, RunDirectoryError
 from hvd_train.io.output import warn
@@ -64,6 +66,8 @@ class Wiring:
     """Of this rank's rows; made by `assemble`."""
     settings: Settings = field(init=False)
     """What a resume compares; made by `assemble`."""
+    _screen: Screen | None = field(default=None, init=False)
+    """What marks the rows of `reader`."""
     _init: str = field(default="", init=False)
     """What the model starts from, in words; empty for its own initial values, and in a resumed run."""
     _step: LocalStep = field(init=False)
@@ -150,6 +154,7 @@ class Wiring:
             checkpoints=self._make_checkpoints(run, parts, recorder, claim, ema),
             claim=claim,
             observer=self._make_observer(flat),
+            left_out=LeftOut(comm, worker, self._screen, recorder, num_rows(prepared.catalog.train)),
             recorder=recorder,
             stop_request=stop_request,
             progress=progress,
@@ -222,8 +227,9 @@ class Wiring:
         prepared = self.prepared
         budget = machine.share_of_memory(prepared.comm.local_size) // 2
         mine = prepared.parts[prepared.comm.rank]
-        config, fields = prepared.config, prepared.catalog.sample.fields
-        return make_reader(mine, config.data, config.seed, fields, budget)
+        config, sample = prepared.config, prepared.catalog.sample
+        self._screen = make_screen(config.data, sample)
+        return make_reader(mine, config.data, config.seed, sample.fields, budget, self._screen)
 
     def _make_worker(self, reader: Reader) -> Worker:
         prepared = self.prepared
@@ -249,7 +255,9 @@ class Wiring:
         prepared = self.prepared
         if not prepared.catalog.validation:
             return TrainingLossEvaluator()
-        rows = Rows(prepared.catalog.validation, prepared.catalog.sample.fields)
+        sample = prepared.catalog.sample
+        screen = make_screen(prepared.config.data, sample)
+        rows = Rows(prepared.catalog.validation, sample.fields, screen=screen)
         sync, watched = prepared.config.sync, prepared.config.evaluate.metric
         evaluator = ValidationEvaluator(
             prepared.comm,

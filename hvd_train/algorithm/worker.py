@@ -12,7 +12,8 @@ import torch
 from hvd_train.algorithm.header import Work
 from hvd_train.config.data import LastBatch
 from hvd_train.data.batches import next_batch, num_batches
-from hvd_train.data.readers.base import Reader
+from hvd_train.data.readers.base import ArrayBatch, Reader
+from hvd_train.data.screen import usable
 from hvd_train.errors import DataError
 from hvd_train.io.stateful import Count, State, checked
 from hvd_train.liveness import phase
@@ -79,6 +80,11 @@ class Worker:
         anew. Then the epoch of every rank must, or the ranks would not pass to the next at the same step."""
         self._began = reader.state_dict()
         """The state of the reader before the last round."""
+        self.left_out: dict[str, int] = {}
+        """Rows of this epoch that were drawn and not used since this start, by reason."""
+        self.left_out_before: dict[str, int] = {}
+        """The same of the epoch before."""
+        self._left_out_in_round: dict[str, int] = {}
         reader.start_epoch(0)
 
     @property
@@ -89,6 +95,7 @@ class Worker:
     def run(self, period: int) -> Work:
         """`period` local steps. A rank that is out of rows does nothing in the rest of the epoch."""
         self._began = self._reader.state_dict()
+        self._left_out_in_round = {}
         samples, loss_sum = 0, 0.0
         data_s = compute_s = 0.0
         mark = time.perf_counter()
@@ -106,7 +113,13 @@ class Worker:
             data_s += drawn - mark
             compute_s += done - drawn
             mark = done
-        return Work(samples=samples, loss_sum=loss_sum, data_s=data_s, compute_s=compute_s)
+        return Work(
+            samples=samples,
+            loss_sum=loss_sum,
+            data_s=data_s,
+            compute_s=compute_s,
+            left_out=self._left_out_in_round,
+        )
 
     def not_finite(self) -> str:
         """Where the first value that is not finite is among the rows of the last round; empty if all are
@@ -124,8 +137,23 @@ class Worker:
             arrays = self._reader.next_batch(size) if size else None
             if arrays is None:
                 break
-            batches.append({name: torch.from_numpy(array) for name, array in arrays.items()})
+            used = self._usable(arrays)
+            if used is not None:
+                batches.append({name: torch.from_numpy(array) for name, array in used.items()})
         return batches
+
+    def _usable(self, arrays: ArrayBatch) -> ArrayBatch | None:
+        """A batch without the rows that are left out, which are counted; None if none is left. A single row
+        that is left of several goes with them, as no batch has a single row."""
+        used, kept, left_out = usable(arrays)
+        if len(kept) == 1 and left_out:
+            reason = next(iter(left_out))
+            left_out[reason] += 1
+            kept = kept[:0]
+        for counts in (self.left_out, self._left_out_in_round):
+            for reason, rows in left_out.items():
+                counts[reason] = counts.get(reason, 0) + rows
+        return used if len(kept) else None
 
     def _steps_left(self) -> int:
         """Steps until the epoch ends. Counted from its rows, as a resumed run may have other batches."""
@@ -149,6 +177,7 @@ class Worker:
         if self._steps_left() == 0:
             self._rows = 0
             self.epochs += 1
+            self.left_out_before, self.left_out = self.left_out, {}
             self._reader.start_epoch(self.epochs)
 
     def state_dict(self) -> dict[str, Any]:
@@ -170,6 +199,7 @@ class Worker:
     def restart_epoch(self) -> None:
         """Goes to the beginning of the current epoch."""
         self._rows = 0
+        self.left_out = {}
         self._reader.start_epoch(self.epochs)
 
     def close(self) -> None:

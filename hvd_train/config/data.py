@@ -83,6 +83,12 @@ class DataConfig:
     together, as suits images [height, width]. All inputs for training are read once more before the first
     step. The figures are a part of the model. Integers are then not multiplied by a scale."""
 
+    not_finite: Literal["error", "skip", "keep"] = "keep"
+    """What becomes of a row with a value that is not finite in float32, in any of its fields; targets that do
+    not count, by mask or weight, may be anything. `error`: the run ends when it reads one. `skip`: such rows
+    are left out of training and evaluation, and counted. Default: `keep`, as `transform` may replace such
+    values; a rank whose model becomes not finite loses the steps of that round."""
+
     def __post_init__(self) -> None:
         require_usable(self, "data.")
         require(self.path != "", "data.path", self.path, "a path, a glob pattern or `digits`")

@@ -16,6 +16,7 @@ from hvd_train.data.format import Array, FieldSpec, ShardInfo
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.layout import HELD_BYTES, Layout, repack_line
 from hvd_train.data.places import places_of_fields
+from hvd_train.data.screen import MARK, USABLE, Screen
 from hvd_train.data.verify import Verifier
 from hvd_train.errors import DataError
 
@@ -35,10 +36,18 @@ class Rows:
 
     Arrays have the dtypes of `fields`. Files are opened when they are first read. One thread at a time.
     Every method raises `DataError` where a shard cannot be read, or is not what was written.
+
+    Args:
+        screen: marks the rows that are left out; batches have the marks under `MARK`. None: no marks.
     """
 
     def __init__(
-        self, spans: Sequence[Span], fields: Mapping[str, FieldSpec], *, verify: bool = True
+        self,
+        spans: Sequence[Span],
+        fields: Mapping[str, FieldSpec],
+        *,
+        verify: bool = True,
+        screen: Screen | None = None,
     ) -> None:
         self.spans = tuple(span for span in spans if span.num_rows > 0)
         self.fields = fields
@@ -46,6 +55,8 @@ class Rows:
         """Whether rows are compared with the checksums of their file when they are first read. Off to
         measure what that costs, and for a summary of rows that are used later; may be changed between two
         reads."""
+        self.screen = screen
+        """What marks the rows; None for none."""
         self._stops = list(accumulate(span.num_rows for span in self.spans))
         self._open: OrderedDict[str, ShardFile] = OrderedDict()
         self._infos: dict[str, ShardInfo] = {}
@@ -62,7 +73,10 @@ class Rows:
     def empty(self, num_rows: int) -> dict[str, Array]:
         """Uninitialised arrays of `num_rows` rows."""
         try:
-            return {n: np.empty((num_rows, *f.shape), np.dtype(f.dtype)) for n, f in self.fields.items()}
+            batch = {n: np.empty((num_rows, *f.shape), np.dtype(f.dtype)) for n, f in self.fields.items()}
+            if self.screen is not None:
+                batch[MARK] = np.empty(num_rows, np.uint8)
+            return batch
         except MemoryError:
             num_bytes = num_rows * self.row_bytes
             raise DataError(
@@ -84,8 +98,13 @@ class Rows:
             path, ranges = self._next(start, stop)
             rows = sum(end - first for first, end in ranges)
             shard = self._shard(path)
-            for name, array in batch.items():
-                self._read(shard, name, ranges, array[at : at + rows])
+            part = {name: array[at : at + rows] for name, array in batch.items()}
+            marks = part.pop(MARK, None)
+            for name, out in part.items():
+                self._read(shard, name, ranges, out)
+            if self.screen is not None and marks is not None:
+                marks[:] = USABLE
+                self.screen.mark(path, ranges, part, marks)
             at += rows
             start += rows
 

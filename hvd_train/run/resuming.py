@@ -69,6 +69,7 @@ RULES: Mapping[str, Rule] = {
     "data.reading": Rule.ORDER,
     "data.scale": Rule.SAMPLE,
     "data.standardize": Rule.REFUSED,
+    "data.not_finite": Rule.NEXT,
     "model.name": Rule.REFUSED,
     "model.hidden": Rule.REFUSED,
     "model.channels": Rule.REFUSED,

@@ -11,6 +11,7 @@ from hvd_train.data.readers.base import Reader
 from hvd_train.data.readers.memory import MemoryReader
 from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.rows import Rows
+from hvd_train.data.screen import Screen
 
 _ORDER_BYTES = 16
 """Of a row in the order of an epoch: when an epoch begins, the order of the one before still exists."""
@@ -22,10 +23,11 @@ def make_reader(
     seed: int,
     fields: Mapping[str, FieldSpec],
     memory_budget_bytes: int,
+    screen: Screen | None = None,
 ) -> Reader:
     """The reader of one rank's part; `data.reading` chooses, `auto` takes memory where the part fits
-    into `memory_budget_bytes`. `reader.mode` says which it became."""
-    rows = Rows(spans, fields)
+    into `memory_budget_bytes`. `reader.mode` says which it became. With a `screen` batches have marks."""
+    rows = Rows(spans, fields, screen=screen)
     if data.reading == "memory" or (data.reading == "auto" and _fits(rows, memory_budget_bytes)):
         return MemoryReader(rows, seed)
     return StreamReader(rows, seed)
