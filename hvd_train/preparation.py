@@ -25,6 +25,7 @@ from hvd_train.data.catalog import (
 )
 from hvd_train.data.deal import Span, deal
 from hvd_train.data.labels import IGNORED
+from hvd_train.data.screen import damage_screen
 from hvd_train.data.survey import Survey, join_surveys, survey
 from hvd_train.environment import machine
 from hvd_train.environment.binding import CoreBinding, complaints, core_binding
@@ -86,7 +87,7 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
     model, optimizer = together(comm, lambda: _build(config, chosen, catalog, parts[comm.rank], comm.rank))
     shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in saved_state(model)[0].items()}
     require_equal(comm, "models", shapes, "The task must build the same model on every rank.")
-    surveys = _survey(chosen, catalog, parts, comm)
+    surveys = _survey(config.data, chosen, catalog, parts, comm)
     found = together(
         comm, lambda: _remarks(config.data, chosen, model, catalog, parts, surveys) if surveys else []
     )
@@ -160,12 +161,13 @@ def _build(
 
 
 def _survey(
-    task: Task, catalog: Catalog, parts: list[tuple[Span, ...]], comm: Communicator
+    data: DataConfig, task: Task, catalog: Catalog, parts: list[tuple[Span, ...]], comm: Communicator
 ) -> dict[str, Survey]:
     """What the values of the training rows are, from some rows of each rank; on rank 0. Collective."""
     sample = catalog.sample
     fills = {sample.targets: IGNORED} if targets_of(task, sample) == "classes" else {}
-    mine = together(comm, lambda: survey(parts[comm.rank], sample.fields, fills=fills))
+    screen = damage_screen(data, sample)
+    mine = together(comm, lambda: survey(parts[comm.rank], sample.fields, fills=fills, screen=screen))
     every = comm.allgather(mine)
     return join_surveys(every) if comm.rank == 0 else {}
 

@@ -29,7 +29,7 @@ from hvd_train.config import Config, flatten
 from hvd_train.data.readers.base import Reader
 from hvd_train.data.readers.make import make_reader
 from hvd_train.data.rows import Rows
-from hvd_train.data.screen import Screen, make_screen
+from hvd_train.data.screen import Screen, damage_screen, evaluation_screen, training_screen
 from hvd_train.environment import machine
 from hvd_train.errors import ConfigError, RunDirectoryError
 from hvd_train.io.output import warn
@@ -87,7 +87,8 @@ class Wiring:
         """
         prepared = self.prepared
         if run.checkpoint is None:  # else it is a part of the model that is restored
-            standardize(prepared.model, prepared.catalog, prepared.comm)
+            screen = damage_screen(prepared.config.data, prepared.catalog.sample)
+            standardize(prepared.model, prepared.catalog, prepared.comm, screen)
         training = together(prepared.comm, lambda: self._assemble(run, recorder, stop_request, claim))
         self._check_evaluation(training.evaluator)
         if prepared.config.model.compile:
@@ -228,7 +229,7 @@ class Wiring:
         budget = machine.share_of_memory(prepared.comm.local_size) // 2
         mine = prepared.parts[prepared.comm.rank]
         config, sample = prepared.config, prepared.catalog.sample
-        self._screen = make_screen(config.data, sample)
+        self._screen = training_screen(config.data, sample)
         return make_reader(mine, config.data, config.seed, sample.fields, budget, self._screen)
 
     def _make_worker(self, reader: Reader) -> Worker:
@@ -256,7 +257,7 @@ class Wiring:
         if not prepared.catalog.validation:
             return TrainingLossEvaluator()
         sample = prepared.catalog.sample
-        screen = make_screen(prepared.config.data, sample)
+        screen = evaluation_screen(prepared.config.data, sample)
         rows = Rows(prepared.catalog.validation, sample.fields, screen=screen)
         sync, watched = prepared.config.sync, prepared.config.evaluate.metric
         evaluator = ValidationEvaluator(

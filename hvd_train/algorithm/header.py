@@ -58,6 +58,10 @@ class Row:
     """Seconds that this rank waited there for the slowest one."""
     not_finite_rows: float = 0.0
     """Rows that were left out since the last average, as they are not finite."""
+    damaged_rows: float = 0.0
+    """Rows that were left out since the last average, as they cannot be read."""
+    alone_rows: float = 0.0
+    """Rows that were left out since the last average, as no other row of their batch was left."""
 
 
 class Header:

@@ -147,8 +147,7 @@ class Worker:
         that is left of several goes with them, as no batch has a single row."""
         used, kept, left_out = usable(arrays)
         if len(kept) == 1 and left_out:
-            reason = next(iter(left_out))
-            left_out[reason] += 1
+            left_out["alone"] = 1
             kept = kept[:0]
         for counts in (self.left_out, self._left_out_in_round):
             for reason, rows in left_out.items():

@@ -89,6 +89,11 @@ class DataConfig:
     are left out of training and evaluation, and counted. Default: `keep`, as `transform` may replace such
     values; a rank whose model becomes not finite loses the steps of that round."""
 
+    on_damage: Literal["error", "skip"] = "error"
+    """What becomes of training rows that cannot be read or decoded, or are not what was written. `error`: the
+    run ends and names them. `skip`: they are left out, counted and reported; of the rest of the file nothing
+    is lost. A file that cannot be opened and damaged validation data are always an error."""
+
     def __post_init__(self) -> None:
         require_usable(self, "data.")
         require(self.path != "", "data.path", self.path, "a path, a glob pattern or `digits`")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 from hvd_train.config import DataConfig
 from hvd_train.data.blocks import rows_per_block
@@ -16,8 +15,10 @@ from hvd_train.data.format import SampleSpec, ShardInfo, is_class_dtype
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.labels import Labels, Unclassed, divisor, join, labels_of, labels_of_header, objection
 from hvd_train.data.locate import Found, in_groups, locate
-from hvd_train.data.places import Places, places_of, places_of_fields
+from hvd_train.data.places import Places, places_of
 from hvd_train.data.repeats import Origin, origin_of, refuse_repeats
+from hvd_train.data.rows import Rows
+from hvd_train.data.screen import Screen, damage_screen, stretches
 from hvd_train.data.unpacked import unpacked_lines
 from hvd_train.errors import DataError
 
@@ -38,6 +39,9 @@ class Shards:
 
     warnings: tuple[str, ...] = ()
     """What a user should know of the shards, one line each."""
+
+    screen: Screen | None = None
+    """What marks rows that are left out of summaries, since they cannot be read; None: that is an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +94,13 @@ def find_shards(data: DataConfig) -> Shards:
     refuse_repeats(*([origin for _, origin in part] for part in read))
     train_infos, validation_infos = (tuple(info for info, _ in part) for part in read)
     sample = _agree((*train_infos, *validation_infos), data)
-    return Shards(train=train_infos, validation=validation_infos, sample=sample, warnings=tuple(warnings))
+    return Shards(
+        train=train_infos,
+        validation=validation_infos,
+        sample=sample,
+        warnings=tuple(warnings),
+        screen=damage_screen(data, sample),
+    )
 
 
 LabelSummary = tuple[Labels, Labels]
@@ -108,7 +118,7 @@ def summarize_labels(
     if not is_class_dtype(shards.sample.fields[shards.sample.targets].dtype):
         return Labels(), Labels()
     train, validation = (
-        _summarize_part(infos, shards.sample, rank, world_size, tokens)
+        _summarize_part(infos, shards, rank, world_size, tokens)
         for infos in (shards.train, shards.validation)
     )
     return train, validation
@@ -124,33 +134,42 @@ def summarize_inputs(
     if data.scale != "auto" or tokens or recorded is not None or not dtype.startswith(("int", "uint")):
         return Labels()
     mine = deal(_parts(shards, data)[0], world_size)[rank]
-    return _read_labels(mine, sample, sample.inputs, ignore=False)
+    return _read_labels(mine, sample, sample.inputs, shards.screen, ignore=False)
 
 
 def _summarize_part(
-    infos: Sequence[ShardInfo], spec: SampleSpec, rank: int, world_size: int, tokens: bool
+    infos: Sequence[ShardInfo], shards: Shards, rank: int, world_size: int, tokens: bool
 ) -> Labels:
+    spec, screen = shards.sample, shards.screen
     known = [labels_of_header(info, spec.targets) for info in infos]
     unread = [info for info, labels in zip(infos, known, strict=True) if labels is None]
     found = [labels for labels in known if labels is not None and rank == 0]
     # A target that is also an input token cannot be a mark to be ignored.
     ignore = not (tokens and spec.inputs == spec.targets)
-    found.append(_read_labels(deal(whole(unread), world_size)[rank], spec, spec.targets, ignore))
+    mine = deal(whole(unread), world_size)[rank]
+    found.append(_read_labels(mine, spec, spec.targets, screen, ignore))
     if tokens and spec.inputs != spec.targets and is_class_dtype(spec.fields[spec.inputs].dtype):
-        found.append(_read_labels(deal(whole(infos), world_size)[rank], spec, spec.inputs, ignore=False))
+        mine = deal(whole(infos), world_size)[rank]
+        found.append(_read_labels(mine, spec, spec.inputs, screen, ignore=False))
     return join(found)
 
 
-def _read_labels(spans: Sequence[Span], spec: SampleSpec, name: str, ignore: bool) -> Labels:
+def _read_labels(
+    spans: Sequence[Span], spec: SampleSpec, name: str, screen: Screen | None, ignore: bool
+) -> Labels:
     found = []
-    layout = places_of_fields({name: spec.fields[name]})
-    for path, of_shard in groupby(spans, lambda span: span.shard):
-        with ShardFile(path, layout) as shard:
-            rows = rows_per_block(shard.info.fields[name], _SCAN_BYTES)
-            for span in of_shard:
-                for start in range(span.start, span.stop, rows):
-                    block = shard.read(name, start, min(start + rows, span.stop))
-                    found.append(labels_of(block, name, path, start, ignore=ignore))
+    step, offset = rows_per_block(spec.fields[name], _SCAN_BYTES), 0
+    rows = Rows(spans, {name: spec.fields[name]}, verify=screen is not None, screen=screen)
+    try:
+        for span in rows.spans:
+            for start in range(0, span.num_rows, step):
+                batch = rows.read(offset + start, offset + min(start + step, span.num_rows))
+                for first, stop in stretches(batch):
+                    row = span.start + start + first
+                    found.append(labels_of(batch[name][first:stop], name, span.shard, row, ignore=ignore))
+            offset += span.num_rows
+    finally:
+        rows.close()
     return join(found)
 
 

@@ -10,7 +10,8 @@ from typing import final
 
 import numpy as np
 
-from hvd_train.data.blocks import row_bytes
+from hvd_train.data.blocks import row_bytes, rows_per_block
+from hvd_train.data.damage import Range, read_undamaged
 from hvd_train.data.deal import Span, rows_of
 from hvd_train.data.format import Array, FieldSpec, ShardInfo
 from hvd_train.data.hdf5.file import ShardFile
@@ -18,13 +19,16 @@ from hvd_train.data.layout import HELD_BYTES, Layout, repack_line
 from hvd_train.data.places import places_of_fields
 from hvd_train.data.screen import MARK, USABLE, Screen
 from hvd_train.data.verify import Verifier
-from hvd_train.errors import DataError
+from hvd_train.errors import DataError, UnsupportedShard
 
 # A rank may hold more shards than the system lets one process open.
 _MAX_OPEN = 32
 
 _MOST_HELD_BYTES = 2 * HELD_BYTES
 """Decoded rows that the open files hold together (see `Layout.held_rows`), if they are more than one."""
+
+_DAMAGED_BYTES = 1 << 20
+"""Of a dataset without chunks and checksums: left out together where they cannot be read."""
 
 _MOST_DECODES = 4
 """In one pass over rows in order, of each chunk."""
@@ -97,16 +101,59 @@ class Rows:
         while start < stop:
             path, ranges = self._next(start, stop)
             rows = sum(end - first for first, end in ranges)
-            shard = self._shard(path)
             part = {name: array[at : at + rows] for name, array in batch.items()}
             marks = part.pop(MARK, None)
-            for name, out in part.items():
-                self._read(shard, name, ranges, out)
-            if self.screen is not None and marks is not None:
-                marks[:] = USABLE
-                self.screen.mark(path, ranges, part, marks)
+            if self.screen is None or marks is None:
+                for name, out in part.items():
+                    self._read(self._shard(path), name, ranges, out)
+            else:
+                self._read_screened(self.screen, path, ranges, part, marks)
             at += rows
             start += rows
+
+    def _read_screened(
+        self, screen: Screen, path: str, ranges: Sequence[Range], part: Mapping[str, Array], marks: Array
+    ) -> None:
+        marks.fill(USABLE)
+        for name, out in part.items():
+            shard = self._shard(path)
+            if self.verify:
+                self._verifier(shard, name)
+            try:
+                self._read(shard, name, ranges, out)
+            except UnsupportedShard:
+                raise
+            except DataError:
+                if not screen.skips_damage:
+                    raise
+                self._leave_out_damaged(screen, path, name, ranges, out, marks)
+        screen.mark(path, ranges, part, marks)
+
+    def _leave_out_damaged(
+        self, screen: Screen, path: str, name: str, ranges: Sequence[Range], out: Array, marks: Array
+    ) -> None:
+        # From a file that is opened anew: the handle of a network file system may be stale.
+        self._open.pop(path).close()
+        shard, at = self._shard(path), 0
+        for start, stop in ranges:
+            end = at + stop - start
+            unit = self._damaged_together(shard, name)
+            for (first, last), error in read_undamaged(
+                lambda rows, into: self._read(shard, name, [rows], into), (start, stop), out[at:end], unit
+            ):
+                screen.leave_out(
+                    path, (first, last), str(error), marks[at + first - start : at + last - start]
+                )
+            at = end
+
+    def _damaged_together(self, shard: ShardFile, name: str) -> int:
+        """Rows of a checksummed block, else of a chunk, else of 1 MiB."""
+        info = shard.info
+        if self.verify and info.checksum_rows:
+            return info.checksum_rows
+        if info.layouts[name].chunk:
+            return info.layouts[name].band_rows
+        return rows_per_block(info.fields[name], _DAMAGED_BYTES)
 
     def _next(self, start: int, stop: int) -> tuple[str, list[tuple[int, int]]]:
         """The shard that row `start` is in, and its rows from there on up to `stop` or another shard."""
@@ -125,10 +172,13 @@ class Rows:
         if not self.verify:
             shard.read_into(name, ranges, out)
             return
+        self._verifier(shard, name).read_into(shard, ranges, out)
+
+    def _verifier(self, shard: ShardFile, name: str) -> Verifier:
         key = (shard.info.path, name)
         if key not in self._verifiers:
             self._verifiers[key] = Verifier(shard, name)
-        self._verifiers[key].read_into(shard, ranges, out)
+        return self._verifiers[key]
 
     def locate(self, start: int, stop: int) -> tuple[Span, ...]:
         """Where rows `start` up to `stop` are."""

@@ -1,4 +1,5 @@
-"""Which of the rows that are read a training leaves out: those with values that are not finite.
+"""Which of the rows that are read a training leaves out: those with values that are not finite, and damaged
+ones.
 
 A batch that was screened has one more array, under `MARK`: for each row why it is left out. The marks pass
 through whatever mixes rows, as every other array does, and are taken off where rows are used.
@@ -7,7 +8,7 @@ through whatever mixes rows, as every other array does, and are taken off where 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, final
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from hvd_train.config import DataConfig
 from hvd_train.data.blocks import row_bytes
+from hvd_train.data.damage import Damage, Range
 from hvd_train.data.format import Array, SampleSpec
 from hvd_train.errors import DataError
 
@@ -23,11 +25,8 @@ MARK = ""
 
 USABLE = 0
 
-REASONS: Mapping[str, int] = {"not_finite": 1}
-"""Why a row is left out, by name."""
-
-Range = tuple[int, int]
-"""Rows of a file: the first, and the one after the last."""
+REASONS: Mapping[str, int] = {"not_finite": 1, "damaged": 2, "alone": 3}
+"""Why a row is left out, by name. No mark is `alone`: that is a row that the others of its batch leave."""
 
 _LARGEST = np.finfo(np.float32).max
 _PIECE_BYTES = 256 << 10
@@ -49,19 +48,48 @@ class Screen:
         sample: what a row is; fields that are not read are not checked.
         not_finite: what becomes of a row with a value that is not finite in float32. `error`: `DataError`,
             with the row, when it is read.
+        on_damage: whether rows that cannot be read are an error.
     """
 
-    def __init__(self, sample: SampleSpec, *, not_finite: Literal["error", "skip", "keep"] = "keep") -> None:
+    def __init__(
+        self,
+        sample: SampleSpec,
+        *,
+        not_finite: Literal["error", "skip", "keep"] = "keep",
+        on_damage: Literal["error", "skip"] = "error",
+    ) -> None:
         self._sample = sample
         self._not_finite = not_finite
+        self.skips_damage = on_damage == "skip"
+        """Whether rows that cannot be read are left out."""
         self._lock = threading.Lock()
         self._first = ""
+        self._damage: dict[str, Damage] = {}
+        self._reported: dict[str, Damage] = {}
 
     @property
     def first_not_finite(self) -> str:
         """Of the rows that are left out, where the first one was that was read; empty if there is none."""
         with self._lock:
             return self._first
+
+    def leave_out(self, path: str, rows: Range, reason: str, marks: Array) -> None:
+        """Marks rows of a file that cannot be read, all those of `marks`."""
+        marks.fill(REASONS["damaged"])
+        with self._lock:
+            known = self._damage.get(path) or Damage(path=path, ranges=(), reason=reason)
+            self._damage[path] = known.joined([rows])
+
+    def unreported_damage(self, *, new_files: bool) -> list[Damage]:
+        """The damage of each file of which this method has given none, or also of those of which more was
+        found since then."""
+        with self._lock:
+            found = dict(self._damage)
+        news = [d for path, d in found.items() if path not in self._reported]
+        if not new_files:
+            news = [d for path, d in found.items() if d != self._reported.get(path)]
+        self._reported |= {damage.path: damage for damage in news}
+        return news
 
     def mark(self, path: str, ranges: Sequence[Range], part: Mapping[str, Array], marks: Array) -> None:
         """Marks the rows of `part` that are not finite. Raises `DataError` if they are an error.
@@ -118,9 +146,21 @@ class Screen:
         return counts
 
 
-def make_screen(data: DataConfig, sample: SampleSpec) -> Screen | None:
-    """As a configuration asks for it; None where no row is left out."""
+def training_screen(data: DataConfig, sample: SampleSpec) -> Screen | None:
+    """Of rows to train on, as a configuration asks for it; None where no row is left out."""
+    if (data.not_finite, data.on_damage) == ("keep", "error"):
+        return None
+    return Screen(sample, not_finite=data.not_finite, on_damage=data.on_damage)
+
+
+def evaluation_screen(data: DataConfig, sample: SampleSpec) -> Screen | None:
+    """Of rows to evaluate on. Damage is an error there: the figures would be those of other data."""
     return None if data.not_finite == "keep" else Screen(sample, not_finite=data.not_finite)
+
+
+def damage_screen(data: DataConfig, sample: SampleSpec) -> Screen | None:
+    """Of rows that are summarized before the training: without those that cannot be read."""
+    return Screen(sample, on_damage="skip") if data.on_damage == "skip" else None
 
 
 def is_finite(array: Array) -> bool:
@@ -147,6 +187,16 @@ def usable(batch: dict[str, Array]) -> tuple[dict[str, Array], npt.NDArray[np.in
     counts = np.bincount(marks, minlength=len(REASONS) + 1)
     left_out = {name: int(counts[mark]) for name, mark in REASONS.items() if counts[mark]}
     return {name: array[kept] for name, array in rest.items()}, kept, left_out
+
+
+def stretches(batch: Mapping[str, Array]) -> Iterator[tuple[int, int]]:
+    """The rows of a batch that are used, as ranges."""
+    marks = batch.get(MARK)
+    if marks is None:
+        yield 0, len(next(iter(batch.values())))
+        return
+    edges = np.flatnonzero(np.diff(np.concatenate([[True], marks != USABLE, [True]])))
+    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
 
 
 def _row_at(ranges: Sequence[Range], index: int) -> int:

@@ -22,7 +22,11 @@ REASONS = {
 """Every reason to stop, in words."""
 
 
-LEFT_OUT = {"not_finite": "hold values that are not finite"}
+LEFT_OUT = {
+    "not_finite": "hold values that are not finite",
+    "damaged": "cannot be read or are not what was written",
+    "alone": "would have been alone in a batch",
+}
 """Why rows were not used, in words."""
 
 _DIGITS_ALONE = (

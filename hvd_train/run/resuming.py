@@ -70,6 +70,7 @@ RULES: Mapping[str, Rule] = {
     "data.scale": Rule.SAMPLE,
     "data.standardize": Rule.REFUSED,
     "data.not_finite": Rule.NEXT,
+    "data.on_damage": Rule.NEXT,
     "model.name": Rule.REFUSED,
     "model.hidden": Rule.REFUSED,
     "model.channels": Rule.REFUSED,

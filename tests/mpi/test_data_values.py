@@ -115,7 +115,7 @@ def test_messages_about_labels_scales_copies_and_values_that_are_not_finite(tmp_
         in fault["message"]
     )
     (fault,) = events(tmp_path / "runs" / "skipped", "fault")
-    assert (fault["kind"], fault["ranks"], fault["rows"]) == ("rows_left_out", [1], {"not_finite": [0, 1]})
+    assert (fault["kind"], fault["ranks"], fault["rows"]["not_finite"]) == ("rows_left_out", [1], [0, 1])
     assert "(rank 1: 1); the first is skipped/1.h5: `inputs` holds nan in row 20." in (fault["message"])
     assert events(tmp_path / "runs" / "skipped", "stop")[0]["left_out"] == {"not_finite": 2}
 

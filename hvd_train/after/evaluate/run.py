@@ -22,7 +22,7 @@ from hvd_train.data.deal import Span
 from hvd_train.data.labels import IGNORED
 from hvd_train.data.readers.base import RowNumbers
 from hvd_train.data.rows import Rows
-from hvd_train.data.screen import make_screen
+from hvd_train.data.screen import evaluation_screen
 from hvd_train.data.selection import select_rows, validation_rows
 from hvd_train.errors import DataError
 from hvd_train.io.output import warn
@@ -56,7 +56,7 @@ def evaluate(options: Options, comm: Communicator) -> Evaluation:
     spans, warnings = together(comm, lambda: _spans(options, trained))
     for line in warnings if comm.rank == 0 else ():
         warn(line)
-    screen = make_screen(trained.config.data, trained.saved.sample)
+    screen = evaluation_screen(trained.config.data, trained.saved.sample)
     rows = Rows(spans, trained.saved.sample.fields, screen=screen)
     worst = WorstSamples(trained.task, trained.model, options.worst)
 

@@ -15,6 +15,8 @@ from hvd_train.data.screen import MARK
 from hvd_train.errors import DataError
 from hvd_train.record.reports import FaultReport, RoundReport, StopReport
 from hvd_train.record.wording import closing_lines
+from tests.unit.data.shards import write_foreign
+from tests.unit.data.test_skipped_damage import spoil_chunks
 from tests.unit.run_reports import HEADER
 from tests.unit.trainings import Remembered, small, train
 
@@ -50,7 +52,7 @@ def test_rows_are_counted_for_each_epoch_and_rank(tmp_path: Path, reading: str) 
         (fault,) = faults(rank)
         assert fault.round == 10
         assert fault.ranks == (1,)
-        assert fault.rows == {"not_finite": [0, 3]}
+        assert fault.rows == {"not_finite": [0, 3], "damaged": [0, 0], "alone": [0, 0]}
         assert fault.message.startswith(
             "epoch 1: of 240 training rows there are left out 3 as they hold values that are not finite "
             f"(rank 1: 3); the first is {tmp_path / 'b.h5'}: `inputs` holds nan in row "
@@ -67,7 +69,7 @@ def test_a_run_that_ends_within_an_epoch_reports_what_it_left_out(tmp_path: Path
     config = spoilt(tmp_path, *range(200))
     (rank, _) = train(replace(config, stop=StopConfig(patience=0, max_rounds=2)), 2)
     (fault,) = faults(rank)
-    assert fault.rows == {"not_finite": [0, 40]}
+    assert fault.rows == {"not_finite": [0, 40], "damaged": [0, 0], "alone": [0, 0]}
     assert fault.message.startswith(
         "epoch 1, so far: of 240 training rows there are left out 40 as they hold values"
     )
@@ -114,6 +116,33 @@ def test_a_run_that_goes_on_leaves_out_the_same_rows(tmp_path: Path) -> None:
     assert [r.loss for r in second.of(RoundReport)] == [r.loss for r in whole.of(RoundReport)][7:]
 
 
+@pytest.mark.parametrize("reading", ["memory", "stream"])
+def test_damaged_rows_are_reported_once_for_each_file(tmp_path: Path, reading: str) -> None:
+    """One file, of which each of two ranks has a half; chunks of 8 rows."""
+    config = small(tmp_path)
+    path = write_foreign(tmp_path / "a.h5", 160, chunks=(8, 3), compression="gzip")
+    spoil_chunks(path, "inputs", 16, 24, 120)
+    (tmp_path / "b.h5").unlink()
+    data = DataConfig(path=str(path), batch_size=4, reading=reading, on_damage="skip")  # type: ignore[arg-type]
+    config = replace(config, data=data, stop=StopConfig(patience=0, max_rounds=8))
+    ranks = train(config, 2)
+    faults = ranks[0].of(FaultReport)
+    assert [(fault.kind, fault.round, fault.ranks) for fault in faults] == [
+        ("damaged_rows", 1, (0, 1)),
+        ("rows_left_out", 4, (0, 1)),
+    ]
+    assert "Left out of training: rows 16 to 31, 120 to 127." in faults[0].message
+    assert faults[0].message.startswith(f"{path}: dataset `inputs`, rows 16 to 23: ")
+    assert faults[1].rows["damaged"] == [16, 8]
+    assert faults[1].message.startswith(
+        "epoch 1: of 160 training rows there are left out 24 as they cannot be read or are not what was "
+        "written (rank 0: 16, rank 1: 8)"
+    )
+    left_out = ranks[0].of(StopReport)[0].left_out
+    assert left_out["damaged"] == 48
+    assert sum(r.samples for r in ranks[0].of(RoundReport)) == 320 - sum(left_out.values())
+
+
 class Batches:
     """A reader of one epoch, whose batches are given by their marks."""
 
@@ -147,8 +176,8 @@ def test_a_batch_that_becomes_empty_or_a_single_row() -> None:
     works = [worker.run(1) for _ in range(5)]
     assert steps == [[[0, 1]], [[1, 2]], [[0]]], "a batch of one row alone is used as it is"
     assert [work.samples for work in works] == [0, 0, 2, 2, 1]
-    assert [work.left_out.get("not_finite", 0) for work in works] == [3, 3, 1, 1, 0]
-    assert worker.left_out == {"not_finite": 8}
+    assert [work.left_out.get("not_finite", 0) for work in works] == [3, 2, 1, 1, 0]
+    assert worker.left_out == {"not_finite": 7, "alone": 1}
     steps.clear()
     reader = Batches([1, 1, 1], [0, 0, 0], [0, 0, 1])
     worker = Worker(reader, step, batch_size=3, accumulate=3, samples_per_rank=[100])  # type: ignore[arg-type]

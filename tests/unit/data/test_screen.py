@@ -17,7 +17,7 @@ from hvd_train.data.format import FieldSpec, SampleSpec
 from hvd_train.data.readers.base import Reader
 from hvd_train.data.readers.make import make_reader
 from hvd_train.data.rows import Rows
-from hvd_train.data.screen import MARK, Screen, is_finite, make_screen, usable
+from hvd_train.data.screen import MARK, Screen, is_finite, training_screen, usable
 from hvd_train.errors import DataError
 
 ROWS = 50
@@ -98,7 +98,7 @@ def reading(request: pytest.FixtureRequest) -> str:
 def reader_of(folder: Path, reading: str, not_finite: str) -> tuple[Reader, Screen | None]:
     data = DataConfig(path=str(folder), reading=reading, not_finite=not_finite)  # type: ignore[arg-type]
     catalog = open_catalog(data)
-    screen = make_screen(data, catalog.sample)
+    screen = training_screen(data, catalog.sample)
     return make_reader(catalog.train, data, 0, catalog.sample.fields, 1 << 30, screen), screen
 
 
