@@ -146,7 +146,7 @@ def test_damaged_rows_are_reported_once_for_each_file(tmp_path: Path, reading: s
 class Batches:
     """A reader of one epoch, whose batches are given by their marks."""
 
-    mode, restarted, left = "memory", False, 1
+    mode, restarted, left = "memory", False, 3
 
     def __init__(self, *marks: list[int]) -> None:
         self.num_samples = sum(map(len, marks))
