@@ -216,6 +216,16 @@ class ShardInfo:
     unpacked: tuple[str, ...] = ()
     """What attributes do to the values of datasets, a clause each, such as CF's `scale_factor`."""
 
+    growing: bool = False
+    """Whether a program is adding rows, in SWMR mode."""
+
+    def continues(self, first: ShardInfo) -> bool:
+        """Whether it is the header of the same shard as `first`, which may have grown if it was growing."""
+        if not first.growing:
+            return self == first
+        same = replace(self, num_samples=first.num_samples, layouts=first.layouts, growing=True)
+        return same == first and self.num_samples >= first.num_samples
+
     @property
     def chunk_rows(self) -> int | None:
         """Rows of one HDF5 chunk of the first dataset asked for; None where it is not chunked."""

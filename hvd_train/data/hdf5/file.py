@@ -172,12 +172,13 @@ class ShardFile:
         self._paths = {name: self._path_of(place) for name, place in places.places.items()}
         self._fields = self._open_fields(places.places)
         lengths = {name: field.num_rows for name, field in self._fields.items()}
-        if len(set(lengths.values())) > 1:
+        growing = any(field.dataset.file.swmr_mode for field in self._fields.values())
+        if len(set(lengths.values())) > 1 and not growing:
             seen = ", ".join(f"`{name}` has {n} rows" for name, n in lengths.items())
             raise DataError(
                 f"{self._path}: {seen}. Expected one row per sample in each: {self._remedy_of_lengths()}."
             )
-        num_samples = int(next(iter(lengths.values())))
+        num_samples = min(lengths.values())
         digest = self._read_facts(num_samples)
         checksum_rows = self._checksum_rows()
         if checksum_rows is not None and any(field.axis for field in self._fields.values()):
@@ -201,6 +202,7 @@ class ShardFile:
             checksum_rows=checksum_rows,
             facts_digest=digest,
             unpacked=tuple(field.unpacked for field in fields if field.unpacked),
+            growing=growing,
         )
         """The shard's header."""
 

@@ -11,8 +11,11 @@ from hvd_train.errors import UnsupportedShard
 
 
 def open_file(path: str | Path) -> h5py.File:
-    """Raises `UnsupportedShard` for a file of another format, or one that is marked or locked by a program
-    that writes it, and whatever h5py raises."""
+    """A file that a program writes in SWMR mode (single writer, multiple readers) is read in that mode; what
+    it has is what it has now, until it is closed.
+
+    Raises `UnsupportedShard` for a file of another format, or one that is marked or locked by a program that
+    writes it in any other mode, and whatever h5py raises."""
     # Shards are never changed in place (they are renamed into being), so a reader needs no lock, and
     # asking for one fails on parallel file systems that are mounted without flock. The argument is
     # used and not HDF5_USE_FILE_LOCKING, which child processes and other libraries would inherit;
@@ -21,8 +24,9 @@ def open_file(path: str | Path) -> h5py.File:
         return h5py.File(path, "r", locking=False)
     except OSError as error:
         reason = str(error)
-        if "h5clear" in reason:  # in HDF5's advice on the mark of formats since 1.10
-            raise UnsupportedShard(f"{path}: {_MARKED}") from None
+        # In HDF5's advice on the mark of formats since 1.10; or, of a file that this process has open so.
+        if "h5clear" in reason or "SWMR read access" in reason:
+            return _open_swmr(path)
         if "unable to lock file" in reason:
             raise UnsupportedShard(f"{path}: {reason}. {_LOCKED}") from None
         if "signature" in reason and (other := other_format(path)):
@@ -31,6 +35,14 @@ def open_file(path: str | Path) -> h5py.File:
         if "locking flag" not in reason:
             raise
         return h5py.File(path, "r")
+
+
+def _open_swmr(path: str | Path) -> h5py.File:
+    """A file that a program writes in a way that others may read meanwhile."""
+    try:
+        return h5py.File(path, "r", swmr=True, locking=False)
+    except OSError:
+        raise UnsupportedShard(f"{path}: {_MARKED}") from None
 
 
 _MARKED = (
