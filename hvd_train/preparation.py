@@ -18,12 +18,14 @@ from hvd_train.config import Config, DataConfig, flatten
 from hvd_train.data import remarks
 from hvd_train.data.catalog import (
     Catalog,
+    Shards,
     find_shards,
     make_catalog,
     summarize_inputs,
     summarize_labels,
 )
 from hvd_train.data.deal import Span, deal
+from hvd_train.data.growing import growing, rows_of, settled
 from hvd_train.data.labels import IGNORED
 from hvd_train.data.screen import damage_screen
 from hvd_train.data.survey import Survey, join_surveys, survey
@@ -131,13 +133,23 @@ def share_cores(wanted: int, comm: Communicator) -> list[CoreBinding]:
 def _open_catalog(data: DataConfig, task: Task, comm: Communicator) -> Catalog:
     """Finds the shards; each rank reads the labels of its part, and its inputs where the scale asks for it.
     Collective."""
-    shards = together(comm, lambda: find_shards(data))
+    found = together(comm, lambda: find_shards(data))
+    shards = _settled(found, comm)
     tokens = takes_tokens(task)
     mine = together(comm, lambda: summarize_labels(shards, comm.rank, comm.size, tokens=tokens))
     labels = comm.allgather(mine)
     values = together(comm, lambda: summarize_inputs(shards, data, comm.rank, comm.size, tokens=tokens))
     inputs = comm.allgather(values)
     return together(comm, lambda: make_catalog(shards, data, labels, inputs, tokens=tokens))
+
+
+def _settled(shards: Shards, comm: Communicator) -> Shards:
+    """With the rows that all ranks see of shards that a program is writing. Collective."""
+    paths = sorted({path for found in comm.allgather(growing(shards)) for path in found})
+    if not paths:
+        return shards
+    seen = comm.allgather(rows_of(shards, paths))
+    return together(comm, lambda: settled(shards, seen))
 
 
 def _build(

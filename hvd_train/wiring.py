@@ -312,7 +312,7 @@ class Wiring:
         restore(saved, prepared.model, parts, states)
 
     def _compare_samples(self, saved: SavedCheckpoint) -> None:
-        before, now = saved.sample.to_json(), self.prepared.catalog.sample.to_json()
+        before, now = (s.contents() for s in (saved.sample, self.prepared.catalog.sample))
         unlike = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if unlike:
             raise RunDirectoryError(

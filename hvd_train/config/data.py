@@ -58,6 +58,10 @@ class DataConfig:
     """The axis of the datasets along which the samples are; -1 for the last, as files of MATLAB have it where
     its matrices have one row a sample."""
 
+    follow_links: bool = False
+    """Take datasets that links of a shard lead to in other files, and virtual datasets. These files must be
+    in the folder of the shard or below it. Every one of them must be there."""
+
     batch_size: Annotated[int, arg(aliases=["--batch-size"])] = 64
     """Samples of one local step on one rank."""
 

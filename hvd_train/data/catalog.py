@@ -283,7 +283,7 @@ def read_shards(
 def _read_shard(shard: Found, layout: Places, texts: bool) -> tuple[ShardInfo, Origin]:
     with ShardFile(shard.path, layout, texts=texts) as file:
         manifest = os.path.realpath(shard.path.removesuffix(shard.entry.file)) if shard.entry else ""
-        info, origin = file.info, origin_of(file, manifest)
+        info, origin = file.info, origin_of(file, manifest, layout.inputs)
     for difference in shard.differences(info):
         raise DataError(difference)
     return info, origin

@@ -89,6 +89,8 @@ def _report(shard: Found, layout: Places) -> Report:
         problems = list(shard.differences(file.info))
         if file.info.num_samples == 0:
             remarks.append("no samples: a training skips it")
+        elif file.info.growing:
+            remarks.append(f"a program is writing it (SWMR): its first {file.info.num_samples:,} rows")
         for name in layout.places:
             dataset = _DatasetCheck(file, name, is_target=name == layout.targets)
             problems += dataset.problems()

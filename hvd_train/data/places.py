@@ -42,6 +42,9 @@ class Place:
     coding: Coding | None = None
     """How its values become class numbers; None for values as they are."""
 
+    follow_links: bool = False
+    """Whether it may be in another file, which a link leads to, or a virtual dataset."""
+
     @property
     def has_groups(self) -> bool:
         """Whether it is in any of several groups."""
@@ -75,6 +78,11 @@ class Places:
         """Whether each group of a file is a shard of its own."""
         return any(place.has_groups for place in self.places.values())
 
+    @property
+    def follow_links(self) -> bool:
+        """Whether links to other files are followed."""
+        return any(place.follow_links for place in self.places.values())
+
     def file_of(self, shard: str) -> tuple[str, str]:
         """The file of a shard, and the group in it, empty where the whole file is the shard."""
         if not self.has_groups:
@@ -83,7 +91,7 @@ class Places:
         return file, group
 
 
-def parse_place(text: str, key: str, axis: int = 0) -> Place:
+def parse_place(text: str, key: str, axis: int = 0, follow_links: bool = False) -> Place:
     """The place that `text` names: `NAME`, `NAME[COLUMN,...]` or `NAME[RANGE,...]`, with ranges as in numpy.
     Raises `DataError`, with `key` as the name of what the user gave."""
     dataset, bracket, rest = text.partition("[")
@@ -94,8 +102,8 @@ def parse_place(text: str, key: str, axis: int = 0) -> Place:
     if not whole or wrong or len(ranges) not in (0, len(parts)):
         raise DataError(f"{key} = {text!r}: {_EXPECTED}.")
     if ranges:
-        return Place(dataset, cut=tuple(map(_range, ranges)), axis=axis)
-    return Place(dataset, columns=tuple(parts), axis=axis)
+        return Place(dataset, cut=tuple(map(_range, ranges)), axis=axis, follow_links=follow_links)
+    return Place(dataset, columns=tuple(parts), axis=axis, follow_links=follow_links)
 
 
 def _range(text: str) -> slice | int:
@@ -111,19 +119,20 @@ def _text(part: slice | int) -> str:
     return ":".join("" if bound is None else str(bound) for bound in bounds)
 
 
-def plain(names: Sequence[str]) -> Places:
+def plain(names: Sequence[str], *, follow_links: bool = False) -> Places:
     """Fields by their places, the inputs first and the targets last. Raises `DataError`."""
-    return Places({name: parse_place(name, "a dataset") for name in names}, names[0], names[-1])
+    places = {name: parse_place(name, "a dataset", follow_links=follow_links) for name in names}
+    return Places(places, names[0], names[-1])
 
 
 def places_of(data: DataConfig) -> Places:
     """As a configuration names them. Raises `DataError`."""
-    axis = data.samples_axis
-    places = {name: parse_place(text, f"data.fields.{name}", axis) for name, text in data.fields.items()}
+    common = (data.samples_axis, data.follow_links)
+    places = {name: parse_place(text, f"data.fields.{name}", *common) for name, text in data.fields.items()}
     for key in ("inputs", "targets", "weights", "mask"):
         name = getattr(data, key)
         if name and name not in places:
-            places[name] = parse_place(name, f"data.{key}", axis)
+            places[name] = parse_place(name, f"data.{key}", *common)
     if data.classes or data.one_hot or data.ignore_index is not None:
         coding = Coding(names=data.classes, ignored=data.ignore_index, one_hot=data.one_hot)
         places[data.targets] = replace(places[data.targets], coding=coding)
@@ -133,7 +142,9 @@ def places_of(data: DataConfig) -> Places:
 def places_of_fields(fields: Mapping[str, FieldSpec], inputs: str = "", targets: str = "") -> Places:
     """As the fields of samples in other files. Raises `DataError`."""
     places = {
-        name: replace(parse_place(field.place or name, f"`{name}`", field.axis), coding=field.coding)
+        name: replace(
+            parse_place(field.place or name, f"`{name}`", field.axis, field.follow_links), coding=field.coding
+        )
         for name, field in fields.items()
     }
     return Places(places, inputs, targets)

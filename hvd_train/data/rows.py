@@ -226,7 +226,8 @@ class Rows:
     def _open_shard(self, path: str) -> ShardFile:
         texts = any(field.dtype.startswith("S") for field in self.fields.values())
         shard = ShardFile(path, places_of_fields(self.fields), texts=texts)
-        if shard.info.fields != self.fields or self._infos.setdefault(path, shard.info) != shard.info:
+        first = self._infos.setdefault(path, shard.info)
+        if shard.info.fields != self.fields or not shard.info.continues(first):
             shard.close()
             raise DataError(
                 f"{path}: the file was replaced after the run began. Restore the file that the run began "

@@ -64,6 +64,7 @@ RULES: Mapping[str, Rule] = {
     "data.one_hot": Rule.SAMPLE,
     "data.ignore_index": Rule.SAMPLE,
     "data.samples_axis": Rule.SAMPLE,
+    "data.follow_links": Rule.DATA,
     "data.batch_size": Rule.BATCH,
     "data.last_batch": Rule.BATCH,
     "data.reading": Rule.ORDER,

@@ -85,6 +85,9 @@ class InfoArgs:
     targets: str = "targets"
     """The dataset of targets, or its place in the files."""
 
+    follow_links: bool = False
+    """Take datasets that links lead to in other files of the folder, and virtual datasets."""
+
     all: bool = False
     """Summarise every row. Default: about 1 MiB of a dataset in each shard, 16 MiB in all of them."""
 
@@ -105,6 +108,9 @@ class CheckArgs:
 
     targets: str = "targets"
     """The dataset of targets, or its place in the files."""
+
+    follow_links: bool = False
+    """Take datasets that links lead to in other files of the folder, and virtual datasets."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -165,10 +171,12 @@ def write(args: WriteArgs) -> int:
 
 def info(args: InfoArgs) -> int:
     """`shard info`. Raises `DataError` for the first shard whose header cannot be read."""
+    from hvd_train.data.places import plain
     from hvd_train.tools.shard_info import describe, show, show_json
 
     names = tuple(dict.fromkeys((args.inputs, args.targets)))
-    described = [describe(parts, names, whole=args.all) for parts in _sources(args.paths)]
+    layout = plain(names, follow_links=args.follow_links)
+    described = [describe(parts, layout, whole=args.all) for parts in _sources(args.paths)]
     if args.json:
         show_json(described, names)
     else:
@@ -183,7 +191,7 @@ def check(args: CheckArgs) -> int:
     from hvd_train.data.locate import in_groups
     from hvd_train.data.places import plain
 
-    layout = plain(tuple(dict.fromkeys((args.inputs, args.targets))))
+    layout = plain(tuple(dict.fromkeys((args.inputs, args.targets))), follow_links=args.follow_links)
     num_wrong = 0
     for parts in _sources(args.paths):
         shards = [shard for found in parts.values() for shard in found]

@@ -14,8 +14,9 @@ from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.hdf5.chunks import DatasetReader, Range, layout_of, pieces
 from hvd_train.data.hdf5.filters import require_filters
 from hvd_train.data.hdf5.packing import packing_of
-from hvd_train.data.hdf5.recipes import conversion
+from hvd_train.data.hdf5.recipes import by_h5py, conversion
 from hvd_train.data.hdf5.types import columns, element_type, is_table, is_text, text_dtype
+from hvd_train.data.hdf5.virtual import Virtual
 from hvd_train.data.layout import HELD_BYTES, SMALL_BYTES, Layout
 from hvd_train.data.places import Cut, Place
 from hvd_train.errors import DataError, UnsupportedShard
@@ -42,6 +43,7 @@ class Field:
         file_bytes: of the whole file.
         texts: whether strings of a fixed number of bytes are taken as well.
         foreign: whether attributes may say that values are packed or missing; see `packing`.
+        virtual: the rows of a virtual dataset; None for any other.
     """
 
     def __init__(
@@ -54,12 +56,22 @@ class Field:
         file_bytes: int,
         texts: bool,
         foreign: bool,
+        virtual: Virtual | None = None,
     ) -> None:
         self._name = dataset.name.strip("/")
         self._where = f"{path}: dataset `{self._name}`"
+        self.path = path
+        """Of the shard, or of the file that a link of it leads to."""
+        self.virtual = virtual
+        """The rows of a virtual dataset; None for any other."""
         self.dataset = dataset
         self.axis = self._axis(place.axis)
         """Of the samples, counted from the first."""
+        if virtual is not None and self.axis:
+            raise DataError(
+                f"{self._where} is virtual: its rows are along its first axis, and data.samples_axis names "
+                f"another. Write it again, {by_h5py(f'new[{self._name!r}] = old[{self._name!r}][...]')}"
+            )
         self._cut = self._all_axes(place.cut)
         self._columns = place.columns
         self._coding = place.coding
@@ -90,6 +102,7 @@ class Field:
             dtype="int64" if coded else dtype.str[1:] if dtype.kind == "S" else dtype.name,
             place="" if str(place) == name else str(place),
             axis=place.axis,
+            follow_links=place.follow_links,
             coding=coded and coded.coding,
         )
         """A sample."""
@@ -118,7 +131,14 @@ class Field:
         """
         self.dataset = dataset
         self._call = call
-        self._reader = DatasetReader(dataset, self.layout, call) if self._by_chunks else None
+        self._reader: DatasetReader | Virtual | None = None
+        if self._by_chunks:
+            self._reader = self.virtual or DatasetReader(dataset, self.layout, call)
+
+    def close(self) -> None:
+        """Closes the files that the rows are read from, but for the shard itself."""
+        if self.virtual is not None:
+            self.virtual.close()
 
     def read_into(self, ranges: Sequence[Range], out: Array) -> None:
         """Reads the rows of `ranges`, in ascending order, into `out`, C-contiguous, of shape [rows, *shape]
@@ -147,7 +167,12 @@ class Field:
     def _read(self, start: int, stop: int) -> Array:
         """What the file has of these rows, [rows, ...]."""
         rows = (*self._cut[: self.axis], slice(start, stop), *self._cut[self.axis + 1 :])
-        values = self.dataset.astype(self._memory)[rows]
+        if self.virtual is None:
+            values = self.dataset.astype(self._memory)[rows]
+        else:
+            every: Array = np.empty((stop - start, *self.virtual.shape[1:]), self._memory)
+            self.virtual.read_into([(start, stop)], every)
+            values = every[tuple(self._cut)]
         if self._columns:
             values = self._side_by_side(values)
         before = sum(isinstance(part, slice) for part in self._cut[: self.axis])
@@ -163,7 +188,7 @@ class Field:
     def _layout(self, shape: tuple[int, ...]) -> Layout:
         """`shape`: of what is read of a sample."""
         itemsize = _TEXT_BYTES if self._raw.kind == "O" else self._raw.itemsize
-        stored = layout_of(self.dataset, itemsize)
+        stored = self.virtual.layout(itemsize) if self.virtual else layout_of(self.dataset, itemsize)
         if self._by_chunks:
             return stored
         chunk = None if stored.chunk is None else (stored.chunk[self.axis], *shape)
