@@ -37,6 +37,9 @@ class Rows:
     Every method raises `DataError` where a shard cannot be read, or is not what was written.
     """
 
+    mark = b""
+    """Tells some rows of the spans from all of them; empty, as these are all."""
+
     def __init__(
         self, spans: Sequence[Span], fields: Mapping[str, FieldSpec], *, verify: bool = True
     ) -> None:
