@@ -10,6 +10,7 @@ from typing import Any
 
 from hvd_train.algorithm.averaging import Average, NoAverage, StateAverage
 from hvd_train.algorithm.compiling import compile_in_turn
+from hvd_train.algorithm.continuing import EpochResume
 from hvd_train.algorithm.ema import PREFIX, AverageWithEma, Ema, EmaEvaluator
 from hvd_train.algorithm.evaluate import Evaluator, TrainingLossEvaluator, ValidationEvaluator
 from hvd_train.algorithm.flat_state import FlatState
@@ -27,7 +28,8 @@ from hvd_train.algorithm.worker import Worker
 from hvd_train.comm.agree import together
 from hvd_train.config import Config, flatten
 from hvd_train.data.readers.base import Reader
-from hvd_train.data.readers.make import make_reader
+from hvd_train.data.readers.epochs import EpochReader
+from hvd_train.data.readers.make import reader_of
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import Screen, damage_screen, evaluation_screen, training_screen
 from hvd_train.environment import machine
@@ -62,7 +64,7 @@ class Wiring:
     prepared: Prepared
     faults: list[FaultReport] = field(default_factory=list, init=False)
     """What a resume found, to be reported after the header."""
-    reader: Reader = field(init=False)
+    reader: EpochReader = field(init=False)
     """Of this rank's rows; made by `assemble`."""
     settings: Settings = field(init=False)
     """What a resume compares; made by `assemble`."""
@@ -90,6 +92,8 @@ class Wiring:
             screen = damage_screen(prepared.config.data, prepared.catalog.sample)
             standardize(prepared.model, prepared.catalog, prepared.comm, screen)
         training = together(prepared.comm, lambda: self._assemble(run, recorder, stop_request, claim))
+        remarks = [*self.settings.remarks, self._go_on_in_epoch(training.worker)]
+        together(prepared.comm, self.reader.open)
         self._check_evaluation(training.evaluator)
         if prepared.config.model.compile:
             self._compile_s = compile_in_turn(prepared.comm, self._warm_up)
@@ -99,15 +103,9 @@ class Wiring:
             lost = carry_over(training.checkpoints, training.watch, self._saved)
             if lost:
                 self.faults.append(_fault("best_model_lost", lost, training.progress.rounds))
-        remarks = list(self.settings.remarks)
-        if any(prepared.comm.allgather(training.worker.restarted)):
-            training.worker.restart_epoch()
-            remarks.append(
-                "the rows of the ranks, or their order, are not those of the checkpoint (other data, number "
-                f"of ranks, seed or reading): epoch {training.worker.epochs + 1} begins anew."
-            )
         for remark in remarks if prepared.comm.rank == 0 else ():
-            warn(remark)
+            if remark:
+                warn(remark)
         return training
 
     def _assemble(
@@ -161,6 +159,21 @@ class Wiring:
             progress=progress,
             evaluation=config.evaluate,
         )
+
+    def _go_on_in_epoch(self, worker: Worker) -> str:
+        """Goes to where the checkpoint was in its epoch; returns what the user should know of it."""
+        prepared = self.prepared
+        if self._saved is None:
+            return ""
+        resume = EpochResume(
+            comm=prepared.comm,
+            worker=worker,
+            reader=self.reader,
+            spans=prepared.catalog.train,
+            fields=prepared.catalog.sample.fields,
+            screen=self._screen,
+        )
+        return resume.go_on(self._saved, self.settings.before)
 
     def _make_flat_state(self) -> FlatState:
         prepared = self.prepared
@@ -224,13 +237,18 @@ class Wiring:
             enabled=prepared.config.record.observe,
         )
 
-    def _make_reader(self) -> Reader:
+    def _make_reader(self) -> EpochReader:
         prepared = self.prepared
         budget = machine.share_of_memory(prepared.comm.local_size) // 2
-        mine = prepared.parts[prepared.comm.rank]
         config, sample = prepared.config, prepared.catalog.sample
         self._screen = training_screen(config.data, sample)
-        return make_reader(mine, config.data, config.seed, sample.fields, budget, self._screen)
+        return EpochReader(
+            lambda rows, repeats: reader_of(rows, config.data, config.seed, budget, repeats=repeats),
+            prepared.parts,
+            sample.fields,
+            prepared.comm.rank,
+            self._screen,
+        )
 
     def _make_worker(self, reader: Reader) -> Worker:
         prepared = self.prepared

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hvd_train.data.format import Array
+from hvd_train.data.picked import AnyRows, Picked
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import MARK, USABLE
 
@@ -16,12 +17,14 @@ _READ_BYTES = 1 << 20
 _LARGEST = np.finfo(np.float32).max
 
 
-def first_not_finite(rows: Rows, drawn: npt.NDArray[np.int64]) -> str:
+def first_not_finite(rows: AnyRows, drawn: npt.NDArray[np.int64]) -> str:
     """The first of the rows numbered `drawn` that holds a value that is not finite in float32, as file,
     dataset, value and row of the file; empty if there is none. Rows that are left out do not count.
 
     Reads the rows again, from files of its own. Raises `DataError`.
     """
+    if isinstance(rows, Picked):
+        return first_not_finite(rows.rows, rows.numbers(drawn))
     fields = {name: field for name, field in rows.fields.items() if np.dtype(field.dtype).kind == "f"}
     if not fields:
         return ""

@@ -45,6 +45,9 @@ class Rows:
         screen: marks the rows that are left out; batches have the marks under `MARK`. None: no marks.
     """
 
+    mark = b""
+    """Tells some rows of the spans from all of them; empty, as these are all."""
+
     def __init__(
         self,
         spans: Sequence[Span],

@@ -32,7 +32,7 @@ class Rule(Enum):
     LIMIT = "counts from the start of the run; refused where the run has done as much"
     SAMPLE = "refused where a sample becomes another one"
     DATA = "the epoch begins anew if files or rows differ, and so does the best if validation rows do"
-    ORDER = "the epoch begins anew, in another order"
+    ORDER = "the epoch goes on with the rows that it has left, in another order"
     EMA = "counts from the next round on; the moving average begins with the next round where it was off"
     BATCH = "the epoch goes on with the rows that it has left"
     BEST = "best, curve and patience begin anew"
@@ -156,6 +156,8 @@ class Settings:
         self._validation = (
             hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest() if rows else ""
         )
+        self.before: Mapping[str, Any] = {}
+        """Every key as it was; empty if that is not known."""
         self.best_holds = True
         """Whether values of the watched metric so far can be compared with those to come."""
         self.optimizer_holds = True
@@ -176,6 +178,7 @@ class Settings:
         now, before = _plain(self._now), _plain(saved.config)
         if before:  # keys that it lacks are of a later version than the one that wrote it
             before = {**_plain(flatten(Config())), **before}
+        self.before = before
         changed = [key for key in RULES if key in before and before[key] != now[key]]
         for key in changed:
             # A model without dropout has fewer layers, and other names of those after it.

@@ -40,6 +40,10 @@ class Reader(ABC):
         """Rows of this epoch that are still to come."""
 
     @abstractmethod
+    def open(self) -> None:
+        """Reads what it holds in memory; else the first batch does. May be called twice."""
+
+    @abstractmethod
     def start_epoch(self, epoch: int) -> None:
         """Sets the order of `epoch` and goes to its start."""
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from hvd_train.config import DataConfig
 from hvd_train.data.deal import Span
 from hvd_train.data.format import FieldSpec
+from hvd_train.data.picked import AnyRows
 from hvd_train.data.readers.base import Reader
 from hvd_train.data.readers.memory import MemoryReader
 from hvd_train.data.readers.stream import StreamReader
@@ -27,13 +28,21 @@ def make_reader(
 ) -> Reader:
     """The reader of one rank's part; `data.reading` chooses, `auto` takes memory where the part fits
     into `memory_budget_bytes`. `reader.mode` says which it became. With a `screen` batches have marks."""
-    rows = Rows(spans, fields, screen=screen)
+    reader = reader_of(Rows(spans, fields, screen=screen), data, seed, memory_budget_bytes)
+    reader.open()
+    return reader
+
+
+def reader_of(
+    rows: AnyRows, data: DataConfig, seed: int, memory_budget_bytes: int, *, repeats: bool = True
+) -> Reader:
+    """The same of `rows`, not opened. `repeats`: whether more than one epoch reads them."""
     if data.reading == "memory" or (data.reading == "auto" and _fits(rows, memory_budget_bytes)):
         return MemoryReader(rows, seed)
-    return StreamReader(rows, seed)
+    return StreamReader(rows, seed, repeats=repeats)
 
 
-def _fits(rows: Rows, budget_bytes: int) -> bool:
+def _fits(rows: AnyRows, budget_bytes: int) -> bool:
     """Whether all rows fit into memory, and the largest of their chunks while it is decoded."""
     left = budget_bytes - len(rows) * (rows.row_bytes + _ORDER_BYTES)
     if left < 0:

@@ -9,35 +9,56 @@ import numpy as np
 import numpy.typing as npt
 
 from hvd_train.data.finite import first_not_finite
+from hvd_train.data.picked import AnyRows
 from hvd_train.data.readers.base import ArrayBatch, Reader, RowNumbers, gather
 from hvd_train.data.readers.cursor import Cursor
-from hvd_train.data.rows import Rows
+
+
+def cursor_of(rows: AnyRows, seed: int) -> Cursor:
+    """That of a reader of these rows."""
+    return Cursor(rows, seed, "memory", layout=b"")
+
+
+def order_of(cursor: Cursor, num_samples: int, epoch: int | None = None) -> npt.NDArray[np.intp]:
+    """The order of its rows in `epoch` (default: the cursor's)."""
+    return cursor.random(epoch=epoch).permutation(num_samples)
 
 
 @final
 class MemoryReader(Reader):
-    """Holds all rows in memory, in the dtypes in which they are stored; closes `rows` once they are read."""
+    """Holds all rows in memory, in the dtypes in which they are stored.
 
-    def __init__(self, rows: Rows, seed: int) -> None:
+    They are read in `open`, which closes `rows`.
+    """
+
+    def __init__(self, rows: AnyRows, seed: int) -> None:
         self.mode = "memory"
         self.num_samples = len(rows)
         self.restarted = False
-        self._cursor = Cursor(rows.spans, seed, self.mode, layout=b"")
-        self._batch = rows.read(0, len(rows))
+        self._cursor = cursor_of(rows, seed)
+        self._batch: ArrayBatch = {}
+        self._is_open, self._is_closed = False, False
         self._rows = rows
-        rows.close()
-        self._order: npt.NDArray[np.intp] = self._cursor.random().permutation(self.num_samples)
+        self._order = order_of(self._cursor, self.num_samples)
 
     @property
     def left(self) -> int:
         return self.num_samples - self._cursor.position
 
+    def open(self) -> None:
+        if self._is_open:
+            return
+        self._batch = self._rows.read(0, self.num_samples)
+        self._rows.close()
+        self._is_open = True
+
     def start_epoch(self, epoch: int) -> None:
         self._go_to(epoch, 0)
 
     def next_batch(self, size: int) -> ArrayBatch | None:
-        if not self._batch:
+        if self._is_closed:
             raise RuntimeError("the reader is closed")
+        self.open()
         start, stop = self._cursor.range_of(size, self.num_samples)
         if start == stop:
             return None
@@ -56,15 +77,14 @@ class MemoryReader(Reader):
         return first_not_finite(self._rows, self._cursor.drawn_since(state, self.num_samples, self._rows_at))
 
     def close(self) -> None:
-        self._batch = {}
+        self._is_closed = True
+        self._batch, self._order = {}, np.empty(0, np.intp)
 
     def _rows_at(self, epoch: int, start: int, stop: int) -> RowNumbers:
-        if epoch == self._cursor.epoch:
-            return self._order[start:stop]
-        return self._cursor.random(epoch=epoch).permutation(self.num_samples)[start:stop]
+        return order_of(self._cursor, self.num_samples, epoch)[start:stop]
 
     def _go_to(self, epoch: int, position: int) -> None:
         if epoch != self._cursor.epoch:
             self._cursor.epoch = epoch
-            self._order = self._cursor.random().permutation(self.num_samples)
+            self._order = order_of(self._cursor, self.num_samples)
         self._cursor.position = position
