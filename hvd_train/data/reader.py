@@ -122,7 +122,7 @@ class MemoryReader(Reader):
         self._batch = rows.read(0, len(rows))
         self._rows = rows
         rows.close()
-        self._order: npt.NDArray[np.intp] = self._cursor.random().permutation(self.num_samples)
+        self._order: npt.NDArray[np.intp] = self._permutation(self._cursor.epoch)
 
     @property
     def left(self) -> int:
@@ -157,12 +157,19 @@ class MemoryReader(Reader):
     def _rows_at(self, epoch: int, start: int, stop: int) -> RowNumbers:
         if epoch == self._cursor.epoch:
             return self._order[start:stop]
-        return self._cursor.random(epoch=epoch).permutation(self.num_samples)[start:stop]
+        return self._permutation(epoch)[start:stop]
+
+    def _permutation(self, epoch: int) -> npt.NDArray[np.intp]:
+        try:
+            return self._cursor.random(epoch=epoch).permutation(self.num_samples)
+        except MemoryError:
+            num_bytes = self.num_samples * (self._rows.row_bytes + _ORDER_BYTES)
+            raise self._rows.too_large(self.num_samples, num_bytes) from None
 
     def _go_to(self, epoch: int, position: int) -> None:
         if epoch != self._cursor.epoch:
             self._cursor.epoch = epoch
-            self._order = self._cursor.random().permutation(self.num_samples)
+            self._order = self._permutation(epoch)
         self._cursor.position = position
 
 
