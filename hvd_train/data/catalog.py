@@ -11,7 +11,7 @@ from hvd_train.data.blocks import rows_per_block
 from hvd_train.data.check import unlike
 from hvd_train.data.deal import Span, deal, split_validation
 from hvd_train.data.demo import ensure_digits
-from hvd_train.data.format import SampleSpec, ShardInfo, is_class_dtype
+from hvd_train.data.format import MANIFEST_NAME, SampleSpec, ShardInfo, is_class_dtype
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.labels import Labels, Unclassed, divisor, join, labels_of, labels_of_header, objection
 from hvd_train.data.locate import Found, in_groups, locate
@@ -242,7 +242,7 @@ def _find_parts(data: DataConfig) -> tuple[tuple[Found, ...], tuple[Found, ...]]
     source = locate(path, "data.path")
     if not source.train:
         raise DataError(
-            f"data.path = {path!r}: its manifest lists no train shards. "
+            f"{os.path.join(path, MANIFEST_NAME)}: lists no train shards. "
             f"Add them with `hvd_train shard write ... --out {path} --part train`."
         )
     if isinstance(data.validation, float):

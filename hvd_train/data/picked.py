@@ -14,6 +14,7 @@ from hvd_train.data.deal import Span
 from hvd_train.data.format import Array, FieldSpec, ShardInfo
 from hvd_train.data.layout import Layout
 from hvd_train.data.rows import Rows
+from hvd_train.errors import DataError
 
 _READ_BYTES = 1 << 20
 """Read at a time, with the rows between those that are picked."""
@@ -47,6 +48,10 @@ class Picked:
     def empty(self, num_rows: int) -> dict[str, Array]:
         """See `Rows.empty`."""
         return self.rows.empty(num_rows)
+
+    def too_large(self, num_rows: int, num_bytes: int) -> DataError:
+        """See `Rows.too_large`."""
+        return self.rows.too_large(num_rows, num_bytes)
 
     def read(self, start: int, stop: int) -> dict[str, Array]:
         """See `Rows.read`."""

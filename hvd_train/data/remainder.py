@@ -119,7 +119,7 @@ def undone(part: Part, leg: Leg, epoch: int, fields: Mapping[str, FieldSpec]) ->
 def _tail(rows: AnyRows, leg: Leg, epoch: int) -> Iterator[RowNumbers] | None:
     cursor = cursor_of(rows, leg.seed)
     if cursor.fingerprint in leg.positions:
-        return iter([order_of(cursor, len(rows), epoch)[leg.positions[cursor.fingerprint] :]])
+        return iter([order_of(rows, cursor, epoch)[leg.positions[cursor.fingerprint] :]])
     try:
         reader = StreamReader(rows, leg.seed)
     except DataError:  # its chunks do not allow it: it was no stream

@@ -85,11 +85,14 @@ class Rows:
                 batch[MARK] = np.empty(num_rows, np.uint8)
             return batch
         except MemoryError:
-            num_bytes = num_rows * self.row_bytes
-            raise DataError(
-                f"{self.spans[0].shard}: {num_rows} rows need {num_bytes} bytes of memory, which this "
-                "process cannot allocate. Read them with data.reading = 'stream', or in smaller batches."
-            ) from None
+            raise self.too_large(num_rows, num_rows * self.row_bytes) from None
+
+    def too_large(self, num_rows: int, num_bytes: int) -> DataError:
+        """That there is no memory for so many rows, to be raised."""
+        return DataError(
+            f"{self.spans[0].shard}: {num_rows} rows need {num_bytes} bytes of memory, which this "
+            "process cannot allocate. Read them with data.reading = 'stream', or in smaller batches."
+        )
 
     def read(self, start: int, stop: int) -> dict[str, Array]:
         """Rows `start` up to `stop`. Raises IndexError outside 0..n."""

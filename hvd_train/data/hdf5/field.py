@@ -13,8 +13,10 @@ from hvd_train.data.classes import Encoder
 from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.hdf5.chunks import DatasetReader, Range, layout_of, pieces
 from hvd_train.data.hdf5.filters import require_filters
+from hvd_train.data.hdf5.heaps import require_sound_heaps
 from hvd_train.data.hdf5.packing import packing_of
 from hvd_train.data.hdf5.recipes import by_h5py, conversion
+from hvd_train.data.hdf5.stored import require_one_compression, require_plausible_chunks
 from hvd_train.data.hdf5.types import columns, element_type, is_table, is_text, text_dtype
 from hvd_train.data.hdf5.virtual import Virtual
 from hvd_train.data.layout import HELD_BYTES, SMALL_BYTES, Layout
@@ -79,6 +81,7 @@ class Field:
         self._raw = dtype
         self._refuse_bombs(dtype, file_bytes)
         require_filters(dataset, path, self._name)
+        require_one_compression(dataset, self._where)
         numbers = foreign and not place.columns and dtype.kind not in "SO"
         kept = self._coding.ignored if self._coding else None
         self._packing = packing_of(dataset, dtype, path, self._name, kept) if numbers else None
@@ -131,6 +134,7 @@ class Field:
         """
         self.dataset = dataset
         self._call = call
+        self._is_checked = False
         self._reader: DatasetReader | Virtual | None = None
         if self._by_chunks:
             self._reader = self.virtual or DatasetReader(dataset, self.layout, call)
@@ -143,6 +147,9 @@ class Field:
     def read_into(self, ranges: Sequence[Range], out: Array) -> None:
         """Reads the rows of `ranges`, in ascending order, into `out`, C-contiguous, of shape [rows, *shape]
         with as many rows as they have together; values are converted to its dtype."""
+        if not self._is_checked:
+            self._call(self._check_stored)
+            self._is_checked = True
         if out.dtype.kind == "S":
             out = out.view(self.dataset.dtype)  # which says as well whether it is UTF-8: HDF5 converts none
         if self._reader is not None and self._is_stored:
@@ -153,6 +160,13 @@ class Field:
             for begin, end in pieces(self.layout, start, stop):
                 self._read_piece(begin, end, out[at : at + end - begin])
                 at += end - begin
+
+    def _check_stored(self) -> None:
+        """Refuses what HDF5 may not survive. When rows are first read: by the ranks that need them."""
+        if self.virtual is None:
+            require_plausible_chunks(self.dataset, self.axis, self._where)
+        if self._raw.kind == "O":
+            require_sound_heaps(self.dataset, self.dataset.file.filename, self._where)
 
     def _read_piece(self, start: int, stop: int, out: Array) -> None:
         if self._reader is not None:
@@ -266,7 +280,9 @@ class Field:
         )
 
     def _refuse_bombs(self, dtype: np.dtype[Any], file_bytes: int) -> None:
-        num_bytes = self.dataset.id.get_type().get_size() * math.prod(self.dataset.shape)
+        # At least as many as rows: those of samples without values have to be ordered as well.
+        count = math.prod(max(1, length) for length in self.dataset.shape)
+        num_bytes = self.dataset.id.get_type().get_size() * count
         if num_bytes > _MOST_BYTES + _MOST_COMPRESSED * file_bytes:
             raise DataError(
                 f"{self._where} is {dtype} {list(self.dataset.shape)} in a file of {file_bytes} bytes. The "

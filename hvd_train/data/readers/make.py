@@ -9,13 +9,10 @@ from hvd_train.data.deal import Span
 from hvd_train.data.format import FieldSpec
 from hvd_train.data.picked import AnyRows
 from hvd_train.data.readers.base import Reader
-from hvd_train.data.readers.memory import MemoryReader
+from hvd_train.data.readers.memory import ORDER_BYTES, MemoryReader
 from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import Screen
-
-_ORDER_BYTES = 16
-"""Of a row in the order of an epoch: when an epoch begins, the order of the one before still exists."""
 
 
 def make_reader(
@@ -44,7 +41,7 @@ def reader_of(
 
 def _fits(rows: AnyRows, budget_bytes: int) -> bool:
     """Whether all rows fit into memory, and the largest of their chunks while it is decoded."""
-    left = budget_bytes - len(rows) * (rows.row_bytes + _ORDER_BYTES)
+    left = budget_bytes - len(rows) * (rows.row_bytes + ORDER_BYTES)
     if left < 0:
         return False
     return all(layout.decoding_bytes <= left for _, layouts in rows.layouts() for layout in layouts.values())

@@ -13,15 +13,21 @@ from hvd_train.data.picked import AnyRows
 from hvd_train.data.readers.base import ArrayBatch, Reader, RowNumbers, gather
 from hvd_train.data.readers.cursor import Cursor
 
+ORDER_BYTES = 16
+"""Of a row in the order of an epoch: when an epoch begins, the order of the one before still exists."""
+
 
 def cursor_of(rows: AnyRows, seed: int) -> Cursor:
     """That of a reader of these rows."""
     return Cursor(rows, seed, "memory", layout=b"")
 
 
-def order_of(cursor: Cursor, num_samples: int, epoch: int | None = None) -> npt.NDArray[np.intp]:
-    """The order of its rows in `epoch` (default: the cursor's)."""
-    return cursor.random(epoch=epoch).permutation(num_samples)
+def order_of(rows: AnyRows, cursor: Cursor, epoch: int | None = None) -> npt.NDArray[np.intp]:
+    """The order of these rows in `epoch` (default: the cursor's). `DataError` without memory for it."""
+    try:
+        return cursor.random(epoch=epoch).permutation(len(rows))
+    except MemoryError:
+        raise rows.too_large(len(rows), len(rows) * (rows.row_bytes + ORDER_BYTES)) from None
 
 
 @final
@@ -39,7 +45,7 @@ class MemoryReader(Reader):
         self._batch: ArrayBatch = {}
         self._is_open, self._is_closed = False, False
         self._rows = rows
-        self._order = order_of(self._cursor, self.num_samples)
+        self._order = order_of(self._rows, self._cursor)
 
     @property
     def left(self) -> int:
@@ -81,10 +87,10 @@ class MemoryReader(Reader):
         self._batch, self._order = {}, np.empty(0, np.intp)
 
     def _rows_at(self, epoch: int, start: int, stop: int) -> RowNumbers:
-        return order_of(self._cursor, self.num_samples, epoch)[start:stop]
+        return order_of(self._rows, self._cursor, epoch)[start:stop]
 
     def _go_to(self, epoch: int, position: int) -> None:
         if epoch != self._cursor.epoch:
             self._cursor.epoch = epoch
-            self._order = order_of(self._cursor, self.num_samples)
+            self._order = order_of(self._rows, self._cursor)
         self._cursor.position = position

@@ -346,7 +346,9 @@ def test_a_path_with_no_shards(tmp_path: Path, path: str, message: str) -> None:
 
 def test_a_manifest_that_lists_no_training_part(tmp_path: Path) -> None:
     write_own(tmp_path, 7, part="validation")
-    with pytest.raises(DataError, match=r"its manifest lists no train shards\. Add them with .*--part train"):
+    with pytest.raises(
+        DataError, match=r"manifest\.json: lists no train shards\. Add them with .*--part train"
+    ):
         open_at(tmp_path)
 
 

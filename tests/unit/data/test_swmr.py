@@ -8,7 +8,7 @@ from pathlib import Path
 
 import h5py
 import pytest
-from hvd_train.data.reader import make_reader
+from hvd_train.data.readers.make import make_reader
 
 from hvd_train.config import DataConfig
 from hvd_train.data.catalog import find_shards, make_catalog, summarize_labels

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from hvd_train.data.reader import StreamReader
+from hvd_train.data.readers.stream import StreamReader
 
 from hvd_train.data.deal import Span
 from hvd_train.data.hdf5.file import ShardFile, read_info
