@@ -58,10 +58,12 @@ class DataConfig:
     batch_size: Annotated[int, arg(aliases=["--batch-size"])] = 64
     """Samples of one local step on one rank."""
 
-    reading: Literal["auto", "memory", "stream"] = "auto"
-    """`memory` keeps the rank's rows in memory; `stream` reads blocks of rows in random order as they are
-    needed. `auto` chooses memory if the rows of all ranks of a host fit into half of its free memory, within
-    the limits of the kernel, the job's cgroups, the Slurm allocation, and `ulimit -v` and `-d`."""
+    reading: Literal["auto", "memory", "mmap", "stream"] = "auto"
+    """`memory` keeps the rank's rows in memory. `mmap` maps files without chunks into memory, which the ranks
+    of a host share. `stream` reads blocks of rows in random order as they are needed. `auto` takes memory if
+    the rows of all ranks of a host fit into half of its free memory, within the limits of the kernel, the
+    job's cgroups, the Slurm allocation, and `ulimit -v` and `-d`. Else it takes mmap for files of local file
+    systems whose rows fit into three quarters of it, or are of 64 KiB or more, and stream for all others."""
 
     scale: float | Literal["auto"] | None = None
     """Factor applied to integer inputs before the model. Default: the one recorded in the shard, else 1.

@@ -83,7 +83,7 @@ class Rows:
         while start < stop:
             path, ranges = self._next(start, stop)
             rows = sum(end - first for first, end in ranges)
-            shard = self._shard(path)
+            shard = self.shard(path)
             for name, array in batch.items():
                 self._read(shard, name, ranges, array[at : at + rows])
             at += rows
@@ -117,7 +117,7 @@ class Rows:
 
     def info(self, span: Span) -> ShardInfo:
         """The header of the shard that `span` is in."""
-        return self._shard(span.shard).info
+        return self.shard(span.shard).info
 
     def layouts(self) -> Iterator[tuple[str, Mapping[str, Layout]]]:
         """The path of every shard, and how its datasets are stored. Opens every file."""
@@ -141,7 +141,8 @@ class Rows:
         while self._open:
             self._open.popitem()[1].close()
 
-    def _shard(self, path: str) -> ShardFile:
+    def shard(self, path: str) -> ShardFile:
+        """The open file of a shard. It stays theirs, and may be closed by the next call."""
         shard = self._open.pop(path, None)
         if shard is None:
             shard = self._open_shard(path)

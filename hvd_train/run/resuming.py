@@ -33,6 +33,7 @@ class Rule(Enum):
     SAMPLE = "refused where a sample becomes another one"
     DATA = "the epoch begins anew if files or rows differ, and so does the best if validation rows do"
     ORDER = "the epoch begins anew, in another order"
+    READING = "the epoch begins anew, in another order, where one of the two reads as a stream"
     EMA = "counts from the next round on; the moving average begins with the next round where it was off"
     BATCH = "the epoch goes on with the rows that it has left"
     BEST = "best, curve and patience begin anew"
@@ -65,7 +66,7 @@ RULES: Mapping[str, Rule] = {
     "data.ignore_index": Rule.SAMPLE,
     "data.samples_axis": Rule.SAMPLE,
     "data.batch_size": Rule.BATCH,
-    "data.reading": Rule.ORDER,
+    "data.reading": Rule.READING,
     "data.scale": Rule.SAMPLE,
     "data.standardize": Rule.REFUSED,
     "model.name": Rule.REFUSED,

@@ -21,6 +21,7 @@ from hvd_train.data.facts import decode, digest_of
 from hvd_train.data.files import require_regular
 from hvd_train.data.format import Array
 from hvd_train.data.hdf5.chunks import Range, reopened
+from hvd_train.data.hdf5.extent import Extent, Obstacle
 from hvd_train.data.hdf5.field import Field
 from hvd_train.data.hdf5.filters import require_filters
 from hvd_train.data.hdf5.links import find, open_dataset, open_file
@@ -115,6 +116,11 @@ class ShardFile:
             out: Array = np.empty((stop - start, *field.spec.shape), np.dtype(field.spec.dtype))
             field.read_into([(start, stop)], out)
         return out
+
+    def extent(self, name: str) -> Extent | Obstacle:
+        """Where the rows of field `name` are in the file, or why they cannot be read without HDF5."""
+        with _explained(f"{self._path}: dataset `{name}`", _CHANGED):
+            return self._in_hdf5(self._fields[name].extent, self.file_path)  # type: ignore[no-any-return]
 
     def is_whole(self, name: str) -> bool:
         """Whether a row of field `name` is a row of its dataset."""
