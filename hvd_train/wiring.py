@@ -76,6 +76,8 @@ class Wiring:
     """Of this rank; made by `assemble`."""
     _compile_s: Sequence[float] = field(default=(), init=False)
     """Seconds that compiling the model took on each rank."""
+    _readings: Sequence[str] = field(default=(), init=False)
+    """How each rank reads its rows, and why so."""
     _saved: SavedCheckpoint | None = field(default=None, init=False)
     """The checkpoint that the run goes on from; rank 0's choice."""
 
@@ -94,6 +96,7 @@ class Wiring:
         training = together(prepared.comm, lambda: self._assemble(run, recorder, stop_request, claim))
         remarks = [*self.settings.remarks, self._go_on_in_epoch(training.worker)]
         together(prepared.comm, self.reader.open)
+        self._readings = prepared.comm.allgather(f"{self.reader.mode}: {self.reader.why}")
         self._check_evaluation(training.evaluator)
         if prepared.config.model.compile:
             self._compile_s = compile_in_turn(prepared.comm, self._warm_up)
@@ -391,6 +394,7 @@ class Wiring:
             data=config.data.path,
             shards_per_rank=shards,
             samples_per_rank=[num_rows(part) for part in prepared.parts],
+            reading=self._readings,
             validation_samples=training.evaluator.num_samples,
             values={name: found.values.figures() for name, found in prepared.surveys.items()},
             remarks=prepared.remarks,

@@ -71,10 +71,12 @@ class DataConfig:
     leaves them out, others in each epoch, but never all rows of a rank. Default: every row is used once an
     epoch, and no batch needs more memory than another, but for one row."""
 
-    reading: Literal["auto", "memory", "stream"] = "auto"
-    """`memory` keeps the rank's rows in memory; `stream` reads blocks of rows in random order as they are
-    needed. `auto` chooses memory if the rows of all ranks of a host fit into half of its free memory, within
-    the limits of the kernel, the job's cgroups, the Slurm allocation, and `ulimit -v` and `-d`."""
+    reading: Literal["auto", "memory", "mmap", "stream"] = "auto"
+    """`memory` keeps the rank's rows in memory. `mmap` maps files without chunks into memory, which the ranks
+    of a host share. `stream` reads blocks of rows in random order as they are needed. `auto` takes memory if
+    the rows of all ranks of a host fit into half of its free memory, within the limits of the kernel, the
+    job's cgroups, the Slurm allocation, and `ulimit -v` and `-d`. Else it takes mmap for files of local file
+    systems whose rows fit into three quarters of it, or are of 64 KiB or more, and stream for all others."""
 
     scale: float | Literal["auto"] | None = None
     """Factor applied to integer inputs before the model. Default: the one recorded in the shard, else 1.
@@ -113,6 +115,10 @@ class DataConfig:
             require(0 < self.validation < 1, "data.validation", self.validation, expected)
         require(
             self.scale != 0, "data.scale", self.scale, "a factor other than 0, which would remove the inputs"
+        )
+        expected = "`error` with data.reading = 'mmap', which finds damage in single rows of a batch"
+        require(
+            self.reading != "mmap" or self.on_damage == "error", "data.on_damage", self.on_damage, expected
         )
         expected = "none with data.standardize, which brings inputs of any scale to mean 0 and deviation 1"
         require(self.scale is None or self.standardize is None, "data.scale", self.scale, expected)

@@ -20,7 +20,7 @@ from hvd_train.data.deal import Span, deal, rows_of
 from hvd_train.data.format import FieldSpec
 from hvd_train.data.picked import AnyRows, Picked
 from hvd_train.data.readers.base import RowNumbers
-from hvd_train.data.readers.memory import cursor_of, order_of
+from hvd_train.data.readers.permutation import cursor_of, order_of
 from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import Screen

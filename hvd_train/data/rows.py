@@ -111,7 +111,7 @@ class Rows:
             marks = part.pop(MARK, None)
             if self.screen is None or marks is None:
                 for name, out in part.items():
-                    self._read(self._shard(path), name, ranges, out)
+                    self._read(self.shard(path), name, ranges, out)
             else:
                 self._read_screened(self.screen, path, ranges, part, marks)
             at += rows
@@ -122,7 +122,7 @@ class Rows:
     ) -> None:
         marks.fill(USABLE)
         for name, out in part.items():
-            shard = self._shard(path)
+            shard = self.shard(path)
             if self.verify:
                 self._verifier(shard, name)
             try:
@@ -140,7 +140,7 @@ class Rows:
     ) -> None:
         # From a file that is opened anew: the handle of a network file system may be stale.
         self._open.pop(path).close()
-        shard, at = self._shard(path), 0
+        shard, at = self.shard(path), 0
         for start, stop in ranges:
             end = at + stop - start
             unit = self._damaged_together(shard, name)
@@ -192,7 +192,7 @@ class Rows:
 
     def info(self, span: Span) -> ShardInfo:
         """The header of the shard that `span` is in."""
-        return self._shard(span.shard).info
+        return self.shard(span.shard).info
 
     def layouts(self) -> Iterator[tuple[str, Mapping[str, Layout]]]:
         """The path of every shard, and how its datasets are stored. Opens every file."""
@@ -216,7 +216,8 @@ class Rows:
         while self._open:
             self._open.popitem()[1].close()
 
-    def _shard(self, path: str) -> ShardFile:
+    def shard(self, path: str) -> ShardFile:
+        """The open file of a shard. It stays theirs, and may be closed by the next call."""
         shard = self._open.pop(path, None)
         if shard is None:
             shard = self._open_shard(path)

@@ -97,6 +97,9 @@ class RunStart:
 
     shards_per_rank: Sequence[int]
     samples_per_rank: Sequence[int]
+    reading: Sequence[str] = ()
+    """How each rank reads its rows, `memory`, `mmap` or `stream`, and after a colon why so."""
+
     validation_samples: int
     """0: there are none, and the watch follows the smoothed training loss."""
 

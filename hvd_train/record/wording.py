@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from hvd_train.io.text import counted
+from hvd_train.io.text import counted, listed
 from hvd_train.record.reports import RunStart, StopReport
 
 REASONS = {
@@ -33,6 +33,7 @@ _DIGITS_ALONE = (
     "rank 0 sees only the digits 0-4, rank 1 only 5-9: neither can learn the ten classes from its own shard"
 )
 _NAMED_HOSTS = 4
+_NAMED_RANKS = 8
 
 
 def header_lines(header: RunStart) -> list[str]:
@@ -41,6 +42,7 @@ def header_lines(header: RunStart) -> list[str]:
     lines = [
         f"hvd_train {version}: {header.task}, {header.model}, {header.num_parameters:,} parameters",
         _labelled("data", _data(header)),
+        *(_labelled("reading", line) for line in _reading(header)),
         _labelled("world", _world(header)),
         _labelled("training", f"batches of {header.batch_size}, {_average(header)}"),
         _labelled("stop", _stop_rules(header)),
@@ -144,6 +146,18 @@ def _data(header: RunStart) -> str:
         else f"no validation data, so that the {header.metric} is the smoothed training loss"
     )
     return f"{header.data}: {shards} and {samples} per rank, {validation}"
+
+
+def _reading(header: RunStart) -> Iterator[str]:
+    """Ranks that read in the same way together."""
+    ranks: dict[str, list[str]] = {}
+    for rank, how in enumerate(header.reading):
+        ranks.setdefault(how, []).append(str(rank))
+    for how, alike in ranks.items():
+        mode, _, why = how.partition(": ")
+        noun = "rank" if len(alike) == 1 else "ranks"
+        where = "" if len(ranks) == 1 else f" on {noun} {listed(alike, _NAMED_RANKS)}"
+        yield f"{mode}{where}: {why}"
 
 
 def _world(header: RunStart) -> str:

@@ -33,6 +33,10 @@ class Rule(Enum):
     SAMPLE = "refused where a sample becomes another one"
     DATA = "the epoch begins anew if files or rows differ, and so does the best if validation rows do"
     ORDER = "the epoch goes on with the rows that it has left, in another order"
+    READING = (
+        "the epoch goes on with the rows that it has left; in another order where one of the two reads as a "
+        "stream"
+    )
     EMA = "counts from the next round on; the moving average begins with the next round where it was off"
     BATCH = "the epoch goes on with the rows that it has left"
     BEST = "best, curve and patience begin anew"
@@ -67,7 +71,7 @@ RULES: Mapping[str, Rule] = {
     "data.follow_links": Rule.DATA,
     "data.batch_size": Rule.BATCH,
     "data.last_batch": Rule.BATCH,
-    "data.reading": Rule.ORDER,
+    "data.reading": Rule.READING,
     "data.scale": Rule.SAMPLE,
     "data.standardize": Rule.REFUSED,
     "data.not_finite": Rule.NEXT,

@@ -12,6 +12,7 @@ import numpy as np
 from hvd_train.data.classes import Encoder
 from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.hdf5.chunks import DatasetReader, Range, layout_of, pieces
+from hvd_train.data.hdf5.extent import Extent, Obstacle, converted, extent_of
 from hvd_train.data.hdf5.filters import require_filters
 from hvd_train.data.hdf5.heaps import require_sound_heaps
 from hvd_train.data.hdf5.packing import packing_of
@@ -125,6 +126,16 @@ class Field:
         """What the attributes of the dataset do to its values; empty if nothing."""
         done = str(self._packing or "")
         return f"`{self._name}` {done}" if done else ""
+
+    def extent(self, path: str) -> Extent | Obstacle:
+        """Where its rows are in the file `path`, or why they cannot be read without the HDF5 library."""
+        if self._columns:
+            return converted("is a table, of which columns are read")
+        if self.axis:
+            return converted("has its samples along another axis than the first")
+        if self._coding or self._packing is not None:
+            return converted("holds values that stand for others")
+        return extent_of(self.dataset, path, self._raw, self._cut[1:])
 
     def read_from(self, dataset: h5py.Dataset, call: Callable[..., Any]) -> None:
         """Rows are read from `dataset`, which is the same one, opened anew.

@@ -22,6 +22,7 @@ from hvd_train.data.files import require_regular
 from hvd_train.data.format import Array
 from hvd_train.data.hdf5.chunks import Range, reopened
 from hvd_train.data.hdf5.explained import CHANGED, NOT_HDF5, explained
+from hvd_train.data.hdf5.extent import Extent, Obstacle
 from hvd_train.data.hdf5.field import Field
 from hvd_train.data.hdf5.filters import require_filters
 from hvd_train.data.hdf5.following import LinkedFiles
@@ -123,6 +124,11 @@ class ShardFile:
             return [Stretch(m.source.identity, m.chosen[0], m.source.where) for m in field.virtual.mappings]
         where = f"{field.dataset.file.filename}: dataset `{field.dataset.name.strip('/')}`"
         return [Stretch(identity_of(field.dataset), Axis(0, 1, 1, field.num_rows), where)]
+
+    def extent(self, name: str) -> Extent | Obstacle:
+        """Where the rows of field `name` are in the file, or why they cannot be read without HDF5."""
+        with explained(self._where(name), CHANGED):
+            return self._in_hdf5(self._fields[name].extent, self.file_path)  # type: ignore[no-any-return]
 
     def is_whole(self, name: str) -> bool:
         """Whether a row of field `name` is a row of its dataset."""

@@ -14,7 +14,7 @@ from hvd_train.data.format import Array
 ArrayBatch = dict[str, Array]
 RowNumbers = npt.NDArray[np.int64]
 
-Mode = Literal["memory", "stream"]
+Mode = Literal["memory", "mmap", "stream"]
 
 
 class Reader(ABC):
@@ -26,6 +26,9 @@ class Reader(ABC):
 
     mode: Mode
     """Which implementation this is."""
+
+    why: str = "as data.reading says"
+    """Why it is this one, as the end of a sentence."""
 
     num_samples: int
     """Rows of this rank's part; 0 for a rank without rows."""

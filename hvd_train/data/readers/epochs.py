@@ -111,5 +111,6 @@ class EpochReader(Reader):
             rows = Rows(self._parts[part], self._fields, screen=self._screen)
         made = self._make(rows, part != _LEFT)
         self._used[part] = made
-        self.mode, self.num_samples, self.restarted = made.mode, made.num_samples, False
+        self.mode, self.why = made.mode, made.why
+        self.num_samples, self.restarted = made.num_samples, False
         return made

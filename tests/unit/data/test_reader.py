@@ -25,6 +25,7 @@ from hvd_train.data.places import plain
 from hvd_train.data.readers.base import Reader
 from hvd_train.data.readers.make import make_reader
 from hvd_train.data.readers.memory import MemoryReader
+from hvd_train.data.readers.mmap import MmapReader
 from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.rows import Rows
 from hvd_train.errors import DataError
@@ -41,7 +42,10 @@ Make = Callable[[Rows, int], Reader]
 small_stream = partial(StreamReader, block_bytes=4 * ROW_BYTES, window_blocks=3)
 
 
-@pytest.fixture(params=[MemoryReader, StreamReader, small_stream], ids=["memory", "stream", "stream-small"])
+@pytest.fixture(
+    params=[MemoryReader, MmapReader, StreamReader, small_stream],
+    ids=["memory", "mmap", "stream", "stream-small"],
+)
 def make(request: pytest.FixtureRequest) -> Make:
     return request.param  # type: ignore[no-any-return]
 
@@ -403,8 +407,10 @@ def test_a_value_too_large_for_float32_is_not_finite_either(tmp_path: Path) -> N
     ("reading", "budget", "mode"),
     [
         ("auto", 53 * (ROW_BYTES + ORDER_BYTES), "memory"),
-        ("auto", 53 * (ROW_BYTES + ORDER_BYTES) - 1, "stream"),
+        ("auto", 53 * (ROW_BYTES + ORDER_BYTES) - 1, "mmap"),
+        ("auto", 53 * ROW_BYTES * 2 // 3, "stream"),
         ("memory", 0, "memory"),
+        ("mmap", 0, "mmap"),
         ("stream", 1 << 30, "stream"),
     ],
 )

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import h5py
 import pytest
-from hvd_train.data.readers.make import make_reader
 
 from hvd_train.config import DataConfig
 from hvd_train.data.catalog import find_shards, make_catalog, summarize_labels
 from hvd_train.data.growing import growing, rows_of, settled
 from hvd_train.data.hdf5.file import ShardFile, read_info
 from hvd_train.data.places import plain
+from hvd_train.data.readers.make import make_reader
 from hvd_train.data.rows import Rows
 from hvd_train.data.selection import select_rows
 from hvd_train.errors import DataError, UnsupportedShard

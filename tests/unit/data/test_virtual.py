@@ -9,11 +9,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from hvd_train.data.readers.stream import StreamReader
 
 from hvd_train.data.deal import Span
 from hvd_train.data.hdf5.file import ShardFile, read_info
 from hvd_train.data.places import Places, parse_place, plain
+from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.rows import Rows
 from hvd_train.errors import DataError, UnsupportedShard
 from tests.unit.data.recipes import written_again
