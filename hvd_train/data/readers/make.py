@@ -68,11 +68,9 @@ def _choose(rows: AnyRows, seed: int, budget_bytes: int, repeats: bool) -> Reade
         return reader
     too_large = "the rows do not fit into half of the free memory"
     if isinstance(rows, Picked) or (reason := _why_not_mapped(rows, budget_bytes)):
-        picked = "they are what is left of an epoch"
+        why = "they are what is left of an epoch" if isinstance(rows, Picked) else reason
         reader = StreamReader(rows, seed, repeats=repeats)
-        reader.why = (
-            f"{too_large}, and are not mapped, since {picked if isinstance(rows, Picked) else reason}"
-        )
+        reader.why = f"{too_large}, and are not mapped, since {why}"
         return reader
     reader = MmapReader(rows, seed)
     reader.why = f"{too_large}, and the files can be mapped"
