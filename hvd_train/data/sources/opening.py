@@ -90,12 +90,46 @@ def _open_hdf5(paths: Sequence[str], wanted: Wanted) -> Source:
     return Hdf5Source(paths, wanted.names, wanted.group)
 
 
+def _open_csv(paths: Sequence[str], wanted: Wanted) -> Source:
+    from hvd_train.data.sources.csv_files import CsvSource
+
+    return CsvSource(paths, wanted.names, wanted.group, wanted.classes)
+
+
+def _open_parquet(paths: Sequence[str], wanted: Wanted) -> Source:
+    from hvd_train.data.sources.parquet_files import ParquetSource
+
+    return ParquetSource(paths, wanted.names, wanted.group, wanted.classes)
+
+
+def _open_images(paths: Sequence[str], wanted: Wanted) -> Source:
+    from hvd_train.data.sources.images import ImageFolder
+
+    if len(paths) != 1:
+        raise DataError(
+            f"{' '.join(paths)}: {len(paths)} folders. Expected one, with a folder for each class."
+        )
+    return ImageFolder(paths[0], wanted.resize)
+
+
+def _is_folder_of_folders(path: str) -> bool:
+    """A folder of shards has files instead."""
+    return os.path.isdir(path) and not any(entry.is_file() for entry in os.scandir(path))
+
+
+def _is_csv(path: str) -> bool:
+    return path.removesuffix(".gz").endswith((".csv", ".tsv"))
+
+
 def _is_hdf5(path: str) -> bool:
-    return os.path.splitext(path)[1] in (*SUFFIXES, *OTHER_SUFFIXES)
+    return os.path.isdir(path) or os.path.splitext(path)[1] in (*SUFFIXES, *OTHER_SUFFIXES)
 
 
 _KINDS: list[tuple[Callable[[str], bool], Callable[[Sequence[str], Wanted], Source]]] = [
     (lambda path: path.endswith(".npy"), _open_npy),
+    (_is_csv, _open_csv),
+    (lambda path: path.endswith(".parquet"), _open_parquet),
+    (_is_folder_of_folders, _open_images),
     (_is_hdf5, _open_hdf5),
 ]
-_KNOWN = {".npz", ".npy", ".csv", ".parquet", ".txt", ".tar", ".h5"}
+_KNOWN = {".npz", ".npy", ".csv", ".tsv", ".parquet", *SUFFIXES, *OTHER_SUFFIXES}
