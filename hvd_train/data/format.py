@@ -12,6 +12,9 @@ from hvd_train.data.layout import Layout
 
 Array = npt.NDArray[Any]
 
+Compression = Literal["none", "gzip", "lz4", "zstd", "blosc"]
+"""Of the chunks of a shard; all but gzip are filters of hdf5plugin."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Coding:
@@ -269,3 +272,5 @@ class Manifest:
     validation: tuple[ShardEntry, ...] = ()
     digest: str | None = None
     """Digest of all the rest; None for a manifest of schema 1."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, in the order of their numbers; empty if none are known."""

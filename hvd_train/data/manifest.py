@@ -105,6 +105,8 @@ def save_manifest(folder: str | Path, manifest: Manifest) -> Manifest:
     """Writes `manifest` into an existing folder, atomically; returns it as it was written, with its digest.
     Raises OSError."""
     values = asdict(manifest)
+    if not manifest.class_names:
+        del values["class_names"]
     values["digest"] = _digest(values)
     with replacing(Path(folder) / MANIFEST_NAME) as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(values), indent=2) + b"\n")
