@@ -57,6 +57,7 @@ def test_every_way_to_read_is_in_the_report(tmp_path: Path) -> None:
         ("numpy", "in memory"),
         ("numpy", "memmap of .npy"),
         ("hvd_train", "memory, contiguous"),
+        ("hvd_train", "mmap, contiguous"),
         ("hvd_train", "stream, contiguous"),
         ("hvd_train", "memory, gzip"),
         ("hvd_train", "stream, gzip"),
@@ -66,6 +67,8 @@ def test_every_way_to_read_is_in_the_report(tmp_path: Path) -> None:
         ("DataLoader", "0 workers, gzip"),
     } <= seen
     assert {name for name, _ in seen} | report["left_out"].keys() >= {"WebDataset", "Streaming"}
+    plugins = {setting.removeprefix("stream, ") for _, setting in seen} | report["left_out"].keys()
+    assert plugins >= {"lz4", "zstd", "blosc"}
     for row in report["rows"]:
         assert 0 < row["warm"]["min"] <= row["warm"]["median"] <= row["warm"]["max"]
         assert row["cold"] is not None or report["not_cold"] or row["setting"] == "in memory"

@@ -14,7 +14,7 @@ from hvd_train.config import DataConfig
 from hvd_train.data.catalog import find_shards, whole
 from hvd_train.data.readers.base import Mode
 from hvd_train.data.readers.make import make_reader
-from hvd_train.data.writer import INPUTS, TARGETS
+from hvd_train.data.sources.base import INPUTS, TARGETS
 from hvd_train.tools.bench.data.samples import Samples
 
 Pair = tuple[Any, Any]

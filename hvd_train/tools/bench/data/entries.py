@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from hvd_train.data.format import Compression
 from hvd_train.data.sources import Arrays
-from hvd_train.data.writer import Compression, write_part
+from hvd_train.data.writer import write_part
+from hvd_train.errors import DataError
 from hvd_train.tools.bench.data.contestants import Contestant, in_memory, mapped, modes, own
 from hvd_train.tools.bench.data.h5py_peers import batch_by_batch, data_loader
 from hvd_train.tools.bench.data.library_peers import streaming, webdataset
@@ -25,7 +27,7 @@ _LIBRARIES: Mapping[str, tuple[str, str, Callable[[Any, Path, Samples], Contesta
 }
 """By name: the package, its module, and what measures it."""
 
-_COMPRESSIONS: Sequence[Compression] = ("none", "gzip")
+_OF_PLUGINS: Sequence[Compression] = ("lz4", "zstd", "blosc")
 
 
 def enter(samples: Samples, folder: Path) -> Entries:
@@ -34,9 +36,14 @@ def enter(samples: Samples, folder: Path) -> Entries:
     np.save(_made(folder / "npy") / "inputs.npy", samples.inputs)
     np.save(folder / "npy" / "targets.npy", samples.targets)
     entries = [in_memory(samples), mapped(folder / "npy")]
-    for compression in _COMPRESSIONS:
+    for compression in ("none", "gzip"):
         entries += _of_hdf5(samples, folder, compression)
     left_out = {}
+    for compression in _OF_PLUGINS:
+        try:
+            entries += _of_hdf5(samples, folder, compression)
+        except DataError as error:
+            left_out[compression] = str(error).partition(": ")[2]
     for name, (package, module, peer) in _LIBRARIES.items():
         try:
             library = importlib.import_module(module)
@@ -55,7 +62,7 @@ def _of_hdf5(samples: Samples, folder: Path, compression: Compression) -> list[C
     arrays = Arrays(samples.inputs, samples.targets, samples.scale)
     write_part(shards, arrays, compression=compression)
     (path,) = shards.glob("*.h5")
-    entries = [own(shards, mode, layout) for mode in modes()]
+    entries = [own(shards, mode, layout) for mode in modes() if mode != "mmap" or compression == "none"]
     entries.append(batch_by_batch(path, layout))
     workers = (0, 2) if compression == "none" else (0,)
     return entries + [data_loader(path, layout, number) for number in workers]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hvd_train.data.writer import INPUTS, TARGETS
+from hvd_train.data.sources.base import INPUTS, TARGETS
 from hvd_train.tools.bench.data.contestants import SEED, Batches, Contestant
 
 
