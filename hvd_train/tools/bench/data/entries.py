@@ -38,7 +38,7 @@ def enter(samples: Samples, folder: Path) -> Entries:
     entries = [in_memory(samples), mapped(folder / "npy")]
     for compression in ("none", "gzip"):
         entries += _of_hdf5(samples, folder, compression)
-    left_out = {}
+    left_out: dict[str, str] = {}
     for compression in _OF_PLUGINS:
         try:
             entries += _of_hdf5(samples, folder, compression)
