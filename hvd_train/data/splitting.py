@@ -74,7 +74,7 @@ class ByFraction(Splitter):
         self._field = field
         self._seed = seed
         self._seen = dict.fromkeys(counts, 0)
-        # Small strata are rounded up or down at random: a part would get none of any if all were rounded down.
+        # Small strata are rounded up or down at random: if all were rounded down, a part would get none.
         keys = random_keys(seed, np.arange(len(counts)), _ROUNDINGS)
         roundings = [0.5] if field is None else (keys >> np.uint64(11)) / 2.0**53
         self._roundings = dict(zip(counts, roundings, strict=True))
@@ -170,4 +170,5 @@ class ByGroup(Splitter):
         return self._sizes
 
     def parts_of(self, block: Block) -> npt.NDArray[np.intp]:
-        return self._parts[np.searchsorted(self._groups, block[GROUP])]
+        places = np.searchsorted(self._groups, block[GROUP])
+        return np.asarray(self._parts[places], np.intp)
