@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hvd_train.config import Config
     from hvd_train.config_file import load_config
     from hvd_train.data.format import SampleSpec
+    from hvd_train.data.shard_writer import ShardWriter
     from hvd_train.tasks.base import Task
 
 
@@ -28,6 +29,7 @@ __all__ = [
     "Config",
     "Result",
     "SampleSpec",
+    "ShardWriter",
     "Task",
     "__version__",
     "connect",
@@ -41,6 +43,7 @@ _HOME = {
     "Config": "hvd_train.config",
     "Result": "hvd_train.app",
     "SampleSpec": "hvd_train.data.format",
+    "ShardWriter": "hvd_train.data.shard_writer",
     "Task": "hvd_train.tasks.base",
     "connect": "hvd_train.comm.factory",
     "load_config": "hvd_train.config_file",

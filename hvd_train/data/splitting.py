@@ -17,8 +17,8 @@ from hvd_train.io.text import counted
 _STRETCH = 1000
 """Rows of a stratum of which each part gets its share."""
 
-_FIRST_STREAM = 1
-"""Of the random numbers of strata; number 0 is of those that shuffle."""
+_ROUNDINGS, _FIRST_STREAM = 1, 2
+"""Numbers of the streams of random numbers: of the roundings, and of the first stratum. Number 0 shuffles."""
 
 
 def parse_split(text: str) -> dict[str, float]:
@@ -74,11 +74,15 @@ class ByFraction(Splitter):
         self._field = field
         self._seed = seed
         self._seen = dict.fromkeys(counts, 0)
+        # Small strata are rounded up or down at random: if all were rounded down, a part would get none.
+        keys = random_keys(seed, np.arange(len(counts)), _ROUNDINGS)
+        roundings = [0.5] if field is None else (keys >> np.uint64(11)) / 2.0**53
+        self._roundings = dict(zip(counts, roundings, strict=True))
         self._places = {stratum: place for place, stratum in enumerate(counts, _FIRST_STREAM)}
         self._stretches: dict[int, npt.NDArray[np.intp]] = {}
 
     def sizes(self) -> list[int]:
-        ends = np.array([self._ends(count) for count in self._counts.values()]).sum(axis=0)
+        ends = np.array([self._ends(stratum, count) for stratum, count in self._counts.items()]).sum(axis=0)
         others = np.diff(ends, prepend=0).tolist()
         return [sum(self._counts.values()) - sum(others), *others]
 
@@ -109,15 +113,15 @@ class ByFraction(Splitter):
     def _stretch(self, stratum: int, start: int) -> npt.NDArray[np.intp]:
         """The parts of the rows of a stratum from its row `start` on."""
         stop = min(start + _STRETCH, self._counts[stratum])
-        upto = self._ends(stop) - self._ends(start)
+        upto = self._ends(stratum, stop) - self._ends(stratum, start)
         keys = random_keys(self._seed, np.arange(start, stop), self._places[stratum])
         ranks = np.argsort(np.argsort(keys))
         part = np.searchsorted(upto, ranks, side="right") + 1
         return np.where(part > len(upto), 0, part)
 
-    def _ends(self, count: int) -> npt.NDArray[np.int64]:
+    def _ends(self, stratum: int, count: int) -> npt.NDArray[np.int64]:
         """Of the first `count` rows of a stratum, those of the first part, of the first two, and so on."""
-        return np.floor(self._bounds * count + 0.5).astype(np.int64)
+        return np.floor(self._bounds * count + self._roundings[stratum]).astype(np.int64)
 
 
 @final
@@ -166,4 +170,5 @@ class ByGroup(Splitter):
         return self._sizes
 
     def parts_of(self, block: Block) -> npt.NDArray[np.intp]:
-        return self._parts[np.searchsorted(self._groups, block[GROUP])]
+        places = np.searchsorted(self._groups, block[GROUP])
+        return np.asarray(self._parts[places], np.intp)
