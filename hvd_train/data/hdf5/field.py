@@ -284,7 +284,10 @@ class Field:
         if self._coding is not None and is_text(kind):
             return kind.dtype, ()
         allowed = "strings of a fixed length, " if texts else ""
-        remedy = "Name other columns." if column else conversion(self.dataset, self._name)
+        remedy = conversion(self.dataset, self._name)
+        if column:
+            classes = "If they are classes, list them in data.classes; else name" if is_text(kind) else "Name"
+            remedy = f"{classes} other columns."
         raise UnsupportedShard(
             f"{self._where}{column} holds {dtype}. Expected integers of 8 to 64 bits, floating-point numbers "
             f"of 16 to 64 bits, {allowed}or booleans. {remedy}"

@@ -15,6 +15,7 @@ from hvd_train.data import format as fmt
 from hvd_train.data.facts import decode
 from hvd_train.data.hdf5.contents import contents
 from hvd_train.data.hdf5.following import FOLLOW, LinkedFiles
+from hvd_train.data.hdf5.packages import known_as
 from hvd_train.data.hdf5.raw_files import with_raw_files
 from hvd_train.data.hdf5.recipes import by_h5py
 from hvd_train.errors import DataError, UnsupportedShard
@@ -38,6 +39,8 @@ def open_dataset(file: h5py.File, name: str, path: str, files: LinkedFiles) -> h
                 f"{path}: no dataset `{name}`, which hvd_train wrote; {contents(file)}. The file is damaged: "
                 "copy or write it again."
             )
+        if known := known_as(dataset, file if dataset is None else dataset.file, name):
+            raise UnsupportedShard(f"{path}: `{name}` {known}")
         kind = {h5py.Group: ", but a group", h5py.Datatype: ", but a named type"}.get(type(dataset), "")
         raise UnsupportedShard(f"{path}: no dataset `{name}`{kind}; {contents(file)}. {_SET_NAMES}")
     if dataset.is_virtual or dataset.external:
