@@ -24,7 +24,7 @@ from hvd_train.data.catalog import (
     summarize_inputs,
     summarize_labels,
 )
-from hvd_train.data.deal import Span, deal
+from hvd_train.data.deal import Span
 from hvd_train.data.growing import growing, rows_of, settled
 from hvd_train.data.labels import IGNORED
 from hvd_train.data.screen import damage_screen
@@ -85,7 +85,7 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
     require_equal(comm, "data", _facts(catalog), "Every rank must see the same shards, whole.")
     for line in catalog.warnings if comm.rank == 0 else ():
         warn(line)
-    parts = deal(catalog.train, comm.size)
+    parts = catalog.parts(comm.size, config.data.batch_size)
     model, optimizer = together(comm, lambda: _build(config, chosen, catalog, parts[comm.rank], comm.rank))
     shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in saved_state(model)[0].items()}
     require_equal(comm, "models", shapes, "The task must build the same model on every rank.")

@@ -172,8 +172,7 @@ class Wiring:
             comm=prepared.comm,
             worker=worker,
             reader=self.reader,
-            spans=prepared.catalog.train,
-            fields=prepared.catalog.sample.fields,
+            catalog=prepared.catalog,
             screen=self._screen,
         )
         return resume.go_on(self._saved, self.settings.before)

@@ -11,7 +11,7 @@ from hvd_train.algorithm.worker import SavedWorker, Worker
 from hvd_train.comm.agree import together
 from hvd_train.comm.base import Communicator
 from hvd_train.data.bits import Bits
-from hvd_train.data.deal import Span
+from hvd_train.data.catalog import Catalog
 from hvd_train.data.format import FieldSpec
 from hvd_train.data.readers.epochs import EpochReader
 from hvd_train.data.remainder import Leg, Part, Remainder, first_parts, join, undone
@@ -28,9 +28,7 @@ class EpochResume:
     worker: Worker
     reader: EpochReader
     """Of the worker."""
-    spans: Sequence[Span]
-    """All rows for training."""
-    fields: Mapping[str, FieldSpec]
+    catalog: Catalog
     screen: Screen | None
     """Marks the rows that are left out."""
 
@@ -78,13 +76,15 @@ class EpochResume:
         those of the legs. Each rank draws the order of some of the parts again."""
         comm, epoch = self.comm, self.worker.epochs
         for leg in legs:
-            parts = _parts(left, self.spans, leg)
-            mine = partial(_undone, parts, range(comm.rank, leg.parts, comm.size), leg, epoch, self.fields)
+            parts = _parts(left, self.catalog, leg)
+            mine = partial(
+                _undone, parts, range(comm.rank, leg.parts, comm.size), leg, epoch, self.catalog.sample.fields
+            )
             every = {i: bits for theirs in comm.allgather(together(comm, mine)) for i, bits in theirs.items()}
             found = {index: bits for index, bits in every.items() if bits is not None}
             if len(found) < len(every):
                 return None
-            left = join(self.spans, parts, found)
+            left = join(self.catalog.train, parts, found)
         return left
 
     def _goes_on_in(self, left: Remainder, legs: Sequence[Leg], states: Sequence[State]) -> bool:
@@ -95,8 +95,9 @@ class EpochResume:
 
     def _take_up(self, left: Remainder, legs: Sequence[Leg]) -> None:
         parts, epoch = self.comm.size, self.worker.epochs
-        self.reader.take_up(epoch, left.part(self.comm.rank, parts).rows(self.fields, self.screen))
-        done = 1 - left.num_rows / sum(span.num_rows for span in self.spans)
+        rows = left.part(self.comm.rank, parts).rows(self.catalog.sample.fields, self.screen)
+        self.reader.take_up(epoch, rows)
+        done = 1 - left.num_rows / sum(span.num_rows for span in self.catalog.train)
         self.worker.take_up(legs, done, [-(-left.num_rows // parts)])
 
 
@@ -112,9 +113,9 @@ def _leg(workers: Sequence[SavedWorker], before: Mapping[str, Any]) -> Leg | Non
     )
 
 
-def _parts(left: Remainder | None, spans: Sequence[Span], leg: Leg) -> list[Part]:
+def _parts(left: Remainder | None, catalog: Catalog, leg: Leg) -> list[Part]:
     if left is None:
-        return first_parts(spans, leg)
+        return first_parts(catalog.train, catalog.parts(leg.parts, leg.batch_size))
     return [left.part(index, leg.parts) for index in range(leg.parts)]
 
 

@@ -66,6 +66,11 @@ class Catalog:
     warnings: tuple[str, ...] = ()
     """What a user should know of the shards, one line each."""
 
+    def parts(self, parts: int, batch_size: int) -> list[tuple[Span, ...]]:
+        """The training rows in so many parts that differ by `batch_size` rows at most."""
+        units = {shard.path: shard.chunk_rows or shard.checksum_rows or 1 for shard in self.shards}
+        return deal(self.train, parts, batch_size, units)
+
 
 def open_catalog(data: DataConfig, *, tokens: bool = False) -> Catalog:
     """All of it in one process: finds the shards, summarizes their labels and makes the catalog.

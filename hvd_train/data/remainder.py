@@ -16,7 +16,7 @@ from typing import Annotated, final
 import msgspec
 
 from hvd_train.data.bits import Bits
-from hvd_train.data.deal import Span, deal, rows_of
+from hvd_train.data.deal import Span, rows_of
 from hvd_train.data.format import FieldSpec
 from hvd_train.data.picked import AnyRows, Picked
 from hvd_train.data.readers.base import RowNumbers
@@ -84,8 +84,8 @@ class Remainder:
         return Part(spans=spans, places=tuple(pairwise(stops)), bits=mine)
 
 
-def first_parts(spans: Sequence[Span], leg: Leg) -> list[Part]:
-    """The parts of the first leg of an epoch, with all rows."""
+def first_parts(spans: Sequence[Span], dealt: Sequence[tuple[Span, ...]]) -> list[Part]:
+    """The parts of the first leg of an epoch, as all rows were dealt."""
     of_shard: dict[str, list[tuple[Span, int]]] = {}
     for span, first in zip(spans, accumulate((s.num_rows for s in spans), initial=0), strict=False):
         of_shard.setdefault(span.shard, []).append((span, first))
@@ -98,7 +98,7 @@ def first_parts(spans: Sequence[Span], leg: Leg) -> list[Part]:
         )
         return start, start + span.num_rows
 
-    return [Part(spans=part, places=tuple(map(place, part))) for part in deal(spans, leg.parts)]
+    return [Part(spans=part, places=tuple(map(place, part))) for part in dealt]
 
 
 def undone(part: Part, leg: Leg, epoch: int, fields: Mapping[str, FieldSpec]) -> Bits | None:

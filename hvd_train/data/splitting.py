@@ -116,8 +116,9 @@ class ByFraction(Splitter):
         upto = self._ends(stratum, stop) - self._ends(stratum, start)
         keys = random_keys(self._seed, np.arange(start, stop), self._places[stratum])
         ranks = np.argsort(np.argsort(keys))
-        part = np.searchsorted(upto, ranks, side="right") + 1
-        return np.where(part > len(upto), 0, part)
+        part: npt.NDArray[np.intp] = np.searchsorted(upto, ranks, side="right") + 1
+        part[part > len(upto)] = 0
+        return part
 
     def _ends(self, stratum: int, count: int) -> npt.NDArray[np.int64]:
         """Of the first `count` rows of a stratum, those of the first part, of the first two, and so on."""

@@ -50,7 +50,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(ranks: int, config: Config) 
     assert rounds[0][0][0] == 4
     assert rounds[0][-1][1] >= 3
     if ranks == 2:
-        assert rounds[0][0][1] == pytest.approx(16 / 50), "it goes on in the middle of the epoch"
+        assert rounds[0][0][1] == pytest.approx(16 / 30), "it goes on in the middle of the epoch"
     else:
         assert before / 240 < rounds[0][0][1] < 1, "it goes on with what is left"
     assert sum(r.samples for r in recorders[0].of(RoundReport)) == 3 * 240 - before

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from hvd_train.config import DataConfig
 from hvd_train.data.bits import Bits
-from hvd_train.data.deal import Span
+from hvd_train.data.deal import Span, deal
 from hvd_train.data.format import FieldSpec
 from hvd_train.data.picked import Picked
 from hvd_train.data.readers.epochs import EpochReader
 from hvd_train.data.readers.make import make_reader, reader_of
-from hvd_train.data.readers.memory import MemoryReader, cursor_of, order_of
+from hvd_train.data.readers.memory import MemoryReader
+from hvd_train.data.readers.permutation import cursor_of, order_of
 from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.remainder import Leg, Part, Remainder, first_parts, join, undone
 from hvd_train.data.rows import Rows
@@ -54,7 +55,7 @@ def legs(ranks: int, seed: int, batch_size: int, steps: int, parts: list[Part]) 
         cursor = cursor_of(rows, seed)
         position = min(steps * batch_size, len(mine))
         positions[cursor.fingerprint] = position
-        drawn += [mine[i] for i in order_of(cursor, len(mine), 3)[:position]]
+        drawn += [mine[i] for i in order_of(rows, cursor, 3)[:position]]
     return Leg(parts=ranks, seed=seed, batch_size=batch_size, positions=positions), drawn
 
 
@@ -73,10 +74,12 @@ def test_every_row_once_whatever_the_shards_the_ranks_and_the_cuts(
     whole = [(span.shard, row) for span in spans for row in range(span.start, span.stop)]
     left, used = None, list[Row]()
     for ranks, seed, batch_size, steps in starts:
-        empty = Leg(parts=ranks, seed=seed, batch_size=batch_size, positions={})
-        parts = first_parts(spans, empty) if left is None else [left.part(i, ranks) for i in range(ranks)]
+        if left is None:
+            parts = first_parts(spans, deal(spans, ranks, batch_size))
+        else:
+            parts = [left.part(i, ranks) for i in range(ranks)]
         counts = [len(rows_in(part)) for part in parts]
-        assert left is None or max(counts) - min(counts) <= 1
+        assert max(counts) - min(counts) <= (batch_size if left is None else 1)
         leg, drawn = legs(ranks, seed, batch_size, steps, parts)
         used += drawn
         found = {index: undone(part, leg, 3, FIELDS) for index, part in enumerate(parts)}
@@ -88,11 +91,13 @@ def test_every_row_once_whatever_the_shards_the_ranks_and_the_cuts(
 
 def test_other_data_are_not_taken_for_those_of_the_leg() -> None:
     spans = some_spans([30, 20], holes=False)
-    leg, _ = legs(2, 0, 4, 2, first_parts(spans, Leg(parts=2, seed=0, batch_size=4, positions={})))
-    for part in first_parts(spans, leg):
+    parts = first_parts(spans, deal(spans, 2))
+    leg, _ = legs(2, 0, 4, 2, parts)
+    for part in parts:
         assert undone(part, leg, 3, FIELDS) is not None
     other = msgspec.structs.replace(leg, seed=1)
-    for part in first_parts(some_spans([29, 20], holes=False), leg)[:1] + first_parts(spans, other):
+    shorter = some_spans([29, 20], holes=False)
+    for part in first_parts(shorter, deal(shorter, 2))[:1] + parts:
         assert undone(part, other, 3, FIELDS) is None
 
 
