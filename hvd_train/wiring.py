@@ -22,10 +22,11 @@ from hvd_train.algorithm.progress import Progress
 from hvd_train.algorithm.schedule import LearningRate
 from hvd_train.algorithm.stopping import Watch
 from hvd_train.algorithm.synchronizer import Synchronizer
+from hvd_train.algorithm.transformed_reader import InThread, TransformedReader
 from hvd_train.algorithm.worker import Worker
 from hvd_train.comm.agree import together
 from hvd_train.config import Config, flatten
-from hvd_train.data.readers.base import Reader
+from hvd_train.data.numbering import Numbering
 from hvd_train.data.readers.make import make_reader
 from hvd_train.data.rows import Rows
 from hvd_train.environment import machine
@@ -45,7 +46,7 @@ from hvd_train.run.restore import restore, restore_model, saved_states
 from hvd_train.run.resuming import Settings, settings_before
 from hvd_train.run.saved_checkpoint import EMA_FILE, SavedCheckpoint
 from hvd_train.run.signals import StopRequest
-from hvd_train.tasks.building import first_rows
+from hvd_train.tasks.building import first_batch
 from hvd_train.tasks.models import describe
 from hvd_train.tasks.standardizing import standardize
 
@@ -60,7 +61,7 @@ class Wiring:
     prepared: Prepared
     faults: list[FaultReport] = field(default_factory=list, init=False)
     """What a resume found, to be reported after the header."""
-    reader: Reader = field(init=False)
+    reader: TransformedReader = field(init=False)
     """Of this rank's rows; made by `assemble`."""
     settings: Settings = field(init=False)
     """What a resume compares; made by `assemble`."""
@@ -218,14 +219,20 @@ class Wiring:
             enabled=prepared.config.record.observe,
         )
 
-    def _make_reader(self) -> Reader:
+    def _make_reader(self) -> TransformedReader:
         prepared = self.prepared
         budget = machine.share_of_memory(prepared.comm.local_size) // 2
         mine = prepared.parts[prepared.comm.rank]
         config, fields = prepared.config, prepared.catalog.sample.fields
-        return make_reader(mine, config.data, config.seed, fields, budget)
+        return TransformedReader(
+            make_reader(mine, config.data, config.seed, fields, budget),
+            InThread(prepared.task, config.seed),
+            Numbering(prepared.catalog.shards),
+            batch_size=config.data.batch_size,
+            last_batch=config.data.last_batch,
+        )
 
-    def _make_worker(self, reader: Reader) -> Worker:
+    def _make_worker(self, reader: TransformedReader) -> Worker:
         prepared = self.prepared
         rows = prepared.config.data.batch_size if prepared.config.model.compile else None
         self._step = LocalStep(
@@ -242,8 +249,10 @@ class Wiring:
 
     def _warm_up(self) -> None:
         """The rows are the same on every rank, so that their first is the one to compile on any host."""
-        catalog = self.prepared.catalog
-        self._step.warm_up(first_rows(catalog.train, catalog, self.prepared.config.data.batch_size))
+        prepared = self.prepared
+        config = prepared.config
+        batch = first_batch(prepared.task, prepared.catalog, config.data.batch_size, config.seed)
+        self._step.warm_up(batch)
 
     def _make_evaluator(self, ema: Ema) -> Evaluator:
         prepared = self.prepared

@@ -23,6 +23,7 @@ from hvd_train.run.model_state import buffers_as_they_are
 from hvd_train.run.random_state import generators_as_they_are
 from hvd_train.tasks.base import Batch, Task
 from hvd_train.tasks.models import evaluating
+from hvd_train.tasks.transforming import transform_of
 
 if TYPE_CHECKING:
     from hvd_train.algorithm.metric_states import MetricStates, Value
@@ -98,6 +99,7 @@ class ValidationEvaluator:
         rows.require_in_order()
         self._comm = comm
         self._task = task
+        self._transform = transform_of(task)
         self._model = model
         self._rows = rows
         self.num_samples = len(rows)
@@ -188,7 +190,7 @@ class ValidationEvaluator:
 
     def _batch(self, start: int, stop: int) -> Batch:
         arrays = self._rows.read(start, stop)
-        return self._task.transform({name: torch.from_numpy(array) for name, array in arrays.items()})
+        return self._transform({name: torch.from_numpy(array) for name, array in arrays.items()})
 
     def _reduce(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
         # A rank without a batch does not know the names; it contributes zeros.

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-import torch
 
 from hvd_train.algorithm.header import Work
+from hvd_train.algorithm.transformed_reader import TransformedReader
 from hvd_train.config.data import LastBatch
 from hvd_train.data.batches import next_batch, num_batches
-from hvd_train.data.readers.base import Reader
 from hvd_train.errors import DataError
 from hvd_train.io.stateful import Count, State, checked
 from hvd_train.liveness import phase
@@ -45,7 +44,7 @@ class Worker:
     """Draws batches and takes local steps. Stateful: the epoch, the step in it, and the reader's cursor.
 
     Args:
-        reader: of this rank's rows.
+        reader: of this rank's rows, in batches of `batch_size` and `last_batch`.
         step: takes the local step.
         batch_size: samples of a batch.
         accumulate: batches of a local step.
@@ -55,7 +54,7 @@ class Worker:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: TransformedReader,
         step: Step,
         *,
         batch_size: int,
@@ -93,7 +92,6 @@ class Worker:
         data_s = compute_s = 0.0
         mark = time.perf_counter()
         for _ in range(period):
-            phase("reading")
             batches = self._draw()
             drawn = time.perf_counter()
             if batches:
@@ -117,14 +115,12 @@ class Worker:
             return str(error)
 
     def _draw(self) -> list[Batch]:
-        batches = []
+        batches: list[Batch] = []
         for _ in range(self._accumulate):
-            left = self._reader.left
-            size = self._next_batch(left, self._reader.num_samples - left)
-            arrays = self._reader.next_batch(size) if size else None
-            if arrays is None:
+            batch = self._reader.next_batch()
+            if batch is None:
                 break
-            batches.append({name: torch.from_numpy(array) for name, array in arrays.items()})
+            batches.append(batch)
         return batches
 
     def _steps_left(self) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hvd_train.data.finite import first_not_finite
+from hvd_train.data.numbering import Origins
 from hvd_train.data.readers.base import ArrayBatch, Reader, RowNumbers, gather
 from hvd_train.data.readers.cursor import Cursor
 from hvd_train.data.rows import Rows
@@ -44,6 +45,9 @@ class MemoryReader(Reader):
         batch = gather(self._batch, self._order[start:stop])
         self._cursor.position = stop
         return batch
+
+    def origins(self, start: int, stop: int) -> Origins:
+        return self._rows.origins(self._order[start:stop])
 
     def state_dict(self) -> dict[str, Any]:
         return self._cursor.state_dict()
