@@ -22,8 +22,9 @@ from hvd_train.algorithm.progress import Progress
 from hvd_train.algorithm.schedule import LearningRate
 from hvd_train.algorithm.stopping import Watch
 from hvd_train.algorithm.synchronizer import Synchronizer
-from hvd_train.algorithm.transformed_reader import InThread, TransformedReader
+from hvd_train.algorithm.transformed_reader import TransformedReader
 from hvd_train.algorithm.worker import Worker
+from hvd_train.algorithm.workers.pool import Workers, make_transformer
 from hvd_train.comm.agree import together
 from hvd_train.config import Config, flatten
 from hvd_train.data.numbering import Numbering
@@ -59,6 +60,8 @@ class Wiring:
     """Builds the `LocalSGD` of a prepared training."""
 
     prepared: Prepared
+    workers: Workers | None = None
+    """Processes that are to transform the batches; without any this one does."""
     faults: list[FaultReport] = field(default_factory=list, init=False)
     """What a resume found, to be reported after the header."""
     reader: TransformedReader = field(init=False)
@@ -226,7 +229,7 @@ class Wiring:
         config, fields = prepared.config, prepared.catalog.sample.fields
         return TransformedReader(
             make_reader(mine, config.data, config.seed, fields, budget),
-            InThread(prepared.task, config.seed),
+            make_transformer(self.workers, prepared.task, config, prepared.catalog.sample),
             Numbering(prepared.catalog.shards),
             batch_size=config.data.batch_size,
             last_batch=config.data.last_batch,

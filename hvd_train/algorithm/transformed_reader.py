@@ -166,7 +166,7 @@ class TransformedReader:
         return self._reader.not_finite_since(state)
 
     def close(self) -> None:
-        self._discard()
+        self._drawn.clear()
         self._reader.close()
 
     def _discard(self) -> None:

@@ -66,6 +66,7 @@ RULES: Mapping[str, Rule] = {
     "data.samples_axis": Rule.SAMPLE,
     "data.batch_size": Rule.BATCH,
     "data.last_batch": Rule.BATCH,
+    "data.workers": Rule.NEXT,
     "data.reading": Rule.ORDER,
     "data.scale": Rule.SAMPLE,
     "data.standardize": Rule.REFUSED,
