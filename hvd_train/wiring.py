@@ -24,10 +24,12 @@ from hvd_train.algorithm.progress import Progress
 from hvd_train.algorithm.schedule import LearningRate
 from hvd_train.algorithm.stopping import Watch
 from hvd_train.algorithm.synchronizer import Synchronizer
+from hvd_train.algorithm.transformed_reader import TransformedReader
 from hvd_train.algorithm.worker import Worker
+from hvd_train.algorithm.workers.pool import Workers, make_transformer
 from hvd_train.comm.agree import together
 from hvd_train.config import Config, flatten
-from hvd_train.data.readers.base import Reader
+from hvd_train.data.numbering import Numbering
 from hvd_train.data.readers.epochs import EpochReader
 from hvd_train.data.readers.make import reader_of
 from hvd_train.data.rows import Rows
@@ -49,7 +51,7 @@ from hvd_train.run.restore import restore, restore_model, saved_states
 from hvd_train.run.resuming import Settings, settings_before
 from hvd_train.run.saved_checkpoint import EMA_FILE, SavedCheckpoint
 from hvd_train.run.signals import StopRequest
-from hvd_train.tasks.building import first_rows
+from hvd_train.tasks.building import first_batch
 from hvd_train.tasks.models import describe
 from hvd_train.tasks.standardizing import standardize
 
@@ -62,10 +64,14 @@ class Wiring:
     """Builds the `LocalSGD` of a prepared training."""
 
     prepared: Prepared
+    workers: Workers | None = None
+    """Processes that are to transform the batches; without any this one does."""
     faults: list[FaultReport] = field(default_factory=list, init=False)
     """What a resume found, to be reported after the header."""
-    reader: EpochReader = field(init=False)
+    reader: TransformedReader = field(init=False)
     """Of this rank's rows; made by `assemble`."""
+    _epochs: EpochReader = field(init=False)
+    """What `reader` draws from."""
     settings: Settings = field(init=False)
     """What a resume compares; made by `assemble`."""
     _screen: Screen | None = field(default=None, init=False)
@@ -95,8 +101,8 @@ class Wiring:
             standardize(prepared.model, prepared.catalog, prepared.comm, screen)
         training = together(prepared.comm, lambda: self._assemble(run, recorder, stop_request, claim))
         remarks = [*self.settings.remarks, self._go_on_in_epoch(training.worker)]
-        together(prepared.comm, self.reader.open)
-        self._readings = prepared.comm.allgather(f"{self.reader.mode}: {self.reader.why}")
+        together(prepared.comm, self._epochs.open)
+        self._readings = prepared.comm.allgather(f"{self._epochs.mode}: {self._epochs.why}")
         self._check_evaluation(training.evaluator)
         if prepared.config.model.compile:
             self._compile_s = compile_in_turn(prepared.comm, self._warm_up)
@@ -171,7 +177,7 @@ class Wiring:
         resume = EpochResume(
             comm=prepared.comm,
             worker=worker,
-            reader=self.reader,
+            reader=self._epochs,
             catalog=prepared.catalog,
             screen=self._screen,
         )
@@ -239,20 +245,27 @@ class Wiring:
             enabled=prepared.config.record.observe,
         )
 
-    def _make_reader(self) -> EpochReader:
+    def _make_reader(self) -> TransformedReader:
         prepared = self.prepared
         budget = machine.share_of_memory(prepared.comm.local_size) // 2
         config, sample = prepared.config, prepared.catalog.sample
         self._screen = training_screen(config.data, sample)
-        return EpochReader(
+        self._epochs = EpochReader(
             lambda rows, repeats: reader_of(rows, config.data, config.seed, budget, repeats=repeats),
             prepared.parts,
             sample.fields,
             prepared.comm.rank,
             self._screen,
         )
+        return TransformedReader(
+            self._epochs,
+            make_transformer(self.workers, prepared.task, config, sample),
+            Numbering(prepared.catalog.shards),
+            batch_size=config.data.batch_size,
+            last_batch=config.data.last_batch,
+        )
 
-    def _make_worker(self, reader: Reader) -> Worker:
+    def _make_worker(self, reader: TransformedReader) -> Worker:
         prepared = self.prepared
         rows = prepared.config.data.batch_size if prepared.config.model.compile else None
         self._step = LocalStep(
@@ -269,8 +282,10 @@ class Wiring:
 
     def _warm_up(self) -> None:
         """The rows are the same on every rank, so that their first is the one to compile on any host."""
-        catalog = self.prepared.catalog
-        self._step.warm_up(first_rows(catalog.train, catalog, self.prepared.config.data.batch_size))
+        prepared = self.prepared
+        config = prepared.config
+        batch = first_batch(prepared.task, prepared.catalog, config.data.batch_size, config.seed)
+        self._step.warm_up(batch)
 
     def _make_evaluator(self, ema: Ema) -> Evaluator:
         prepared = self.prepared

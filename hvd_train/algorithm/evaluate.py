@@ -25,6 +25,7 @@ from hvd_train.run.model_state import buffers_as_they_are
 from hvd_train.run.random_state import generators_as_they_are
 from hvd_train.tasks.base import Batch, Task
 from hvd_train.tasks.models import evaluating
+from hvd_train.tasks.transforming import transform_of
 
 if TYPE_CHECKING:
     from hvd_train.algorithm.metric_states import MetricStates, Value
@@ -105,6 +106,7 @@ class ValidationEvaluator:
         rows.require_in_order()
         self._comm = comm
         self._task = task
+        self._transform = transform_of(task)
         self._model = model
         self._rows = rows
         self.num_samples = len(rows)
@@ -211,7 +213,7 @@ class ValidationEvaluator:
             self._left_out += sum(left_out.values())
             if len(kept):
                 batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-                yield start + kept, self._task.transform(batch)
+                yield start + kept, self._transform(batch)
 
     def _reduce(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
         # A rank without a batch does not know the names; it contributes zeros.

@@ -7,14 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-import torch
 
 from hvd_train.algorithm.header import Work
+from hvd_train.algorithm.transformed_reader import TransformedReader
 from hvd_train.config.data import LastBatch
 from hvd_train.data.batches import next_batch, num_batches
-from hvd_train.data.readers.base import ArrayBatch, Reader
 from hvd_train.data.remainder import Leg
-from hvd_train.data.screen import usable
 from hvd_train.errors import DataError
 from hvd_train.io.stateful import Count, State, checked
 from hvd_train.liveness import phase
@@ -49,7 +47,7 @@ class Worker:
     """Draws batches and takes local steps. Stateful: the epoch, the step in it, and the reader's cursor.
 
     Args:
-        reader: of this rank's rows.
+        reader: of this rank's rows, in batches of `batch_size` and `last_batch`.
         step: takes the local step.
         batch_size: samples of a batch.
         accumulate: batches of a local step.
@@ -59,7 +57,7 @@ class Worker:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: TransformedReader,
         step: Step,
         *,
         batch_size: int,
@@ -108,7 +106,6 @@ class Worker:
         data_s = compute_s = 0.0
         mark = time.perf_counter()
         for _ in range(period):
-            phase("reading")
             batches = self._draw()
             drawn = time.perf_counter()
             if batches:
@@ -138,29 +135,17 @@ class Worker:
             return str(error)
 
     def _draw(self) -> list[Batch]:
-        batches = []
+        batches: list[Batch] = []
         for _ in range(self._accumulate):
-            left = self._reader.left
-            size = self._next_batch(left, self._reader.num_samples - left)
-            arrays = self._reader.next_batch(size) if size else None
-            if arrays is None:
+            drawn = self._reader.next_batch()
+            if drawn is None:
                 break
-            used = self._usable(arrays)
-            if used is not None:
-                batches.append({name: torch.from_numpy(array) for name, array in used.items()})
+            for counts in (self.left_out, self._left_out_in_round):
+                for reason, rows in drawn.left_out.items():
+                    counts[reason] = counts.get(reason, 0) + rows
+            if drawn.batch is not None:
+                batches.append(drawn.batch)
         return batches
-
-    def _usable(self, arrays: ArrayBatch) -> ArrayBatch | None:
-        """A batch without the rows that are left out, which are counted; None if none is left. A single row
-        that is left of several goes with them, as no batch has a single row."""
-        used, kept, left_out = usable(arrays)
-        if len(kept) == 1 and left_out:
-            left_out["alone"] = 1
-            kept = kept[:0]
-        for counts in (self.left_out, self._left_out_in_round):
-            for reason, rows in left_out.items():
-                counts[reason] = counts.get(reason, 0) + rows
-        return used if len(kept) else None
 
     def _steps_left(self) -> int:
         """Steps until the epoch ends. Counted from its rows, as a resumed run may have other batches."""

@@ -71,6 +71,12 @@ class DataConfig:
     leaves them out, others in each epoch, but never all rows of a rank. Default: every row is used once an
     epoch, and no batch needs more memory than another, but for one row."""
 
+    workers: int = 0
+    """Processes of each rank that transform batches to train on while it takes its local steps; for an
+    augmentation in the `transform` of a task of your own. Each needs a core of its own among those that the
+    rank may use, memory for torch and some batches, and makes the task anew. 0: in the rank itself. The
+    batches are the same for any number, if random numbers are drawn from `training` alone."""
+
     reading: Literal["auto", "memory", "mmap", "stream"] = "auto"
     """`memory` keeps the rank's rows in memory. `mmap` maps files without chunks into memory, which the ranks
     of a host share. `stream` reads blocks of rows in random order as they are needed. `auto` takes memory if
@@ -110,6 +116,7 @@ class DataConfig:
             -8 <= self.samples_axis <= 8, "data.samples_axis", self.samples_axis, "an axis, such as 0 or -1"
         )
         require(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1 sample")
+        require(self.workers >= 0, "data.workers", self.workers, "0 or more processes")
         if isinstance(self.validation, (int, float)):
             expected = "a fraction between 0 and 1"
             require(0 < self.validation < 1, "data.validation", self.validation, expected)

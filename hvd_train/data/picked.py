@@ -13,6 +13,7 @@ from hvd_train.data.bits import Bits
 from hvd_train.data.deal import Span
 from hvd_train.data.format import Array, FieldSpec, ShardInfo
 from hvd_train.data.layout import Layout
+from hvd_train.data.numbering import Origins
 from hvd_train.data.rows import Rows
 from hvd_train.errors import DataError
 
@@ -72,12 +73,17 @@ class Picked:
 
     def numbers(self, picked: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Which of all rows these picked ones are, in the same order."""
-        if not len(picked):
-            return picked
-        first = int(picked.min())
-        among = np.concatenate(list(self._numbers(first, int(picked.max()) + 1)))
-        found: npt.NDArray[np.int64] = among[picked - first]
+        found = np.empty(len(picked), np.int64)
+        groups = np.searchsorted(self._before, picked, side="right") - 1
+        for group in np.unique(groups).tolist():
+            first, inside = group * _GROUP, groups == group
+            set_ = np.flatnonzero(self._bits.read(first, min(first + _GROUP, self._bits.size)))
+            found[inside] = first + set_[picked[inside] - self._before[group]]
         return found
+
+    def origins(self, picked: npt.NDArray[np.int64]) -> Origins:
+        """See `Rows.origins`."""
+        return self.rows.origins(self.numbers(picked))
 
     def blocks(self, blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Ascending ranges of all rows, [blocks, 2], as ranges of the picked ones; without empty ones."""

@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import final
 
 import numpy as np
+import numpy.typing as npt
 
 from hvd_train.data.blocks import row_bytes, rows_per_block
 from hvd_train.data.damage import Range, read_undamaged
@@ -16,6 +17,7 @@ from hvd_train.data.deal import Span, rows_of
 from hvd_train.data.format import Array, FieldSpec, ShardInfo
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.layout import HELD_BYTES, Layout, repack_line
+from hvd_train.data.numbering import Origins
 from hvd_train.data.places import places_of_fields
 from hvd_train.data.screen import MARK, USABLE, Screen
 from hvd_train.data.verify import Verifier
@@ -189,6 +191,13 @@ class Rows:
     def locate(self, start: int, stop: int) -> tuple[Span, ...]:
         """Where rows `start` up to `stop` are."""
         return rows_of(self.spans, start, stop)
+
+    def origins(self, numbers: npt.NDArray[np.int64]) -> Origins:
+        """Where each of the rows `numbers` is."""
+        index = np.searchsorted(np.asarray(self._stops, np.int64), numbers, side="right")
+        last = np.array([span.stop for span in self.spans], np.int64)[index]
+        stops = np.asarray(self._stops, np.int64)[index]
+        return Origins(self.spans, index, last - stops + numbers)
 
     def info(self, span: Span) -> ShardInfo:
         """The header of the shard that `span` is in."""

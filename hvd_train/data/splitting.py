@@ -122,7 +122,10 @@ class ByFraction(Splitter):
 
     def _ends(self, stratum: int, count: int) -> npt.NDArray[np.int64]:
         """Of the first `count` rows of a stratum, those of the first part, of the first two, and so on."""
-        return np.floor(self._bounds * count + self._roundings[stratum]).astype(np.int64)
+        ends: npt.NDArray[np.int64] = np.floor(self._bounds * count + self._roundings[stratum]).astype(
+            np.int64
+        )
+        return ends
 
 
 @final

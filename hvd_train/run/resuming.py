@@ -71,6 +71,7 @@ RULES: Mapping[str, Rule] = {
     "data.follow_links": Rule.DATA,
     "data.batch_size": Rule.BATCH,
     "data.last_batch": Rule.BATCH,
+    "data.workers": Rule.NEXT,
     "data.reading": Rule.READING,
     "data.scale": Rule.SAMPLE,
     "data.standardize": Rule.REFUSED,

@@ -17,6 +17,7 @@ from hvd_train.data.selection import needed_to_predict
 from hvd_train.record.evaluation import WorstSample
 from hvd_train.tasks.base import Batch, Task
 from hvd_train.tasks.models import evaluating
+from hvd_train.tasks.transforming import transform_of
 
 
 class WorstSamples:
@@ -70,7 +71,7 @@ def _described(
     (span,) = rows.locate(row, row + 1)
     arrays, _, _ = usable(rows.read(row, row + 1))
     target = arrays[sample.targets]
-    batch = task.transform({name: torch.from_numpy(array) for name, array in arrays.items()})
+    batch = transform_of(task)({name: torch.from_numpy(array) for name, array in arrays.items()})
     predicted = task.predict(model, {name: batch[name] for name in needed_to_predict(sample)})
     return WorstSample(
         loss=loss,

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hvd_train.data.format import Array
+from hvd_train.data.numbering import Origins
 
 ArrayBatch = dict[str, Array]
 RowNumbers = npt.NDArray[np.int64]
@@ -57,6 +58,11 @@ class Reader(ABC):
         The last batch of an epoch may be smaller: no row is dropped and none comes twice. None once the
         epoch is exhausted, at once for a rank without rows.
         """
+
+    @abstractmethod
+    def origins(self, start: int, stop: int) -> Origins:
+        """Where the rows at the positions `start` up to `stop` of this epoch are. Cheap for those of the
+        batch that was drawn last."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

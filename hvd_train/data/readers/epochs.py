@@ -7,6 +7,7 @@ from typing import Any, final
 
 from hvd_train.data.deal import Span
 from hvd_train.data.format import FieldSpec
+from hvd_train.data.numbering import Origins
 from hvd_train.data.picked import AnyRows
 from hvd_train.data.readers.base import ArrayBatch, Reader
 from hvd_train.data.readers.cursor import saved_epoch
@@ -70,6 +71,9 @@ class EpochReader(Reader):
 
     def next_batch(self, size: int) -> ArrayBatch | None:
         return self._reader.next_batch(size)
+
+    def origins(self, start: int, stop: int) -> Origins:
+        return self._reader.origins(start, stop)
 
     def state_dict(self) -> dict[str, Any]:
         return self._reader.state_dict()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from hvd_train.data.finite import first_not_finite
+from hvd_train.data.numbering import Origins
 from hvd_train.data.picked import AnyRows
 from hvd_train.data.readers.base import ArrayBatch, Reader, gather
 from hvd_train.data.readers.permutation import Permutation
@@ -47,6 +48,9 @@ class MemoryReader(Reader):
         self.open()
         numbers = self._order.next(size)
         return gather(self._batch, numbers) if len(numbers) else None
+
+    def origins(self, start: int, stop: int) -> Origins:
+        return self._rows.origins(self._order.rows_at(start, stop))
 
     def state_dict(self) -> dict[str, Any]:
         return self._order.state_dict()

@@ -9,6 +9,7 @@ import numpy as np
 
 from hvd_train.data.finite import first_not_finite
 from hvd_train.data.mapped import MappedShard
+from hvd_train.data.numbering import Origins
 from hvd_train.data.readers.base import ArrayBatch, Reader, RowNumbers
 from hvd_train.data.readers.permutation import Permutation
 from hvd_train.data.rows import Rows
@@ -63,6 +64,9 @@ class MmapReader(Reader):
         self.open()
         numbers = self._order.next(size)
         return self._gather(numbers) if len(numbers) else None
+
+    def origins(self, start: int, stop: int) -> Origins:
+        return self._rows.origins(self._order.rows_at(start, stop))
 
     def state_dict(self) -> dict[str, Any]:
         return self._order.state_dict()

@@ -51,6 +51,10 @@ class Permutation:
         self._cursor.position = stop
         return self._order[start:stop]
 
+    def rows_at(self, start: int, stop: int) -> RowNumbers:
+        """The rows at these positions of the epoch."""
+        return self._order[start:stop]
+
     def drawn_since(self, state: Mapping[str, Any]) -> RowNumbers:
         """As `Cursor.drawn_since`."""
         return self._cursor.drawn_since(state, self._num_rows, self._rows_at)

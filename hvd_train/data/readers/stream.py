@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hvd_train.data.finite import first_not_finite
+from hvd_train.data.numbering import Origins
 from hvd_train.data.picked import AnyRows
 from hvd_train.data.readers.base import ArrayBatch, Reader, RowNumbers, gather
 from hvd_train.data.readers.cursor import Cursor
@@ -51,6 +52,8 @@ class StreamReader(Reader):
         self._current: ArrayBatch = {}
         self._order: npt.NDArray[np.intp] = np.empty(0, np.intp)
         self._loading: tuple[int, int, Future[ArrayBatch]] | None = None
+        self._numbered: tuple[tuple[int, int], RowNumbers] = ((-1, -1), np.empty(0, np.int64))
+        """The rows of the window that was asked for last."""
         self._plan()
 
     @property
@@ -76,6 +79,9 @@ class StreamReader(Reader):
         if len(pieces) < 2:
             return pieces[0] if pieces else None
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    def origins(self, start: int, stop: int) -> Origins:
+        return self._rows.origins(self.rows_at(self._cursor.epoch, start, stop))
 
     def state_dict(self) -> dict[str, Any]:
         return self._cursor.state_dict()
@@ -111,14 +117,21 @@ class StreamReader(Reader):
     def rows_at(self, epoch: int, start: int, stop: int) -> RowNumbers:
         """The rows at these positions of an epoch, in the order of the windows and of the rows in each."""
         drawn, first = [np.empty(0, np.int64)], 0
-        for window, blocks in enumerate(self._windows_of(epoch)):
+        windows = self._windows if epoch == self._cursor.epoch else self._windows_of(epoch)
+        for window, blocks in enumerate(windows):
             last = first + _num_rows(blocks)
             if first < stop and start < last:
-                rows = np.concatenate([np.arange(*block) for block in sorted(blocks.tolist())])
-                order = self._cursor.random(window, epoch=epoch).permutation(len(rows))
-                drawn.append(rows[order[max(start - first, 0) : stop - first]])
+                drawn.append(self._rows_of(epoch, window, blocks)[max(start - first, 0) : stop - first])
             first = last
         return np.concatenate(drawn)
+
+    def _rows_of(self, epoch: int, window: int, blocks: Blocks) -> RowNumbers:
+        """The rows of a window in the order in which they are drawn."""
+        if self._numbered[0] != (epoch, window):
+            rows = np.concatenate([np.arange(*block) for block in sorted(blocks.tolist())])
+            order = self._cursor.random(window, epoch=epoch).permutation(len(rows))
+            self._numbered = ((epoch, window), rows[order])
+        return self._numbered[1]
 
     def _windows_of(self, epoch: int) -> list[Blocks]:
         order = self._cursor.random(epoch=epoch).permutation(len(self._blocks))

@@ -27,6 +27,7 @@ from hvd_train.tasks.built_in import takes_tokens
 from hvd_train.tasks.load import make_task
 from hvd_train.tasks.models import evaluating
 from hvd_train.tasks.parameters import freeze
+from hvd_train.tasks.transforming import transform_of
 from hvd_train.tools.doctor.memory import Need
 
 _SIDE = 64
@@ -141,7 +142,7 @@ def _kept(task: Task, model: nn.Module, batch: Batch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = task.loss(model, task.transform(dict(batch)))
+        loss = task.loss(model, transform_of(task)(dict(batch)))
     del loss
     return sum(kept.values()) + sum(map(_num_bytes, batch.values()))
 
@@ -157,7 +158,7 @@ def _passed(task: Task, model: nn.Module, batch: Batch) -> int:
 
     hooks = [module.register_forward_hook(measure) for module in model.modules()]
     with evaluating(model):
-        task.loss(model, task.transform(dict(batch)))
+        task.loss(model, transform_of(task)(dict(batch)))
     for hook in hooks:
         hook.remove()
     return largest + sum(map(_num_bytes, batch.values()))

@@ -9,12 +9,15 @@ import h5py
 import numpy as np
 import pytest
 
+from hvd_train.algorithm.transformed_reader import InThread, TransformedReader
 from hvd_train.algorithm.worker import Worker
-from hvd_train.config import Config, DataConfig, StopConfig
+from hvd_train.config import Config, DataConfig, ModelConfig, StopConfig
+from hvd_train.data.numbering import Numbering
 from hvd_train.data.screen import MARK
 from hvd_train.errors import DataError
 from hvd_train.record.reports import FaultReport, RoundReport, StopReport
 from hvd_train.record.wording import closing_lines
+from hvd_train.tasks.built_in import Regression
 from tests.unit.data.shards import write_foreign
 from tests.unit.data.test_skipped_damage import spoil_chunks
 from tests.unit.run_reports import HEADER
@@ -161,7 +164,12 @@ class Batches:
     def start_epoch(self, epoch: int) -> None: ...
 
     def state_dict(self) -> dict[str, object]:
-        return {}
+        return {"epoch": 0}
+
+
+def transformed(reader: Batches) -> TransformedReader:
+    task = Regression(ModelConfig())
+    return TransformedReader(reader, InThread(task, 0), Numbering([]), batch_size=3)  # type: ignore[arg-type]
 
 
 def test_a_batch_that_becomes_empty_or_a_single_row() -> None:
@@ -171,15 +179,15 @@ def test_a_batch_that_becomes_empty_or_a_single_row() -> None:
         steps.append([batch["x"].tolist() for batch in batches])
         return 0.0, sum(map(len, steps[-1]))
 
-    reader = Batches([1, 1, 1], [0, 1, 1], [0, 0, 1], [1, 0, 0], [0])
-    worker = Worker(reader, step, batch_size=3, accumulate=1, samples_per_rank=[100])  # type: ignore[arg-type]
+    reader = transformed(Batches([1, 1, 1], [0, 1, 1], [0, 0, 1], [1, 0, 0], [0]))
+    worker = Worker(reader, step, batch_size=3, accumulate=1, samples_per_rank=[100])
     works = [worker.run(1) for _ in range(5)]
     assert steps == [[[0, 1]], [[1, 2]], [[0]]], "a batch of one row alone is used as it is"
     assert [work.samples for work in works] == [0, 0, 2, 2, 1]
     assert [work.left_out.get("not_finite", 0) for work in works] == [3, 2, 1, 1, 0]
     assert worker.left_out == {"not_finite": 7, "alone": 1}
     steps.clear()
-    reader = Batches([1, 1, 1], [0, 0, 0], [0, 0, 1])
-    worker = Worker(reader, step, batch_size=3, accumulate=3, samples_per_rank=[100])  # type: ignore[arg-type]
+    reader = transformed(Batches([1, 1, 1], [0, 0, 0], [0, 0, 1]))
+    worker = Worker(reader, step, batch_size=3, accumulate=3, samples_per_rank=[100])
     assert worker.run(1).samples == 5
     assert steps == [[[0, 1, 2], [0, 1]]], "an empty batch does not end the step"

@@ -7,20 +7,33 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from torch import Tensor, nn
 
+from hvd_train.algorithm.transformed_reader import InThread, TransformedReader
 from hvd_train.algorithm.worker import Worker, steps_per_epoch
 from hvd_train.config import DataConfig
 from hvd_train.config.data import LastBatch
 from hvd_train.data.deal import Span
-from hvd_train.data.format import FieldSpec
+from hvd_train.data.format import FieldSpec, SampleSpec
+from hvd_train.data.numbering import Numbering
 from hvd_train.data.readers.base import Reader
 from hvd_train.data.readers.make import make_reader
-from hvd_train.tasks.base import Batch
+from hvd_train.tasks.base import Batch, Task
 from tests.unit.data.shards import row_numbers, write_foreign
 
 FIELDS = {"inputs": FieldSpec(shape=(3,), dtype="float32"), "targets": FieldSpec(shape=(), dtype="int64")}
 ROWS = (23, 10, 0)
 """Rows of each rank."""
+
+
+class Plain(Task):
+    """Batches as they are read."""
+
+    def build_model(self, spec: SampleSpec) -> nn.Module:
+        return nn.Identity()
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        return batch["inputs"].mean(), len(batch["inputs"])
 
 
 class Steps:
@@ -55,10 +68,31 @@ def readers(shard: Path, request: pytest.FixtureRequest) -> Iterator[list[Reader
         reader.close()
 
 
-def worker(reader: Reader, *, batch_size: int = 4, accumulate: int = 1) -> tuple[Worker, Steps]:
+def made_of(
+    reader: Reader,
+    *,
+    batch_size: int = 4,
+    accumulate: int = 1,
+    samples_per_rank: Sequence[int] = ROWS,
+    last: LastBatch = "keep",
+) -> tuple[Worker, Steps]:
     steps = Steps()
-    made = Worker(reader, steps, batch_size=batch_size, accumulate=accumulate, samples_per_rank=ROWS)
+    transformed = TransformedReader(
+        reader, InThread(Plain(), 1), Numbering([]), batch_size=batch_size, last_batch=last
+    )
+    made = Worker(
+        transformed,
+        steps,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        samples_per_rank=samples_per_rank,
+        last_batch=last,
+    )
     return made, steps
+
+
+def worker(reader: Reader, *, batch_size: int = 4, accumulate: int = 1) -> tuple[Worker, Steps]:
+    return made_of(reader, batch_size=batch_size, accumulate=accumulate)
 
 
 @pytest.mark.parametrize(
@@ -186,9 +220,8 @@ def test_a_single_row_joins_the_batch_before_it(reading: str, tmp_path: Path) ->
     data = DataConfig(reading=reading)  # type: ignore[arg-type]
 
     def make(rank: int) -> tuple[Worker, Steps]:
-        steps = Steps()
         reader = make_reader(parts[rank], data, 1, FIELDS, 1 << 30)
-        return Worker(reader, steps, batch_size=4, accumulate=2, samples_per_rank=rows), steps
+        return made_of(reader, accumulate=2, samples_per_rank=rows)
 
     for rank, sizes in enumerate(([[4, 4], [4, 4], [4, 5]], [[4, 4], [3]])):
         whole, steps = make(rank)
@@ -224,10 +257,8 @@ def test_all_ranks_pass_to_the_next_epoch_at_the_same_step(
     parts = [[Span(path, 0, 23)], [Span(path, 23, 33)], [Span(path, 33, 36)]]
 
     def make(rank: int) -> tuple[Worker, Steps]:
-        taken = Steps()
         reader = make_reader(parts[rank], DataConfig(), 1, FIELDS, 1 << 30)
-        made = Worker(reader, taken, batch_size=4, accumulate=1, samples_per_rank=rows, last_batch=last)
-        return made, taken
+        return made_of(reader, samples_per_rank=rows, last=last)
 
     assert steps_per_epoch(rows, 4, 1, last) == steps
     for rank, expected in enumerate(sizes):
@@ -250,9 +281,8 @@ def test_all_ranks_pass_to_the_next_epoch_at_the_same_step(
 
 
 def test_rows_that_are_dropped_are_others_in_each_epoch(shard: Path) -> None:
-    taken = Steps()
     reader = make_reader([Span(str(shard), 0, 7)], DataConfig(), 1, FIELDS, 1 << 30)
-    made = Worker(reader, taken, batch_size=4, accumulate=1, samples_per_rank=(7,), last_batch="drop")
+    made, taken = made_of(reader, samples_per_rank=(7,), last="drop")
     made.run(20)
     assert made.epochs == 20
     assert {row for step in taken.rows for batch in step for row in batch} == set(range(7))
@@ -265,12 +295,8 @@ def test_a_resumed_run_with_larger_batches_drops_what_is_no_batch(
     """12 of 23 rows are done."""
 
     def make(batch_size: int) -> tuple[Worker, Steps]:
-        taken = Steps()
         reader = make_reader([Span(str(shard), 0, 23)], DataConfig(), 1, FIELDS, 1 << 30)
-        made = Worker(
-            reader, taken, batch_size=batch_size, accumulate=1, samples_per_rank=(23,), last_batch="drop"
-        )
-        return made, taken
+        return made_of(reader, batch_size=batch_size, samples_per_rank=(23,), last="drop")
 
     first, _ = make(4)
     first.run(3)
