@@ -25,6 +25,7 @@ from hvd_train.algorithm.synchronizer import Synchronizer
 from hvd_train.algorithm.worker import Worker
 from hvd_train.comm.agree import together
 from hvd_train.config import Config, flatten
+from hvd_train.data.readers.ahead import ReadsAhead
 from hvd_train.data.readers.base import Reader
 from hvd_train.data.readers.make import make_reader
 from hvd_train.data.rows import Rows
@@ -226,7 +227,8 @@ class Wiring:
         budget = machine.share_of_memory(prepared.comm.local_size) // 2
         mine = prepared.parts[prepared.comm.rank]
         config, fields = prepared.config, prepared.catalog.sample.fields
-        return make_reader(mine, config.data, config.seed, fields, budget)
+        reader = make_reader(mine, config.data, config.seed, fields, budget)
+        return ReadsAhead(reader, config.data.batch_size)
 
     def _make_worker(self, reader: Reader) -> Worker:
         prepared = self.prepared
