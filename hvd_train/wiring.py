@@ -30,6 +30,9 @@ from hvd_train.algorithm.workers.pool import Workers, make_transformer
 from hvd_train.comm.agree import together
 from hvd_train.config import Config, flatten
 from hvd_train.data.numbering import Numbering
+from hvd_train.data.picked import AnyRows
+from hvd_train.data.readers.ahead import ReadsAhead
+from hvd_train.data.readers.base import Reader
 from hvd_train.data.readers.epochs import EpochReader
 from hvd_train.data.readers.make import reader_of
 from hvd_train.data.rows import Rows
@@ -250,13 +253,13 @@ class Wiring:
         budget = machine.share_of_memory(prepared.comm.local_size) // 2
         config, sample = prepared.config, prepared.catalog.sample
         self._screen = training_screen(config.data, sample)
-        self._epochs = EpochReader(
-            lambda rows, repeats: reader_of(rows, config.data, config.seed, budget, repeats=repeats),
-            prepared.parts,
-            sample.fields,
-            prepared.comm.rank,
-            self._screen,
-        )
+
+        def make(rows: AnyRows, repeats: bool) -> Reader:
+            reader = reader_of(rows, config.data, config.seed, budget, repeats=repeats)
+            return ReadsAhead(reader, config.data.batch_size, config.data.last_batch)
+
+        rank = prepared.comm.rank
+        self._epochs = EpochReader(make, prepared.parts, sample.fields, rank, self._screen)
         return TransformedReader(
             self._epochs,
             make_transformer(self.workers, prepared.task, config, sample),

@@ -22,6 +22,7 @@ from hvd_train.data.finite import first_not_finite
 from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.places import plain
+from hvd_train.data.readers.ahead import ReadsAhead
 from hvd_train.data.readers.base import Reader
 from hvd_train.data.readers.make import make_reader
 from hvd_train.data.readers.memory import MemoryReader
@@ -42,9 +43,14 @@ Make = Callable[[Rows, int], Reader]
 small_stream = partial(StreamReader, block_bytes=4 * ROW_BYTES, window_blocks=3)
 
 
+def ahead(rows: Rows, seed: int) -> Reader:
+    """Every batch is gathered ahead, in sizes that some of the tests ask for."""
+    return ReadsAhead(small_stream(rows, seed), 8, worthwhile_s=0)
+
+
 @pytest.fixture(
-    params=[MemoryReader, MmapReader, StreamReader, small_stream],
-    ids=["memory", "mmap", "stream", "stream-small"],
+    params=[MemoryReader, MmapReader, StreamReader, small_stream, ahead],
+    ids=["memory", "mmap", "stream", "stream-small", "ahead"],
 )
 def make(request: pytest.FixtureRequest) -> Make:
     return request.param  # type: ignore[no-any-return]
