@@ -1,6 +1,5 @@
 """Samples/s of the ways to read shards, beside numpy, the DataLoader, and tensors in memory in a training.
-reading, by numpy from memory and by torch's DataLoader; and what reading costs while a model trains. See
-README.md beside this file."""
+See README.md beside this file."""
 
 from __future__ import annotations
 
