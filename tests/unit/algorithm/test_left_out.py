@@ -43,7 +43,7 @@ def faults(rank: Remembered) -> list[FaultReport]:
 
 @pytest.mark.parametrize("reading", ["memory", "stream"])
 def test_rows_are_counted_for_each_epoch_and_rank(tmp_path: Path, reading: str) -> None:
-    """An epoch is 30 steps, six rounds: each rank has 120 rows, one of them the last 80 of the larger file."""
+    """An epoch is 30 steps, six rounds. Each rank has 120 rows; one has the last 80 of the larger file."""
     config = spoilt(tmp_path, 7, 8, 150, reading=reading)
     config = replace(config, stop=StopConfig(patience=0, max_rounds=18))
     ranks = train(config, 2)

@@ -203,7 +203,7 @@ import os, sys
 from hvd_train.config import Config, DataConfig
 from hvd_train.data.catalog import open_catalog
 from hvd_train.algorithm.workers.pool import InProcesses, Workers
-from tests.unit.algorithm.test_workers import reader_of
+from tests.unit.algorithm.test_workers import drawn, reader_of
 config = Config(task=sys.argv[1], data=DataConfig(path=sys.argv[2]))
 catalog = open_catalog(config.data)
 with Workers(2) as workers:
