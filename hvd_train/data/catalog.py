@@ -15,6 +15,7 @@ from hvd_train.data.demo import ensure_digits
 from hvd_train.data.format import SampleSpec, ShardInfo, is_class_dtype
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.labels import Labels, Unclassed, divisor, join, labels_of, labels_of_header, objection
+from hvd_train.data.lengths import check_lengths, with_mask
 from hvd_train.data.locate import Found, in_groups, locate
 from hvd_train.data.places import Places, places_of, places_of_fields
 from hvd_train.data.repeats import Origin, origin_of, refuse_repeats
@@ -102,9 +103,11 @@ def summarize_labels(
 ) -> LabelSummary:
     """What this rank's part of the integer targets looks like; together the parts are all of them.
 
-    Shards that record their classes are not read, unless they hold values that are no class. The rows of the
+    Rows of any length are compared with the length to which they are padded. Shards that record their classes
+    are not read, unless they hold values that are no class. The rows of the
     others are dealt to the ranks as for training, and each is read once. Not collective. Raises `DataError`.
     """
+    check_lengths(deal(whole((*shards.train, *shards.validation)), world_size)[rank], shards.sample.fields)
     if not is_class_dtype(shards.sample.fields[shards.sample.targets].dtype):
         return Labels(), Labels()
     train, validation = (
@@ -143,14 +146,16 @@ def _summarize_part(
 
 def _read_labels(spans: Sequence[Span], spec: SampleSpec, name: str, ignore: bool) -> Labels:
     found = []
-    layout = places_of_fields({name: spec.fields[name]})
+    fields = with_mask(name, spec.fields[name])
+    layout = places_of_fields(fields)
     for path, of_shard in groupby(spans, lambda span: span.shard):
         with ShardFile(path, layout) as shard:
             rows = rows_per_block(shard.info.fields[name], _SCAN_BYTES)
             for span in of_shard:
                 for start in range(span.start, span.stop, rows):
-                    block = shard.read(name, start, min(start + rows, span.stop))
-                    found.append(labels_of(block, name, path, start, ignore=ignore))
+                    block, *marks = (shard.read(n, start, min(start + rows, span.stop)) for n in fields)
+                    mask = marks[0] if marks else None
+                    found.append(labels_of(block, name, path, start, ignore=ignore, marks=mask))
     return join(found)
 
 
@@ -272,6 +277,12 @@ def _read_shard(shard: Found, layout: Places, texts: bool) -> tuple[ShardInfo, O
 
 def _agree(infos: Sequence[ShardInfo], data: DataConfig) -> SampleSpec:
     first = infos[0]
+    if data.max_length is not None and not any(field.padding for field in first.fields.values()):
+        raise DataError(
+            f"data.max_length = {data.max_length}: no field of a sample in {first.path} has rows of any "
+            "length. Expected one, such as a dataset of variable-length type or `packed(values, offsets)`: "
+            "leave data.max_length out, or name such a field."
+        )
     for info in infos:
         for difference in unlike(info, first, with_scale=not isinstance(data.scale, (int, float))):
             raise DataError(difference)

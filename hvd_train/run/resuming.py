@@ -63,6 +63,8 @@ RULES: Mapping[str, Rule] = {
     "data.classes": Rule.SAMPLE,
     "data.one_hot": Rule.SAMPLE,
     "data.ignore_index": Rule.SAMPLE,
+    "data.max_length": Rule.SAMPLE,
+    "data.truncate": Rule.SAMPLE,
     "data.samples_axis": Rule.SAMPLE,
     "data.batch_size": Rule.BATCH,
     "data.reading": Rule.ORDER,

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from hvd_train.data.locate import Found
 
 
+def _require_length(length: int | None) -> None:
+    """Raises `ConfigError` for a length of rows that none can have."""
+    require(length is None or 1 <= length < 2**31, "--max-length", length, "at least 1 value")
+
+
 @dataclass(frozen=True, kw_only=True)
 class WriteArgs:
     """Write HDF5 shards, and the manifest beside them, from idx files, a .npz file or the digits."""
@@ -85,11 +90,17 @@ class InfoArgs:
     targets: str = "targets"
     """The dataset of targets, or its place in the files."""
 
+    max_length: int | None = None
+    """Values to which rows of any length are padded, as by data.max_length. The padding is not summarised."""
+
     all: bool = False
     """Summarise every row. Default: about 1 MiB of a dataset in each shard, 16 MiB in all of them."""
 
     json: bool = False
     """Print JSON instead of tables: one entry a shard, with the summary of its own values."""
+
+    def __post_init__(self) -> None:
+        _require_length(self.max_length)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +116,12 @@ class CheckArgs:
 
     targets: str = "targets"
     """The dataset of targets, or its place in the files."""
+
+    max_length: int | None = None
+    """Values to which rows of any length are padded, as by data.max_length. Longer ones are reported."""
+
+    def __post_init__(self) -> None:
+        _require_length(self.max_length)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -165,10 +182,12 @@ def write(args: WriteArgs) -> int:
 
 def info(args: InfoArgs) -> int:
     """`shard info`. Raises `DataError` for the first shard whose header cannot be read."""
+    from hvd_train.data.places import plain
     from hvd_train.tools.shard_info import describe, show, show_json
 
     names = tuple(dict.fromkeys((args.inputs, args.targets)))
-    described = [describe(parts, names, whole=args.all) for parts in _sources(args.paths)]
+    layout = plain(names, args.max_length)
+    described = [describe(parts, layout, whole=args.all) for parts in _sources(args.paths)]
     if args.json:
         show_json(described, names)
     else:
@@ -183,7 +202,7 @@ def check(args: CheckArgs) -> int:
     from hvd_train.data.locate import in_groups
     from hvd_train.data.places import plain
 
-    layout = plain(tuple(dict.fromkeys((args.inputs, args.targets))))
+    layout = plain(tuple(dict.fromkeys((args.inputs, args.targets))), args.max_length)
     num_wrong = 0
     for parts in _sources(args.paths):
         shards = [shard for found in parts.values() for shard in found]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import operator
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
@@ -20,10 +20,11 @@ from hvd_train.data.crash import naming
 from hvd_train.data.facts import decode, digest_of
 from hvd_train.data.files import require_regular
 from hvd_train.data.format import Array
-from hvd_train.data.hdf5.chunks import Range, reopened
-from hvd_train.data.hdf5.field import Field
+from hvd_train.data.hdf5.chunks import Range
 from hvd_train.data.hdf5.filters import require_filters
-from hvd_train.data.hdf5.links import find, open_dataset, open_file
+from hvd_train.data.hdf5.links import find, open_file
+from hvd_train.data.hdf5.opening import Opening
+from hvd_train.data.hdf5.ragged import PaddedField
 from hvd_train.data.places import Place, Places
 from hvd_train.errors import DataError
 
@@ -60,13 +61,13 @@ class ShardFile:
 
     def __init__(self, path: str | Path, places: Places, *, texts: bool = False) -> None:
         self._path = str(path)
-        self._texts = texts
         self.file_path, self.group = places.file_of(self._path)
         """The file, and the group in it that is the shard; empty where all of the file is."""
         self._in_hdf5 = naming(path)
         with _explained(self.file_path, _NOT_HDF5):
             require_regular(self.file_path, "an HDF5 file")
             self._file = self._in_hdf5(open_file, self.file_path)
+        self._opening = Opening(self._file, self._path, self.group, texts=texts, call=self._in_hdf5)
         try:
             with _explained(self._path, _CHANGED):
                 self._in_hdf5(self._read_header, places)
@@ -99,6 +100,14 @@ class ShardFile:
         with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _CHANGED):
             self._fields[name].read_into(ranges, out)
 
+    def check_lengths(self, name: str, start: int, stop: int) -> None:
+        """Raises `DataError` for the first of these rows of field `name`, of rows of any length, that is
+        damaged, or longer than is allowed. Values are not read."""
+        field = self._fields[name]
+        if isinstance(field, PaddedField):
+            with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _CHANGED):
+                field.check_lengths(start, stop)
+
     def read(self, name: str, start: int, stop: int) -> Array:
         """Rows `start` up to `stop` of dataset `name`, as `read_into` gives them, in native byte order."""
         field = self.info.fields[name]
@@ -111,7 +120,7 @@ class ShardFile:
     def read_stored(self, name: str, start: int, stop: int) -> Array:
         """Rows `start` up to `stop` of the dataset of field `name`, all of each row: what checksums cover."""
         with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _CHANGED):
-            (field,) = self._open_fields({name: Place(self._paths[name])}).values()
+            (field,) = self._opening.fields({name: Place(self._paths[name])}).values()
             out: Array = np.empty((stop - start, *field.spec.shape), np.dtype(field.spec.dtype))
             field.read_into([(start, stop)], out)
         return out
@@ -161,13 +170,15 @@ class ShardFile:
 
     def _read_header(self, places: Places) -> None:
         self._facts: fmt.Facts | None = None
-        self._paths = {name: self._path_of(place) for name, place in places.places.items()}
-        self._fields = self._open_fields(places.places)
-        lengths = {name: field.num_rows for name, field in self._fields.items()}
+        wanted = self._opening.with_masks(places)
+        self._paths = {name: self._opening.path_of(place) for name, place in wanted.items()}
+        self._fields = self._opening.fields(wanted)
+        lengths = {name: self._fields[name].num_rows for name in places.places}
         if len(set(lengths.values())) > 1:
             seen = ", ".join(f"`{name}` has {n} rows" for name, n in lengths.items())
             raise DataError(
-                f"{self._path}: {seen}. Expected one row per sample in each: {self._remedy_of_lengths()}."
+                f"{self._path}: {seen}. Expected one row per sample in each: "
+                f"{self._remedy_of_lengths(places)}."
             )
         num_samples = int(next(iter(lengths.values())))
         digest = self._read_facts(num_samples)
@@ -184,7 +195,8 @@ class ShardFile:
             num_samples=num_samples,
             fields={name: field.spec for name, field in self._fields.items()},
             layouts={name: field.layout for name, field in self._fields.items()},
-            contiguous=all(plan.get_layout() == h5py.h5d.CONTIGUOUS for plan in plans),
+            contiguous=not any(field.spec.padding for field in fields)
+            and all(plan.get_layout() == h5py.h5d.CONTIGUOUS for plan in plans),
             class_counts=self._class_counts(places.targets),
             scale=self._scale(places.inputs),
             checksum_rows=checksum_rows,
@@ -193,31 +205,13 @@ class ShardFile:
         )
         """The shard's header."""
 
-    def _path_of(self, place: Place) -> str:
-        path = (place.in_group(self.group) if self.group else place).dataset
-        return "/".join(part for part in path.split("/") if part)
-
-    def _open_fields(self, places: Mapping[str, Place]) -> dict[str, Field]:
-        fields = {name: self._open_field(name, place) for name, place in places.items()}
-        datasets = reopened([(field.dataset, field.cache_bytes) for field in fields.values()])
-        for field, dataset in zip(fields.values(), datasets, strict=True):
-            field.read_from(dataset, self._in_hdf5)
-        return fields
-
-    def _open_field(self, name: str, place: Place) -> Field:
-        dataset = open_dataset(self._file, self._path_of(place), self._path)
-        file_bytes = os.path.getsize(self.file_path)
-        return Field(
-            self._path,
-            name,
-            dataset,
-            place,
-            file_bytes=file_bytes,
-            texts=self._texts,
-            foreign=fmt.ATTR_SCHEMA not in self._file.attrs,
-        )
-
-    def _remedy_of_lengths(self) -> str:
+    def _remedy_of_lengths(self, places: Places) -> str:
+        for place in places.places.values():
+            if place.bounds is not None and place.bounds.kind == "offsets":
+                starts = replace(place, bounds=replace(place.bounds, kind="starts"))
+                return (
+                    f"write the file again, or if it has the start of each row alone, name it as `{starts}`"
+                )
         if any("MATLAB_class" in field.dataset.attrs for field in self._fields.values()):
             return "MATLAB stores the axes in reverse, so set data.samples_axis = -1, or write the file again"
         return "write the file again, or name the axis of the samples in data.samples_axis"
@@ -251,7 +245,7 @@ class ShardFile:
 
     def _compare_with_facts(self, facts: fmt.Facts) -> None:
         for name, written in facts.datasets.items():
-            field = self._open_field(name, Place(name))
+            field = self._opening.field(name, Place(name))
             shape = (field.num_rows, *field.spec.shape)
             if (shape, field.spec.dtype) != (written.shape, written.dtype):
                 raise DataError(
