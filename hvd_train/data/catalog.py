@@ -286,6 +286,12 @@ def _agree(infos: Sequence[ShardInfo], data: DataConfig) -> SampleSpec:
     for info in infos:
         for difference in unlike(info, first, with_scale=not isinstance(data.scale, (int, float))):
             raise DataError(difference)
+    shape = first.fields[data.inputs].shape
+    if 0 in shape:
+        raise DataError(
+            f"{first.path}: `{data.inputs}` has the shape {list(shape)} a sample; expected one number or "
+            "more. Name another dataset in data.inputs."
+        )
     recorded = 1.0 if first.scale is None or data.standardize else first.scale
     return SampleSpec(
         inputs=data.inputs,

@@ -131,8 +131,8 @@ class ShardFile:
 
     def checksums(self, name: str) -> npt.NDArray[np.uint64] | None:
         """The recorded checksum of each block of `info.checksum_rows` rows of dataset `name`; None if it has
-        none. Raises `DataError` if they are not those that were written."""
-        if self.info.checksum_rows is None:
+        none, as rows of any length. Raises `DataError` if they are not those that were written."""
+        if self.info.checksum_rows is None or self.info.fields[name].padding:
             return None
         with _explained(f"{self._path}: checksums of `{name}`", _CHANGED):
             return self._in_hdf5(self._read_checksums, self._paths[name])  # type: ignore[no-any-return]
@@ -140,7 +140,7 @@ class ShardFile:
     def checksums_digest(self, name: str) -> str:
         """A digest of the checksums of dataset `name`, which two datasets of equal rows have in common; empty
         without checksums. They are read only where the file does not record it. Raises `DataError`."""
-        if self._facts is not None:
+        if self._facts is not None and not self.info.fields[name].padding:
             written = self._facts.datasets.get(self._paths[name])
             return written.checksums if written else ""
         sums = self.checksums(name)

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import OrderedDict
+from dataclasses import dataclass
 from typing import final
 
 import h5py
@@ -23,10 +25,22 @@ _OBJECT = struct.Struct("<HHIQ")
 
 _SIGNATURE = b"GCOL\1"
 
+_HELD_BYTES = 16 << 20
+"""Of heaps in memory; one at least. Rows may be written in any order."""
+
+
+@final
+@dataclass(frozen=True)
+class _Heap:
+    content: memoryview
+
+    objects: dict[int, tuple[int, int]]
+    """By number, where the bytes of each begin and how many there are."""
+
 
 @final
 class Heaps:
-    """Those of one open file, each read when it is first asked for; the last one is held.
+    """Those of one open file, each read when it is first asked for.
 
     Raises `ValueError` for what is no heap, and objects that are not there.
     """
@@ -37,36 +51,37 @@ class Heaps:
         self._base = creation.get_userblock()
         self._size_bytes = creation.get_sizes()[1]
         self._file_bytes = file_bytes
-        self._at = -1
-        self._heap = memoryview(b"")
-        self._objects: dict[int, tuple[int, int]] = {}
+        self._held: OrderedDict[int, _Heap] = OrderedDict()
+        self._held_bytes = 0
 
     def object(self, address: int, number: int) -> memoryview:
         """The bytes of an object of the heap at `address`."""
-        if self._at != address:
-            self._open(address)
-        if number not in self._objects:
+        heap = self._held.get(address)
+        if heap is None:
+            heap = self._held[address] = self._read(address)
+            self._held_bytes += len(heap.content)
+            while len(self._held) > 1 and self._held_bytes > _HELD_BYTES:
+                self._held_bytes -= len(self._held.popitem(last=False)[1].content)
+        if number not in heap.objects:
             raise ValueError(f"the heap at {address} has no object {number}")
-        begin, size = self._objects[number]
-        return self._heap[begin : begin + size]
+        begin, size = heap.objects[number]
+        return heap.content[begin : begin + size]
 
-    def _open(self, address: int) -> None:
-        self._at = -1
+    def _read(self, address: int) -> _Heap:
         begin = self._base + address
         head = os.pread(self._handle, _HEADER, begin) if 0 < begin < self._file_bytes else b""
         size = int.from_bytes(head[8 : 8 + self._size_bytes], "little")
         if not head.startswith(_SIGNATURE) or not _HEADER <= size <= self._file_bytes - begin:
             raise ValueError(f"there is no heap at {address}")
-        self._heap = memoryview(os.pread(self._handle, size, begin))
-        self._objects = {}
-        at, end = _HEADER, len(self._heap) - _HEADER
-        wide = (1 << 8 * self._size_bytes) - 1
-        while at <= end:
-            number, _, _, size = _OBJECT.unpack_from(self._heap, at)
+        content = memoryview(os.pread(self._handle, size, begin))
+        objects: dict[int, tuple[int, int]] = {}
+        at, wide = _HEADER, (1 << 8 * self._size_bytes) - 1
+        while at + _HEADER <= len(content):
+            number, _, _, size = _OBJECT.unpack_from(content, at)
             size &= wide
             at += _HEADER
-            if not number or size > len(self._heap) - at:  # the rest is free
+            if not number or size > len(content) - at:  # the rest is free
                 break
-            self._objects[number] = at, size
+            objects[number] = at, size
             at += -(-size // 8) * 8
-        self._at = address
+        return _Heap(content, objects)

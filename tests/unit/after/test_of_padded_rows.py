@@ -83,7 +83,7 @@ def test_next_tokens(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert np.isfinite(evaluation["metrics"]["loss"])
     out = tmp_path / "m.safetensors"
     assert main(["export", str(run), "--out", str(out), "--format", "safetensors"]) == 0
-    card = tomllib.loads((tmp_path / "m.toml").read_text())
+    card = tomllib.loads((tmp_path / "m.safetensors.toml").read_text())
     assert card["preprocessing"]["left_out"] == [f"rows of `tokens` are padded with zeros to {LENGTH} values"]
     assert card["data"]["sample"]["fields"]["tokens"]["padding"] == {
         "length": LENGTH,

@@ -16,6 +16,7 @@ from hvd_train.data.check import check_shard
 from hvd_train.data.hdf5 import packed as packed_rows
 from hvd_train.data.locate import Found
 from hvd_train.data.places import Bounds, Place, parse_place, plain
+from hvd_train.data.reader import make_reader
 from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part
 from hvd_train.errors import DataError, UnsupportedShard
@@ -243,3 +244,32 @@ def test_beside_datasets_with_checksums(tmp_path: Path) -> None:
         file["inputs"][5, 0] += 1
     with pytest.raises(DataError, match="rows 4 to 7: not what was written"):
         read(catalog_of(path, fields={"tokens": PACKED}))
+
+
+def test_checksums_of_the_values_alone(tmp_path: Path) -> None:
+    """Inputs that `shard write` wrote as rows are the values of fewer rows: not compared, and read."""
+    write_part(tmp_path, Arrays(np.arange(11.0), np.arange(11) % 2), chunk_rows=4)
+    path = tmp_path / "train-00000-of-00001.h5"
+    with h5py.File(path, "a") as file:
+        file["n"], file["kind"] = [5, 0, 6], np.arange(3) % 2
+    fields = {"inputs": "packed(inputs, lengths=n)", "targets": "kind"}
+    batch = read(catalog_of(path, fields=fields))
+    np.testing.assert_array_equal(batch["inputs"], padded(np.split(np.arange(11.0), [5, 5]), 8)[0])
+
+
+@pytest.mark.parametrize("reading", ["memory", "stream"])
+def test_an_epoch(tmp_path: Path, reading: Any) -> None:
+    path = write(tmp_path / "a.h5", rows_of_lengths([1, 2, 3, 4, 5] * 40))
+    data = DataConfig(path=str(path), fields={"inputs": PACKED}, max_length=8, reading=reading)
+    catalog = open_catalog(data)
+    reader = make_reader(catalog.train, data, 0, catalog.sample.fields, 1 << 30)
+    batches = []
+    while (batch := reader.next_batch(32)) is not None:
+        batches.append(batch)
+    reader.close()
+    assert reader.mode == reading
+    found = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    values, marks = padded(rows_of_lengths([1, 2, 3, 4, 5] * 40), 8)
+    assert sorted(found["inputs"].tolist()) == sorted(values.tolist())
+    np.testing.assert_array_equal(found["inputs"] > 0, found["inputs_mask"])
+    assert found["inputs_mask"].sum() == marks.sum()

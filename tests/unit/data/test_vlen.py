@@ -22,8 +22,9 @@ from hvd_train.errors import DataError, UnsupportedShard
 from tests.launching import run
 from tests.unit.data.ragged import catalog_of, padded, read, rows_of_lengths, write_vlen
 from tests.unit.data.recipes import hdf5_tool
-from tests.unit.data.test_hdf5_types import custom_float
+from tests.unit.data.test_hdf5_types import custom_float, enumeration
 
+BFLOAT16 = custom_float(2, (15, 7, 8, 0, 7), 127)
 LENGTHS = [3, 0, 8, 1, 5, 0, 2, 7, 8, 4, 0]
 ROWS = rows_of_lengths(LENGTHS)
 
@@ -77,18 +78,40 @@ def test_types_of_values(tmp_path: Path, dtype: str) -> None:
     np.testing.assert_array_equal(batch["inputs"], values)
 
 
-def test_bfloat16(tmp_path: Path) -> None:
-    """Which h5py cannot write: the file has a row of two such values, and one without any."""
-    kind = h5t.vlen_create(custom_float(2, (15, 7, 8, 0, 7), 127))
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        dataset = h5d.create(file.id, b"inputs", kind, h5s.create_simple((2,)))
-        rows = np.empty(2, h5py.vlen_dtype("f4"))
-        rows[0], rows[1] = np.array([1.5, -2], "f4"), np.empty(0, "f4")
-        dataset.write(h5s.ALL, h5s.ALL, rows, mtype=h5t.py_create(h5py.vlen_dtype("f4")))
+@pytest.mark.parametrize(
+    ("kind", "raw", "dtype", "values"),
+    [
+        (BFLOAT16, struct.pack("<2H", 0x3FC0, 0xC000), "float32", [1.5, -2]),
+        pytest.param(
+            h5t.NATIVE_LDOUBLE,
+            np.array([1.5, -2], "g").tobytes(),
+            "float64",
+            [1.5, -2],
+            marks=pytest.mark.skipif(np.dtype("g").itemsize != 16, reason="long double is another type here"),
+        ),
+        (enumeration(h5t.STD_I16BE, one=1, two=-2), struct.pack(">2h", 1, -2), "int16", [1, -2]),
+        (h5t.STD_B8LE, b"\1\xfe", "uint8", [1, 254]),
+    ],
+    ids=["bfloat16", "long double", "enumeration", "bit field"],
+)
+def test_types_that_numpy_does_not_have(
+    tmp_path: Path, kind: Any, raw: bytes, dtype: str, values: list[float]
+) -> None:
+    """A row of two values, and one without any. The first refers to bytes of a row that h5py can write."""
+    path = tmp_path / "a.h5"
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+    with h5py.File(path, "w") as file:
+        h5d.create(file.id, b"inputs", h5t.vlen_create(kind), h5s.create_simple((2,)), creation)
+        write_vlen(file, "bytes", [np.frombuffer(raw, "u1"), np.empty(0, "u1")])
         file["targets"] = np.arange(2)
-    batch = read(catalog_of(tmp_path / "a.h5", max_length=3))
-    assert batch["inputs"].dtype == np.float32
-    assert batch["inputs"].tolist() == [[1.5, -2, 0], [0, 0, 0]]
+        inputs, stored = (file[name].id.get_offset() for name in ("inputs", "bytes"))
+    content = bytearray(path.read_bytes())
+    content[inputs : inputs + 16] = struct.pack("<I", 2) + content[stored + 4 : stored + 16]
+    path.write_bytes(content)
+    batch = read(catalog_of(path, max_length=3))
+    assert batch["inputs"].dtype == np.dtype(dtype)
+    assert batch["inputs"].tolist() == [[*values, 0], [0, 0, 0]]
 
 
 def test_rows_that_were_never_written_are_empty(tmp_path: Path) -> None:
