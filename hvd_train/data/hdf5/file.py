@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -66,8 +67,11 @@ class ShardFile:
         self._in_hdf5 = naming(path)
         with _explained(self.file_path, _NOT_HDF5):
             require_regular(self.file_path, "an HDF5 file")
+            num_bytes = os.path.getsize(self.file_path)
             self._file = self._in_hdf5(open_file, self.file_path)
-        self._opening = Opening(self._file, self._path, self.group, texts=texts, call=self._in_hdf5)
+        self._opening = Opening(
+            self._file, self._path, self.group, file_bytes=num_bytes, texts=texts, call=self._in_hdf5
+        )
         try:
             with _explained(self._path, _CHANGED):
                 self._in_hdf5(self._read_header, places)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, final
@@ -28,6 +27,7 @@ class Opening:
     Args:
         path: of the shard, for messages.
         group: that is the shard; empty where all of the file is.
+        file_bytes: of the whole file.
         texts: whether strings of a fixed number of bytes are taken as well.
         call: what every call of HDF5 goes through, as `call(action, *args)`.
 
@@ -35,11 +35,19 @@ class Opening:
     """
 
     def __init__(
-        self, file: h5py.File, path: str, group: str, *, texts: bool, call: Callable[..., Any]
+        self,
+        file: h5py.File,
+        path: str,
+        group: str,
+        *,
+        file_bytes: int,
+        texts: bool,
+        call: Callable[..., Any],
     ) -> None:
         self._file = file
         self._path = path
         self._group = group
+        self._file_bytes = file_bytes
         self._texts = texts
         self._call = call
 
@@ -106,7 +114,3 @@ class Opening:
     def _is_ragged(self, dataset: h5py.Dataset, place: Place) -> bool:
         whole = len(dataset.shape) == 1 and not (place.columns or place.cut)
         return whole and has_rows_of_numbers(dataset.id.get_type())
-
-    @property
-    def _file_bytes(self) -> int:
-        return os.path.getsize(self._file.filename)

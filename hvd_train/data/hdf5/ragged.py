@@ -20,7 +20,7 @@ from hvd_train.liveness import mark
 
 Numbers = npt.NDArray[np.int64]
 
-_PIECE_BYTES = 64 << 20
+_PIECE_BYTES = 4 << 20
 """Of padded rows that are read at a time."""
 
 _PIECE_ROWS = 1 << 16
@@ -111,7 +111,7 @@ class PaddedField:
     def read_into(self, ranges: Sequence[Range], out: Array) -> None:
         """Reads the rows of `ranges`, in ascending order, into `out`, of shape [rows, *shape] with as many
         rows as they have together; values are converted to its dtype."""
-        at, step = 0, max(1, min(_PIECE_ROWS, _PIECE_BYTES // self.layout.row_bytes))
+        at, step = 0, max(1, min(_PIECE_ROWS, _PIECE_BYTES // max(1, self.layout.row_bytes)))
         for first, last in ranges:
             for start, stop in _cut(first, last, step):
                 self._read(start, stop, out[at : at + stop - start])
