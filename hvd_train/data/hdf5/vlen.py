@@ -3,7 +3,7 @@
 The dataset has a reference for each row: its length, and where its values are in the heaps of the file. The
 references are read here as they are stored, since HDF5 offers no way to read lengths alone.
 
-Each row is found in the heaps on its own, in about 1 us; `packed` rows are read many times faster.
+Each row is found in the heaps on its own, in about 1 us; `packed` rows are read several times faster.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from hvd_train.data.hdf5.ragged import Numbers, RaggedRows
 from hvd_train.data.hdf5.types import numpy_dtype
 from hvd_train.data.layout import HELD_BYTES, SMALL_BYTES
 from hvd_train.errors import DataError, UnsupportedShard
+
+_MOST_CHUNK_BYTES = 256 << 20
+"""Of the references in a chunk that passed filters, which is decoded as a whole."""
 
 _numbers = count()
 
@@ -61,6 +64,7 @@ class VlenRows(RaggedRows):
         assert not isinstance(dtype, str), "rows of numbers"
         refuse_bombs(self._where, f"rows of variable length ({dtype})", dataset, file_bytes)
         require_filters(dataset, path, name)
+        self._refuse_large_chunks()
         self._kind = kind.get_super() if kind.get_class() == h5py.h5t.ENUM else kind
         self._value_bytes, self._dtype, self._file_bytes = kind.get_size(), dtype, file_bytes
         self._encoder = None if coding is None else Encoder(coding, dtype, (), self._where)
@@ -71,6 +75,16 @@ class VlenRows(RaggedRows):
             dtype="int64" if self._encoder else dtype.name,
             coding=self._encoder and self._encoder.coding,
         )
+
+    def _refuse_large_chunks(self) -> None:
+        chunk, filtered = self._dataset.chunks, self._dataset.id.get_create_plist().get_nfilters()
+        if chunk is not None and filtered and chunk[0] * self._reference.itemsize > _MOST_CHUNK_BYTES:
+            name = self._dataset.name.strip("/")
+            raise UnsupportedShard(
+                f"{self._where} is compressed in chunks of {chunk[0]:,} rows; expected at most "
+                f"{_MOST_CHUNK_BYTES // self._reference.itemsize:,}. Write it in smaller ones, by `h5repack "
+                f"-l {name}:CHUNK={min(65536, max(1, self.num_rows))} OLD.h5 NEW.h5`."
+            )
 
     @property
     def parts(self) -> Sequence[Part]:

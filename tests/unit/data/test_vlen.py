@@ -15,6 +15,7 @@ from h5py import h5d, h5s, h5t
 
 from hvd_train.data.check import check_shard
 from hvd_train.data.format import FieldSpec, Padding, SampleSpec
+from hvd_train.data.hdf5 import vlen
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.locate import Found
 from hvd_train.data.places import plain
@@ -293,6 +294,20 @@ def test_compact_storage_has_a_remedy(tmp_path: Path) -> None:
     old, new = str(tmp_path / "a.h5"), str(tmp_path / "b.h5")
     assert run([repack, "-l", "inputs:CONTI", old, new], deadline_s=60).returncode == 0
     assert read(catalog_of(Path(new)))["inputs"][1, :3].tolist() == [0, 1, 0]
+
+
+def test_large_chunks_have_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.h5", chunks=(100,), maxshape=(None,), compression="gzip")
+    monkeypatch.setattr(vlen, "_MOST_CHUNK_BYTES", 16 * 50)
+    with pytest.raises(UnsupportedShard) as refused:
+        catalog_of(path)
+    assert str(refused.value) == (
+        f"{path}: dataset `inputs` is compressed in chunks of 100 rows; expected at most 50. Write it in "
+        "smaller ones, by `h5repack -l inputs:CHUNK=11 OLD.h5 NEW.h5`."
+    )
+    repack, new = hdf5_tool("h5repack"), str(tmp_path / "b.h5")
+    assert run([repack, "-l", "inputs:CHUNK=11", str(path), new], deadline_s=60).returncode == 0
+    np.testing.assert_array_equal(read(catalog_of(Path(new)))["inputs"], padded(ROWS, 8)[0])
 
 
 def test_a_filter_that_is_not_here(tmp_path: Path) -> None:
