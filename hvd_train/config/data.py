@@ -54,6 +54,15 @@ class DataConfig:
     ignore_index: int | None = None
     """The value that marks targets without a class. Default: -100, as torch has it, which always does."""
 
+    max_length: int | None = None
+    """Values to which rows of any length are padded with zeros: those of variable-length datasets, and of
+    places such as `packed(tokens, offsets)`. A batch then has a mask beside each such field, of the name
+    `tokens_mask`: true for values, false for padding. Longer rows are refused. Default: rows of any length
+    are refused, with the length of the longest."""
+
+    truncate: bool = False
+    """Cut rows that are longer than data.max_length, instead of refusing them."""
+
     samples_axis: int = 0
     """The axis of the datasets along which the samples are; -1 for the last, as files of MATLAB have it where
     its matrices have one row a sample."""
@@ -115,6 +124,10 @@ class DataConfig:
         require(
             -8 <= self.samples_axis <= 8, "data.samples_axis", self.samples_axis, "an axis, such as 0 or -1"
         )
+        length = self.max_length
+        require(length is None or 1 <= length < 2**31, "data.max_length", length, "at least 1 value")
+        expected = "false without data.max_length, at which it cuts. Set that as well"
+        require(length is not None or not self.truncate, "data.truncate", self.truncate, expected)
         require(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1 sample")
         require(self.workers >= 0, "data.workers", self.workers, "0 or more processes")
         if isinstance(self.validation, (int, float)):

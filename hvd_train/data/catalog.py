@@ -14,6 +14,7 @@ from hvd_train.data.demo import ensure_digits
 from hvd_train.data.format import MANIFEST_NAME, SampleSpec, ShardInfo, is_class_dtype
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.labels import Labels, Unclassed, divisor, join, labels_of, labels_of_header, objection
+from hvd_train.data.lengths import check_lengths, with_mask
 from hvd_train.data.locate import Found, in_groups, locate
 from hvd_train.data.places import Places, places_of
 from hvd_train.data.repeats import Origin, origin_of, refuse_repeats
@@ -117,9 +118,11 @@ def summarize_labels(
 ) -> LabelSummary:
     """What this rank's part of the integer targets looks like; together the parts are all of them.
 
-    Shards that record their classes are not read, unless they hold values that are no class. The rows of the
+    Rows of any length are compared with the length to which they are padded. Shards that record their classes
+    are not read, unless they hold values that are no class. The rows of the
     others are dealt to the ranks as for training, and each is read once. Not collective. Raises `DataError`.
     """
+    check_lengths(deal(whole((*shards.train, *shards.validation)), world_size)[rank], shards.sample.fields)
     if not is_class_dtype(shards.sample.fields[shards.sample.targets].dtype):
         return Labels(), Labels()
     train, validation = (
@@ -164,14 +167,17 @@ def _read_labels(
 ) -> Labels:
     found = []
     step, offset = rows_per_block(spec.fields[name], _SCAN_BYTES), 0
-    rows = Rows(spans, {name: spec.fields[name]}, verify=screen is not None, screen=screen)
+    fields = with_mask(name, spec.fields[name])
+    rows = Rows(spans, fields, verify=screen is not None, screen=screen)
     try:
         for span in rows.spans:
             for start in range(0, span.num_rows, step):
                 batch = rows.read(offset + start, offset + min(start + step, span.num_rows))
                 for first, stop in stretches(batch):
                     row = span.start + start + first
-                    found.append(labels_of(batch[name][first:stop], name, span.shard, row, ignore=ignore))
+                    block, *marks = (batch[field][first:stop] for field in fields)
+                    mask = marks[0] if marks else None
+                    found.append(labels_of(block, name, span.shard, row, ignore=ignore, marks=mask))
             offset += span.num_rows
     finally:
         rows.close()
@@ -296,9 +302,21 @@ def _read_shard(shard: Found, layout: Places, texts: bool) -> tuple[ShardInfo, O
 
 def _agree(infos: Sequence[ShardInfo], data: DataConfig) -> SampleSpec:
     first = infos[0]
+    if data.max_length is not None and not any(field.padding for field in first.fields.values()):
+        raise DataError(
+            f"data.max_length = {data.max_length}: no field of a sample in {first.path} has rows of any "
+            "length. Expected one, such as a dataset of variable-length type or `packed(values, offsets)`: "
+            "leave data.max_length out, or name such a field."
+        )
     for info in infos:
         for difference in unlike(info, first, with_scale=not isinstance(data.scale, (int, float))):
             raise DataError(difference)
+    shape = first.fields[data.inputs].shape
+    if 0 in shape:
+        raise DataError(
+            f"{first.path}: `{data.inputs}` has the shape {list(shape)} a sample; expected one number or "
+            "more. Name another dataset in data.inputs."
+        )
     recorded = 1.0 if first.scale is None or data.standardize else first.scale
     return SampleSpec(
         inputs=data.inputs,

@@ -31,6 +31,20 @@ class Coding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Padding:
+    """How rows of any length become rows of one."""
+
+    length: int
+    """Values of a row; shorter rows have zeros after their own."""
+
+    truncate: bool = False
+    """Whether longer rows are cut; else they are refused."""
+
+    marks: bool = False
+    """Whether the field has no values, but marks them: true for a value, false for padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FieldSpec:
     """One field of a sample: its `shape` without the sample axis, and its numpy `dtype` by name."""
 
@@ -49,8 +63,11 @@ class FieldSpec:
     follow_links: bool = field(default=False, compare=False)
     """Whether it may be in another file, which a link leads to, or a virtual dataset."""
 
+    padding: Padding | None = None
+    """Of rows of any length; None for rows that all have this shape."""
+
     def __str__(self) -> str:
-        return f"{self.dtype} {list(self.shape)}"
+        return f"{self.dtype} {list(self.shape)}{', padded' if self.padding else ''}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without those that say nothing."""
@@ -105,6 +122,12 @@ class SampleSpec:
         fields = {name: _field(field) for name, field in values["fields"].items()}
         return cls(**{**values, "fields": fields})
 
+    def mask_of(self, name: str) -> str:
+        """The name of the field that marks the values of field `name`, whose rows are padded; empty if they
+        are not."""
+        padding = self.fields[name].padding
+        return mask_name(name) if padding and not padding.marks else ""
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """The values that are classes in the files, in the order of their numbers; empty if they are the
@@ -118,7 +141,14 @@ def _field(values: Mapping[str, Any]) -> FieldSpec:
     coding = values.get("coding")
     if coding is not None:
         coding = Coding(**{**coding, "names": tuple(coding["names"])})
-    return FieldSpec(**{**values, "shape": tuple(values["shape"]), "coding": coding})
+    padding = values.get("padding")
+    padding = None if padding is None else Padding(**padding)
+    return FieldSpec(**{**values, "shape": tuple(values["shape"]), "coding": coding, "padding": padding})
+
+
+def mask_name(name: str) -> str:
+    """Of the field that marks the values of field `name`."""
+    return f"{name}_mask"
 
 
 SCHEMA_VERSION = 2
@@ -202,7 +232,7 @@ class ShardInfo:
     """How they are stored."""
 
     contiguous: bool
-    """Whether every dataset is contiguous in the file."""
+    """Whether every dataset is contiguous in the file, and has rows of one length."""
 
     class_counts: tuple[int, ...] | None
     """Samples of each class in the last dataset asked for, as recorded in the shard."""

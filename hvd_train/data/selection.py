@@ -32,6 +32,7 @@ class Selection:
 def needed_to_predict(sample: SampleSpec) -> tuple[str, ...]:
     """The fields that a model gets where the targets are not known."""
     known = {sample.targets, sample.weights, sample.mask} - {sample.inputs}
+    known |= {sample.mask_of(name) for name in known if name}
     return tuple(name for name in sample.fields if name not in known)
 
 

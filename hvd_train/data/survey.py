@@ -8,7 +8,8 @@ from functools import reduce
 
 from hvd_train.data.blocks import row_bytes, rows_per_block
 from hvd_train.data.deal import Span
-from hvd_train.data.format import Array, FieldSpec
+from hvd_train.data.format import FieldSpec, mask_name
+from hvd_train.data.lengths import has_values, with_mask
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import Screen, usable
 from hvd_train.data.values import Number, Values, join, values_of
@@ -68,7 +69,7 @@ def survey(
     """Reads some rows of `spans`, or all.
 
     Args:
-        fields: the datasets.
+        fields: the datasets. Those that only mark the values of others are left out.
         fills: values of some datasets that mark missing ones.
         num_bytes: about as many bytes are read of each dataset; None: every row.
         screen: marks rows that are left out.
@@ -79,6 +80,7 @@ def survey(
     return {
         name: _survey_one(spans, name, spec, (fills or {}).get(name), num_bytes, screen)
         for name, spec in fields.items()
+        if has_values(spec)
     }
 
 
@@ -109,21 +111,21 @@ def _survey_one(
     num_bytes: int | None,
     screen: Screen | None,
 ) -> Survey:
-    rows = Rows(spans, {name: spec}, verify=screen is not None, screen=screen)
+    rows = Rows(spans, with_mask(name, spec), verify=screen is not None, screen=screen)
     found = Survey(name=name, field=spec, values=Values(), num_rows=len(rows))
     try:
         for start, stop in _blocks(rows, spec) if num_bytes is None else _places(rows, spec, num_bytes):
             for span in rows.locate(start, stop):
-                block = usable(rows.read(start, start + span.num_rows))[0][name]
+                block = usable(rows.read(start, start + span.num_rows))[0]
                 start += span.num_rows
-                found = _join_two(found, _of_block(block, name, spec, span.shard, fill))
+                values = values_of(block[name], fill, block.get(mask_name(name)))
+                found = _join_two(found, _of_block(values, name, spec, span.shard))
     finally:
         rows.close()
     return found
 
 
-def _of_block(block: Array, name: str, spec: FieldSpec, file: str, fill: Number | None) -> Survey:
-    values = values_of(block, fill)
+def _of_block(values: Values, name: str, spec: FieldSpec, file: str) -> Survey:
     return Survey(
         name=name,
         field=spec,

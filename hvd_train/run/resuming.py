@@ -67,6 +67,8 @@ RULES: Mapping[str, Rule] = {
     "data.classes": Rule.SAMPLE,
     "data.one_hot": Rule.SAMPLE,
     "data.ignore_index": Rule.SAMPLE,
+    "data.max_length": Rule.SAMPLE,
+    "data.truncate": Rule.SAMPLE,
     "data.samples_axis": Rule.SAMPLE,
     "data.follow_links": Rule.DATA,
     "data.batch_size": Rule.BATCH,

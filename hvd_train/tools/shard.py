@@ -13,11 +13,17 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional, arg
 
+from hvd_train.config_values import require
 from hvd_train.errors import DataError, UserError
 from hvd_train.tools.shard_write import WriteArgs, write
 
 if TYPE_CHECKING:
     from hvd_train.data.locate import Found
+
+
+def _require_length(length: int | None) -> None:
+    """Raises `ConfigError` for a length of rows that none can have."""
+    require(length is None or 1 <= length < 2**31, "--max-length", length, "at least 1 value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +42,17 @@ class InfoArgs:
     follow_links: bool = False
     """Take datasets that links lead to in other files of the folder, and virtual datasets."""
 
+    max_length: int | None = None
+    """Values to which rows of any length are padded, as by data.max_length. The padding is not summarised."""
+
     all: bool = False
     """Summarise every row. Default: about 1 MiB of a dataset in each shard, 16 MiB in all of them."""
 
     json: bool = False
     """Print JSON instead of tables: one entry a shard, with the summary of its own values."""
+
+    def __post_init__(self) -> None:
+        _require_length(self.max_length)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +71,12 @@ class CheckArgs:
 
     follow_links: bool = False
     """Take datasets that links lead to in other files of the folder, and virtual datasets."""
+
+    max_length: int | None = None
+    """Values to which rows of any length are padded, as by data.max_length. Longer ones are reported."""
+
+    def __post_init__(self) -> None:
+        _require_length(self.max_length)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -89,7 +107,7 @@ def info(args: InfoArgs) -> int:
     from hvd_train.tools.shard_info import describe, show, show_json
 
     names = tuple(dict.fromkeys((args.inputs, args.targets)))
-    layout = plain(names, follow_links=args.follow_links)
+    layout = plain(names, args.max_length, follow_links=args.follow_links)
     described = [describe(parts, layout, whole=args.all) for parts in _sources(args.paths)]
     if args.json:
         show_json(described, names)
@@ -105,7 +123,8 @@ def check(args: CheckArgs) -> int:
     from hvd_train.data.locate import in_groups
     from hvd_train.data.places import plain
 
-    layout = plain(tuple(dict.fromkeys((args.inputs, args.targets))), follow_links=args.follow_links)
+    names = tuple(dict.fromkeys((args.inputs, args.targets)))
+    layout = plain(names, args.max_length, follow_links=args.follow_links)
     num_wrong = 0
     for parts in _sources(args.paths):
         shards = [shard for found in parts.values() for shard in found]

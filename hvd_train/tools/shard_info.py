@@ -160,7 +160,7 @@ def _together(shards: Sequence[Described]) -> dict[str, Survey]:
 
 def _header_row(shard: Described) -> tuple[str, ...]:
     info = shard.info
-    fields = [f"{field.dtype} {list(field.shape)}" for field in info.fields.values()]
+    fields = [str(field) for field in info.fields.values()]
     scale = "-" if info.scale is None else f"{info.scale:.4g}"
     checked = "-" if info.checksum_rows is None else f"per {info.checksum_rows} rows"
     head = (info.path, shard.part or "-", str(info.num_samples))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import h5py
 import numpy as np
@@ -31,6 +31,20 @@ _MOST_BYTES = 1 << 30
 _MOST_COMPRESSED = 100_000
 _TEXT_BYTES = 128
 """Of a string of variable length in memory, about."""
+
+
+class Part(Protocol):
+    """A dataset that a field reads, opened anew once the chunk caches of all datasets are known."""
+
+    @property
+    def dataset(self) -> h5py.Dataset: ...
+
+    @property
+    def cache_bytes(self) -> int:
+        """Chunk cache to open the dataset with."""
+
+    def read_from(self, dataset: h5py.Dataset, call: Callable[..., Any]) -> None:
+        """Rows are read from `dataset`, which is the same one, opened anew."""
 
 
 @final
@@ -80,7 +94,7 @@ class Field:
         self._coding = place.coding
         dtype, inner = self._types(place.columns, texts)
         self._raw = dtype
-        self._refuse_bombs(dtype, file_bytes)
+        refuse_bombs(self._where, dtype, dataset, file_bytes)
         require_filters(dataset, path, self._name)
         require_one_compression(dataset, self._where)
         numbers = foreign and not place.columns and dtype.kind not in "SO"
@@ -112,6 +126,11 @@ class Field:
         """A sample."""
         self.layout = self._layout(shape)
         """How the rows are stored; of a part of the dataset, as if the rest were not there."""
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """What it opens."""
+        return (self,)
 
     @property
     def cache_bytes(self) -> int:
@@ -293,15 +312,17 @@ class Field:
             f"of 16 to 64 bits, {allowed}or booleans. {remedy}"
         )
 
-    def _refuse_bombs(self, dtype: np.dtype[Any], file_bytes: int) -> None:
-        # At least as many as rows: those of samples without values have to be ordered as well.
-        count = math.prod(max(1, length) for length in self.dataset.shape)
-        num_bytes = self.dataset.id.get_type().get_size() * count
-        if num_bytes > _MOST_BYTES + _MOST_COMPRESSED * file_bytes:
-            raise DataError(
-                f"{self._where} is {dtype} {list(self.dataset.shape)} in a file of {file_bytes} bytes. The "
-                "number of rows is damaged, or most were never written: write it again."
-            )
+
+def refuse_bombs(where: str, dtype: np.dtype[Any] | str, dataset: h5py.Dataset, file_bytes: int) -> None:
+    """Raises `DataError` for a dataset that is far too large for a file of so many bytes."""
+    # At least as many as rows: those of samples without values have to be ordered as well.
+    count = math.prod(max(1, length) for length in dataset.shape)
+    num_bytes = dataset.id.get_type().get_size() * count
+    if num_bytes > _MOST_BYTES + _MOST_COMPRESSED * file_bytes:
+        raise DataError(
+            f"{where} is {dtype} {list(dataset.shape)} in a file of {file_bytes} bytes. The number of rows "
+            "is damaged, or most were never written: write it again."
+        )
 
 
 def _text(cut: Cut) -> str:

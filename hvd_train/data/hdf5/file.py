@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
@@ -20,17 +21,18 @@ from hvd_train.data.crash import naming
 from hvd_train.data.facts import decode, digest_of
 from hvd_train.data.files import require_regular
 from hvd_train.data.format import Array
-from hvd_train.data.hdf5.chunks import Range, reopened
+from hvd_train.data.hdf5.chunks import Range
 from hvd_train.data.hdf5.explained import CHANGED, NOT_HDF5, explained
-from hvd_train.data.hdf5.extent import Extent, Obstacle
+from hvd_train.data.hdf5.extent import Extent, Obstacle, converted
 from hvd_train.data.hdf5.field import Field
+from hvd_train.data.hdf5.fields import Opening
 from hvd_train.data.hdf5.filters import require_filters
 from hvd_train.data.hdf5.following import LinkedFiles
-from hvd_train.data.hdf5.links import find, open_dataset
+from hvd_train.data.hdf5.links import find
 from hvd_train.data.hdf5.mappings import identity_of
 from hvd_train.data.hdf5.opening import open_file
+from hvd_train.data.hdf5.ragged import PaddedField
 from hvd_train.data.hdf5.selections import Axis, Stretch
-from hvd_train.data.hdf5.virtual import Virtual
 from hvd_train.data.places import Place, Places
 from hvd_train.errors import DataError
 
@@ -49,15 +51,24 @@ class ShardFile:
 
     def __init__(self, path: str | Path, places: Places, *, texts: bool = False) -> None:
         self._path = str(path)
-        self._texts = texts
         self.file_path, self.group = places.file_of(self._path)
         """The file, and the group in it that is the shard; empty where all of the file is."""
         self._in_hdf5 = naming(path)
         with explained(self.file_path, NOT_HDF5):
             require_regular(self.file_path, "an HDF5 file")
+            num_bytes = os.path.getsize(self.file_path)
             self._file = self._in_hdf5(open_file, self.file_path)
-        self._fields: dict[str, Field] = {}
+        self._fields: dict[str, Field | PaddedField] = {}
         self._linked = LinkedFiles(self.file_path, places.follow_links)
+        self._opening = Opening(
+            self._file,
+            self._path,
+            self.group,
+            file_bytes=num_bytes,
+            texts=texts,
+            linked=self._linked,
+            call=self._in_hdf5,
+        )
         try:
             with explained(self._path, CHANGED):
                 self._in_hdf5(self._read_header, places)
@@ -93,6 +104,14 @@ class ShardFile:
         with explained(f"{self._where(name)}, rows {start} to {stop - 1}", CHANGED):
             self._fields[name].read_into(ranges, out)
 
+    def check_lengths(self, name: str, start: int, stop: int) -> None:
+        """Raises `DataError` for the first of these rows of field `name`, of rows of any length, that is
+        damaged, or longer than is allowed. Values are not read."""
+        field = self._fields[name]
+        if isinstance(field, PaddedField):
+            with explained(f"{self._where(name)}, rows {start} to {stop - 1}", CHANGED):
+                field.check_lengths(start, stop)
+
     def read(self, name: str, start: int, stop: int) -> Array:
         """Rows `start` up to `stop` of dataset `name`, as `read_into` gives them, in native byte order."""
         field = self.info.fields[name]
@@ -105,7 +124,7 @@ class ShardFile:
     def read_stored(self, name: str, start: int, stop: int) -> Array:
         """Rows `start` up to `stop` of the dataset of field `name`, all of each row: what checksums cover."""
         with explained(f"{self._where(name)}, rows {start} to {stop - 1}", CHANGED):
-            (field,) = self._open_fields({name: Place(self._paths[name])}).values()
+            (field,) = self._opening.fields({name: Place(self._paths[name])}).values()
             out: Array = np.empty((stop - start, *field.spec.shape), np.dtype(field.spec.dtype))
             field.read_into([(start, stop)], out)
         return out
@@ -118,7 +137,7 @@ class ShardFile:
         """Which rows of which datasets, in which files, the rows of field `name` are. Empty unless links are
         followed, or without such a field."""
         field = self._fields.get(name)
-        if field is None or not self._linked.follow:
+        if field is None or isinstance(field, PaddedField) or not self._linked.follow:
             return []
         if field.virtual is not None:
             return [Stretch(m.source.identity, m.chosen[0], m.source.where) for m in field.virtual.mappings]
@@ -127,8 +146,11 @@ class ShardFile:
 
     def extent(self, name: str) -> Extent | Obstacle:
         """Where the rows of field `name` are in the file, or why they cannot be read without HDF5."""
+        field = self._fields[name]
         with explained(self._where(name), CHANGED):
-            return self._in_hdf5(self._fields[name].extent, self.file_path)  # type: ignore[no-any-return]
+            if field.dataset.file != self._file:
+                return converted("is in another file, to which a link leads")
+            return self._in_hdf5(field.extent, self.file_path)  # type: ignore[no-any-return]
 
     def is_whole(self, name: str) -> bool:
         """Whether a row of field `name` is a row of its dataset."""
@@ -136,8 +158,8 @@ class ShardFile:
 
     def checksums(self, name: str) -> npt.NDArray[np.uint64] | None:
         """The recorded checksum of each block of `info.checksum_rows` rows of dataset `name`; None if it has
-        none. Raises `DataError` if they are not those that were written."""
-        if self.info.checksum_rows is None:
+        none, as rows of any length. Raises `DataError` if they are not those that were written."""
+        if self.info.checksum_rows is None or self.info.fields[name].padding:
             return None
         with explained(f"{self._path}: checksums of `{name}`", CHANGED):
             return self._in_hdf5(self._read_checksums, self._paths[name])  # type: ignore[no-any-return]
@@ -145,7 +167,7 @@ class ShardFile:
     def checksums_digest(self, name: str) -> str:
         """A digest of the checksums of dataset `name`, which two datasets of equal rows have in common; empty
         without checksums. They are read only where the file does not record it. Raises `DataError`."""
-        if self._facts is not None:
+        if self._facts is not None and not self.info.fields[name].padding:
             written = self._facts.datasets.get(self._paths[name])
             return written.checksums if written else ""
         sums = self.checksums(name)
@@ -175,14 +197,16 @@ class ShardFile:
 
     def _read_header(self, places: Places) -> None:
         self._facts: fmt.Facts | None = None
-        self._paths = {name: self._path_of(place) for name, place in places.places.items()}
-        self._fields = self._open_fields(places.places)
-        lengths = {name: field.num_rows for name, field in self._fields.items()}
+        wanted = self._opening.with_masks(places)
+        self._paths = {name: self._opening.path_of(place) for name, place in wanted.items()}
+        self._fields = self._opening.fields(wanted)
+        lengths = {name: self._fields[name].num_rows for name in places.places}
         growing = any(field.dataset.file.swmr_mode for field in self._fields.values())
         if len(set(lengths.values())) > 1 and not growing:
             seen = ", ".join(f"`{name}` has {n} rows" for name, n in lengths.items())
             raise DataError(
-                f"{self._path}: {seen}. Expected one row per sample in each: {self._remedy_of_lengths()}."
+                f"{self._path}: {seen}. Expected one row per sample in each: "
+                f"{self._remedy_of_lengths(places)}."
             )
         num_samples = min(lengths.values())
         digest = self._read_facts(num_samples)
@@ -199,7 +223,8 @@ class ShardFile:
             num_samples=num_samples,
             fields={name: field.spec for name, field in self._fields.items()},
             layouts={name: field.layout for name, field in self._fields.items()},
-            contiguous=all(
+            contiguous=not any(field.spec.padding for field in fields)
+            and all(
                 plan.get_layout() == h5py.h5d.CONTIGUOUS and not plan.get_external_count() for plan in plans
             )
             and all(field.dataset.file == self._file for field in fields),
@@ -212,35 +237,13 @@ class ShardFile:
         )
         """The shard's header."""
 
-    def _path_of(self, place: Place) -> str:
-        path = (place.in_group(self.group) if self.group else place).dataset
-        return "/".join(part for part in path.split("/") if part)
-
-    def _open_fields(self, places: Mapping[str, Place]) -> dict[str, Field]:
-        fields = {name: self._open_field(name, place) for name, place in places.items()}
-        datasets = reopened([(field.dataset, field.cache_bytes) for field in fields.values()])
-        for field, dataset in zip(fields.values(), datasets, strict=True):
-            field.read_from(dataset, self._in_hdf5)
-        return fields
-
-    def _open_field(self, name: str, place: Place) -> Field:
-        dataset = open_dataset(self._file, self._path_of(place), self._path, self._linked)
-        file = dataset.file
-        virtual = Virtual(dataset, self._linked) if dataset.is_virtual else None
-        own = file == self._file
-        return Field(
-            self._path if own else file.filename,
-            name,
-            dataset,
-            place,
-            file_bytes=os.path.getsize(self.file_path if own else file.filename)
-            + (virtual.num_bytes if virtual else 0),
-            texts=self._texts,
-            foreign=fmt.ATTR_SCHEMA not in file.attrs,
-            virtual=virtual,
-        )
-
-    def _remedy_of_lengths(self) -> str:
+    def _remedy_of_lengths(self, places: Places) -> str:
+        for place in places.places.values():
+            if place.bounds is not None and place.bounds.kind == "offsets":
+                starts = replace(place, bounds=replace(place.bounds, kind="starts"))
+                return (
+                    f"write the file again, or if it has the start of each row alone, name it as `{starts}`"
+                )
         if any("MATLAB_class" in field.dataset.attrs for field in self._fields.values()):
             return "MATLAB stores the axes in reverse, so set data.samples_axis = -1, or write the file again"
         return "write the file again, or name the axis of the samples in data.samples_axis"
@@ -274,7 +277,7 @@ class ShardFile:
 
     def _compare_with_facts(self, facts: fmt.Facts) -> None:
         for name, written in facts.datasets.items():
-            field = self._open_field(name, Place(name))
+            field = self._opening.field(name, Place(name))
             shape = (field.num_rows, *field.spec.shape)
             if (shape, field.spec.dtype) != (written.shape, written.dtype):
                 raise DataError(
