@@ -214,7 +214,8 @@ class ShardFile:
         fields = {name: self._open_field(name, place) for name, place in places.items()}
         datasets = reopened([(field.dataset, field.cache_bytes) for field in fields.values()])
         for field, dataset in zip(fields.values(), datasets, strict=True):
-            field.read_from(dataset, self._in_hdf5)
+            own = field.path == self._path
+            field.read_from(dataset, self._in_hdf5 if own else naming(field.path))
         return fields
 
     def _open_field(self, name: str, place: Place) -> Field:
@@ -232,6 +233,7 @@ class ShardFile:
             texts=self._texts,
             foreign=fmt.ATTR_SCHEMA not in file.attrs,
             virtual=virtual,
+            own=own,
         )
 
     def _remedy_of_lengths(self) -> str:
