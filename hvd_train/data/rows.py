@@ -217,7 +217,8 @@ class Rows:
                     raise DataError(
                         f"{path}: dataset `{name}` is compressed in {layout.in_words()}. To read its rows in "
                         f"order, each chunk has to be decoded {layout.decodes} times; expected at most "
-                        f"{_MOST_DECODES}. Write the file in smaller chunks: `{repack_line(path, layouts)}`."
+                        f"{_MOST_DECODES}. Write the file in smaller chunks: "
+                        f"`{repack_line(path, name, layouts)}`."
                     )
 
     def close(self) -> None:

@@ -283,7 +283,9 @@ def test_names_of_a_megabyte_are_cut(tmp_path: Path) -> None:
         file["soft"] = h5py.SoftLink("s" * 60_000)
         file["external"] = h5py.ExternalLink("e" * 30_000, "/" + "p" * 30_000)
     cut = f"`{'x' * 100}... (1,000,000 characters)` [3, 2] float64"
-    assert refusal(path) == f"{path}: no dataset `inputs`; the file has {cut}. {SET_NAMES}"
+    assert refusal(path) == (
+        f"{path}: no dataset `inputs`; the file has `external` (an external link), {cut}. {SET_NAMES}"
+    )
     assert refusal(path, ("soft",)).startswith(
         f"{path}: `soft` leads by a soft link to `{'s' * 100}... (60,000 characters)`, which is not"
     )
