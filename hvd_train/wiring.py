@@ -230,7 +230,8 @@ class Wiring:
         mine = prepared.parts[prepared.comm.rank]
         config, sample = prepared.config, prepared.catalog.sample
         self._screen = training_screen(config.data, sample)
-        return make_reader(mine, config.data, config.seed, sample.fields, budget, self._screen)
+        shards = prepared.catalog.shards
+        return make_reader(mine, config.data, config.seed, sample.fields, budget, self._screen, shards)
 
     def _make_worker(self, reader: Reader) -> Worker:
         prepared = self.prepared
@@ -257,7 +258,8 @@ class Wiring:
             return TrainingLossEvaluator()
         sample = prepared.catalog.sample
         screen = evaluation_screen(prepared.config.data, sample)
-        rows = Rows(prepared.catalog.validation, sample.fields, screen=screen)
+        shards = prepared.catalog.shards
+        rows = Rows(prepared.catalog.validation, sample.fields, screen=screen, known=shards)
         sync, watched = prepared.config.sync, prepared.config.evaluate.metric
         evaluator = ValidationEvaluator(
             prepared.comm,

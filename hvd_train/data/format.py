@@ -208,6 +208,12 @@ class ShardInfo:
     unpacked: tuple[str, ...] = ()
     """What attributes do to the values of datasets, a clause each, such as CF's `scale_factor`."""
 
+    def has_rows_of(self, other: ShardInfo) -> bool:
+        """Whether the rows may be those of `other`, as far as their number, fields, layout and recorded facts
+        say."""
+        names = ("num_samples", "fields", "layouts", "checksum_rows", "facts_digest")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
     @property
     def chunk_rows(self) -> int | None:
         """Rows of one HDF5 chunk of the first dataset asked for; None where it is not chunked."""

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-import xxhash
-
-from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.errors import DataError
 
 
@@ -26,20 +22,6 @@ class Origin:
 
     manifest: str
     """Folder of the manifest that lists it; empty if none does."""
-
-
-def origin_of(shard: ShardFile, manifest: str) -> Origin:
-    """Of an open shard. Raises `DataError` where its checksums cannot be read."""
-    info = shard.info
-    status = os.stat(shard.file_path)
-    digests = [shard.checksums_digest(name) for name in info.fields]
-    known = repr((info.num_samples, info.checksum_rows, list(info.fields.items()), digests))
-    return Origin(
-        path=info.path,
-        file=(status.st_dev, status.st_ino, shard.group),
-        contents=xxhash.xxh3_128_hexdigest(known.encode()) if all(digests) else "",
-        manifest=manifest,
-    )
 
 
 def refuse_repeats(train: Sequence[Origin], validation: Sequence[Origin]) -> None:

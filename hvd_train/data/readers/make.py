@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from hvd_train.config import DataConfig
 from hvd_train.data.deal import Span
-from hvd_train.data.format import FieldSpec
+from hvd_train.data.format import FieldSpec, ShardInfo
 from hvd_train.data.readers.base import Reader
 from hvd_train.data.readers.memory import MemoryReader
 from hvd_train.data.readers.stream import StreamReader
@@ -24,10 +24,12 @@ def make_reader(
     fields: Mapping[str, FieldSpec],
     memory_budget_bytes: int,
     screen: Screen | None = None,
+    known: Sequence[ShardInfo] = (),
 ) -> Reader:
     """The reader of one rank's part; `data.reading` chooses, `auto` takes memory where the part fits
-    into `memory_budget_bytes`. `reader.mode` says which it became. With a `screen` batches have marks."""
-    rows = Rows(spans, fields, screen=screen)
+    into `memory_budget_bytes`. `reader.mode` says which it became. With a `screen` batches have marks. Shards
+    whose headers are `known` are opened when their rows are read."""
+    rows = Rows(spans, fields, screen=screen, known=known)
     if data.reading == "memory" or (data.reading == "auto" and _fits(rows, memory_budget_bytes)):
         return MemoryReader(rows, seed)
     return StreamReader(rows, seed)
