@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy.typing as npt
@@ -225,7 +226,7 @@ class ShardInfo:
         """Whether any dataset passes through a filter (compression, shuffle, checksum)."""
         return any(layout.filtered for layout in self.layouts.values())
 
-    @property
+    @cached_property
     def held_bytes(self) -> int:
         """Memory for decoded rows while the file is open, at most."""
         return sum(layout.held_bytes for layout in self.layouts.values())
