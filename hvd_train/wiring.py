@@ -259,7 +259,8 @@ class Wiring:
             return ReadsAhead(reader, config.data.batch_size, config.data.last_batch)
 
         rank = prepared.comm.rank
-        self._epochs = EpochReader(make, prepared.parts, sample.fields, rank, self._screen)
+        shards = prepared.catalog.shards
+        self._epochs = EpochReader(make, prepared.parts, sample.fields, rank, self._screen, shards)
         return TransformedReader(
             self._epochs,
             make_transformer(self.workers, prepared.task, config, sample),
@@ -296,7 +297,8 @@ class Wiring:
             return TrainingLossEvaluator()
         sample = prepared.catalog.sample
         screen = evaluation_screen(prepared.config.data, sample)
-        rows = Rows(prepared.catalog.validation, sample.fields, screen=screen)
+        shards = prepared.catalog.shards
+        rows = Rows(prepared.catalog.validation, sample.fields, screen=screen, known=shards)
         sync, watched = prepared.config.sync, prepared.config.evaluate.metric
         evaluator = ValidationEvaluator(
             prepared.comm,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 from hvd_train.data.deal import Span
-from hvd_train.data.format import FieldSpec
+from hvd_train.data.format import FieldSpec, ShardInfo
 from hvd_train.data.numbering import Origins
 from hvd_train.data.picked import AnyRows
 from hvd_train.data.readers.base import ArrayBatch, Reader
@@ -32,6 +32,7 @@ class EpochReader(Reader):
         parts: of all rows, by rank.
         rank: this one.
         screen: marks the rows that are left out; None: no marks.
+        known: headers of shards that were read before.
     """
 
     def __init__(
@@ -41,12 +42,14 @@ class EpochReader(Reader):
         fields: Mapping[str, FieldSpec],
         rank: int,
         screen: Screen | None = None,
+        known: Sequence[ShardInfo] = (),
     ) -> None:
         self._make = make
         self._parts = parts
         self._fields = fields
         self._rank = rank
         self._screen = screen
+        self._known = known
         self._left: tuple[int, AnyRows] | None = None
         self._used: dict[int, Reader] = {}
         self._now = rank
@@ -112,7 +115,7 @@ class EpochReader(Reader):
         if part == _LEFT and self._left:
             rows: AnyRows = self._left[1]
         else:
-            rows = Rows(self._parts[part], self._fields, screen=self._screen)
+            rows = Rows(self._parts[part], self._fields, screen=self._screen, known=self._known)
         made = self._make(rows, part != _LEFT)
         self._used[part] = made
         self.mode, self.why = made.mode, made.why

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hvd_train.config import DataConfig
 from hvd_train.data.deal import Span
-from hvd_train.data.format import FieldSpec
+from hvd_train.data.format import FieldSpec, ShardInfo
 from hvd_train.data.mapped import obstacle
 from hvd_train.data.picked import AnyRows, Picked
 from hvd_train.data.readers.base import Reader
@@ -37,11 +37,12 @@ def make_reader(
     fields: Mapping[str, FieldSpec],
     memory_budget_bytes: int,
     screen: Screen | None = None,
+    known: Sequence[ShardInfo] = (),
 ) -> Reader:
     """The reader of one rank's part; `data.reading` chooses, `auto` takes memory where the part fits
     into `memory_budget_bytes`. `reader.mode` says which it became, and `reader.why` for what reason. With a
-    `screen` batches have marks."""
-    reader = reader_of(Rows(spans, fields, screen=screen), data, seed, memory_budget_bytes)
+    `screen` batches have marks. Shards whose headers are `known` are opened when their rows are read."""
+    reader = reader_of(Rows(spans, fields, screen=screen, known=known), data, seed, memory_budget_bytes)
     reader.open()
     return reader
 
