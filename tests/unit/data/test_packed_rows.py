@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from hvd_train.data.reader import make_reader
+from hvd_train.data.readers.make import make_reader
 
 from hvd_train.config import DataConfig
 from hvd_train.data.catalog import open_catalog
