@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +49,7 @@ class Rows:
         reads."""
         self._stops = list(accumulate(span.num_rows for span in self.spans))
         self._open: OrderedDict[str, ShardFile] = OrderedDict()
-        self._infos: dict[str, ShardInfo] = {}
+        self._first: dict[str, tuple[ShardInfo, tuple[int, int]]] = {}
         self._verifiers: dict[tuple[str, str], Verifier] = {}
 
     def __len__(self) -> int:
@@ -160,7 +161,9 @@ class Rows:
     def _open_shard(self, path: str) -> ShardFile:
         texts = any(field.dtype.startswith("S") for field in self.fields.values())
         shard = ShardFile(path, places_of_fields(self.fields), texts=texts)
-        if shard.info.fields != self.fields or self._infos.setdefault(path, shard.info) != shard.info:
+        info, identity = self._first.setdefault(path, (shard.info, shard.identity))
+        is_another = all(map(operator.ne, identity, shard.identity))
+        if shard.info.fields != self.fields or info != shard.info or is_another:
             shard.close()
             raise DataError(
                 f"{path}: the file was replaced after the run began. Restore the file that the run began "

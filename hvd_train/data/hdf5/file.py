@@ -67,6 +67,11 @@ class ShardFile:
         with _explained(self.file_path, _NOT_HDF5):
             require_regular(self.file_path, "an HDF5 file")
             self._file = self._in_hdf5(open_file, self.file_path)
+        status = os.fstat(self._file.id.get_vfd_handle())
+        self._num_bytes = status.st_size
+        self.identity = (status.st_ino, status.st_mtime_ns)
+        """Of two files of one name, both numbers differ. One of them may change without another file: a file
+        system may number its files anew, and the time may be set."""
         try:
             with _explained(self._path, _CHANGED):
                 self._in_hdf5(self._read_header, places)
@@ -98,6 +103,7 @@ class ShardFile:
             )
         with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _CHANGED):
             self._fields[name].read_into(ranges, out)
+        self._require_whole()
 
     def read(self, name: str, start: int, stop: int) -> Array:
         """Rows `start` up to `stop` of dataset `name`, as `read_into` gives them, in native byte order."""
@@ -114,7 +120,17 @@ class ShardFile:
             (field,) = self._open_fields({name: Place(self._paths[name])}).values()
             out: Array = np.empty((stop - start, *field.spec.shape), np.dtype(field.spec.dtype))
             field.read_into([(start, stop)], out)
+        self._require_whole()
         return out
+
+    def _require_whole(self) -> None:
+        # HDF5 takes bytes beyond the end of a file as zeros, without an error.
+        now = os.fstat(self._file.id.get_vfd_handle()).st_size
+        if now < self._num_bytes:
+            raise DataError(
+                f"{self._path}: {now:,} bytes, but {self._num_bytes:,} when it was opened: it was "
+                "shortened while it was read. Restore the file that the run began with, or start a new run."
+            )
 
     def is_whole(self, name: str) -> bool:
         """Whether a row of field `name` is a row of its dataset."""
