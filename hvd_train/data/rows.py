@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,6 +73,7 @@ class Rows:
         self._stops = list(accumulate(span.num_rows for span in self.spans))
         self._open: OrderedDict[str, ShardFile] = OrderedDict()
         self._infos = {info.path: info for info in known}
+        self._identities: dict[str, tuple[int, int]] = {}
         self._verifiers: dict[tuple[str, str], Verifier] = {}
 
     def __len__(self) -> int:
@@ -248,7 +250,9 @@ class Rows:
         texts = any(field.dtype.startswith("S") for field in self.fields.values())
         shard = ShardFile(path, places_of_fields(self.fields), texts=texts)
         first = self._infos.setdefault(path, shard.info)
-        if shard.info.fields != self.fields or not shard.info.continues(first):
+        identity = self._identities.setdefault(path, shard.identity)
+        is_another = all(map(operator.ne, identity, shard.identity))
+        if shard.info.fields != self.fields or not shard.info.continues(first) or is_another:
             shard.close()
             raise DataError(
                 f"{path}: the file was replaced after the run began, or this host sees another one under its "
