@@ -28,13 +28,12 @@ from hvd_train.comm.agree import together
 from hvd_train.config import Config, flatten
 from hvd_train.data.readers.base import Reader
 from hvd_train.data.readers.epochs import EpochReader
-from hvd_train.data.readers.make import reader_of
 from hvd_train.data.rows import Rows
 from hvd_train.environment import machine
 from hvd_train.errors import ConfigError, RunDirectoryError
 from hvd_train.io.output import warn
 from hvd_train.io.stateful import State, Stateful
-from hvd_train.preparation import Prepared, num_rows
+from hvd_train.preparation import Prepared
 from hvd_train.record.reports import FaultReport, Recorder, RunStart
 from hvd_train.run.carry_over import carry_over
 from hvd_train.run.checkpoint import Checkpoints
@@ -86,7 +85,10 @@ class Wiring:
         prepared = self.prepared
         if run.checkpoint is None:  # else it is a part of the model that is restored
             standardize(prepared.model, prepared.catalog, prepared.comm)
-        training = together(prepared.comm, lambda: self._assemble(run, recorder, stop_request, claim))
+        budget = machine.share_of_memory(prepared.comm.local_size) // 2
+        if prepared.plan.is_shared:
+            budget = min(prepared.comm.allgather(budget))
+        training = together(prepared.comm, lambda: self._assemble(run, recorder, stop_request, claim, budget))
         remarks = [*self.settings.remarks, self._go_on_in_epoch(training.worker)]
         together(prepared.comm, self.reader.open)
         self._check_evaluation(training.evaluator)
@@ -104,12 +106,17 @@ class Wiring:
         return training
 
     def _assemble(
-        self, run: RunDirectory, recorder: Recorder, stop_request: StopRequest, claim: Ownership
+        self,
+        run: RunDirectory,
+        recorder: Recorder,
+        stop_request: StopRequest,
+        claim: Ownership,
+        budget: int,
     ) -> LocalSGD:
         prepared = self.prepared
         config, comm = prepared.config, prepared.comm
         flat = self._make_flat_state()
-        self.reader = self._make_reader()
+        self.reader = prepared.plan.reader(budget)
         validation = [(span.shard, span.start, span.stop) for span in prepared.catalog.validation]
         self.settings = Settings(anchored(config), validation)
         progress, worker = Progress(), self._make_worker(self.reader)
@@ -164,6 +171,7 @@ class Wiring:
             worker=worker,
             reader=self.reader,
             catalog=prepared.catalog,
+            parts=len(prepared.plan.parts),
         )
         return resume.go_on(self._saved, self.settings.before)
 
@@ -229,17 +237,6 @@ class Wiring:
             enabled=prepared.config.record.observe,
         )
 
-    def _make_reader(self) -> EpochReader:
-        prepared = self.prepared
-        budget = machine.share_of_memory(prepared.comm.local_size) // 2
-        config, fields = prepared.config, prepared.catalog.sample.fields
-        return EpochReader(
-            lambda rows, repeats: reader_of(rows, config.data, config.seed, budget, repeats=repeats),
-            prepared.parts,
-            fields,
-            prepared.comm.rank,
-        )
-
     def _make_worker(self, reader: Reader) -> Worker:
         prepared = self.prepared
         rows = prepared.config.data.batch_size if prepared.config.model.compile else None
@@ -249,9 +246,9 @@ class Wiring:
         return Worker(
             reader,
             self._step,
-            batch_size=prepared.config.data.batch_size,
+            batch_size=prepared.config.data.batch_size * prepared.plan.sharing,
             accumulate=prepared.config.optim.accumulate,
-            samples_per_rank=[num_rows(part) for part in prepared.parts],
+            samples_per_rank=prepared.plan.samples_per_part,
         )
 
     def _warm_up(self) -> None:
@@ -352,7 +349,6 @@ class Wiring:
         prepared = self.prepared
         config = prepared.config
         layers = training.observer.layers
-        shards = [len({span.shard for span in part}) for part in prepared.parts]
         rules = {f.name: getattr(config.stop, f.name) for f in dataclasses.fields(config.stop)}
         return RunStart(
             run=str(run.folder),
@@ -376,8 +372,8 @@ class Wiring:
             period=config.sync.period if config.sync.mode == "average" else None,
             batch_size=config.data.batch_size,
             data=config.data.path,
-            shards_per_rank=shards,
-            samples_per_rank=[num_rows(part) for part in prepared.parts],
+            shards_per_rank=prepared.plan.shards_per_rank,
+            samples_per_rank=prepared.plan.samples_per_rank,
             validation_samples=training.evaluator.num_samples,
             values={name: found.values.figures() for name, found in prepared.surveys.items()},
             remarks=prepared.remarks,

@@ -28,6 +28,8 @@ class EpochResume:
     reader: EpochReader
     """Of the worker."""
     catalog: Catalog
+    parts: int
+    """In how many parts the rows are dealt: the ranks, or 1 if they share every batch."""
 
     def go_on(self, saved: SavedCheckpoint, before: Mapping[str, Any]) -> str:
         """Where a rank's rows are not those of its state, deals the rows that the epoch has left; returns
@@ -91,10 +93,10 @@ class EpochResume:
         return not any(self.comm.allgather(self.worker.restarted))
 
     def _take_up(self, left: Remainder, legs: Sequence[Leg]) -> None:
-        parts, epoch = self.comm.size, self.worker.epochs
-        self.reader.take_up(epoch, left.part(self.comm.rank, parts).rows(self.catalog.sample.fields))
+        part = left.part(self.comm.rank % self.parts, self.parts)
+        self.reader.take_up(self.worker.epochs, part.rows(self.catalog.sample.fields))
         done = 1 - left.num_rows / sum(span.num_rows for span in self.catalog.train)
-        self.worker.take_up(legs, done, [-(-left.num_rows // parts)])
+        self.worker.take_up(legs, done, [-(-left.num_rows // self.parts)])
 
 
 def _leg(workers: Sequence[SavedWorker], before: Mapping[str, Any]) -> Leg | None:
@@ -102,7 +104,7 @@ def _leg(workers: Sequence[SavedWorker], before: Mapping[str, Any]) -> Leg | Non
     if not before:
         return None
     return Leg(
-        parts=len(workers),
+        parts=1 if before["data.order"] == "global" else len(workers),
         seed=before["seed"],
         batch_size=before["data.batch_size"],
         positions={worker.reader["fingerprint"]: worker.reader["position"] for worker in workers},

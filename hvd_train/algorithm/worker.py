@@ -47,7 +47,7 @@ class Worker:
     Args:
         reader: of this rank's rows.
         step: takes the local step.
-        batch_size: samples of a batch.
+        batch_size: samples of a batch; of all ranks together where they share it.
         accumulate: batches of a local step.
         samples_per_rank: rows of every rank's part; the one with most rows counts the epochs.
     """
@@ -117,9 +117,8 @@ class Worker:
         for _ in range(self._accumulate):
             left = self._reader.left
             arrays = self._reader.next_batch(next_batch(left, self._batch_size)) if left else None
-            if arrays is None:
-                break
-            batches.append({name: torch.from_numpy(array) for name, array in arrays.items()})
+            if arrays is not None:
+                batches.append({name: torch.from_numpy(array) for name, array in arrays.items()})
         return batches
 
     def _steps_left(self) -> int:

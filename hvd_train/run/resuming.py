@@ -66,6 +66,8 @@ RULES: Mapping[str, Rule] = {
     "data.samples_axis": Rule.SAMPLE,
     "data.batch_size": Rule.BATCH,
     "data.reading": Rule.ORDER,
+    "data.order": Rule.ORDER,
+    "data.redeal": Rule.ORDER,
     "data.scale": Rule.SAMPLE,
     "data.standardize": Rule.REFUSED,
     "model.name": Rule.REFUSED,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, final
 
 from hvd_train.data.deal import Span
 from hvd_train.data.format import FieldSpec
@@ -12,8 +12,14 @@ from hvd_train.data.readers.base import ArrayBatch, Reader
 from hvd_train.data.readers.cursor import saved_epoch
 from hvd_train.data.rows import Rows
 
-Make = Callable[[AnyRows, bool], Reader]
-"""Makes the reader of some rows, which may read the same ones in every epoch."""
+
+class Make(Protocol):
+    """Makes the reader of some rows."""
+
+    def __call__(self, rows: AnyRows, *, repeats: bool) -> Reader:
+        """`repeats`: whether more than one epoch reads them."""
+        ...
+
 
 _LEFT = -1
 """In place of the number of a part: what is left of an interrupted epoch."""
@@ -29,15 +35,23 @@ class EpochReader(Reader):
         make: makes the readers that read.
         parts: of all rows, by rank.
         rank: this one.
+        rotates: in epoch e rank r reads part (r + e) mod p.
     """
 
     def __init__(
-        self, make: Make, parts: Sequence[tuple[Span, ...]], fields: Mapping[str, FieldSpec], rank: int
+        self,
+        make: Make,
+        parts: Sequence[tuple[Span, ...]],
+        fields: Mapping[str, FieldSpec],
+        rank: int,
+        *,
+        rotates: bool = False,
     ) -> None:
         self._make = make
         self._parts = parts
         self._fields = fields
         self._rank = rank
+        self._rotates = rotates and len(parts) > 1
         self._left: tuple[int, AnyRows] | None = None
         self._used: dict[int, Reader] = {}
         self._now = rank
@@ -85,7 +99,9 @@ class EpochReader(Reader):
         self._reader.close()
 
     def _part(self, epoch: int) -> int:
-        return _LEFT if self._left is not None and self._left[0] == epoch else self._rank
+        if self._left is not None and self._left[0] == epoch:
+            return _LEFT
+        return (self._rank + epoch) % len(self._parts) if self._rotates else self._rank
 
     def _enter(self, epoch: int) -> None:
         part = self._part(epoch)
@@ -98,7 +114,7 @@ class EpochReader(Reader):
 
     def _made(self, part: int) -> Reader:
         rows = self._left[1] if part == _LEFT and self._left else Rows(self._parts[part], self._fields)
-        made = self._make(rows, part != _LEFT)
+        made = self._make(rows, repeats=part != _LEFT and not self._rotates)
         self._used[part] = made
         self.mode, self.num_samples, self.restarted = made.mode, made.num_samples, False
         return made

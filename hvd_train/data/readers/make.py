@@ -9,6 +9,7 @@ from hvd_train.data.deal import Span
 from hvd_train.data.format import FieldSpec
 from hvd_train.data.picked import AnyRows
 from hvd_train.data.readers.base import Reader
+from hvd_train.data.readers.cursor import ALONE, Share
 from hvd_train.data.readers.memory import MemoryReader
 from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.rows import Rows
@@ -32,12 +33,19 @@ def make_reader(
 
 
 def reader_of(
-    rows: AnyRows, data: DataConfig, seed: int, memory_budget_bytes: int, *, repeats: bool = True
+    rows: AnyRows,
+    data: DataConfig,
+    seed: int,
+    memory_budget_bytes: int,
+    *,
+    repeats: bool = True,
+    share: Share = ALONE,
 ) -> Reader:
-    """The same of `rows`, not opened. `repeats`: whether more than one epoch reads them."""
+    """The same of `rows`, not opened. `repeats`: whether more than one epoch reads them; `share`: what this
+    rank takes of every batch."""
     if data.reading == "memory" or (data.reading == "auto" and _fits(rows, memory_budget_bytes)):
-        return MemoryReader(rows, seed)
-    return StreamReader(rows, seed, repeats=repeats)
+        return MemoryReader(rows, seed, share=share)
+    return StreamReader(rows, seed, repeats=repeats, share=share)
 
 
 def _fits(rows: AnyRows, budget_bytes: int) -> bool:

@@ -11,12 +11,12 @@ import numpy.typing as npt
 from hvd_train.data.finite import first_not_finite
 from hvd_train.data.picked import AnyRows
 from hvd_train.data.readers.base import ArrayBatch, Reader, RowNumbers, gather
-from hvd_train.data.readers.cursor import Cursor
+from hvd_train.data.readers.cursor import ALONE, Cursor, Share
 
 
-def cursor_of(rows: AnyRows, seed: int) -> Cursor:
+def cursor_of(rows: AnyRows, seed: int, share: Share = ALONE) -> Cursor:
     """That of a reader of these rows."""
-    return Cursor(rows, seed, "memory", layout=b"")
+    return Cursor(rows, seed, "memory", layout=b"", share=share)
 
 
 def order_of(cursor: Cursor, num_samples: int, epoch: int | None = None) -> npt.NDArray[np.intp]:
@@ -31,11 +31,11 @@ class MemoryReader(Reader):
     They are read in `open`, which closes `rows`.
     """
 
-    def __init__(self, rows: AnyRows, seed: int) -> None:
+    def __init__(self, rows: AnyRows, seed: int, *, share: Share = ALONE) -> None:
         self.mode = "memory"
         self.num_samples = len(rows)
         self.restarted = False
-        self._cursor = cursor_of(rows, seed)
+        self._cursor = cursor_of(rows, seed, share)
         self._batch: ArrayBatch = {}
         self._is_open, self._is_closed = False, False
         self._rows = rows
@@ -59,12 +59,8 @@ class MemoryReader(Reader):
         if self._is_closed:
             raise RuntimeError("the reader is closed")
         self.open()
-        start, stop = self._cursor.range_of(size, self.num_samples)
-        if start == stop:
-            return None
-        batch = gather(self._batch, self._order[start:stop])
-        self._cursor.position = stop
-        return batch
+        start, stop = self._cursor.advance(size, self.num_samples)
+        return gather(self._batch, self._order[start:stop]) if start < stop else None
 
     def state_dict(self) -> dict[str, Any]:
         return self._cursor.state_dict()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -200,9 +201,7 @@ def test_the_regular_reader_takes_over_in_the_next_epoch(reading: str, tmp_path:
     bits.set(np.arange(0, 40, 2))
     left = Remainder(spans, bits)
     parts = [(Span(spans[0].shard, 0, 20),), (Span(spans[0].shard, 20, 40),)]
-    reader = EpochReader(
-        lambda rows, repeats: reader_of(rows, data, 0, 0, repeats=repeats), parts, FIELDS, rank=1
-    )
+    reader = EpochReader(partial(reader_of, data=data, seed=0, memory_budget_bytes=0), parts, FIELDS, rank=1)
     reader.take_up(4, left.part(1, 2).rows(FIELDS))
     reader.open()
     assert (reader.num_samples, reader.left) == (10, 10)
