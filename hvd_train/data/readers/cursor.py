@@ -17,7 +17,7 @@ from hvd_train.errors import RunDirectoryError
 from hvd_train.io.stateful import Count, checked
 
 
-class _Saved(msgspec.Struct, forbid_unknown_fields=True):
+class SavedReader(msgspec.Struct, forbid_unknown_fields=True):
     """The state of a reader as a checkpoint holds it."""
 
     epoch: Count
@@ -27,7 +27,7 @@ class _Saved(msgspec.Struct, forbid_unknown_fields=True):
 
 def saved_epoch(state: Mapping[str, Any]) -> int:
     """The epoch of a reader's state. Raises `RunDirectoryError` for anything else."""
-    return checked(state, _Saved).epoch
+    return checked(state, SavedReader).epoch
 
 
 class Share(NamedTuple):
@@ -94,7 +94,7 @@ class Cursor:
 
     def read(self, state: Mapping[str, Any], num_samples: int) -> tuple[int, int, bool]:
         """Epoch, position, and whether the epoch is to be restarted. Raises `RunDirectoryError`."""
-        saved = checked(state, _Saved)
+        saved = checked(state, SavedReader)
         if saved.fingerprint != self.fingerprint:
             return saved.epoch, 0, True
         if saved.position > num_samples:

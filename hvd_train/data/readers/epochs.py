@@ -70,6 +70,10 @@ class EpochReader(Reader):
         self._change(_LEFT)
         self._reader.start_epoch(epoch)
 
+    def drop(self) -> None:
+        """Forgets what `take_up` gave: the next `start_epoch` goes to this rank's part again."""
+        self._left = None
+
     def start_epoch(self, epoch: int) -> None:
         self._enter(epoch)
         self._reader.start_epoch(epoch)

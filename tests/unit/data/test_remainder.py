@@ -79,7 +79,12 @@ def test_every_row_once_whatever_the_shards_the_ranks_and_the_cuts(
         else:
             parts = [left.part(i, ranks) for i in range(ranks)]
         counts = [len(rows_in(part)) for part in parts]
-        assert max(counts) - min(counts) <= (batch_size if left is None else 1)
+        if left is None:
+            assert max(counts) - min(counts) <= batch_size
+        else:
+            assert max(counts) == left.most_rows(ranks)
+            assert max(counts) - min(filter(None, counts), default=0) <= 1
+            assert left.num_rows < 2 or 1 not in counts
         leg, drawn = legs(ranks, seed, batch_size, steps, parts)
         used += drawn
         found = {index: undone(part, leg, 3, FIELDS) for index, part in enumerate(parts)}
@@ -218,5 +223,10 @@ def test_the_regular_reader_takes_over_in_the_next_epoch(reading: str, tmp_path:
         assert theirs is not None
         assert row_numbers(ours) == row_numbers(theirs)
     assert reader.not_finite_since(state) == ""
+    reader.start_epoch(4)
+    assert reader.left == 10
+    reader.drop()
+    reader.start_epoch(4)
+    assert reader.left == 20
     reader.close()
     regular.close()
