@@ -31,6 +31,7 @@ from hvd_train.data.deal import Span
 from hvd_train.data.growing import growing, rows_of, settled
 from hvd_train.data.headers import read_headers
 from hvd_train.data.labels import IGNORED
+from hvd_train.data.readers.plan import ReadingPlan
 from hvd_train.data.screen import damage_screen
 from hvd_train.data.survey import Survey, join_surveys, survey
 from hvd_train.environment import machine
@@ -66,8 +67,8 @@ class Prepared:
     host_of_rank: list[int]
     """The index in `hosts` of each rank's host."""
     catalog: Catalog
-    parts: list[tuple[Span, ...]]
-    """The training rows of every rank."""
+    plan: ReadingPlan
+    """Which rank reads which of its training rows."""
     model: nn.Module
     optimizer: torch.optim.Optimizer
     surveys: dict[str, Survey]
@@ -89,6 +90,9 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
     for line in catalog.warnings if comm.rank == 0 else ():
         warn(line)
     parts = catalog.parts(comm.size, config.data.batch_size)
+    plan = ReadingPlan(
+        catalog=catalog, data=config.data, seed=config.seed, rank=comm.rank, world_size=comm.size
+    )
     model, optimizer = together(comm, lambda: _build(config, chosen, catalog, parts[comm.rank], comm.rank))
     shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in saved_state(model)[0].items()}
     require_equal(comm, "models", shapes, "The task must build the same model on every rank.")
@@ -109,7 +113,7 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
         hosts=hosts,
         host_of_rank=[hosts.index(binding.host) for binding in bindings],
         catalog=catalog,
-        parts=parts,
+        plan=plan,
         model=model,
         optimizer=optimizer,
         surveys=surveys,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, final
 
 from hvd_train.data.deal import Span
 from hvd_train.data.format import FieldSpec, ShardInfo
@@ -14,8 +14,14 @@ from hvd_train.data.readers.cursor import saved_epoch
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import Screen
 
-Make = Callable[[AnyRows, bool], Reader]
-"""Makes the reader of some rows, which may read the same ones in every epoch."""
+
+class Make(Protocol):
+    """Makes the reader of some rows."""
+
+    def __call__(self, rows: AnyRows, *, repeats: bool) -> Reader:
+        """`repeats`: whether more than one epoch reads them."""
+        ...
+
 
 _LEFT = -1
 """In place of the number of a part: what is left of an interrupted epoch."""
@@ -33,6 +39,7 @@ class EpochReader(Reader):
         rank: this one.
         screen: marks the rows that are left out; None: no marks.
         known: headers of shards that were read before.
+        rotates: in epoch e rank r reads part (r + e) mod p.
     """
 
     def __init__(
@@ -43,6 +50,8 @@ class EpochReader(Reader):
         rank: int,
         screen: Screen | None = None,
         known: Sequence[ShardInfo] = (),
+        *,
+        rotates: bool = False,
     ) -> None:
         self._make = make
         self._parts = parts
@@ -50,6 +59,7 @@ class EpochReader(Reader):
         self._rank = rank
         self._screen = screen
         self._known = known
+        self._rotates = rotates and len(parts) > 1
         self._left: tuple[int, AnyRows] | None = None
         self._used: dict[int, Reader] = {}
         self._now = rank
@@ -67,6 +77,10 @@ class EpochReader(Reader):
         self._left = (epoch, rows)
         self._change(_LEFT)
         self._reader.start_epoch(epoch)
+
+    def drop(self) -> None:
+        """Forgets what `take_up` gave: the next `start_epoch` goes to this rank's part again."""
+        self._left = None
 
     def start_epoch(self, epoch: int) -> None:
         self._enter(epoch)
@@ -100,7 +114,9 @@ class EpochReader(Reader):
         self._reader.close()
 
     def _part(self, epoch: int) -> int:
-        return _LEFT if self._left is not None and self._left[0] == epoch else self._rank
+        if self._left is not None and self._left[0] == epoch:
+            return _LEFT
+        return (self._rank + epoch) % len(self._parts) if self._rotates else self._rank
 
     def _enter(self, epoch: int) -> None:
         part = self._part(epoch)
@@ -116,7 +132,7 @@ class EpochReader(Reader):
             rows: AnyRows = self._left[1]
         else:
             rows = Rows(self._parts[part], self._fields, screen=self._screen, known=self._known)
-        made = self._make(rows, part != _LEFT)
+        made = self._make(rows, repeats=part != _LEFT and not self._rotates)
         self._used[part] = made
         self.mode, self.why = made.mode, made.why
         self.num_samples, self.restarted = made.num_samples, False
