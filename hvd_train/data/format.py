@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy.typing as npt
@@ -11,6 +11,9 @@ import numpy.typing as npt
 from hvd_train.data.layout import Layout
 
 Array = npt.NDArray[Any]
+
+Compression = Literal["none", "gzip", "lz4", "zstd", "blosc"]
+"""Of the chunks of a shard; all but gzip are filters of hdf5plugin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,9 @@ class FieldSpec:
     padding: Padding | None = None
     """Of rows of any length; None for rows that all have this shape."""
 
+    follow_links: bool = field(default=False, compare=False)
+    """Whether it may be in another file, which a link leads to, or a virtual dataset."""
+
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}{', padded' if self.padding else ''}"
 
@@ -104,6 +110,11 @@ class SampleSpec:
         fields = {name: field.to_json() for name, field in self.fields.items()}
         plain = {key: value for key, value in vars(self).items() if key[0] != "_" and value != ""}
         return {**plain, "fields": fields}
+
+    def contents(self) -> dict[str, Any]:
+        """As `to_json`, without where the values may be."""
+        fields = {name: replace(field, follow_links=False) for name, field in self.fields.items()}
+        return {**self.to_json(), "fields": {name: field.to_json() for name, field in fields.items()}}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SampleSpec:
@@ -238,6 +249,16 @@ class ShardInfo:
     unpacked: tuple[str, ...] = ()
     """What attributes do to the values of datasets, a clause each, such as CF's `scale_factor`."""
 
+    growing: bool = False
+    """Whether a program is adding rows, in SWMR mode."""
+
+    def continues(self, first: ShardInfo) -> bool:
+        """Whether it is the header of the same shard as `first`, which may have grown if it was growing."""
+        if not first.growing:
+            return self == first
+        same = replace(self, num_samples=first.num_samples, layouts=first.layouts, growing=True)
+        return same == first and self.num_samples >= first.num_samples
+
     @property
     def chunk_rows(self) -> int | None:
         """Rows of one HDF5 chunk of the first dataset asked for; None where it is not chunked."""
@@ -281,3 +302,5 @@ class Manifest:
     validation: tuple[ShardEntry, ...] = ()
     digest: str | None = None
     """Digest of all the rest; None for a manifest of schema 1."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, in the order of their numbers; empty if none are known."""

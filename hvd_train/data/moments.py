@@ -20,6 +20,7 @@ from hvd_train.data.format import Array, FieldSpec, mask_name
 from hvd_train.data.grouping import Grouping, shape_of_moments
 from hvd_train.data.lengths import with_mask
 from hvd_train.data.rows import Rows
+from hvd_train.data.screen import Screen, usable
 from hvd_train.data.values import root
 
 _BLOCK_VALUES = 1 << 20
@@ -105,11 +106,19 @@ def _halves(a: Floats) -> tuple[Floats, Floats]:
 
 
 def moments_of(
-    spans: Sequence[Span], name: str, field: FieldSpec, grouping: Grouping, rank: int = 0, world_size: int = 1
+    spans: Sequence[Span],
+    name: str,
+    field: FieldSpec,
+    grouping: Grouping,
+    rank: int = 0,
+    world_size: int = 1,
+    screen: Screen | None = None,
 ) -> Moments:
-    """Those of this rank's part of the rows of `spans`; together the parts are all rows, each once.
+    """Those of this rank's part of the rows of `spans`; together the parts are all rows, each once, but for
+    those that `screen` marks.
 
-    Checksums are not compared: that is done when the rows are used. Not collective. Raises `DataError`.
+    Checksums are not compared without a screen: that is done when the rows are used. Not collective. Raises
+    `DataError`.
     """
     num_rows, step = sum(span.num_rows for span in spans), max(1, _BLOCK_VALUES // max(1, prod(field.shape)))
     blocks = -(-num_rows // step)
@@ -117,11 +126,11 @@ def moments_of(
     groups = prod(shape_of_moments(field.shape, grouping))
     found = Moments(groups)
     width = prod(field.shape) // max(1, groups)
-    rows = Rows(rows_of(spans, first, stop), with_mask(name, field), verify=False)
+    rows = Rows(rows_of(spans, first, stop), with_mask(name, field), verify=screen is not None, screen=screen)
     try:
         rows.require_in_order()
         for start in range(0, len(rows), step):
-            read = rows.read(start, min(start + step, len(rows)))
+            read = usable(rows.read(start, min(start + step, len(rows))))[0]
             block, marks = read[name], read.get(mask_name(name))
             if marks is not None:
                 marks = np.broadcast_to(marks.reshape(*marks.shape, *[1] * (block.ndim - 2)), block.shape)

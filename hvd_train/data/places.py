@@ -65,6 +65,9 @@ class Place:
     padding: Padding | None = None
     """Of rows of any length; None if such rows are refused."""
 
+    follow_links: bool = False
+    """Whether it may be in another file, which a link leads to, or a virtual dataset."""
+
     @property
     def has_groups(self) -> bool:
         """Whether it is in any of several groups."""
@@ -109,6 +112,11 @@ class Places:
         """Whether each group of a file is a shard of its own."""
         return any(place.has_groups for place in self.places.values())
 
+    @property
+    def follow_links(self) -> bool:
+        """Whether links to other files are followed."""
+        return any(place.follow_links for place in self.places.values())
+
     def file_of(self, shard: str) -> tuple[str, str]:
         """The file of a shard, and the group in it, empty where the whole file is the shard."""
         if not self.has_groups:
@@ -117,12 +125,12 @@ class Places:
         return file, group
 
 
-def parse_place(text: str, key: str, axis: int = 0) -> Place:
+def parse_place(text: str, key: str, axis: int = 0, follow_links: bool = False) -> Place:
     """The place that `text` names: `NAME`, `NAME[COLUMN,...]` or `NAME[RANGE,...]`, with ranges as in numpy,
     or `packed(VALUES, BOUNDS)` with one of these as VALUES. Raises `DataError`, with `key` as the name of
     what the user gave."""
     if text.startswith("packed("):
-        return _packed(text, key, axis)
+        return _packed(text, key, axis, follow_links)
     dataset, bracket, rest = text.partition("[")
     parts = [part.strip() for part in rest[:-1].split(",")] if bracket else []
     ranges = [part for part in parts if _RANGE.fullmatch(part) or _INDEX.fullmatch(part)]
@@ -131,14 +139,14 @@ def parse_place(text: str, key: str, axis: int = 0) -> Place:
     if not whole or wrong or len(ranges) not in (0, len(parts)):
         raise DataError(f"{key} = {text!r}: {_EXPECTED}.")
     if ranges:
-        return Place(dataset, cut=tuple(map(_range, ranges)), axis=axis)
-    return Place(dataset, columns=tuple(parts), axis=axis)
+        return Place(dataset, cut=tuple(map(_range, ranges)), axis=axis, follow_links=follow_links)
+    return Place(dataset, columns=tuple(parts), axis=axis, follow_links=follow_links)
 
 
-def _packed(text: str, key: str, axis: int) -> Place:
+def _packed(text: str, key: str, axis: int, follow_links: bool) -> Place:
     found = _PACKED.fullmatch(text)
     values, kind, bounds = (part and part.strip() for part in found.groups()) if found else ("", "", "")
-    place = parse_place(values, key, axis) if values else None
+    place = parse_place(values, key, axis, follow_links) if values else None
     if place is None or place.bounds or not bounds.strip("/") or ("*" in bounds and not place.has_groups):
         raise DataError(f"{key} = {text!r}: {_EXPECTED}.")
     return replace(place, bounds=Bounds(bounds, cast(Kind, kind or "offsets")))
@@ -157,10 +165,10 @@ def _text(part: slice | int) -> str:
     return ":".join("" if bound is None else str(bound) for bound in bounds)
 
 
-def plain(names: Sequence[str], max_length: int | None = None) -> Places:
+def plain(names: Sequence[str], max_length: int | None = None, *, follow_links: bool = False) -> Places:
     """Fields by their places, the inputs first and the targets last. Rows of any length are padded to
     `max_length`. Raises `DataError`."""
-    places = {name: parse_place(name, "a dataset") for name in names}
+    places = {name: parse_place(name, "a dataset", follow_links=follow_links) for name in names}
     return Places(_padded(places, max_length), names[0], names[-1])
 
 
@@ -171,12 +179,12 @@ def _padded(places: Mapping[str, Place], length: int | None, truncate: bool = Fa
 
 def places_of(data: DataConfig) -> Places:
     """As a configuration names them. Raises `DataError`."""
-    axis = data.samples_axis
-    places = {name: parse_place(text, f"data.fields.{name}", axis) for name, text in data.fields.items()}
+    common = (data.samples_axis, data.follow_links)
+    places = {name: parse_place(text, f"data.fields.{name}", *common) for name, text in data.fields.items()}
     for key in ("inputs", "targets", "weights", "mask"):
         name = getattr(data, key)
         if name and name not in places:
-            places[name] = parse_place(name, f"data.{key}", axis)
+            places[name] = parse_place(name, f"data.{key}", *common)
     if data.classes or data.one_hot or data.ignore_index is not None:
         coding = Coding(names=data.classes, ignored=data.ignore_index, one_hot=data.one_hot)
         places[data.targets] = replace(places[data.targets], coding=coding)
@@ -188,7 +196,7 @@ def places_of_fields(fields: Mapping[str, FieldSpec], inputs: str = "", targets:
     """As the fields of samples in other files. Raises `DataError`."""
     places = {
         name: replace(
-            parse_place(field.place or name, f"`{name}`", field.axis),
+            parse_place(field.place or name, f"`{name}`", field.axis, field.follow_links),
             coding=field.coding,
             padding=field.padding,
         )

@@ -1,87 +1,103 @@
-"""The global heaps of an HDF5 file, which hold rows of variable length.
+"""Where an HDF5 file has strings of variable length: checked before HDF5 reads them.
 
-A heap is a header of 16 bytes, with its size, and objects one after the other, each behind a header of 16
-bytes with its number and size; sizes are rounded up to 8 bytes. See "Disk Format: Level 1E - Global Heap" in
-the HDF5 File Format Specification.
-
-Reading them here, and not by HDF5, is for two reasons. HDF5 allocates and clears memory for a row by the
-length that is recorded for it before it goes to the heap: four damaged bytes take all memory. And h5py 3.16
-returns big-endian values of variable-length rows in the wrong byte order.
+A dataset of such strings has references, of 16 bytes each: length, address of a heap, and number of an object
+in it. A heap is a row of objects, each with its size. HDF5 goes from one to the next by these sizes, and goes
+on without an end where one is 0, as in a part of a file that was overwritten with zeros.
 """
 
 from __future__ import annotations
 
-import os
 import struct
-from collections import OrderedDict
-from dataclasses import dataclass
-from typing import final
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
 import h5py
+import numpy as np
+import numpy.typing as npt
 
-_HEADER = 16
-_OBJECT = struct.Struct("<HHIQ")
-"""Number, count of references, nothing, bytes."""
+from hvd_train.errors import DataError
 
-_SIGNATURE = b"GCOL\1"
-
-_HELD_BYTES = 16 << 20
-"""Of heaps in memory; one at least. Rows may be written in any order."""
-
-
-@final
-@dataclass(frozen=True)
-class _Heap:
-    content: memoryview
-
-    objects: dict[int, tuple[int, int]]
-    """By number, where the bytes of each begin and how many there are."""
+_REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("number", "<u4")])
+_HEAP_HEADER = struct.Struct("<4sB3xQ")
+_OBJECT_HEADER = struct.Struct("<HH4xQ")
+_DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3
+_UNDEFINED = (1 << 64) - 1
 
 
-@final
-class Heaps:
-    """Those of one open file, each read when it is first asked for.
+def require_sound_heaps(dataset: h5py.Dataset, path: str, where: str) -> None:
+    """Raises `DataError` if a heap of `dataset`, strings of variable length in the file `path`, is damaged so
+    that HDF5 would not come to its end. References behind filters other than gzip, shuffle and fletcher32
+    are not followed."""
+    creation = h5py.h5i.get_file_id(dataset.id).get_create_plist()
+    if creation.get_sizes() != (8, 8) or not hasattr(dataset.id, "chunk_iter"):
+        return
+    base = creation.get_userblock()
+    with open(path, "rb") as file:
+        for block in _references(dataset, file):
+            addresses = np.unique(block["address"][block["length"] > 0])
+            for address in addresses[addresses != _UNDEFINED].tolist():
+                if not _is_sound(file, base + address):
+                    raise DataError(
+                        f"{where}: the heap of strings at byte {base + address} is damaged. Copy or write "
+                        "the file again."
+                    )
 
-    Raises `ValueError` for what is no heap, and objects that are not there.
-    """
 
-    def __init__(self, file: h5py.h5f.FileID, file_bytes: int) -> None:
-        creation = file.get_create_plist()
-        self._handle = file.get_vfd_handle()
-        self._base = creation.get_userblock()
-        self._size_bytes = creation.get_sizes()[1]
-        self._file_bytes = file_bytes
-        self._held: OrderedDict[int, _Heap] = OrderedDict()
-        self._held_bytes = 0
+def _references(dataset: h5py.Dataset, file: BinaryIO) -> Iterator[npt.NDArray[np.void]]:
+    if dataset.chunks is None:
+        offset = dataset.id.get_offset()
+        if offset is not None:
+            file.seek(offset)
+            yield _parsed(file.read(dataset.size * _REFERENCE.itemsize))
+        return
+    pipeline = dataset.id.get_create_plist()
+    filters = [pipeline.get_filter(index)[0] for index in range(pipeline.get_nfilters())]
+    chunks: list[Any] = []
+    dataset.id.chunk_iter(chunks.append)
+    for chunk in chunks:
+        file.seek(chunk.byte_offset)
+        raw = _decoded(file.read(chunk.size), filters, chunk.filter_mask, dataset.chunks)
+        yield _parsed(raw)
 
-    def object(self, address: int, number: int) -> memoryview:
-        """The bytes of an object of the heap at `address`."""
-        heap = self._held.get(address)
-        if heap is None:
-            heap = self._held[address] = self._read(address)
-            self._held_bytes += len(heap.content)
-            while len(self._held) > 1 and self._held_bytes > _HELD_BYTES:
-                self._held_bytes -= len(self._held.popitem(last=False)[1].content)
-        if number not in heap.objects:
-            raise ValueError(f"the heap at {address} has no object {number}")
-        begin, size = heap.objects[number]
-        return heap.content[begin : begin + size]
 
-    def _read(self, address: int) -> _Heap:
-        begin = self._base + address
-        head = os.pread(self._handle, _HEADER, begin) if 0 < begin < self._file_bytes else b""
-        size = int.from_bytes(head[8 : 8 + self._size_bytes], "little")
-        if not head.startswith(_SIGNATURE) or not _HEADER <= size <= self._file_bytes - begin:
-            raise ValueError(f"there is no heap at {address}")
-        content = memoryview(os.pread(self._handle, size, begin))
-        objects: dict[int, tuple[int, int]] = {}
-        at, wide = _HEADER, (1 << 8 * self._size_bytes) - 1
-        while at + _HEADER <= len(content):
-            number, _, _, size = _OBJECT.unpack_from(content, at)
-            size &= wide
-            at += _HEADER
-            if not number or size > len(content) - at:  # the rest is free
-                break
-            objects[number] = at, size
-            at += -(-size // 8) * 8
-        return _Heap(content, objects)
+def _decoded(raw: bytes, filters: list[int], skipped: int, shape: tuple[int, ...]) -> bytes:
+    """A chunk of references; empty if it cannot be decoded here."""
+    num_bytes = int(np.prod(shape)) * _REFERENCE.itemsize
+    for index in reversed(range(len(filters))):
+        if skipped >> index & 1:
+            continue
+        if filters[index] == _DEFLATE:
+            try:
+                raw = zlib.decompressobj().decompress(raw, num_bytes + 4)
+            except zlib.error:
+                return b""
+        elif filters[index] == _SHUFFLE:
+            whole = len(raw) // _REFERENCE.itemsize
+            columns = np.frombuffer(raw, np.uint8, whole * _REFERENCE.itemsize)
+            raw = columns.reshape(_REFERENCE.itemsize, whole).T.tobytes()
+        elif filters[index] == _FLETCHER32:
+            raw = raw[:-4]
+        else:
+            return b""
+    return raw
+
+
+def _parsed(raw: bytes) -> npt.NDArray[np.void]:
+    return np.frombuffer(raw, _REFERENCE, len(raw) // _REFERENCE.itemsize)
+
+
+def _is_sound(file: BinaryIO, address: int) -> bool:
+    """Whether HDF5 comes to the end of a heap."""
+    file.seek(address)
+    header = file.read(_HEAP_HEADER.size)
+    if len(header) < _HEAP_HEADER.size or header[:4] != b"GCOL":
+        return True  # which HDF5 says
+    heap = file.read(_HEAP_HEADER.unpack(header)[2] - _HEAP_HEADER.size)
+    at = 0
+    while at + _OBJECT_HEADER.size <= len(heap):
+        number, _, size = _OBJECT_HEADER.unpack_from(heap, at)
+        at += (_OBJECT_HEADER.size + -(-size // 8) * 8) if number else size
+        if (not size and not number) or at > len(heap):
+            return False
+    return True

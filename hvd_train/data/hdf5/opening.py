@@ -1,116 +1,56 @@
-"""From places to the open fields of a file."""
+"""Opening an HDF5 file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any, final
+from pathlib import Path
 
 import h5py
 
-from hvd_train.data import format as fmt
-from hvd_train.data.hdf5.chunks import reopened
-from hvd_train.data.hdf5.field import Field
-from hvd_train.data.hdf5.links import open_dataset
-from hvd_train.data.hdf5.packed import PackedRows
-from hvd_train.data.hdf5.ragged import PaddedField, RaggedRows
-from hvd_train.data.hdf5.types import has_rows_of_numbers
-from hvd_train.data.hdf5.vlen import VlenRows
-from hvd_train.data.places import Place, Places
-from hvd_train.errors import DataError
+from hvd_train.data.hdf5.signatures import other_format
+from hvd_train.errors import UnsupportedShard
 
 
-@final
-class Opening:
-    """Opens fields of one open file.
+def open_file(path: str | Path) -> h5py.File:
+    """A file that a program writes in SWMR mode (single writer, multiple readers) is read in that mode; what
+    it has is what it has now, until it is closed.
 
-    Args:
-        path: of the shard, for messages.
-        group: that is the shard; empty where all of the file is.
-        file_bytes: of the whole file.
-        texts: whether strings of a fixed number of bytes are taken as well.
-        call: what every call of HDF5 goes through, as `call(action, *args)`.
+    Raises `UnsupportedShard` for a file of another format, or one that is marked or locked by a program that
+    writes it in any other mode, and whatever h5py raises."""
+    # Shards are never changed in place (they are renamed into being), so a reader needs no lock, and
+    # asking for one fails on parallel file systems that are mounted without flock. The argument is
+    # used and not HDF5_USE_FILE_LOCKING, which child processes and other libraries would inherit;
+    # where a site sets that variable, it wins.
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        reason = str(error)
+        # In HDF5's advice on the mark of formats since 1.10; or, of a file that this process has open so.
+        if "h5clear" in reason or "SWMR read access" in reason:
+            return _open_swmr(path)
+        if "unable to lock file" in reason:
+            raise UnsupportedShard(f"{path}: {reason}. {_LOCKED}") from None
+        if "signature" in reason and (other := other_format(path)):
+            raise UnsupportedShard(f"{path}: {other}") from None
+        # A user's own code in this process has the file open, with locks; HDF5 allows no mixture.
+        if "locking flag" not in reason:
+            raise
+        return h5py.File(path, "r")
 
-    Every method raises `DataError` for what cannot be read.
-    """
 
-    def __init__(
-        self,
-        file: h5py.File,
-        path: str,
-        group: str,
-        *,
-        file_bytes: int,
-        texts: bool,
-        call: Callable[..., Any],
-    ) -> None:
-        self._file = file
-        self._path = path
-        self._group = group
-        self._file_bytes = file_bytes
-        self._texts = texts
-        self._call = call
+def _open_swmr(path: str | Path) -> h5py.File:
+    """A file that a program writes in a way that others may read meanwhile."""
+    try:
+        return h5py.File(path, "r", swmr=True, locking=False)
+    except OSError:
+        raise UnsupportedShard(f"{path}: {_MARKED}") from None
 
-    def path_of(self, place: Place) -> str:
-        """The path of the dataset, in this group."""
-        path = (place.in_group(self._group) if self._group else place).dataset
-        return "/".join(part for part in path.split("/") if part)
 
-    def with_masks(self, places: Places) -> Mapping[str, Place]:
-        """The places, and if `places.masks`, beside each that has rows of any length the one of its mask."""
-        wanted: dict[str, Place] = {}
-        for name, place in places.places.items():
-            wanted[name] = place
-            if places.masks and place.padding and (place.bounds or self._is_ragged(self._open(place), place)):
-                mask = fmt.mask_name(name)
-                if mask in places.places:
-                    raise DataError(
-                        f"{self._path}: `{mask}` is the name of the mask of `{name}`, whose rows are padded, "
-                        "and of another field. Expected different names: give that field another one in "
-                        "data.fields."
-                    )
-                wanted[mask] = replace(place, coding=None, padding=replace(place.padding, marks=True))
-        return wanted
-
-    def fields(self, places: Mapping[str, Place]) -> dict[str, Field | PaddedField]:
-        """All of them, ready to be read."""
-        fields = {name: self.field(name, place) for name, place in places.items()}
-        parts = [part for field in fields.values() for part in field.parts]
-        datasets = reopened([(part.dataset, part.cache_bytes) for part in parts])
-        for part, dataset in zip(parts, datasets, strict=True):
-            part.read_from(dataset, self._call)
-        return fields
-
-    def field(self, name: str, place: Place) -> Field | PaddedField:
-        """One of them, before it is read."""
-        dataset = self._open(place)
-        if place.bounds is not None:
-            values = self._plain(name, dataset, place)
-            numbers = Place(place.bounds.dataset)
-            bounds = self._plain(name, self._open(numbers), numbers)
-            for part in (values, bounds):
-                part.read_from(part.dataset, self._call)
-            rows: RaggedRows = PackedRows(self._path, values, bounds, place.bounds.kind)
-        elif self._is_ragged(dataset, place):
-            rows = VlenRows(self._path, dataset, place.coding, self._file_bytes, self._call)
-        else:
-            return self._plain(name, dataset, place)
-        return PaddedField(self._path, name, rows, place)
-
-    def _plain(self, name: str, dataset: h5py.Dataset, place: Place) -> Field:
-        return Field(
-            self._path,
-            name,
-            dataset,
-            place,
-            file_bytes=self._file_bytes,
-            texts=self._texts,
-            foreign=fmt.ATTR_SCHEMA not in self._file.attrs,
-        )
-
-    def _open(self, place: Place) -> h5py.Dataset:
-        return open_dataset(self._file, self.path_of(place), self._path)
-
-    def _is_ragged(self, dataset: h5py.Dataset, place: Place) -> bool:
-        whole = len(dataset.shape) == 1 and not (place.columns or place.cut)
-        return whole and has_rows_of_numbers(dataset.id.get_type())
+_MARKED = (
+    "marked as being written: a program writes it now, or was killed before it closed it. Expected a "
+    "complete HDF5 file: wait for that program. If it was killed, remove the mark by `h5clear --status "
+    "--increment=0 FILE`; the file then has the rows of the last flush."
+)
+_LOCKED = (
+    "HDF5_USE_FILE_LOCKING asks for a lock: a program writes the file, or its file system has no locks. Wait "
+    "for that program, or set HDF5_USE_FILE_LOCKING=FALSE."
+)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.hdf5.chunks import Range
+from hvd_train.data.hdf5.extent import Extent, Obstacle, converted
 from hvd_train.data.hdf5.field import Part
 from hvd_train.data.layout import Layout
 from hvd_train.data.places import Place
@@ -74,6 +75,9 @@ class PaddedField:
 
     def __init__(self, path: str, name: str, rows: RaggedRows, place: Place) -> None:
         self._where = f"{path}: {rows.name}"
+        self.path = path
+        """Of the shard, or of the file that a link of it leads to."""
+        self.virtual = None
         self._rows = rows
         self.axis = 0
         self.is_whole = False
@@ -90,6 +94,7 @@ class PaddedField:
             dtype="bool" if marks else value.dtype,
             place="" if str(place) == name else str(place),
             axis=place.axis,
+            follow_links=place.follow_links,
             coding=None if marks else value.coding,
             padding=place.padding,
         )
@@ -107,6 +112,15 @@ class PaddedField:
     def dataset(self) -> h5py.Dataset:
         """The one with the values; for its attributes."""
         return self._rows.dataset
+
+    def extent(self, path: str) -> Extent | Obstacle:
+        """Why its rows cannot be read without the HDF5 library."""
+        return converted("has rows of any length, which are padded")
+
+    def close(self) -> None:
+        """Closes the files that the rows are read from, but for the shard itself."""
+        for part in self.parts:
+            part.close()
 
     def read_into(self, ranges: Sequence[Range], out: Array) -> None:
         """Reads the rows of `ranges`, in ascending order, into `out`, of shape [rows, *shape] with as many

@@ -24,6 +24,12 @@ def by_h5py(statements: str) -> str:
 
 def conversion(dataset: h5py.Dataset, name: str) -> str:
     """What to do about `dataset`, the values of which are of a type that `numpy_dtype` refuses."""
+    if _is_pickled(dataset):
+        return (
+            "They are Python objects, which PyTables or pandas pickled: to load them could run any program, "
+            "so it is not done. Write them again as numbers; of a DataFrame, with format='table', "
+            "data_columns=True."
+        )
     kind, key = dataset.id.get_type(), repr(name)
     values = f"values = old[{key}][...]"
     if is_table(kind):
@@ -41,6 +47,10 @@ def conversion(dataset: h5py.Dataset, name: str) -> str:
     if dataset.ndim == 1:
         return _from_values_of_their_own(kind, key)
     return _AS_NUMBERS
+
+
+def _is_pickled(dataset: h5py.Dataset) -> bool:
+    return "PSEUDOATOM" in dataset.attrs and dataset.attrs["PSEUDOATOM"] in (b"object", "object")
 
 
 _AS_NUMBERS = "Write it again as numbers."

@@ -20,7 +20,7 @@ from hvd_train.data.classes import Encoder
 from hvd_train.data.format import Array, Coding, FieldSpec
 from hvd_train.data.hdf5.field import Part, refuse_bombs
 from hvd_train.data.hdf5.filters import require_filters
-from hvd_train.data.hdf5.heaps import Heaps
+from hvd_train.data.hdf5.heap_objects import Heaps
 from hvd_train.data.hdf5.ragged import Numbers, RaggedRows
 from hvd_train.data.hdf5.types import numpy_dtype
 from hvd_train.data.layout import HELD_BYTES, SMALL_BYTES
@@ -105,6 +105,9 @@ class VlenRows(RaggedRows):
     def read_from(self, dataset: h5py.Dataset, call: Callable[..., Any]) -> None:
         """Rows are read from `dataset`, which is the same one, opened anew."""
         self._dataset, self._call = dataset, call
+
+    def close(self) -> None:
+        """Of other files none is open."""
 
     def extents(self, start: int, stop: int) -> tuple[Numbers, Numbers]:
         lengths = self._references(start, stop)["length"].astype(np.int64)

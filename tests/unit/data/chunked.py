@@ -12,7 +12,7 @@ import numpy.typing as npt
 from hvd_train.data.deal import Span
 from hvd_train.data.hdf5.file import read_info
 from hvd_train.data.places import plain
-from hvd_train.data.reader import Reader
+from hvd_train.data.readers.base import Reader
 from hvd_train.data.rows import Rows
 
 NAMES = ("inputs", "targets")

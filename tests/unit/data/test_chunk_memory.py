@@ -15,7 +15,7 @@ from hvd_train.config import DataConfig
 from hvd_train.data.deal import Span
 from hvd_train.data.hdf5.file import read_info
 from hvd_train.data.places import plain
-from hvd_train.data.reader import make_reader
+from hvd_train.data.readers.make import make_reader
 from hvd_train.data.rows import Rows
 from tests.launching import run
 from tests.unit.data.chunked import MIB, NAMES, inputs_of, rows_of, write
@@ -79,7 +79,8 @@ import sys
 from hvd_train.data.deal import Span, split_validation
 from hvd_train.data.hdf5.file import read_info
 from hvd_train.data.places import plain
-from hvd_train.data.reader import MemoryReader, StreamReader
+from hvd_train.data.readers.memory import MemoryReader
+from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.rows import Rows
 
 info = read_info(sys.argv[1], plain(("inputs", "targets")))

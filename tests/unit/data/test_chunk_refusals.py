@@ -13,7 +13,8 @@ from hvd_train.config import DataConfig
 from hvd_train.data.deal import Span
 from hvd_train.data.hdf5.file import read_info
 from hvd_train.data.places import plain
-from hvd_train.data.reader import StreamReader, make_reader
+from hvd_train.data.readers.make import make_reader
+from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.rows import Rows
 from hvd_train.errors import DataError
 from tests.launching import run

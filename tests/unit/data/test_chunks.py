@@ -16,7 +16,8 @@ from hvd_train.data.hdf5 import file as hdf5_file
 from hvd_train.data.hdf5.file import ShardFile, read_info
 from hvd_train.data.layout import HELD_BYTES, Layout
 from hvd_train.data.places import plain
-from hvd_train.data.reader import MemoryReader, StreamReader
+from hvd_train.data.readers.memory import MemoryReader
+from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.rows import Rows
 from hvd_train.data.windows import BLOCK_BYTES, WINDOW_BLOCKS
 from hvd_train.errors import DataError
@@ -119,6 +120,7 @@ def test_memory_decodes_each_chunk_once(counter: CountingFilter, tmp_path: Path)
     rows = Rows(train, read_info(path, plain(NAMES)).fields)
     counter.decoded = 0
     reader = MemoryReader(rows, 0)
+    reader.open()
     assert counter.decoded == 300 + 1
     assert len(drain(reader, inputs)) == 900
     reader.close()

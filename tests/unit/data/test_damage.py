@@ -22,7 +22,8 @@ from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.locate import locate
 from hvd_train.data.manifest import load_manifest, save_manifest
 from hvd_train.data.places import plain
-from hvd_train.data.reader import StreamReader, make_reader
+from hvd_train.data.readers.make import make_reader
+from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.rows import Rows
 from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part
@@ -82,7 +83,7 @@ def flip(path: Path, name: str, row: int) -> None:
     path.write_bytes(raw)
 
 
-@pytest.mark.parametrize("reading", ["memory", "stream"])
+@pytest.mark.parametrize("reading", ["memory", "mmap", "stream"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_flipped_bit_is_refused_with_file_dataset_and_rows(folder: Path, name: str, reading: str) -> None:
     np.testing.assert_array_equal(np.sort(read_all(folder, reading)["targets"]), np.sort(arrays_of().targets))
