@@ -119,7 +119,7 @@ class _DatasetCheck:
             return
         block_rows = info.checksum_rows or rows_per_block(info.fields[name], _READ_BYTES)
         # Checksums are of whole rows of the dataset.
-        is_part = info.checksum_rows is not None and not self._file.is_whole(name)
+        is_part = verifier.compares and not self._file.is_whole(name)
         damaged: list[tuple[int, int]] = []
         unreadable = False
         for block in range(-(-info.num_samples // block_rows)):

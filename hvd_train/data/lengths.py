@@ -19,7 +19,12 @@ def with_mask(name: str, field: FieldSpec) -> dict[str, FieldSpec]:
         return {name: field}
     marks = replace(padding, marks=True)
     mask = FieldSpec(
-        shape=(padding.length,), dtype="bool", place=field.place or name, axis=field.axis, padding=marks
+        shape=(padding.length,),
+        dtype="bool",
+        place=field.place or name,
+        axis=field.axis,
+        follow_links=field.follow_links,
+        padding=marks,
     )
     return {name: field, mask_name(name): mask}
 

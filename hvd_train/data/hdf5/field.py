@@ -47,6 +47,9 @@ class Part(Protocol):
     def read_from(self, dataset: h5py.Dataset, call: Callable[..., Any]) -> None:
         """Rows are read from `dataset`, which is the same one, opened anew."""
 
+    def close(self) -> None:
+        """Closes the files that the rows are read from, but for the shard itself."""
+
 
 @final
 class Field:

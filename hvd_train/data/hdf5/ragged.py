@@ -77,6 +77,9 @@ class PaddedField:
         self.path = path
         """Of the file that it is in, for messages."""
         self._where = f"{path}: {rows.name}"
+        self.path = path
+        """Of the shard, or of the file that a link of it leads to."""
+        self.virtual = None
         self._rows = rows
         self.axis = 0
         self.is_whole = False
@@ -93,6 +96,7 @@ class PaddedField:
             dtype="bool" if marks else value.dtype,
             place="" if str(place) == name else str(place),
             axis=place.axis,
+            follow_links=place.follow_links,
             coding=None if marks else value.coding,
             padding=place.padding,
         )

@@ -106,6 +106,9 @@ class VlenRows(RaggedRows):
         """Rows are read from `dataset`, which is the same one, opened anew."""
         self._dataset, self._call = dataset, call
 
+    def close(self) -> None:
+        """Of other files none is open."""
+
     def extents(self, start: int, stop: int) -> tuple[Numbers, Numbers]:
         lengths = self._references(start, stop)["length"].astype(np.int64)
         too_many = lengths > self._file_bytes // self._value_bytes
