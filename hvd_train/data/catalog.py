@@ -11,7 +11,7 @@ from hvd_train.data.blocks import rows_per_block
 from hvd_train.data.check import unlike
 from hvd_train.data.deal import Span, deal, split_validation
 from hvd_train.data.demo import ensure_digits
-from hvd_train.data.format import MANIFEST_NAME, SampleSpec, ShardInfo, is_class_dtype
+from hvd_train.data.format import MANIFEST_NAME, SampleSpec, ShardInfo, is_class_dtype, mask_name
 from hvd_train.data.headers import HeadersRead, join_headers, read_headers
 from hvd_train.data.labels import Labels, Unclassed, divisor, join, labels_of, labels_of_header, objection
 from hvd_train.data.lengths import check_lengths, with_mask
@@ -197,7 +197,7 @@ def _read_labels(
 ) -> Labels:
     found = []
     step, offset = rows_per_block(spec.fields[name], _SCAN_BYTES), 0
-    fields = with_mask(name, spec.fields[name])
+    fields, mask = with_mask(name, spec.fields[name]), mask_name(name)
     rows = Rows(spans, fields, verify=screen is not None, screen=screen)
     try:
         for span in rows.spans:
@@ -205,9 +205,9 @@ def _read_labels(
                 batch = rows.read(offset + start, offset + min(start + step, span.num_rows))
                 for first, stop in stretches(batch):
                     row = span.start + start + first
-                    block, *marks = (batch[field][first:stop] for field in fields)
-                    mask = marks[0] if marks else None
-                    found.append(labels_of(block, name, span.shard, row, ignore=ignore, marks=mask))
+                    block = batch[name][first:stop]
+                    marks = batch[mask][first:stop] if mask in fields else None
+                    found.append(labels_of(block, name, span.shard, row, ignore=ignore, marks=marks))
             offset += span.num_rows
     finally:
         rows.close()

@@ -94,7 +94,7 @@ class Opening:
         dataset = self._open(place)
         if place.bounds is not None:
             values = self._plain(name, dataset, place)
-            numbers = Place(place.bounds.dataset)
+            numbers = Place(place.bounds.dataset, follow_links=place.follow_links)
             bounds = self._plain(name, self._open(numbers), numbers)
             for part in (values, bounds):
                 part.read_from(part.dataset, self._call)

@@ -292,7 +292,7 @@ class ShardFile:
 
     def _compare_with_facts(self, facts: fmt.Facts) -> None:
         for name, written in facts.datasets.items():
-            field = self._opener.field(name, Place(name))
+            field = self._opening.field(name, Place(name))
             shape = (field.num_rows, *field.spec.shape)
             if (shape, field.spec.dtype) != (written.shape, written.dtype):
                 raise DataError(

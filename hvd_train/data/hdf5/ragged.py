@@ -74,12 +74,9 @@ class PaddedField:
     """
 
     def __init__(self, path: str, name: str, rows: RaggedRows, place: Place) -> None:
-        self.path = path
-        """Of the file that it is in, for messages."""
         self._where = f"{path}: {rows.name}"
         self.path = path
         """Of the shard, or of the file that a link of it leads to."""
-        self.virtual = None
         self._rows = rows
         self.axis = 0
         self.is_whole = False
