@@ -117,7 +117,7 @@ class ByFraction(Splitter):
         keys = random_keys(self._seed, np.arange(start, stop), self._places[stratum])
         ranks = np.argsort(np.argsort(keys))
         part = np.searchsorted(upto, ranks, side="right") + 1
-        return np.where(part > len(upto), 0, part)
+        return np.asarray(np.where(part > len(upto), 0, part), np.intp)
 
     def _ends(self, stratum: int, count: int) -> npt.NDArray[np.int64]:
         """Of the first `count` rows of a stratum, those of the first part, of the first two, and so on."""
