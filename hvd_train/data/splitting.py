@@ -121,7 +121,8 @@ class ByFraction(Splitter):
 
     def _ends(self, stratum: int, count: int) -> npt.NDArray[np.int64]:
         """Of the first `count` rows of a stratum, those of the first part, of the first two, and so on."""
-        return np.floor(self._bounds * count + self._roundings[stratum]).astype(np.int64)
+        ends = self._bounds * count + self._roundings[stratum]
+        return np.asarray(np.floor(ends), np.int64)
 
 
 @final

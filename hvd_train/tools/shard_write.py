@@ -23,8 +23,8 @@ class WriteArgs:
     memory does not grow with their number. A call that was ended goes on where it was."""
 
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE...")]
-    """Two idx files or two .npy files (inputs, targets), one .npz file, HDF5, CSV or Parquet files, or a
-    folder of images with a folder for each class; or the word `digits`."""
+    """Two idx files or two .npy files (inputs, targets), one .npz file, HDF5, CSV, Parquet, text (.txt) or
+    WebDataset (.tar) files, or a folder of images with a folder for each class; or the word `digits`."""
 
     out: str
     """Folder for the shards and their manifest.json; created if missing."""
@@ -63,7 +63,8 @@ class WriteArgs:
 
     inputs: str = "inputs"
     """Array of a .npz file, or place in HDF5 files: `entry/data`, `table[x,y]`. Of CSV and Parquet files the
-    columns, such as `x,y`; without such a column all that are not used otherwise."""
+    columns, such as `x,y`; without such a column all that are not used otherwise. Of WebDataset files the
+    ending of the members: `png`, `npy`."""
 
     targets: str = "targets"
     """Array, place or column of the targets."""
@@ -77,6 +78,13 @@ class WriteArgs:
     resize: tuple[int, int] | None = None
     """Height and width to which images are resized. Default: all must have the same."""
 
+    tokenizer: str = "bytes"
+    """Of text: `bytes` for a token per byte, or `file.py:function` or `package.module:function`, which makes
+    a sequence of whole numbers of each line."""
+
+    length: int = 128
+    """Of text: tokens of a sample. The targets are the tokens that follow, for the task `next-token`."""
+
     scale: float | None = None
     """Factor for integer inputs, recorded in the shards. Default: 1/255 for 8-bit images, 1/16 for digits."""
 
@@ -88,6 +96,7 @@ class WriteArgs:
         require(self.out != "", "--out", self.out, "a folder")
         require(self.seed >= 0, "--seed", self.seed, "a seed of at least 0")
         require(self.scale != 0, "--scale", self.scale, "a factor other than 0")
+        require(self.length >= 1, "--length", self.length, "at least 1 token")
         sizes = self.resize or (1, 1)
         require(min(sizes) >= 1, "--resize", self.resize, "a height and a width of at least 1")
 
@@ -106,6 +115,8 @@ def write(args: WriteArgs) -> int:
         group=args.group,
         classes=args.classes,
         resize=args.resize,
+        tokenizer=args.tokenizer,
+        length=args.length,
     )
     source = TargetRemark(open_source(args.sources, wanted), args.targets, args.sources[-1])
     try:
