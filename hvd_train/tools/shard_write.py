@@ -14,6 +14,7 @@ from hvd_train.errors import DataError
 from hvd_train.io.output import warn
 
 if TYPE_CHECKING:
+    from hvd_train.data.format import Manifest
     from hvd_train.data.writer import Request
 
 
@@ -127,9 +128,27 @@ def write(args: WriteArgs) -> int:
     said = source.remark()
     if said:
         warn(f"written, but the task `classification` would refuse it: {said}")
-    for entry in manifest.train if args.part == "train" else manifest.validation:
-        print(f"{os.path.join(args.out, entry.file)}: {entry.num_samples} samples")
+    _show(args, manifest)
     return 0
+
+
+def _show(args: WriteArgs, manifest: Manifest) -> None:
+    """The shards that were written, and the names of their classes."""
+    from hvd_train.data.manifest import load_manifest
+    from hvd_train.data.splitting import parse_split
+
+    others = parse_split(args.split) if args.split else {}
+    listed = {args.out: (*manifest.train, *manifest.validation)}
+    if not others:
+        listed[args.out] = manifest.train if args.part == "train" else manifest.validation
+    for name in others.keys() - {"validation"}:
+        part = load_manifest(os.path.join(args.out, name))
+        listed[os.path.join(args.out, name)] = part.train if part else ()
+    for folder, entries in listed.items():
+        for entry in entries:
+            print(f"{os.path.join(folder, entry.file)}: {entry.num_samples} samples")
+    if manifest.class_names:
+        print("classes: " + ", ".join(f"{i} {name}" for i, name in enumerate(manifest.class_names)))
 
 
 def _request(args: WriteArgs) -> Request:

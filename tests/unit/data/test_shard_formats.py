@@ -253,6 +253,18 @@ def test_images(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[st
     assert read(tmp_path / "e", "inputs")[0].shape == (7, 4, 5)
 
 
+def test_parts_with_other_classes(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["write", str(pictures), "--out", str(tmp_path / "d")]) == 0
+    assert (
+        capsys.readouterr().out == f"{tmp_path}/d/train-00000-of-00001.h5: 6 samples\nclasses: 0 cat, 1 dog\n"
+    )
+    (pictures / "cat").rename(pictures / "fox")
+    said = refused(capsys, str(pictures), "--out", str(tmp_path / "d"), "--part", "validation")
+    assert said.startswith(
+        f"{tmp_path}/d/manifest.json: the other part has class names ('cat', 'dog'), these samples have "
+    )
+
+
 def test_images_that_cannot_be_written(
     tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
