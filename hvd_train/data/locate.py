@@ -15,6 +15,9 @@ from hvd_train.data.places import GROUP, Places
 from hvd_train.errors import DataError
 
 SUFFIXES = (".h5", ".hdf5")
+UNFINISHED_SUFFIX = ".unfinished.json"
+"""Of what is known of shards that are being written."""
+
 OTHER_SUFFIXES = (".hdf", ".he5", ".nc", ".nc4", ".cdf", ".mat", ".h5ad")
 """Of formats that are HDF5, or were before. In a folder they count only if it has none of `SUFFIXES`: a file
 may be there in both forms."""
@@ -56,6 +59,7 @@ def locate(path: str, key: str) -> Source:
     if os.path.isdir(path):
         manifest = load_manifest(path)
         if manifest is None:
+            _refuse_unfinished(path)
             return Source(_plain(_files_in(path, key)))
         return Source(
             _listed(path, manifest, manifest.train), _listed(path, manifest, manifest.validation), manifest
@@ -70,6 +74,15 @@ def locate(path: str, key: str) -> Source:
             "Expected a folder with a manifest.json or with .h5 files, one file, or a glob pattern."
         )
     return Source(_plain(files))
+
+
+def _refuse_unfinished(folder: str) -> None:
+    for record in Path(folder).glob(f".*{UNFINISHED_SUFFIX}"):
+        raise DataError(
+            f"{record}: `hvd_train shard write` was ended before all shards were written. Run the same "
+            "command "
+            "again: it goes on where it was. Or delete the folder."
+        )
 
 
 def in_groups(shards: Sequence[Found], layout: Places) -> Iterator[Found]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from hvd_train.data.format import (
     MANIFEST_NAME,
@@ -130,11 +130,11 @@ class PartWriter:
             if not self._room:
                 self._end()
 
-    def publish(self, class_names: Sequence[str]) -> Manifest:
+    def publish(self) -> Manifest:
         """Writes the manifest, after the last row, and removes what it replaces. Raises OSError."""
         layout = self._layout
         stale = set(_listed_or_named(layout.folder, layout.part, layout.names))
-        manifest = listed(layout, self._entries, self._num_classes or None, class_names)
+        manifest = listed(layout, self._entries, self._num_classes or None)
         # Only now, when nothing refers to them any more.
         for path in stale - {layout.folder / name for name in layout.names}:
             path.unlink(missing_ok=True)
@@ -181,9 +181,15 @@ def join(folder: Path, part: Part, storage: Storage) -> Manifest | None:
     manifest = load_manifest(folder)
     if manifest is None or not entries_of(manifest, "validation" if part == "train" else "train"):
         return None
-    ours = {"fields": dict(storage.fields), "scale": 1.0 if storage.scale is None else storage.scale}
+    theirs_of = {**vars(manifest.sample), "class names": manifest.class_names}
+    ours: dict[str, Any] = {
+        "fields": dict(storage.fields),
+        "scale": 1.0 if storage.scale is None else storage.scale,
+    }
+    if storage.class_names and manifest.class_names:
+        ours["class names"] = storage.class_names
     for key, value in ours.items():
-        theirs = getattr(manifest.sample, key)
+        theirs = theirs_of[key]
         if value != theirs:
             raise DataError(
                 f"{folder / MANIFEST_NAME}: the other part has {key} {theirs}, these samples have {value}. "
@@ -192,9 +198,7 @@ def join(folder: Path, part: Part, storage: Storage) -> Manifest | None:
     return manifest
 
 
-def listed(
-    layout: Layout, entries: Sequence[ShardEntry], num_classes: int | None, class_names: Sequence[str]
-) -> Manifest:
+def listed(layout: Layout, entries: Sequence[ShardEntry], num_classes: int | None) -> Manifest:
     """Writes the manifest with these shards as the part, beside the other part. Raises `DataError` and
     OSError."""
     storage = layout.storage
@@ -207,9 +211,9 @@ def listed(
         num_classes=max(num_classes or 0, known or 0) or None,
         scale=1.0 if storage.scale is None else storage.scale,
     )
-    manifest = Manifest(sample=sample, class_names=tuple(class_names))
+    manifest = Manifest(sample=sample, class_names=storage.class_names)
     if before is not None:
-        names = tuple(class_names) or before.class_names
+        names = storage.class_names or before.class_names
         manifest = replace(before, schema=SCHEMA_VERSION, sample=sample, class_names=names)
     part = {layout.part: tuple(entries)}
     return save_manifest(layout.folder, replace(manifest, **part))  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from hvd_train.data.format import (
 )
 from hvd_train.data.hdf5.write import ShardStream
 from hvd_train.data.sources.base import INPUTS, TARGETS, Block
+from hvd_train.errors import DataError
 
 CHECKSUM_BYTES = 64 << 10
 COMPRESSED_CHUNK_BYTES = 256 << 10
@@ -44,9 +46,15 @@ class Storage:
     """The names of these fields; they may be one."""
     scale: float | None = None
     """Recorded with the inputs."""
+    class_names: tuple[str, ...] = ()
+    """Of the classes in the targets, in the order of their numbers; recorded in the manifest."""
     compression: Compression = "none"
     chunk_rows: int | None = None
     """None: contiguous, or about 256 KiB with compression."""
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and not math.isfinite(self.scale):
+            raise DataError(f"scale = {self.scale}: expected a finite number.")
 
     @property
     def rows_of_chunk(self) -> int | None:

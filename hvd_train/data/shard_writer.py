@@ -104,12 +104,12 @@ class ShardWriter:
         if shards is None and rows_per_shard is None:
             self._shards = self._comm.size
         self._folder, self._part = Path(out), part
-        self._class_names = class_names
         self._storage = Storage(
             fields={},
             inputs=inputs,
             targets=targets,
             scale=scale,
+            class_names=class_names,
             compression=compression,
             chunk_rows=chunk_rows,
         )
@@ -267,7 +267,7 @@ class ShardWriter:
     def _publish(self, names: list[str], entries: list[ShardEntry], num_classes: int | None) -> None:
         stale = {entry.file for entry in entries_of(load_manifest(self._folder), self._part)}
         layout = Layout(self._folder, self._part, [entry.num_samples for entry in entries], self._storage, "")
-        listed(layout, entries, num_classes, self._class_names)
+        listed(layout, entries, num_classes)
         for name in stale - set(names):
             (self._folder / name).unlink(missing_ok=True)
 

@@ -116,16 +116,13 @@ class ByFraction(Splitter):
         upto = self._ends(stratum, stop) - self._ends(stratum, start)
         keys = random_keys(self._seed, np.arange(start, stop), self._places[stratum])
         ranks = np.argsort(np.argsort(keys))
-        part: npt.NDArray[np.intp] = np.searchsorted(upto, ranks, side="right") + 1
-        part[part > len(upto)] = 0
-        return part
+        part = np.searchsorted(upto, ranks, side="right") + 1
+        return np.asarray(np.where(part > len(upto), 0, part), np.intp)
 
     def _ends(self, stratum: int, count: int) -> npt.NDArray[np.int64]:
         """Of the first `count` rows of a stratum, those of the first part, of the first two, and so on."""
-        ends: npt.NDArray[np.int64] = np.floor(self._bounds * count + self._roundings[stratum]).astype(
-            np.int64
-        )
-        return ends
+        ends = self._bounds * count + self._roundings[stratum]
+        return np.asarray(np.floor(ends), np.int64)
 
 
 @final

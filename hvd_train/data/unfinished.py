@@ -10,6 +10,7 @@ import msgspec
 
 from hvd_train.data.format import ShardEntry
 from hvd_train.data.hdf5.file import read_info
+from hvd_train.data.locate import UNFINISHED_SUFFIX
 from hvd_train.data.places import plain
 from hvd_train.errors import DataError
 from hvd_train.io.atomic import replacing
@@ -35,7 +36,7 @@ class Unfinished:
         self, folder: Path, part: str, request: str, names: Sequence[str], fields: Sequence[str]
     ) -> None:
         self._folder = folder
-        self._path = folder / f".{part}.unfinished.json"
+        self._path = folder / f".{part}{UNFINISHED_SUFFIX}"
         self._names = names
         self._fields = fields
         self._record = _Record(request=request, shards={})

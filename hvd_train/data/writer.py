@@ -79,13 +79,14 @@ def write_shards(
     storage = Storage(
         fields=source.fields,
         scale=source.scale if request.scale is None else request.scale,
+        class_names=source.class_names,
         compression=request.compression,
         chunk_rows=request.chunk_rows,
     )
     writers = _writers(folder, source, request, storage, sizes, seen)
     try:
         _write(source, request, splitter, writers, seen, progress)
-        manifests = [writer.publish(source.class_names) for writer in reversed(writers)]
+        manifests = [writer.publish() for writer in reversed(writers)]
         for writer in writers:
             writer.end()
         return manifests[-1]

@@ -14,6 +14,7 @@ from hvd_train.errors import DataError
 from hvd_train.io.output import warn
 
 if TYPE_CHECKING:
+    from hvd_train.data.format import Manifest
     from hvd_train.data.writer import Request
 
 
@@ -23,8 +24,8 @@ class WriteArgs:
     memory does not grow with their number. A call that was ended goes on where it was."""
 
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE...")]
-    """Two idx files or two .npy files (inputs, targets), one .npz file, HDF5, CSV or Parquet files, or a
-    folder of images with a folder for each class; or the word `digits`."""
+    """Two idx files or two .npy files (inputs, targets), one .npz file, HDF5, CSV, Parquet, text (.txt) or
+    WebDataset (.tar) files, or a folder of images with a folder for each class; or the word `digits`."""
 
     out: str
     """Folder for the shards and their manifest.json; created if missing."""
@@ -63,7 +64,8 @@ class WriteArgs:
 
     inputs: str = "inputs"
     """Array of a .npz file, or place in HDF5 files: `entry/data`, `table[x,y]`. Of CSV and Parquet files the
-    columns, such as `x,y`; without such a column all that are not used otherwise."""
+    columns, such as `x,y`; without such a column all that are not used otherwise. Of WebDataset files the
+    ending of the members: `png`, `npy`."""
 
     targets: str = "targets"
     """Array, place or column of the targets."""
@@ -77,6 +79,13 @@ class WriteArgs:
     resize: tuple[int, int] | None = None
     """Height and width to which images are resized. Default: all must have the same."""
 
+    tokenizer: str = "bytes"
+    """Of text: `bytes` for a token per byte, or `file.py:function` or `package.module:function`, which makes
+    a sequence of whole numbers of each line."""
+
+    length: int = 128
+    """Of text: tokens of a sample. The targets are the tokens that follow, for the task `next-token`."""
+
     scale: float | None = None
     """Factor for integer inputs, recorded in the shards. Default: 1/255 for 8-bit images, 1/16 for digits."""
 
@@ -88,6 +97,7 @@ class WriteArgs:
         require(self.out != "", "--out", self.out, "a folder")
         require(self.seed >= 0, "--seed", self.seed, "a seed of at least 0")
         require(self.scale != 0, "--scale", self.scale, "a factor other than 0")
+        require(self.length >= 1, "--length", self.length, "at least 1 token")
         sizes = self.resize or (1, 1)
         require(min(sizes) >= 1, "--resize", self.resize, "a height and a width of at least 1")
 
@@ -106,6 +116,8 @@ def write(args: WriteArgs) -> int:
         group=args.group,
         classes=args.classes,
         resize=args.resize,
+        tokenizer=args.tokenizer,
+        length=args.length,
     )
     source = TargetRemark(open_source(args.sources, wanted), args.targets, args.sources[-1])
     try:
@@ -116,9 +128,27 @@ def write(args: WriteArgs) -> int:
     said = source.remark()
     if said:
         warn(f"written, but the task `classification` would refuse it: {said}")
-    for entry in manifest.train if args.part == "train" else manifest.validation:
-        print(f"{os.path.join(args.out, entry.file)}: {entry.num_samples} samples")
+    _show(args, manifest)
     return 0
+
+
+def _show(args: WriteArgs, manifest: Manifest) -> None:
+    """The shards that were written, and the names of their classes."""
+    from hvd_train.data.manifest import load_manifest
+    from hvd_train.data.splitting import parse_split
+
+    others = parse_split(args.split) if args.split else {}
+    listed = {args.out: (*manifest.train, *manifest.validation)}
+    if not others:
+        listed[args.out] = manifest.train if args.part == "train" else manifest.validation
+    for name in others.keys() - {"validation"}:
+        part = load_manifest(os.path.join(args.out, name))
+        listed[os.path.join(args.out, name)] = part.train if part else ()
+    for folder, entries in listed.items():
+        for entry in entries:
+            print(f"{os.path.join(folder, entry.file)}: {entry.num_samples} samples")
+    if manifest.class_names:
+        print("classes: " + ", ".join(f"{i} {name}" for i, name in enumerate(manifest.class_names)))
 
 
 def _request(args: WriteArgs) -> Request:

@@ -1,21 +1,17 @@
-"""A folder of images with a folder for each class, read by Pillow."""
+"""A folder of images with a folder for each class."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
-from importlib.util import find_spec
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
 from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.sources.base import INPUTS, TARGETS, Block, Source, rows_of_block
+from hvd_train.data.sources.pillow import IMAGE_SUFFIXES, ImageReader
 from hvd_train.errors import DataError
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-_MOST_BYTES = 128 << 20
-_GRAY = {"1", "L"}
 
 
 @final
@@ -31,25 +27,19 @@ class ImageFolder(Source):
     """
 
     def __init__(self, path: str, resize: tuple[int, int] | None = None) -> None:
-        if find_spec("PIL") is None:
-            raise DataError(
-                "images are read by Pillow, which is not installed. Install it: "
-                "`pip install 'hvd_train[images]'`."
-            )
         self._path = path
-        self._resize = resize
+        self._reader = ImageReader(resize)
         folders = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
         self._counts = {name: len(self._files(name)) for name in folders if name[0] != "."}
         self._counts = {name: count for name, count in self._counts.items() if count}
         if not self._counts:
             raise DataError(
-                f"{path}: no images in its folders. Expected files ending in {', '.join(_SUFFIXES)}, in a "
+                f"{path}: no images in its folders. Expected files ending in {', '.join(IMAGE_SUFFIXES)}, in "
+                "a "
                 "folder for each class."
             )
         first = next(iter(self._counts))
-        self._first = os.path.join(path, first, self._files(first)[0])
-        self._mode = ""
-        self._shape = self._read(self._first).shape
+        self._shape = self._reader.read(os.path.join(path, first, self._files(first)[0])).shape
 
     @property
     def name(self) -> str:
@@ -86,50 +76,10 @@ class ImageFolder(Source):
                 paths = [os.path.join(self._path, folder, file) for file in files[first : first + rows]]
                 block: dict[str, Array] = {TARGETS: np.full(len(paths), number, np.int64)}
                 if not names or INPUTS in names:
-                    block[INPUTS] = np.stack([self._image(path) for path in paths])
+                    block[INPUTS] = np.stack([self._reader.read(path) for path in paths])
                 yield block
             start = max(0, start - count)
 
     def _files(self, folder: str) -> list[str]:
         entries = os.scandir(os.path.join(self._path, folder))
-        return sorted(entry.name for entry in entries if entry.name.lower().endswith(_SUFFIXES))
-
-    def _image(self, path: str) -> Array:
-        image = self._read(path)
-        if image.shape != self._shape:
-            height, width = self._shape[:2]
-            raise DataError(
-                f"{path}: {image.shape[0]} pixels high and {image.shape[1]} wide, but {height} and {width} "
-                f"in {self._first}. Expected one size: add --resize {height} {width}, or another height and "
-                "width."
-            )
-        return image
-
-    def _read(self, path: str) -> Array:
-        from PIL import Image
-
-        try:
-            with Image.open(path) as image:
-                self._require_modest(path, image.size)
-                mode = "L" if image.mode in _GRAY else "RGB"
-                if self._mode == "L" and mode == "RGB":
-                    raise DataError(
-                        f"{path}: has colours, but {self._first} has none. Expected all gray or all with "
-                        "colours: convert the images, or leave some out."
-                    )
-                self._mode = self._mode or mode
-                pixels: Any = image.convert(self._mode)
-                if self._resize is not None:
-                    pixels = pixels.resize(self._resize[::-1], Image.Resampling.BILINEAR)
-                return np.asarray(pixels, np.uint8)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(
-                f"{path}: {error}. Expected a complete image: copy it again, or leave it out."
-            ) from None
-
-    def _require_modest(self, path: str, size: tuple[int, int]) -> None:
-        if size[0] * size[1] * 3 > _MOST_BYTES:
-            raise DataError(
-                f"{path}: {size[1]} pixels high and {size[0]} wide. Expected {_MOST_BYTES >> 20} MiB of "
-                "pixels at most: make it smaller."
-            )
+        return sorted(entry.name for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES))

@@ -39,8 +39,8 @@ class Wanted:
 
 EXPECTED = (
     "expected `digits`, one .npz file, or two idx files: inputs, then targets; or two .npy files, HDF5 files "
-    "(.h5 and others), CSV files (.csv, .tsv, plain or .gz), Parquet files (.parquet), or a folder of images "
-    "with a folder for each class"
+    "(.h5 and others), CSV files (.csv, .tsv, plain or .gz), Parquet files (.parquet), text (.txt), "
+    "WebDataset files (.tar), or a folder of images with a folder for each class"
 )
 
 
@@ -112,6 +112,18 @@ def _open_images(paths: Sequence[str], wanted: Wanted) -> Source:
     return ImageFolder(paths[0], wanted.resize)
 
 
+def _open_text(paths: Sequence[str], wanted: Wanted) -> Source:
+    from hvd_train.data.sources.text import TextSource
+
+    return TextSource(paths, wanted.tokenizer, wanted.length)
+
+
+def _open_tar(paths: Sequence[str], wanted: Wanted) -> Source:
+    from hvd_train.data.sources.webdataset import WebDataset
+
+    return WebDataset(paths, wanted.names, wanted.group, wanted.classes, wanted.resize)
+
+
 def _is_folder_of_folders(path: str) -> bool:
     """A folder of shards has files instead."""
     return os.path.isdir(path) and not any(entry.is_file() for entry in os.scandir(path))
@@ -129,7 +141,9 @@ _KINDS: list[tuple[Callable[[str], bool], Callable[[Sequence[str], Wanted], Sour
     (lambda path: path.endswith(".npy"), _open_npy),
     (_is_csv, _open_csv),
     (lambda path: path.endswith(".parquet"), _open_parquet),
+    (lambda path: path.endswith(".txt"), _open_text),
+    (lambda path: path.removesuffix(".gz").endswith(".tar"), _open_tar),
     (_is_folder_of_folders, _open_images),
     (_is_hdf5, _open_hdf5),
 ]
-_KNOWN = {".npz", ".npy", ".csv", ".tsv", ".parquet", *SUFFIXES, *OTHER_SUFFIXES}
+_KNOWN = {".npz", ".npy", ".csv", ".tsv", ".parquet", ".txt", ".tar", *SUFFIXES, *OTHER_SUFFIXES}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,6 +253,18 @@ def test_images(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[st
     assert read(tmp_path / "e", "inputs")[0].shape == (7, 4, 5)
 
 
+def test_parts_with_other_classes(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["write", str(pictures), "--out", str(tmp_path / "d")]) == 0
+    assert (
+        capsys.readouterr().out == f"{tmp_path}/d/train-00000-of-00001.h5: 6 samples\nclasses: 0 cat, 1 dog\n"
+    )
+    (pictures / "cat").rename(pictures / "fox")
+    said = refused(capsys, str(pictures), "--out", str(tmp_path / "d"), "--part", "validation")
+    assert said.startswith(
+        f"{tmp_path}/d/manifest.json: the other part has class names ('cat', 'dog'), these samples have "
+    )
+
+
 def test_images_that_cannot_be_written(
     tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -283,9 +297,128 @@ def test_a_missing_package_is_named(
 def test_images_need_pillow(
     pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("hvd_train.data.sources.images.find_spec", lambda _: None)
+    monkeypatch.setattr("hvd_train.data.sources.pillow.find_spec", lambda _: None)
     said = refused(capsys, str(pictures), "--out", str(pictures / "d"))
     assert (
         said
         == "images are read by Pillow, which is not installed. Install it: `pip install 'hvd_train[images]'`."
     )
+
+
+TEXT = "one line\nand a second line\n" * 20
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "words.py:letters"])
+def test_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("words.py").write_text("def letters(line):\n    return [ord(letter) + 1 for letter in line]\n")
+    Path("a.txt").write_text(TEXT)
+    Path("b.txt").write_text(TEXT)
+    options = ["--length", "16", "--tokenizer", tokenizer, "--shards", "2", "--out", "d"]
+    assert main(["write", "a.txt", "b.txt", *options]) == 0
+    inputs, targets = read(tmp_path / "d", "inputs", "targets")
+    tokens = np.frombuffer((2 * TEXT).encode(), np.uint8).astype(int) + (tokenizer != "bytes")
+    rows = (len(tokens) - 1) // 16
+    assert inputs.dtype == ("u1" if tokenizer == "bytes" else "i4")
+    np.testing.assert_array_equal(inputs, tokens[: rows * 16].reshape(rows, 16))
+    np.testing.assert_array_equal(targets, tokens[1 : rows * 16 + 1].reshape(rows, 16))
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "content", "message"),
+    [
+        ("bytes", b"short", "a.txt: 5 bytes. Expected more than the 16 tokens of a sequence: give more text"),
+        ("letters", b"x" * 50, "--tokenizer letters: expected `bytes`, `file.py:function` or"),
+        ("words.py:no", b"x" * 50, "--tokenizer words.py:no: words.py has no function no"),
+        ("nowhere.py:no", b"x" * 50, "--tokenizer: there is no file nowhere.py; expected the Python file"),
+        ("words.py:wrong", b"a" * 50, "a.txt: line 1: --tokenizer words.py:wrong gave float64 [1]. Expected"),
+        ("words.py:fails", b"a" * 50, "a.txt: line 1: --tokenizer words.py:fails raised KeyError: 'a'"),
+        ("words.py:wrong", b"\xff" * 50, "a.txt: line 1: invalid start byte. Expected text in UTF-8"),
+    ],
+)
+def test_text_that_cannot_be_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tokenizer: str,
+    content: bytes,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("words.py").write_text(
+        "def wrong(line):\n    return [0.5]\n\ndef fails(line):\n    return [{}[c] for c in line]\n"
+    )
+    Path("a.txt").write_bytes(content)
+    said = refused(capsys, "a.txt", "--length", "16", "--tokenizer", tokenizer, "--out", "d")
+    assert said.startswith(message)
+
+
+def tar(path: Path, members: dict[str, bytes]) -> str:
+    with tarfile.open(path, "w") as file:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return str(path)
+
+
+def png(level: int, height: int = 4) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((height, 5), level, "u1")).save(file, "png")
+    return file.getvalue()
+
+
+def test_webdataset(tmp_path: Path) -> None:
+    first = tar(
+        tmp_path / "1.tar", {f"a/{i}.{e}": c for i in range(3) for e, c in (("png", png(i)), ("cls", b"1"))}
+    )
+    second = tar(tmp_path / "2.tar", {"b/0.cls": b"0\n", "b/0.png": png(9), "b/0.json": b"{}"})
+    assert main(["write", first, second, "--out", str(tmp_path / "d")]) == 0
+    inputs, targets = read(tmp_path / "d", "inputs", "targets")
+    assert (inputs[:, 0, 0].tolist(), targets.tolist()) == ([0, 1, 2, 9], [1, 1, 1, 0])
+
+
+def test_webdataset_of_arrays_and_classes(tmp_path: Path) -> None:
+    members = {}
+    for i in range(5):
+        file = io.BytesIO()
+        np.save(file, X[i])
+        members |= {f"{i}.x.npy": file.getvalue(), f"{i}.txt": b"odd" if i % 2 else b"even"}
+    options = ["--inputs", "x.npy", "--targets", "txt", "--classes", "even", "odd", "--shards", "2"]
+    assert main(["write", tar(tmp_path / "1.tar", members), *options, "--out", str(tmp_path / "d")]) == 0
+    inputs, targets = read(tmp_path / "d", "inputs", "targets")
+    np.testing.assert_array_equal(inputs, X[:5])
+    assert targets.tolist() == [0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (
+            {"0.png": png(0), "0.cls": b"cat"},
+            "1.tar: 0.cls holds `cat`. Expected a number. If these are classes",
+        ),
+        ({"0.png": png(0)}, "1.tar: 0: no member `.cls`, but `.png`. Expected one in every sample"),
+        (
+            {"0.png": png(0), "0.cls": b"1", "1.png": png(0, 6), "1.cls": b"1"},
+            "1.tar: 1.png: 6 pixels high and 5 wide, but 4 and 5 in 1.tar: 0.png. Expected one size",
+        ),
+        (
+            {"0.png": png(0), "0.cls": b"1", "1.png": png(0), "1.cls": b"0.5"},
+            "1.tar: 1.cls is float64 [], but int64 [] in the first sample. Expected the same",
+        ),
+        ({}, "1.tar: no samples. Expected members such as"),
+    ],
+)
+def test_samples_of_a_webdataset_that_cannot_be_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    members: dict[str, bytes],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tar(Path("1.tar"), members)
+    assert refused(capsys, "1.tar", "--out", "d").startswith(message)
+    Path("1.tar").write_bytes(b"no tar file at all")
+    assert "Expected a complete tar file: copy it again." in refused(capsys, "1.tar", "--out", "d")

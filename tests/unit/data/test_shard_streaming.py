@@ -150,6 +150,10 @@ def test_a_second_call_goes_on_with_the_complete_shards(tmp_path: Path) -> None:
         write_part(tmp_path / "ended", Stream(stop=600), shards=5)
     kept = tmp_path / "ended" / "train-00001-of-00005.h5"
     before = kept.stat().st_ino
+    with pytest.raises(
+        DataError, match=r"\.train\.unfinished\.json: `hvd_train shard write` was ended before"
+    ):
+        locate(str(tmp_path / "ended"), "PATH")
     source = Stream()
     write_part(tmp_path / "ended", source, shards=5)
     assert source.read == list(range(401, ROWS)), "the first two shards have 401 rows"
