@@ -11,6 +11,7 @@ from hvd_train.comm.agree import together
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import connect
 from hvd_train.config import Config, RecordConfig
+from hvd_train.data.rows import Rows
 from hvd_train.errors import CheckpointNotSaved, UserError
 from hvd_train.monitor import reporting
 from hvd_train.preparation import prepare
@@ -23,6 +24,7 @@ from hvd_train.record.sinks import make_sinks
 from hvd_train.run.claim import NoClaim, Ownership
 from hvd_train.run.directory import RunDirectory, discard, open_run, write_config
 from hvd_train.run.layout import EVENTS_FILE
+from hvd_train.run.node_cache import node_cache
 from hvd_train.run.signals import StopRequest
 from hvd_train.tasks.base import Task
 from hvd_train.wiring import Wiring
@@ -78,7 +80,10 @@ def _train(config: Config, task: Task | None, comm: Communicator) -> Result:
         stack.enter_context(claim)
         recorder = stack.enter_context(_recording(comm, run, sinks))
         stop_request = stack.enter_context(StopRequest())
+        prepared = wiring.prepared
+        files = Rows(prepared.parts[comm.rank], prepared.catalog.sample.fields).files()
         try:
+            wiring.copies = stack.enter_context(node_cache(comm, config.data.cache, files))
             training = wiring.assemble(run, recorder, stop_request, claim)
         except UserError:
             if run.is_new and comm.rank == 0:

@@ -41,6 +41,7 @@ from hvd_train.run.claim import Ownership
 from hvd_train.run.directory import RunDirectory
 from hvd_train.run.initial import start_from
 from hvd_train.run.layout import CHECKPOINTS, anchored
+from hvd_train.run.node_cache import Copies
 from hvd_train.run.random_state import RandomState
 from hvd_train.run.restore import restore, restore_model, saved_states
 from hvd_train.run.resuming import Settings, settings_before
@@ -59,6 +60,8 @@ class Wiring:
     """Builds the `LocalSGD` of a prepared training."""
 
     prepared: Prepared
+    copies: Copies = field(default_factory=Copies)
+    """Of this rank's files, which are read in their place."""
     faults: list[FaultReport] = field(default_factory=list, init=False)
     """What a resume found, to be reported after the header."""
     reader: Reader = field(init=False)
@@ -88,7 +91,7 @@ class Wiring:
         if run.checkpoint is None:  # else it is a part of the model that is restored
             standardize(prepared.model, prepared.catalog, prepared.comm)
         training = together(prepared.comm, lambda: self._assemble(run, recorder, stop_request, claim))
-        self._readings = prepared.comm.allgather(f"{self.reader.mode}: {self.reader.why}")
+        self._readings = prepared.comm.allgather(f"{self.reader.mode}: {self.reader.why}{self.copies.words}")
         self._check_evaluation(training.evaluator)
         if prepared.config.model.compile:
             self._compile_s = compile_in_turn(prepared.comm, self._warm_up)
@@ -227,7 +230,7 @@ class Wiring:
         budget = machine.share_of_memory(prepared.comm.local_size) // 2
         mine = prepared.parts[prepared.comm.rank]
         config, fields = prepared.config, prepared.catalog.sample.fields
-        reader = make_reader(mine, config.data, config.seed, fields, budget)
+        reader = make_reader(mine, config.data, config.seed, fields, budget, self.copies.paths)
         return ReadsAhead(reader, config.data.batch_size)
 
     def _make_worker(self, reader: Reader) -> Worker:
@@ -253,7 +256,7 @@ class Wiring:
         prepared = self.prepared
         if not prepared.catalog.validation:
             return TrainingLossEvaluator()
-        rows = Rows(prepared.catalog.validation, prepared.catalog.sample.fields)
+        rows = Rows(prepared.catalog.validation, prepared.catalog.sample.fields, copies=self.copies.paths)
         sync, watched = prepared.config.sync, prepared.config.evaluate.metric
         evaluator = ValidationEvaluator(
             prepared.comm,

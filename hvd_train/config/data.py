@@ -65,6 +65,11 @@ class DataConfig:
     job's cgroups, the Slurm allocation, and `ulimit -v` and `-d`. Else it takes mmap for files of local file
     systems whose rows fit into three quarters of it, or are of 64 KiB or more, and stream for all others."""
 
+    cache: str = ""
+    """A folder on a disk of each host, such as `$TMPDIR`, into which the shards of its ranks are copied
+    before the first step, each file once a host, as far as there is room. The copies are removed when the run
+    ends. Empty: shards are read from where they are."""
+
     scale: float | Literal["auto"] | None = None
     """Factor applied to integer inputs before the model. Default: the one recorded in the shard, else 1.
     `auto`: the recorded one, else one that brings the largest value to about 1, such as 1/255 for 8-bit

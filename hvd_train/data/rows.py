@@ -38,7 +38,12 @@ class Rows:
     """
 
     def __init__(
-        self, spans: Sequence[Span], fields: Mapping[str, FieldSpec], *, verify: bool = True
+        self,
+        spans: Sequence[Span],
+        fields: Mapping[str, FieldSpec],
+        *,
+        verify: bool = True,
+        copies: Mapping[str, str] | None = None,
     ) -> None:
         self.spans = tuple(span for span in spans if span.num_rows > 0)
         self.fields = fields
@@ -46,6 +51,8 @@ class Rows:
         """Whether rows are compared with the checksums of their file when they are first read. Off to
         measure what that costs, and for a summary of rows that are used later; may be changed between two
         reads."""
+        self.copies = copies or {}
+        """Copies of files, which are read in their place."""
         self._stops = list(accumulate(span.num_rows for span in self.spans))
         self._open: OrderedDict[str, ShardFile] = OrderedDict()
         self._infos: dict[str, ShardInfo] = {}
@@ -119,6 +126,11 @@ class Rows:
         """The header of the shard that `span` is in."""
         return self.shard(span.shard).info
 
+    def files(self) -> list[str]:
+        """The files that the rows are in, each once."""
+        places = places_of_fields(self.fields)
+        return list(dict.fromkeys(places.file_of(span.shard)[0] for span in self.spans))
+
     def layouts(self) -> Iterator[tuple[str, Mapping[str, Layout]]]:
         """The path of every shard, and how its datasets are stored. Opens every file."""
         for span in {span.shard: span for span in self.spans}.values():
@@ -157,7 +169,8 @@ class Rows:
 
     def _open_shard(self, path: str) -> ShardFile:
         texts = any(field.dtype.startswith("S") for field in self.fields.values())
-        shard = ShardFile(path, places_of_fields(self.fields), texts=texts)
+        places = places_of_fields(self.fields)
+        shard = ShardFile(path, places, texts=texts, copy=self.copies.get(places.file_of(path)[0], ""))
         if shard.info.fields != self.fields or self._infos.setdefault(path, shard.info) != shard.info:
             shard.close()
             raise DataError(

@@ -67,6 +67,7 @@ RULES: Mapping[str, Rule] = {
     "data.samples_axis": Rule.SAMPLE,
     "data.batch_size": Rule.BATCH,
     "data.reading": Rule.READING,
+    "data.cache": Rule.NEXT,
     "data.scale": Rule.SAMPLE,
     "data.standardize": Rule.REFUSED,
     "model.name": Rule.REFUSED,

@@ -36,10 +36,12 @@ def make_reader(
     seed: int,
     fields: Mapping[str, FieldSpec],
     memory_budget_bytes: int,
+    copies: Mapping[str, str] | None = None,
 ) -> Reader:
     """The reader of one rank's part; `data.reading` chooses, `auto` takes memory where the part fits
-    into `memory_budget_bytes`. `reader.mode` says which it became, and `reader.why` for what reason."""
-    rows = Rows(spans, fields)
+    into `memory_budget_bytes`. `reader.mode` says which it became, and `reader.why` for what reason.
+    `copies` are read in place of their files."""
+    rows = Rows(spans, fields, copies=copies)
     if data.reading == "auto":
         return _choose(rows, seed, memory_budget_bytes)
     if data.reading == "memory":
