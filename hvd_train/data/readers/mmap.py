@@ -27,11 +27,14 @@ class MmapReader(Reader):
         self.num_samples = len(rows)
         self.restarted = False
         self._rows = rows
-        number = {path: i for i, path in enumerate(dict.fromkeys(span.shard for span in rows.spans))}
+        ranges: dict[str, list[tuple[int, int]]] = {}
+        for span in rows.spans:
+            ranges.setdefault(span.shard, []).append((span.start, span.stop))
+        number = {path: i for i, path in enumerate(ranges)}
         self._shards: list[MappedShard] = []
         try:
-            for path in number:
-                self._shards.append(MappedShard(rows.shard(path), list(rows.fields)))
+            for path in ranges:
+                self._shards.append(MappedShard(rows.shard(path), list(rows.fields), ranges[path]))
         except BaseException:
             self.close()
             raise
@@ -40,6 +43,8 @@ class MmapReader(Reader):
         self._stops = np.cumsum([span.num_rows for span in rows.spans], dtype=np.int64)
         self._shifts = np.array([span.stop for span in rows.spans], np.int64) - self._stops
         self._shard_of = np.array([number[span.shard] for span in rows.spans], np.intp)
+        self._is_one_file = self._shifts.tolist() == [0]
+        """Whether the rows are those of a file from its first on, with the same numbers."""
         self._order = Permutation(rows.spans, seed)
 
     @property
@@ -70,13 +75,15 @@ class MmapReader(Reader):
         self._rows.close()
 
     def _gather(self, numbers: RowNumbers) -> ArrayBatch:
-        span = np.searchsorted(self._stops, numbers, side="right")
-        rows, shard_of = numbers + self._shifts[span], self._shard_of[span]
-        shards = np.unique(shard_of).tolist() if len(self._shards) > 1 else [0]
-        if len(shards) == 1:
-            return self._shards[shards[0]].take(rows)
+        if self._is_one_file:
+            return self._shards[0].take(numbers)
+        span = self._stops.searchsorted(numbers, side="right")
+        rows = numbers + self._shifts[span]
+        if len(self._shards) == 1:
+            return self._shards[0].take(rows)
+        shard_of = self._shard_of[span]
         batch = self._rows.empty(len(numbers))
-        for shard in shards:
+        for shard in np.unique(shard_of).tolist():
             at = np.flatnonzero(shard_of == shard)
             for name, values in self._shards[shard].take(rows[at]).items():
                 batch[name][at] = values
