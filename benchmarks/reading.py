@@ -1,5 +1,4 @@
-"""How fast rows are read: batches of 64 of MNIST's bytes in random order, as float32 in [0, 1], by each way
-of reading, by numpy from memory and by torch's DataLoader; and what reading costs while a model trains.
+"""Samples/s of the ways to read shards, beside numpy, the DataLoader, and tensors in memory in a training.
 See README.md beside this file."""
 
 from __future__ import annotations

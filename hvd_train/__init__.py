@@ -19,15 +19,19 @@ if TYPE_CHECKING:
     from hvd_train.config import Config
     from hvd_train.config_file import load_config
     from hvd_train.data.format import SampleSpec
+    from hvd_train.data.shard_writer import ShardWriter
     from hvd_train.tasks.base import Task
+    from hvd_train.tasks.draws import Draws
 
 
 # A literal list: it is what type checkers take for the names that users may import.
 __all__ = [
     "Averager",
     "Config",
+    "Draws",
     "Result",
     "SampleSpec",
+    "ShardWriter",
     "Task",
     "__version__",
     "connect",
@@ -39,8 +43,10 @@ __all__ = [
 _HOME = {
     "Averager": "hvd_train.algorithm.averager",
     "Config": "hvd_train.config",
+    "Draws": "hvd_train.tasks.draws",
     "Result": "hvd_train.app",
     "SampleSpec": "hvd_train.data.format",
+    "ShardWriter": "hvd_train.data.shard_writer",
     "Task": "hvd_train.tasks.base",
     "connect": "hvd_train.comm.factory",
     "load_config": "hvd_train.config_file",

@@ -7,12 +7,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvd_train.algorithm.workers.pool import Workers
 from hvd_train.comm.agree import together
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import connect
 from hvd_train.config import Config, RecordConfig
 from hvd_train.data.rows import Rows
-from hvd_train.errors import CheckpointNotSaved, UserError
+from hvd_train.errors import CheckpointNotSaved, ConfigError, UserError
 from hvd_train.monitor import reporting
 from hvd_train.preparation import prepare
 from hvd_train.record.background import close_all
@@ -54,28 +55,39 @@ def train(config: Config, task: Task | None = None, comm: Communicator | None = 
     Args:
         config: the same on every rank.
         task: what to train, instead of what `config.task` names.
-        comm: an existing communicator; by default one is connected, and closed at the end.
+        comm: an existing communicator; by default one is connected, and closed at the end. With
+            `data.workers` neither this nor `task` can be given.
 
     Raises on every rank, with the same message, `UserError` for what cannot be run, before the first step,
     and `CheckpointNotSaved` if the run ended but the best model or that of the end could not be written. Any
     other exception on one rank is reported and ends the job, where there are several ranks.
     """
+    if config.data.workers and (task is not None or comm is not None):
+        given = "a task as an object" if task is not None else "a communicator that exists"
+        raise ConfigError(
+            f"data.workers = {config.data.workers}: expected 0 with {given}. The processes make the task "
+            "themselves and are started before the ranks connect: name the task in config.task, and leave "
+            "both arguments out."
+        )
     if comm is not None:
-        return _train(config, task, comm)
-    with connect(
-        config.backend,
-        config.sync.wire,
-        stall_timeout_s=config.sync.stall_timeout_s,
-        step_timeout_s=config.sync.step_timeout_s,
-        shared_folder=config.runs,
-    ) as connected:
-        return _train(config, task, connected)
+        return _train(config, task, comm, None)
+    with (
+        Workers(config.data.workers) as workers,
+        connect(
+            config.backend,
+            config.sync.wire,
+            stall_timeout_s=config.sync.stall_timeout_s,
+            step_timeout_s=config.sync.step_timeout_s,
+            shared_folder=config.runs,
+        ) as connected,
+    ):
+        return _train(config, task, connected, workers)
 
 
-def _train(config: Config, task: Task | None, comm: Communicator) -> Result:
+def _train(config: Config, task: Task | None, comm: Communicator, workers: Workers | None) -> Result:
     with ExitStack() as stack:
         sinks = together(comm, lambda: _sinks(config.record, stack) if comm.rank == 0 else [])
-        wiring = Wiring(prepared=prepare(config, task, comm))
+        wiring = Wiring(prepared=prepare(config, task, comm), workers=workers)
         run, claim = _open(config, comm)
         stack.enter_context(claim)
         recorder = stack.enter_context(_recording(comm, run, sinks))

@@ -19,6 +19,7 @@
     |   |-- WireOverflow         a value does not fit into the type that carries it between hosts
     |   `-- BitsDiffer           the ranks do not hold the same bits after an average
     |-- CheckpointNotSaved       the run finished, but its model is not on disk; exit code 1
+    |-- WorkerLost             a process of data.workers ended during the run; exit code 1
     |-- ExportDiffers            an exported file is not the model; exit code 1
     |-- RunTakenOver             another job has taken over the run's folder; exit code 1
     `-- ViewReplaced             a tensor of the flat state was replaced from outside
@@ -99,6 +100,10 @@ class CheckpointNotSaved(HvdTrainError):
     """The run finished, but the final or the best model is not on disk; exit code 1."""
 
     agreed = True
+
+
+class WorkerLost(HvdTrainError):
+    """A process that transforms batches for a rank ended during the run; exit code 1."""
 
 
 class ExportDiffers(HvdTrainError):

@@ -10,9 +10,11 @@ from typing import Any
 
 from hvd_train.algorithm.averaging import Average, NoAverage, StateAverage
 from hvd_train.algorithm.compiling import compile_in_turn
+from hvd_train.algorithm.continuing import EpochResume
 from hvd_train.algorithm.ema import PREFIX, AverageWithEma, Ema, EmaEvaluator
 from hvd_train.algorithm.evaluate import Evaluator, TrainingLossEvaluator, ValidationEvaluator
 from hvd_train.algorithm.flat_state import FlatState
+from hvd_train.algorithm.left_out import LeftOut
 from hvd_train.algorithm.local_sgd import LocalSGD
 from hvd_train.algorithm.local_step import LocalStep
 from hvd_train.algorithm.observer import Observer
@@ -22,13 +24,19 @@ from hvd_train.algorithm.progress import Progress
 from hvd_train.algorithm.schedule import LearningRate
 from hvd_train.algorithm.stopping import Watch
 from hvd_train.algorithm.synchronizer import Synchronizer
+from hvd_train.algorithm.transformed_reader import TransformedReader
 from hvd_train.algorithm.worker import Worker
+from hvd_train.algorithm.workers.pool import Workers, make_transformer
 from hvd_train.comm.agree import together
 from hvd_train.config import Config, flatten
+from hvd_train.data.numbering import Numbering
+from hvd_train.data.picked import AnyRows
 from hvd_train.data.readers.ahead import ReadsAhead
 from hvd_train.data.readers.base import Reader
-from hvd_train.data.readers.make import make_reader
+from hvd_train.data.readers.epochs import EpochReader
+from hvd_train.data.readers.make import reader_of
 from hvd_train.data.rows import Rows
+from hvd_train.data.screen import Screen, damage_screen, evaluation_screen, training_screen
 from hvd_train.environment import machine
 from hvd_train.errors import ConfigError, RunDirectoryError
 from hvd_train.io.output import warn
@@ -47,7 +55,7 @@ from hvd_train.run.restore import restore, restore_model, saved_states
 from hvd_train.run.resuming import Settings, settings_before
 from hvd_train.run.saved_checkpoint import EMA_FILE, SavedCheckpoint
 from hvd_train.run.signals import StopRequest
-from hvd_train.tasks.building import first_rows
+from hvd_train.tasks.building import first_batch
 from hvd_train.tasks.models import describe
 from hvd_train.tasks.standardizing import standardize
 
@@ -62,12 +70,18 @@ class Wiring:
     prepared: Prepared
     copies: Copies = field(default_factory=Copies)
     """Of this rank's files, which are read in their place."""
+    workers: Workers | None = None
+    """Processes that are to transform the batches; without any this one does."""
     faults: list[FaultReport] = field(default_factory=list, init=False)
     """What a resume found, to be reported after the header."""
-    reader: Reader = field(init=False)
+    reader: TransformedReader = field(init=False)
     """Of this rank's rows; made by `assemble`."""
+    _epochs: EpochReader = field(init=False)
+    """What `reader` draws from."""
     settings: Settings = field(init=False)
     """What a resume compares; made by `assemble`."""
+    _screen: Screen | None = field(default=None, init=False)
+    """What marks the rows of `reader`."""
     _init: str = field(default="", init=False)
     """What the model starts from, in words; empty for its own initial values, and in a resumed run."""
     _step: LocalStep = field(init=False)
@@ -89,9 +103,13 @@ class Wiring:
         """
         prepared = self.prepared
         if run.checkpoint is None:  # else it is a part of the model that is restored
-            standardize(prepared.model, prepared.catalog, prepared.comm)
+            screen = damage_screen(prepared.config.data, prepared.catalog.sample)
+            standardize(prepared.model, prepared.catalog, prepared.comm, screen)
         training = together(prepared.comm, lambda: self._assemble(run, recorder, stop_request, claim))
-        self._readings = prepared.comm.allgather(f"{self.reader.mode}: {self.reader.why}{self.copies.words}")
+        remarks = [*self.settings.remarks, self._go_on_in_epoch(training.worker)]
+        together(prepared.comm, self._epochs.open)
+        how = f"{self._epochs.mode}: {self._epochs.why}{self.copies.words}"
+        self._readings = prepared.comm.allgather(how)
         self._check_evaluation(training.evaluator)
         if prepared.config.model.compile:
             self._compile_s = compile_in_turn(prepared.comm, self._warm_up)
@@ -101,15 +119,9 @@ class Wiring:
             lost = carry_over(training.checkpoints, training.watch, self._saved)
             if lost:
                 self.faults.append(_fault("best_model_lost", lost, training.progress.rounds))
-        remarks = list(self.settings.remarks)
-        if any(prepared.comm.allgather(training.worker.restarted)):
-            training.worker.restart_epoch()
-            remarks.append(
-                "the rows of the ranks, or their order, are not those of the checkpoint (other data, number "
-                f"of ranks, seed or reading): epoch {training.worker.epochs + 1} begins anew."
-            )
         for remark in remarks if prepared.comm.rank == 0 else ():
-            warn(remark)
+            if remark:
+                warn(remark)
         return training
 
     def _assemble(
@@ -157,11 +169,26 @@ class Wiring:
             checkpoints=self._make_checkpoints(run, parts, recorder, claim, ema),
             claim=claim,
             observer=self._make_observer(flat),
+            left_out=LeftOut(comm, worker, self._screen, recorder, num_rows(prepared.catalog.train)),
             recorder=recorder,
             stop_request=stop_request,
             progress=progress,
             evaluation=config.evaluate,
         )
+
+    def _go_on_in_epoch(self, worker: Worker) -> str:
+        """Goes to where the checkpoint was in its epoch; returns what the user should know of it."""
+        prepared = self.prepared
+        if self._saved is None:
+            return ""
+        resume = EpochResume(
+            comm=prepared.comm,
+            worker=worker,
+            reader=self._epochs,
+            catalog=prepared.catalog,
+            screen=self._screen,
+        )
+        return resume.go_on(self._saved, self.settings.before)
 
     def _make_flat_state(self) -> FlatState:
         prepared = self.prepared
@@ -225,15 +252,27 @@ class Wiring:
             enabled=prepared.config.record.observe,
         )
 
-    def _make_reader(self) -> Reader:
+    def _make_reader(self) -> TransformedReader:
         prepared = self.prepared
         budget = machine.share_of_memory(prepared.comm.local_size) // 2
-        mine = prepared.parts[prepared.comm.rank]
-        config, fields = prepared.config, prepared.catalog.sample.fields
-        reader = make_reader(mine, config.data, config.seed, fields, budget, self.copies.paths)
-        return ReadsAhead(reader, config.data.batch_size)
+        config, sample = prepared.config, prepared.catalog.sample
+        self._screen = training_screen(config.data, sample)
 
-    def _make_worker(self, reader: Reader) -> Worker:
+        def make(rows: AnyRows, repeats: bool) -> Reader:
+            reader = reader_of(rows, config.data, config.seed, budget, repeats=repeats)
+            return ReadsAhead(reader, config.data.batch_size, config.data.last_batch)
+
+        rank = prepared.comm.rank
+        self._epochs = EpochReader(make, prepared.parts, sample.fields, rank, self._screen, self.copies.paths)
+        return TransformedReader(
+            self._epochs,
+            make_transformer(self.workers, prepared.task, config, sample),
+            Numbering(prepared.catalog.shards),
+            batch_size=config.data.batch_size,
+            last_batch=config.data.last_batch,
+        )
+
+    def _make_worker(self, reader: TransformedReader) -> Worker:
         prepared = self.prepared
         rows = prepared.config.data.batch_size if prepared.config.model.compile else None
         self._step = LocalStep(
@@ -243,20 +282,25 @@ class Wiring:
             reader,
             self._step,
             batch_size=prepared.config.data.batch_size,
+            last_batch=prepared.config.data.last_batch,
             accumulate=prepared.config.optim.accumulate,
             samples_per_rank=[num_rows(part) for part in prepared.parts],
         )
 
     def _warm_up(self) -> None:
         """The rows are the same on every rank, so that their first is the one to compile on any host."""
-        catalog = self.prepared.catalog
-        self._step.warm_up(first_rows(catalog.train, catalog, self.prepared.config.data.batch_size))
+        prepared = self.prepared
+        config = prepared.config
+        batch = first_batch(prepared.task, prepared.catalog, config.data.batch_size, config.seed)
+        self._step.warm_up(batch)
 
     def _make_evaluator(self, ema: Ema) -> Evaluator:
         prepared = self.prepared
         if not prepared.catalog.validation:
             return TrainingLossEvaluator()
-        rows = Rows(prepared.catalog.validation, prepared.catalog.sample.fields, copies=self.copies.paths)
+        sample, copies = prepared.catalog.sample, self.copies.paths
+        screen = evaluation_screen(prepared.config.data, sample)
+        rows = Rows(prepared.catalog.validation, sample.fields, screen=screen, copies=copies)
         sync, watched = prepared.config.sync, prepared.config.evaluate.metric
         evaluator = ValidationEvaluator(
             prepared.comm,
@@ -310,7 +354,7 @@ class Wiring:
         restore(saved, prepared.model, parts, states)
 
     def _compare_samples(self, saved: SavedCheckpoint) -> None:
-        before, now = saved.sample.to_json(), self.prepared.catalog.sample.to_json()
+        before, now = (s.contents() for s in (saved.sample, self.prepared.catalog.sample))
         unlike = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if unlike:
             raise RunDirectoryError(

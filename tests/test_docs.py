@@ -16,16 +16,19 @@ from torch import nn
 import hvd_train
 from hvd_train.algorithm.flat_state import FlatState
 from hvd_train.algorithm.header import Row
+from hvd_train.algorithm.transformed_reader import InThread, TransformedReader
 from hvd_train.algorithm.worker import Worker, steps_per_epoch
 from hvd_train.comm.solo import SoloCommunicator
-from hvd_train.config import Config, DataConfig, StopConfig, flatten
+from hvd_train.config import Config, DataConfig, ModelConfig, StopConfig, flatten
 from hvd_train.data.catalog import open_catalog
+from hvd_train.data.numbering import Numbering
 from hvd_train.data.readers.make import make_reader
 from hvd_train.data.sources import Arrays
 from hvd_train.data.windows import BLOCK_BYTES, WINDOW_BLOCKS
 from hvd_train.data.writer import write_part
 from hvd_train.record.events import SCHEMA_FILE
 from hvd_train.record.wording import REASONS
+from hvd_train.tasks.built_in import Classification
 from tests.launching import ROOT, command, run
 from tests.markdown import documents, inline_code, tables
 
@@ -55,7 +58,7 @@ def known_options() -> set[str]:
     found = options_of(*train) | {"--config"}
     for name in ("write", "info", "check"):
         found |= options_of(*train, "shard", name)
-    found |= options_of(*train, "bench", "allreduce")
+    found |= options_of(*train, "bench", "allreduce") | options_of(*train, "bench", "data")
     for name in (
         "launch",
         "doctor",
@@ -183,7 +186,9 @@ def test_the_example_of_an_epoch_is_right(tmp_path: Path) -> None:
         reader = make_reader(catalog.train, data, 0, catalog.sample.fields, 1 << 20)
         assert steps_per_epoch([100, 70], 32, 1) == 4
         worker = Worker(
-            reader,
+            TransformedReader(
+                reader, InThread(Classification(ModelConfig()), 0), Numbering(catalog.shards), batch_size=32
+            ),
             lambda batches: (0.0, sum(len(b["targets"]) for b in batches)),
             batch_size=32,
             accumulate=1,

@@ -102,7 +102,8 @@ def _arguments(cls: type[Optimizer], config: OptimConfig) -> dict[str, Any]:
 
 @final
 class LocalStep:
-    """One optimizer step on this rank's batches: forward, backward, clip, step. Never communicates.
+    """One optimizer step on this rank's transformed batches: forward, backward, clip, step. Never
+    communicates.
 
     The model must be in training mode. Its gradients may be sparse, if the optimizer accepts them. They are
     discarded at the start of the next step.
@@ -184,8 +185,8 @@ class LocalStep:
             ) from error
 
     def warm_up(self, batch: Batch) -> None:
-        """A forward and a backward pass, in which the model is compiled. Buffers and generators are as before
-        it, and there are no gradients."""
+        """A forward and a backward pass on a transformed batch, in which the model is compiled. Buffers and
+        generators are as before it, and there are no gradients."""
         with buffers_as_they_are(self._model), generators_as_they_are():
             mean, _ = self._loss(batch)
             mean.backward()  # type: ignore[no-untyped-call]
@@ -193,10 +194,10 @@ class LocalStep:
             p.grad = None
 
     def _loss(self, batch: Batch) -> tuple[Tensor, int]:
-        rows = len(next(iter(batch.values())))
+        rows = next((len(tensor) for tensor in batch.values() if tensor.ndim), 0)
         model = self._compiled if rows == self._compiled_rows else self._model
         with self._precision:
-            loss = self._task.loss(model, self._task.transform(batch))
+            loss = self._task.loss(model, batch)
         if not self._loss_is_checked:
             _check_loss(loss, type(self._task).__name__)
             self._loss_is_checked = True

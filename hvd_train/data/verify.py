@@ -30,6 +30,11 @@ class Verifier:
         self._block_rows = file.info.checksum_rows or 1
         self._verified: npt.NDArray[np.bool_] = np.zeros(0 if self._sums is None else len(self._sums), bool)
 
+    @property
+    def compares(self) -> bool:
+        """Whether the dataset has checksums."""
+        return self._sums is not None
+
     def read_into(self, file: ShardFile, ranges: Sequence[tuple[int, int]], out: Array) -> None:
         """As `ShardFile.read_into`. Raises `DataError` with the rows of a block that is not what was written.
 

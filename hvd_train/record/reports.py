@@ -253,6 +253,9 @@ class FaultReport:
     ranks: tuple[int, ...]
     message: str
 
+    rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Training rows of an epoch that were left out, by reason: one number for each rank."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +278,9 @@ class StopReport:
 
     seconds: float
     """Wall-clock seconds of training since this start."""
+
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Rows that were drawn since this start and not used, by reason; a row counts in every epoch."""
 
     checkpoints: Mapping[str, str] = field(default_factory=dict)
     """Folder of the `best` and of the `latest` checkpoint, where there is one."""

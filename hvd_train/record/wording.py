@@ -22,6 +22,13 @@ REASONS = {
 """Every reason to stop, in words."""
 
 
+LEFT_OUT = {
+    "not_finite": "hold values that are not finite",
+    "damaged": "cannot be read or are not what was written",
+    "alone": "would have been alone in a batch",
+}
+"""Why rows were not used, in words."""
+
 _DIGITS_ALONE = (
     "rank 0 sees only the digits 0-4, rank 1 only 5-9: neither can learn the ten classes from its own shard"
 )
@@ -65,6 +72,9 @@ def closing_lines(header: RunStart, stop: StopReport) -> list[str]:
     if stop.seconds > 0:
         speed += f": {stop.samples / stop.seconds:,.0f} samples/s"
     lines += [_labelled("speed", speed), _labelled("run", header.run)]
+    if stop.left_out:
+        rows = [f"{counted(n, 'row')} that {LEFT_OUT[reason]}" for reason, n in stop.left_out.items()]
+        lines.append(_labelled("left out", f"{', '.join(rows)}, in all epochs together"))
     if stop.missing:
         lines.append(_labelled("missing", stop.missing))
     # No model is recommended that was never evaluated, or that is not the one of the line above.

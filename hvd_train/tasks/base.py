@@ -12,13 +12,26 @@ from hvd_train.data.format import SampleSpec
 from hvd_train.errors import TaskError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Concatenate
+
     from torchmetrics import Metric, MetricCollection
 
+    from hvd_train.tasks.draws import Draws
+
+    _Transform = Callable[Concatenate[Any, "Batch", ...], "Batch"]
+
 Batch = dict[str, Tensor]
-"""One tensor for each dataset of a sample, by name; samples along the first axis."""
+"""One tensor for each field of a sample, by name; samples along the first axis. Beside a field whose rows are
+padded, such as `tokens`, is its mask, `tokens_mask`: true for values, false for padding."""
 
 Sums = dict[str, tuple[float, float]]
 """By name a sum and what it is divided by. Sums of several batches and ranks add up to the exact mean."""
+
+
+def _either_form(method: _Transform) -> _Transform:
+    """For type checkers: a task may define `transform` with or without `training`."""
+    return method
 
 
 class Task(ABC):
@@ -75,11 +88,20 @@ class Task(ABC):
         `evaluate` is."""
         return None
 
-    def transform(self, batch: Batch) -> Batch:
+    @_either_form
+    def transform(self, batch: Batch, training: Draws | None = None) -> Batch:
         """The batch as `loss`, `metrics`, `evaluate` and `predict` get it; called once for each batch, before
         the model. Default: as it was read. Integers arrive with the dtype that they have in the shard.
 
         A batch to predict on has no targets, weights or mask: convert the targets `if "targets" in batch`.
+
+        `training` is None, but for a batch to train on: then it gives the random numbers of an augmentation,
+        which depend on the seed, the epoch and the row, and on nothing else (see `Draws`). Numbers that are
+        drawn from other generators differ with the number of ranks and of `data.workers`. Leave the argument
+        out where the transform is the same in training.
+
+        With `data.workers` it is called in other processes: it must not depend on what `loss` did, and must
+        return a dictionary of tensors.
         """
         return batch
 

@@ -11,13 +11,17 @@ from hvd_train.data.catalog import Catalog
 from hvd_train.data.deal import Span
 from hvd_train.data.format import SampleSpec
 from hvd_train.data.rows import Rows
+from hvd_train.data.screen import MARK, Screen
 from hvd_train.environment import machine
 from hvd_train.errors import ConfigError, TaskError
 from hvd_train.run.model_state import saved_state
+from hvd_train.run.random_state import generators_as_they_are
 from hvd_train.tasks.base import Batch, Task
 from hvd_train.tasks.built_in import is_built_in, takes_tokens
+from hvd_train.tasks.draws import Draws
 from hvd_train.tasks.inputs import constant_buffers
 from hvd_train.tasks.models import describe, evaluating
+from hvd_train.tasks.transforming import transform_of
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
 
@@ -94,7 +98,7 @@ def _lazy(model: nn.Module) -> list[str]:
 
 def _initialise(model: nn.Module, task: Task, catalog: Catalog) -> None:
     with evaluating(model):
-        task.loss(model, task.transform(first_rows(catalog.train, catalog, _ROWS)))
+        task.loss(model, transform_of(task)(first_rows(catalog.train, catalog, _ROWS)))
     if left := _lazy(model):
         raise TaskError(
             f"`{left[0]}` has no shape: its module is lazy, and a forward pass in evaluation mode did not "
@@ -103,13 +107,24 @@ def _initialise(model: nn.Module, task: Task, catalog: Catalog) -> None:
 
 
 def first_rows(spans: Sequence[Span], catalog: Catalog, count: int) -> Batch:
-    """The first `count` rows of `spans`, or as many as there are, as a reader gives them."""
-    rows = Rows(spans, catalog.sample.fields)
+    """The first `count` rows of `spans`, or as many as there are, as a reader gives them; for what depends on
+    shapes alone: rows that cannot be read are zeros."""
+    rows = Rows(spans, catalog.sample.fields, screen=Screen(catalog.sample, on_damage="skip"))
     try:
         arrays = rows.read(0, min(count, len(rows)))
     finally:
         rows.close()
+    del arrays[MARK]
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def first_batch(task: Task, catalog: Catalog, count: int, seed: int) -> Batch:
+    """The first `count` rows for training, or as many as there are, transformed as in the first epoch. The
+    random generators are as before it."""
+    batch = first_rows(catalog.train, catalog, count)
+    rows = range(len(next(iter(batch.values()))))
+    with generators_as_they_are():
+        return transform_of(task)(batch, Draws(seed, 0, rows))
 
 
 def refuse_single_rows(
@@ -127,7 +142,7 @@ def refuse_single_rows(
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         with torch.no_grad():
-            task.loss(model, task.transform(first_rows(part, catalog, 1)))
+            task.loss(model, transform_of(task)(first_rows(part, catalog, 1)))
     except ValueError as error:
         if "more than 1" not in str(error) or not entered:
             raise

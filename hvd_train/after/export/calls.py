@@ -18,6 +18,7 @@ from hvd_train.after.trained import Trained
 from hvd_train.errors import TaskError
 from hvd_train.tasks.base import Batch, Task
 from hvd_train.tasks.models import scales_integers
+from hvd_train.tasks.transforming import transform_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def call_of(task: Task, model: nn.Module, batch: Batch) -> Call:
     where = f"loss of {type(task).__name__}"
     try:
         with torch.no_grad():
-            task.loss(model, task.transform(dict(batch)))
+            task.loss(model, transform_of(task)(dict(batch)))
     except Exception as error:  # of the user's code, or of torch
         raise TaskError(
             f"{where} fails on the samples for the comparison: {type(error).__name__}: {error}. Give others "
@@ -120,6 +121,7 @@ class _Prepared(nn.Module):
 
 def _transform_of(task: Task, name: str, like: Batch, fill: int) -> Callable[[Tensor], Tensor]:
     """What the transform makes of the inputs, from them alone: every other dataset is filled with `fill`."""
+    transform = transform_of(task)
     others = {key: value[:0] for key, value in like.items() if key != name}
 
     def prepare(inputs: Tensor) -> Tensor:
@@ -127,7 +129,7 @@ def _transform_of(task: Task, name: str, like: Batch, fill: int) -> Callable[[Te
             key: torch.full((inputs.shape[0], *value.shape[1:]), fill, dtype=value.dtype)
             for key, value in others.items()
         }
-        return task.transform({name: inputs, **filled})[name]
+        return transform({name: inputs, **filled})[name]
 
     return prepare
 

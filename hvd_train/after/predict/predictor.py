@@ -22,6 +22,7 @@ from hvd_train.errors import TaskError, UserError
 from hvd_train.liveness import mark
 from hvd_train.tasks.base import Batch
 from hvd_train.tasks.models import evaluating
+from hvd_train.tasks.transforming import transform_of
 
 _READ_BYTES = 4 << 20
 """Rows are read in blocks of so many bytes, or of one batch if that has more."""
@@ -99,7 +100,7 @@ class Predictor:
         sample, task = self.trained.saved.sample, self.trained.task
         where = f"rows {at} to {at + len(arrays[sample.inputs]) - 1}"
         try:
-            batch = task.transform({n: torch.from_numpy(arrays[n]) for n in needed_to_predict(sample)})
+            batch = transform_of(task)({n: torch.from_numpy(arrays[n]) for n in needed_to_predict(sample)})
             found = task.predict(self.trained.model, batch)
         except UserError:
             raise

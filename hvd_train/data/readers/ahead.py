@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, final
 
+from hvd_train.config.data import LastBatch
 from hvd_train.data.batches import next_batch
+from hvd_train.data.numbering import Origins
 from hvd_train.data.readers.base import ArrayBatch, Reader
 
 _WORTHWHILE_S = 200e-6
@@ -23,17 +25,25 @@ class ReadsAhead(Reader):
 
     Args:
         reader: belongs to this one from now on, and is closed with it.
-        batch_size: the next batch is expected to have the size that `next_batch` gives for it. Another size
-            is read as well, without a gain.
+        batch_size, last_batch: the next batch is expected to have the size that `next_batch` gives for them.
+            Another size is read as well, without a gain.
         worthwhile_s: seconds that a batch must take to have the next one gathered in the background.
     """
 
-    def __init__(self, reader: Reader, batch_size: int, *, worthwhile_s: float = _WORTHWHILE_S) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        batch_size: int,
+        last_batch: LastBatch = "keep",
+        *,
+        worthwhile_s: float = _WORTHWHILE_S,
+    ) -> None:
         self.mode, self.why = reader.mode, reader.why
         self.num_samples = reader.num_samples
         self.restarted = reader.restarted
         self._reader = reader
         self._batch_size = batch_size
+        self._last_batch: LastBatch = last_batch
         self._worthwhile_s = worthwhile_s
         self._took_s = 0.0
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="hvd_train-ahead")
@@ -43,6 +53,9 @@ class ReadsAhead(Reader):
     @property
     def left(self) -> int:
         return self._left
+
+    def open(self) -> None:
+        self._reader.open()
 
     def start_epoch(self, epoch: int) -> None:
         self._wait()
@@ -60,6 +73,9 @@ class ReadsAhead(Reader):
         self._note()
         self._read_ahead()
         return batch
+
+    def origins(self, start: int, stop: int) -> Origins:
+        return self._reader.origins(start, stop)
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self._state)
@@ -90,9 +106,11 @@ class ReadsAhead(Reader):
         return batch
 
     def _read_ahead(self) -> None:
-        if self._left and self._took_s >= self._worthwhile_s:
-            size = next_batch(self._left, self._batch_size)
-            self._pending = size, self._executor.submit(self._read, size)
+        if self._took_s >= self._worthwhile_s:
+            taken = self.num_samples - self._left
+            size = next_batch(self._left, self._batch_size, self._last_batch, taken=taken)
+            if size:
+                self._pending = size, self._executor.submit(self._read, size)
 
     def _wait(self) -> bool:
         """Until nothing is under way; returns whether something was. What it brought is dropped, an error

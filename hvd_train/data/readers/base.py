@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hvd_train.data.format import Array
+from hvd_train.data.numbering import Origins
 
 ArrayBatch = dict[str, Array]
 RowNumbers = npt.NDArray[np.int64]
@@ -43,6 +44,10 @@ class Reader(ABC):
         """Rows of this epoch that are still to come."""
 
     @abstractmethod
+    def open(self) -> None:
+        """Reads what it holds in memory; else the first batch does. May be called twice."""
+
+    @abstractmethod
     def start_epoch(self, epoch: int) -> None:
         """Sets the order of `epoch` and goes to its start."""
 
@@ -53,6 +58,11 @@ class Reader(ABC):
         The last batch of an epoch may be smaller: no row is dropped and none comes twice. None once the
         epoch is exhausted, at once for a rank without rows.
         """
+
+    @abstractmethod
+    def origins(self, start: int, stop: int) -> Origins:
+        """Where the rows at the positions `start` up to `stop` of this epoch are. Cheap for those of the
+        batch that was drawn last."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

@@ -10,15 +10,15 @@ from hvd_train.config import DataConfig
 from hvd_train.data.deal import Span
 from hvd_train.data.format import FieldSpec
 from hvd_train.data.mapped import obstacle
+from hvd_train.data.picked import AnyRows, Picked
 from hvd_train.data.readers.base import Reader
 from hvd_train.data.readers.memory import MemoryReader
 from hvd_train.data.readers.mmap import MmapReader
+from hvd_train.data.readers.permutation import ORDER_BYTES
 from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.rows import Rows
+from hvd_train.data.screen import Screen
 from hvd_train.environment.machine import LOCAL, file_system
-
-_ORDER_BYTES = 16
-"""Of a row in the order of an epoch: when an epoch begins, the order of the one before still exists."""
 
 _CACHED = 1.5
 """Times the budget: what is left of the free memory for the page cache, with a reserve."""
@@ -36,38 +36,51 @@ def make_reader(
     seed: int,
     fields: Mapping[str, FieldSpec],
     memory_budget_bytes: int,
+    screen: Screen | None = None,
     copies: Mapping[str, str] | None = None,
 ) -> Reader:
     """The reader of one rank's part; `data.reading` chooses, `auto` takes memory where the part fits
-    into `memory_budget_bytes`. `reader.mode` says which it became, and `reader.why` for what reason.
-    `copies` are read in place of their files."""
-    rows = Rows(spans, fields, copies=copies)
+    into `memory_budget_bytes`. `reader.mode` says which it became, and `reader.why` for what reason. With a
+    `screen` batches have marks. `copies` are read in place of their files."""
+    reader = reader_of(Rows(spans, fields, screen=screen, copies=copies), data, seed, memory_budget_bytes)
+    reader.open()
+    return reader
+
+
+def reader_of(
+    rows: AnyRows, data: DataConfig, seed: int, memory_budget_bytes: int, *, repeats: bool = True
+) -> Reader:
+    """The same of `rows`, not opened; rows that are picked from others are not mapped. `repeats`: whether
+    more than one epoch reads them."""
     if data.reading == "auto":
-        return _choose(rows, seed, memory_budget_bytes)
+        return _choose(rows, seed, memory_budget_bytes, repeats)
     if data.reading == "memory":
         return MemoryReader(rows, seed)
-    return MmapReader(rows, seed) if data.reading == "mmap" else StreamReader(rows, seed)
+    if data.reading == "mmap" and not isinstance(rows, Picked):
+        return MmapReader(rows, seed)
+    return StreamReader(rows, seed, repeats=repeats)
 
 
-def _choose(rows: Rows, seed: int, budget_bytes: int) -> Reader:
+def _choose(rows: AnyRows, seed: int, budget_bytes: int, repeats: bool) -> Reader:
     reader: Reader
     if _fits(rows, budget_bytes):
         reader = MemoryReader(rows, seed)
         reader.why = "the rows fit into half of the free memory"
         return reader
     too_large = "the rows do not fit into half of the free memory"
-    if reason := _why_not_mapped(rows, budget_bytes):
-        reader = StreamReader(rows, seed)
-        reader.why = f"{too_large}, and are not mapped, since {reason}"
+    if isinstance(rows, Picked) or (reason := _why_not_mapped(rows, budget_bytes)):
+        why = "they are what is left of an epoch" if isinstance(rows, Picked) else reason
+        reader = StreamReader(rows, seed, repeats=repeats)
+        reader.why = f"{too_large}, and are not mapped, since {why}"
         return reader
     reader = MmapReader(rows, seed)
     reader.why = f"{too_large}, and the files can be mapped"
     return reader
 
 
-def _fits(rows: Rows, budget_bytes: int) -> bool:
+def _fits(rows: AnyRows, budget_bytes: int) -> bool:
     """Whether all rows fit into memory, and the largest of their chunks while it is decoded."""
-    left = budget_bytes - len(rows) * (rows.row_bytes + _ORDER_BYTES)
+    left = budget_bytes - len(rows) * (rows.row_bytes + ORDER_BYTES)
     if left < 0:
         return False
     return all(layout.decoding_bytes <= left for _, layouts in rows.layouts() for layout in layouts.values())
@@ -75,6 +88,8 @@ def _fits(rows: Rows, budget_bytes: int) -> bool:
 
 def _why_not_mapped(rows: Rows, budget_bytes: int) -> str:
     """Why mapping would be slower, or is not possible; empty if neither. Opens every file."""
+    if rows.screen is not None and rows.screen.skips_damage:
+        return "damaged rows are found in blocks"
     paths = dict.fromkeys(span.shard for span in rows.spans)
     if len(paths) > _MOST_FILES:
         return f"there are {len(paths)} files"

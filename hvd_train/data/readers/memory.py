@@ -6,36 +6,51 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from hvd_train.data.finite import first_not_finite
+from hvd_train.data.numbering import Origins
+from hvd_train.data.picked import AnyRows
 from hvd_train.data.readers.base import ArrayBatch, Reader, gather
 from hvd_train.data.readers.permutation import Permutation
-from hvd_train.data.rows import Rows
 
 
 @final
 class MemoryReader(Reader):
-    """Holds all rows in memory, in the dtypes in which they are stored; closes `rows` once they are read."""
+    """Holds all rows in memory, in the dtypes in which they are stored.
 
-    def __init__(self, rows: Rows, seed: int) -> None:
+    They are read in `open`, which closes `rows`.
+    """
+
+    def __init__(self, rows: AnyRows, seed: int) -> None:
         self.mode = "memory"
         self.num_samples = len(rows)
         self.restarted = False
-        self._batch = rows.read(0, len(rows))
+        self._batch: ArrayBatch = {}
+        self._is_open, self._is_closed = False, False
         self._rows = rows
-        rows.close()
-        self._order = Permutation(rows.spans, seed)
+        self._order = Permutation(rows, seed)
 
     @property
     def left(self) -> int:
         return self._order.left
 
+    def open(self) -> None:
+        if self._is_open:
+            return
+        self._batch = self._rows.read(0, self.num_samples)
+        self._rows.close()
+        self._is_open = True
+
     def start_epoch(self, epoch: int) -> None:
         self._order.go_to(epoch)
 
     def next_batch(self, size: int) -> ArrayBatch | None:
-        if not self._batch:
+        if self._is_closed:
             raise RuntimeError("the reader is closed")
+        self.open()
         numbers = self._order.next(size)
         return gather(self._batch, numbers) if len(numbers) else None
+
+    def origins(self, start: int, stop: int) -> Origins:
+        return self._rows.origins(self._order.rows_at(start, stop))
 
     def state_dict(self) -> dict[str, Any]:
         return self._order.state_dict()
@@ -47,4 +62,6 @@ class MemoryReader(Reader):
         return first_not_finite(self._rows, self._order.drawn_since(state))
 
     def close(self) -> None:
+        self._is_closed = True
         self._batch = {}
+        self._order.close()

@@ -9,9 +9,11 @@ import numpy as np
 
 from hvd_train.data.finite import first_not_finite
 from hvd_train.data.mapped import MappedShard
+from hvd_train.data.numbering import Origins
 from hvd_train.data.readers.base import ArrayBatch, Reader, RowNumbers
 from hvd_train.data.readers.permutation import Permutation
 from hvd_train.data.rows import Rows
+from hvd_train.data.screen import MARK, USABLE
 
 
 @final
@@ -27,38 +29,50 @@ class MmapReader(Reader):
         self.num_samples = len(rows)
         self.restarted = False
         self._rows = rows
-        ranges: dict[str, list[tuple[int, int]]] = {}
-        for span in rows.spans:
-            ranges.setdefault(span.shard, []).append((span.start, span.stop))
-        number = {path: i for i, path in enumerate(ranges)}
         self._shards: list[MappedShard] = []
-        try:
-            for path in ranges:
-                self._shards.append(MappedShard(rows.shard(path), list(rows.fields), ranges[path]))
-        except BaseException:
-            self.close()
-            raise
-        rows.close()
+        self._ranges: dict[str, list[tuple[int, int]]] = {}
+        for span in rows.spans:
+            self._ranges.setdefault(span.shard, []).append((span.start, span.stop))
+        paths = list(self._ranges)
+        number = {path: i for i, path in enumerate(paths)}
         # Of each span: where its rows end among all, their distance to those of the file, the file.
         self._stops = np.cumsum([span.num_rows for span in rows.spans], dtype=np.int64)
         self._shifts = np.array([span.stop for span in rows.spans], np.int64) - self._stops
         self._shard_of = np.array([number[span.shard] for span in rows.spans], np.intp)
         self._is_one_file = self._shifts.tolist() == [0]
         """Whether the rows are those of a file from its first on, with the same numbers."""
-        self._order = Permutation(rows.spans, seed)
+        self._paths = paths
+        self._is_closed = False
+        self._order = Permutation(rows, seed)
 
     @property
     def left(self) -> int:
         return self._order.left
 
+    def open(self) -> None:
+        if self._shards or self._is_closed:
+            return
+        try:
+            for path in self._paths:
+                shard, fields = self._rows.shard(path), list(self._rows.fields)
+                self._shards.append(MappedShard(shard, fields, self._ranges[path]))
+        except BaseException:
+            self.close()
+            raise
+        self._rows.close()
+
     def start_epoch(self, epoch: int) -> None:
         self._order.go_to(epoch)
 
     def next_batch(self, size: int) -> ArrayBatch | None:
-        if self.num_samples and not self._shards:
+        if self._is_closed:
             raise RuntimeError("the reader is closed")
+        self.open()
         numbers = self._order.next(size)
         return self._gather(numbers) if len(numbers) else None
+
+    def origins(self, start: int, stop: int) -> Origins:
+        return self._rows.origins(self._order.rows_at(start, stop))
 
     def state_dict(self) -> dict[str, Any]:
         return self._order.state_dict()
@@ -70,21 +84,32 @@ class MmapReader(Reader):
         return first_not_finite(self._rows, self._order.drawn_since(state))
 
     def close(self) -> None:
+        self._is_closed = True
         while self._shards:
             self._shards.pop().close()
         self._rows.close()
 
     def _gather(self, numbers: RowNumbers) -> ArrayBatch:
         if self._is_one_file:
-            return self._shards[0].take(numbers)
+            return self._take(0, numbers)
         span = self._stops.searchsorted(numbers, side="right")
         rows = numbers + self._shifts[span]
         if len(self._shards) == 1:
-            return self._shards[0].take(rows)
+            return self._take(0, rows)
         shard_of = self._shard_of[span]
         batch = self._rows.empty(len(numbers))
         for shard in np.unique(shard_of).tolist():
             at = np.flatnonzero(shard_of == shard)
-            for name, values in self._shards[shard].take(rows[at]).items():
+            for name, values in self._take(shard, rows[at]).items():
                 batch[name][at] = values
+        return batch
+
+    def _take(self, shard: int, rows: RowNumbers) -> ArrayBatch:
+        """Rows of one file, with their marks if there is a screen."""
+        batch = self._shards[shard].take(rows)
+        if self._rows.screen is not None:
+            marks = np.full(len(rows), USABLE, np.uint8)
+            ranges = [(row, row + 1) for row in rows.tolist()]
+            self._rows.screen.mark(self._paths[shard], ranges, batch, marks)
+            batch[MARK] = marks
         return batch

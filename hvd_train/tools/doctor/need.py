@@ -16,6 +16,7 @@ from hvd_train.algorithm.flat_state import Entry, FlatState
 from hvd_train.algorithm.local_step import LocalStep, make_optimizer
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import Config
+from hvd_train.data.batches import largest_batch
 from hvd_train.data.catalog import Catalog, open_catalog
 from hvd_train.data.rows import Rows
 from hvd_train.data.windows import BLOCK_BYTES, WINDOW_BLOCKS
@@ -26,6 +27,7 @@ from hvd_train.tasks.built_in import takes_tokens
 from hvd_train.tasks.load import make_task
 from hvd_train.tasks.models import evaluating
 from hvd_train.tasks.parameters import freeze
+from hvd_train.tasks.transforming import transform_of
 from hvd_train.tools.doctor.memory import Need
 
 _SIDE = 64
@@ -114,7 +116,8 @@ def _activations(task: Task, catalog: Catalog, config: Config) -> int:
     rows = len(next(iter(few.values())))
     half = {name: value[: max(1, rows // 2)] for name, value in few.items()}
     # The gradients of what is kept are at most as large again.
-    trained = 2 * _at(config.data.batch_size, rows, _kept(task, model, half), _kept(task, model, few))
+    largest = largest_batch(config.data.batch_size, config.data.last_batch)
+    trained = 2 * _at(largest, rows, _kept(task, model, half), _kept(task, model, few))
     if not catalog.validation:
         return trained
     evaluated = _at(config.evaluate.batch_size, rows, _passed(task, model, half), _passed(task, model, few))
@@ -139,7 +142,7 @@ def _kept(task: Task, model: nn.Module, batch: Batch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = task.loss(model, task.transform(dict(batch)))
+        loss = task.loss(model, transform_of(task)(dict(batch)))
     del loss
     return sum(kept.values()) + sum(map(_num_bytes, batch.values()))
 
@@ -155,7 +158,7 @@ def _passed(task: Task, model: nn.Module, batch: Batch) -> int:
 
     hooks = [module.register_forward_hook(measure) for module in model.modules()]
     with evaluating(model):
-        task.loss(model, task.transform(dict(batch)))
+        task.loss(model, transform_of(task)(dict(batch)))
     for hook in hooks:
         hook.remove()
     return largest + sum(map(_num_bytes, batch.values()))

@@ -111,14 +111,13 @@ def test_bf16_keeps_parameters_and_gradients_in_float32() -> None:
         def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
             return nn.functional.cross_entropy(model(batch["x"]), batch["y"]), len(batch["y"])
 
-        def transform(self, batch: Batch) -> Batch:
-            return {**batch, "x": batch["x"].float()}
-
     config = OptimConfig(precision="bf16")
     task = Own()
     model = task.build_model(SPEC)
     before = flat(model).clone()
-    loss_sum, n = LocalStep(model, make_optimizer(model, config), task, config)(batches(8))
+    loss_sum, n = LocalStep(model, make_optimizer(model, config), task, config)(
+        [{**batch, "x": batch["x"].float()} for batch in batches(8)]
+    )
     assert seen == [torch.bfloat16]
     assert {p.dtype for p in model.parameters()} == {
         p.grad.dtype for p in model.parameters() if p.grad is not None

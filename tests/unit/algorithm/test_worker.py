@@ -7,19 +7,33 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from torch import Tensor, nn
 
+from hvd_train.algorithm.transformed_reader import InThread, TransformedReader
 from hvd_train.algorithm.worker import Worker, steps_per_epoch
 from hvd_train.config import DataConfig
+from hvd_train.config.data import LastBatch
 from hvd_train.data.deal import Span
-from hvd_train.data.format import FieldSpec
+from hvd_train.data.format import FieldSpec, SampleSpec
+from hvd_train.data.numbering import Numbering
 from hvd_train.data.readers.base import Reader
 from hvd_train.data.readers.make import make_reader
-from hvd_train.tasks.base import Batch
+from hvd_train.tasks.base import Batch, Task
 from tests.unit.data.shards import row_numbers, write_foreign
 
 FIELDS = {"inputs": FieldSpec(shape=(3,), dtype="float32"), "targets": FieldSpec(shape=(), dtype="int64")}
 ROWS = (23, 10, 0)
 """Rows of each rank."""
+
+
+class Plain(Task):
+    """Batches as they are read."""
+
+    def build_model(self, spec: SampleSpec) -> nn.Module:
+        return nn.Identity()
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        return batch["inputs"].mean(), len(batch["inputs"])
 
 
 class Steps:
@@ -54,10 +68,31 @@ def readers(shard: Path, request: pytest.FixtureRequest) -> Iterator[list[Reader
         reader.close()
 
 
-def worker(reader: Reader, *, batch_size: int = 4, accumulate: int = 1) -> tuple[Worker, Steps]:
+def made_of(
+    reader: Reader,
+    *,
+    batch_size: int = 4,
+    accumulate: int = 1,
+    samples_per_rank: Sequence[int] = ROWS,
+    last: LastBatch = "keep",
+) -> tuple[Worker, Steps]:
     steps = Steps()
-    made = Worker(reader, steps, batch_size=batch_size, accumulate=accumulate, samples_per_rank=ROWS)
+    transformed = TransformedReader(
+        reader, InThread(Plain(), 1), Numbering([]), batch_size=batch_size, last_batch=last
+    )
+    made = Worker(
+        transformed,
+        steps,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        samples_per_rank=samples_per_rank,
+        last_batch=last,
+    )
     return made, steps
+
+
+def worker(reader: Reader, *, batch_size: int = 4, accumulate: int = 1) -> tuple[Worker, Steps]:
+    return made_of(reader, batch_size=batch_size, accumulate=accumulate)
 
 
 @pytest.mark.parametrize(
@@ -185,9 +220,8 @@ def test_a_single_row_joins_the_batch_before_it(reading: str, tmp_path: Path) ->
     data = DataConfig(reading=reading)  # type: ignore[arg-type]
 
     def make(rank: int) -> tuple[Worker, Steps]:
-        steps = Steps()
         reader = make_reader(parts[rank], data, 1, FIELDS, 1 << 30)
-        return Worker(reader, steps, batch_size=4, accumulate=2, samples_per_rank=rows), steps
+        return made_of(reader, accumulate=2, samples_per_rank=rows)
 
     for rank, sizes in enumerate(([[4, 4], [4, 4], [4, 5]], [[4, 4], [3]])):
         whole, steps = make(rank)
@@ -205,3 +239,71 @@ def test_a_single_row_joins_the_batch_before_it(reading: str, tmp_path: Path) ->
             first.close()
             second.close()
         whole.close()
+
+
+@pytest.mark.parametrize(
+    ("last", "sizes", "steps"),
+    [
+        ("keep", ([4, 4, 4, 4, 4, 3], [4, 4, 2], [3]), 6),
+        ("drop", ([4, 4, 4, 4, 4], [4, 4], [3]), 5),
+        ("merge", ([4, 4, 4, 4, 7], [4, 6], [3]), 5),
+    ],
+)
+def test_all_ranks_pass_to_the_next_epoch_at_the_same_step(
+    last: LastBatch, sizes: tuple[list[int], ...], steps: int, tmp_path: Path
+) -> None:
+    """23, 10 and 3 rows in batches of 4: three epochs, and the last two of them resumed after each step."""
+    path, rows = str(write_foreign(tmp_path / "b.h5", 36)), (23, 10, 3)
+    parts = [[Span(path, 0, 23)], [Span(path, 23, 33)], [Span(path, 33, 36)]]
+
+    def make(rank: int) -> tuple[Worker, Steps]:
+        reader = make_reader(parts[rank], DataConfig(), 1, FIELDS, 1 << 30)
+        return made_of(reader, samples_per_rank=rows, last=last)
+
+    assert steps_per_epoch(rows, 4, 1, last) == steps
+    for rank, expected in enumerate(sizes):
+        whole, taken = make(rank)
+        passed = []
+        for _ in range(3 * steps):
+            whole.run(1)
+            passed.append(whole.progress)
+        assert passed == pytest.approx([(i + 1) / steps for i in range(3 * steps)])
+        assert [len(batch) for (batch,) in taken.rows] == expected * 3
+        for done in range(1, 2 * steps):
+            first, _ = make(rank)
+            first.run(done)
+            second, rest = make(rank)
+            second.load_state_dict(first.state_dict())
+            assert not second.restarted
+            second.run(3 * steps - done)
+            assert second.epochs == 3
+            assert rest.rows == taken.rows[len(taken.rows) - len(rest.rows) :]
+
+
+def test_rows_that_are_dropped_are_others_in_each_epoch(shard: Path) -> None:
+    reader = make_reader([Span(str(shard), 0, 7)], DataConfig(), 1, FIELDS, 1 << 30)
+    made, taken = made_of(reader, samples_per_rank=(7,), last="drop")
+    made.run(20)
+    assert made.epochs == 20
+    assert {row for step in taken.rows for batch in step for row in batch} == set(range(7))
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(8, [8]), (16, [])])
+def test_a_resumed_run_with_larger_batches_drops_what_is_no_batch(
+    size: int, sizes: list[int], shard: Path
+) -> None:
+    """12 of 23 rows are done."""
+
+    def make(batch_size: int) -> tuple[Worker, Steps]:
+        reader = make_reader([Span(str(shard), 0, 23)], DataConfig(), 1, FIELDS, 1 << 30)
+        return made_of(reader, batch_size=batch_size, samples_per_rank=(23,), last="drop")
+
+    first, _ = make(4)
+    first.run(3)
+    second, taken = make(size)
+    second.load_state_dict(first.state_dict())
+    assert not second.restarted
+    second.run(1)
+    assert (second.epochs, [len(batch) for step in taken.rows for batch in step]) == (1, sizes)
+    second.run(1)
+    assert len(taken.rows[-1][0]) == size

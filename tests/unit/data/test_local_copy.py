@@ -147,6 +147,15 @@ def test_variables_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path:
     )
 
 
+def test_files_with_links_are_not_copied() -> None:
+    with pytest.raises(ConfigError) as caught:
+        DataConfig(cache="/tmp", follow_links=True)
+    assert str(caught.value) == (
+        "data.cache = '/tmp': expected none with data.follow_links: a copy is without the files that it links "
+        "to."
+    )
+
+
 @pytest.mark.parametrize("reading", ["memory", "mmap", "stream"])
 def test_rows_come_from_the_copy_and_errors_name_the_file(reading: Any, source: Path, tmp_path: Path) -> None:
     span, fields = Span(str(source), 5, 45), read_info(source, plain(("inputs", "targets"))).fields
@@ -155,7 +164,7 @@ def test_rows_come_from_the_copy_and_errors_name_the_file(reading: Any, source: 
     rows = Rows([span], fields, copies={str(source): str(where)})
     assert rows.files() == [str(source)]
     source.unlink()
-    reader = make_reader([span], DataConfig(reading=reading), 0, fields, 0, rows.copies)
+    reader = make_reader([span], DataConfig(reading=reading), 0, fields, 0, copies=rows.copies)
     began = reader.state_dict()
     batch = reader.next_batch(100)
     assert batch is not None

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from hvd_train.config import DataConfig
-from hvd_train.data import writer
+from hvd_train.data import shard_file
 from hvd_train.data.catalog import open_catalog
 from hvd_train.data.deal import Span
 from hvd_train.data.format import Array
@@ -131,7 +131,7 @@ def damaged(path: Path, name: str, row: int) -> None:
 def test_a_block_is_verified_once_when_a_row_of_it_is_first_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "_CHECKSUM_BYTES", 4 * 20)
+    monkeypatch.setattr(shard_file, "CHECKSUM_BYTES", 4 * 20)
     inputs = np.arange(120, dtype=np.float32).reshape(40, 3)
     write_part(tmp_path / "d", Arrays(inputs, np.arange(40)))
     verified: list[tuple[str, int]] = []
@@ -170,6 +170,7 @@ def test_a_block_is_verified_once_when_a_row_of_it_is_first_asked_for(
 def test_a_file_that_is_cut_short_is_an_error(odd: Path) -> None:
     rows = rows_of(Span(str(odd), 0, 41))
     reader = MmapReader(rows, 0)
+    reader.open()
     reader.next_batch(5)
     size = odd.stat().st_size
     with h5py.File(odd) as file:
@@ -195,7 +196,7 @@ def test_cut_short_while_rows_are_copied_the_process_ends_with_the_name_of_the_f
         "from hvd_train.data.mapped import MappedShard; from hvd_train.data.readers.mmap import MmapReader\n"
         "from hvd_train.data.rows import Rows\n"
         "info = read_info(sys.argv[1], plain(('inputs', 'targets')))\n"
-        "reader = MmapReader(Rows([Span(sys.argv[1], 0, 100_000)], info.fields), 0)\n"
+        "reader = MmapReader(Rows([Span(sys.argv[1], 0, 100_000)], info.fields), 0); reader.open()\n"
         "MappedShard._require_whole = lambda shard: None\n"
         "os.truncate(sys.argv[1], 4096); reader.next_batch(64); print('not reached')\n"
     )
@@ -212,6 +213,7 @@ def test_cut_short_while_rows_are_copied_the_process_ends_with_the_name_of_the_f
 def test_a_file_that_is_replaced_or_deleted_stays_mapped(tmp_path: Path) -> None:
     path = write_foreign(tmp_path / "a.h5", 20)
     reader = MmapReader(rows_of(Span(str(path), 0, 20)), 0)
+    reader.open()
     write_foreign(tmp_path / "b.h5", 20, first=500).replace(path)
     assert sorted(int(row) for batch in batches(reader) for row in batch["inputs"][:, 0]) == list(range(20))
     path.unlink()
@@ -383,7 +385,7 @@ def test_a_limit_of_the_system_is_an_error_with_a_remedy(
 
     monkeypatch.setattr("mmap.mmap", refuse)
     with pytest.raises(DataError) as caught:
-        MmapReader(rows_of(Span(str(path), 0, 20)), 0)
+        MmapReader(rows_of(Span(str(path), 0, 20)), 0).open()
     assert str(caught.value) == (
         f"{path}: the file cannot be mapped into memory: Too many open files. data.reading = "
         "'mmap' keeps every file of a rank open (`ulimit -n`) and in its address space "

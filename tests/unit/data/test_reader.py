@@ -285,7 +285,7 @@ def test_a_damaged_chunk_surfaces_in_next_batch_and_names_its_rows(tmp_path: Pat
     stream.close()
     assert threads() == []
     with pytest.raises(DataError, match=r"one\.h5: dataset `inputs`, rows 0 to 99"):
-        MemoryReader(Rows([Span(str(path), 0, 100)], FIELDS), 0)
+        MemoryReader(Rows([Span(str(path), 0, 100)], FIELDS), 0).open()
 
 
 def test_memory_is_bounded_by_two_windows(tmp_path: Path) -> None:
