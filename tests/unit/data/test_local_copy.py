@@ -151,8 +151,8 @@ def test_files_with_links_are_not_copied() -> None:
     with pytest.raises(ConfigError) as caught:
         DataConfig(cache="/tmp", follow_links=True)
     assert str(caught.value) == (
-        "data.cache = '/tmp': expected none with data.follow_links: a copy is without the files that it links "
-        "to."
+        "data.cache = '/tmp': expected none with data.follow_links: a copy is without the files that it "
+        "links to."
     )
 
 
