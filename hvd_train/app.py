@@ -12,6 +12,7 @@ from hvd_train.comm.agree import together
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import connect
 from hvd_train.config import Config, RecordConfig
+from hvd_train.data.rows import Rows
 from hvd_train.errors import CheckpointNotSaved, ConfigError, UserError
 from hvd_train.monitor import reporting
 from hvd_train.preparation import prepare
@@ -24,6 +25,7 @@ from hvd_train.record.sinks import make_sinks
 from hvd_train.run.claim import NoClaim, Ownership
 from hvd_train.run.directory import RunDirectory, discard, open_run, write_config
 from hvd_train.run.layout import EVENTS_FILE
+from hvd_train.run.node_cache import node_cache
 from hvd_train.run.signals import StopRequest
 from hvd_train.tasks.base import Task
 from hvd_train.wiring import Wiring
@@ -90,7 +92,11 @@ def _train(config: Config, task: Task | None, comm: Communicator, workers: Worke
         stack.enter_context(claim)
         recorder = stack.enter_context(_recording(comm, run, sinks))
         stop_request = stack.enter_context(StopRequest())
+        prepared = wiring.prepared
+        parts = prepared.plan.parts
+        files = Rows(parts[comm.rank % len(parts)], prepared.catalog.sample.fields).files()
         try:
+            wiring.copies = stack.enter_context(node_cache(comm, config.data.cache, files))
             training = wiring.assemble(run, recorder, stop_request, claim)
         except UserError:
             if run.is_new and comm.rank == 0:

@@ -45,6 +45,7 @@ from hvd_train.run.claim import Ownership
 from hvd_train.run.directory import RunDirectory
 from hvd_train.run.initial import start_from
 from hvd_train.run.layout import CHECKPOINTS, anchored
+from hvd_train.run.node_cache import Copies
 from hvd_train.run.random_state import RandomState
 from hvd_train.run.restore import restore, restore_model, saved_states
 from hvd_train.run.resuming import Settings, settings_before
@@ -63,6 +64,8 @@ class Wiring:
     """Builds the `LocalSGD` of a prepared training."""
 
     prepared: Prepared
+    copies: Copies = field(default_factory=Copies)
+    """Of this rank's files, which are read in their place."""
     workers: Workers | None = None
     """Processes that are to transform the batches; without any this one does."""
     faults: list[FaultReport] = field(default_factory=list, init=False)
@@ -104,7 +107,8 @@ class Wiring:
         training = together(prepared.comm, lambda: self._assemble(run, recorder, stop_request, claim, budget))
         remarks = [*self.settings.remarks, self._go_on_in_epoch(training.worker)]
         together(prepared.comm, self._epochs.open)
-        self._readings = prepared.comm.allgather(f"{self._epochs.mode}: {self._epochs.why}")
+        how = f"{self._epochs.mode}: {self._epochs.why}{self.copies.words}"
+        self._readings = prepared.comm.allgather(how)
         self._check_evaluation(training.evaluator)
         if prepared.config.model.compile:
             self._compile_s = compile_in_turn(prepared.comm, self._warm_up)
@@ -257,7 +261,7 @@ class Wiring:
         prepared = self.prepared
         config, sample = prepared.config, prepared.catalog.sample
         self._screen = training_screen(config.data, sample)
-        self._epochs = prepared.plan.reader(budget, self._screen)
+        self._epochs = prepared.plan.reader(budget, self._screen, self.copies.paths)
         return TransformedReader(
             self._epochs,
             make_transformer(self.workers, prepared.task, config, sample),
@@ -293,10 +297,10 @@ class Wiring:
         prepared = self.prepared
         if not prepared.catalog.validation:
             return TrainingLossEvaluator()
-        sample = prepared.catalog.sample
+        sample, copies = prepared.catalog.sample, self.copies.paths
         screen = evaluation_screen(prepared.config.data, sample)
         shards = prepared.catalog.shards
-        rows = Rows(prepared.catalog.validation, sample.fields, screen=screen, known=shards)
+        rows = Rows(prepared.catalog.validation, sample.fields, screen=screen, known=shards, copies=copies)
         sync, watched = prepared.config.sync, prepared.config.evaluate.metric
         evaluator = ValidationEvaluator(
             prepared.comm,

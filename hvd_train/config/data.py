@@ -102,6 +102,11 @@ class DataConfig:
     """`epoch`: in every epoch a rank reads the rows that the next rank read in the one before, so that every
     rank meets all data. With `memory` it reads its part of the files again in every epoch."""
 
+    cache: str = ""
+    """A folder on a disk of each host, such as `$TMPDIR`, into which the shards of its ranks are copied
+    before the first step, each file once a host, as far as there is room. The copies are removed when the run
+    ends. Empty: shards are read from where they are."""
+
     scale: float | Literal["auto"] | None = None
     """Factor applied to integer inputs before the model. Default: the one recorded in the shard, else 1.
     `auto`: the recorded one, else one that brings the largest value to about 1, such as 1/255 for 8-bit
@@ -147,12 +152,17 @@ class DataConfig:
         require(
             self.scale != 0, "data.scale", self.scale, "a factor other than 0, which would remove the inputs"
         )
+        own = self.order == "rank" and self.redeal == "never"
+        expected = "none with data.order or data.redeal, by which ranks read the files of others"
+        require(self.cache == "" or own, "data.cache", self.cache, expected)
         expected = "`error` with data.reading = 'mmap', which finds damage in single rows of a batch"
         require(
             self.reading != "mmap" or self.on_damage == "error", "data.on_damage", self.on_damage, expected
         )
         expected = "none with data.standardize, which brings inputs of any scale to mean 0 and deviation 1"
         require(self.scale is None or self.standardize is None, "data.scale", self.scale, expected)
+        expected = "none with data.follow_links: a copy is without the files that it links to"
+        require(not (self.cache and self.follow_links), "data.cache", self.cache, expected)
 
     def _check_classes(self) -> None:
         classes, ignored = self.classes, self.ignore_index

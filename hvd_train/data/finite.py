@@ -28,7 +28,7 @@ def first_not_finite(rows: AnyRows, drawn: npt.NDArray[np.int64]) -> str:
     fields = {name: field for name, field in rows.fields.items() if np.dtype(field.dtype).kind == "f"}
     if not fields:
         return ""
-    own = Rows(rows.spans, fields, screen=rows.screen)
+    own = Rows(rows.spans, fields, screen=rows.screen, copies=rows.copies)
     numbers = np.unique(drawn)
     # Blocks of the files, each read once from the first to the last of its rows that were drawn.
     cuts = np.flatnonzero(np.diff(numbers // max(1, _READ_BYTES // max(1, own.row_bytes)))) + 1

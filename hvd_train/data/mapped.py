@@ -32,10 +32,13 @@ class MappedShard:
     Blocks of rows are compared with the checksums of the file when a row of them is first asked for. The file
     may be closed afterwards, and renamed or deleted: the mapping keeps it.
 
+    Args:
+        ranges: the rows that may be asked for.
+
     Raises `DataError` on construction for a file that cannot be mapped.
     """
 
-    def __init__(self, shard: ShardFile, fields: Sequence[str]) -> None:
+    def __init__(self, shard: ShardFile, fields: Sequence[str], ranges: Sequence[tuple[int, int]]) -> None:
         self._path = shard.info.path
         if reason := obstacle(shard, fields):
             raise DataError(f"{self._path}: with data.reading = 'mmap', {reason}")
@@ -52,7 +55,10 @@ class MappedShard:
             ) from None
         self._require_whole()
         self._values = {name: _Mapped(self._memory, extent) for name, extent in extents.items()}
-        self._verifiers = {name: Verifier(shard, name) for name in fields}
+        verifiers = {name: Verifier(shard, name) for name in fields}
+        counts = {name: verifier.unverified(ranges) for name, verifier in verifiers.items()}
+        self._unverified = {name: (verifiers[name], count) for name, count in counts.items() if count}
+        """What compares the blocks of each field, until all are, and how many are left."""
         self._watched = naming(self._path, MAPPED)
 
     def take(self, rows: npt.NDArray[np.int64]) -> dict[str, Array]:
@@ -63,11 +69,13 @@ class MappedShard:
         return self._watched(self._take, rows)  # type: ignore[no-any-return]
 
     def _take(self, rows: npt.NDArray[np.int64]) -> dict[str, Array]:
-        batch = {}
-        for name, values in self._values.items():
-            self._verifiers[name].verify(self._path, rows, values.stored)
-            batch[name] = values.take(rows)
-        return batch
+        for name, (verifier, left) in tuple(self._unverified.items()):
+            left -= verifier.verify(self._path, rows, self._values[name].stored)
+            if left:
+                self._unverified[name] = verifier, left
+            else:
+                del self._unverified[name]
+        return {name: values.take(rows) for name, values in self._values.items()}
 
     def _require_whole(self) -> None:
         num_bytes = self._memory.size()
@@ -95,14 +103,17 @@ class _Mapped:
         self._shape = self._part.shape[1:]
         self._native = extent.dtype.newbyteorder("=")
         is_whole = self._shape == self.stored.shape[1:]
+        self._is_plain = is_whole and self.stored.flags.aligned and extent.dtype.isnative
         row_bytes = self.stored.itemsize * int(np.prod(self._shape))
         # As bytes: numpy would first copy all rows at addresses that are no multiple of the item size.
-        self._rows: Array | None = (
+        self._bytes: Array | None = (
             np.ndarray((extent.shape[0], row_bytes), np.uint8, memory, extent.offset) if is_whole else None
         )
 
     def take(self, rows: npt.NDArray[np.int64]) -> Array:
-        if self._rows is None:
+        if self._is_plain:
+            return self.stored.take(rows, axis=0, mode="clip")
+        if self._bytes is None:
             return np.ascontiguousarray(self._part[rows], self._native)
-        taken = self._rows.take(rows, axis=0, mode="clip").view(self.stored.dtype)
+        taken = self._bytes.take(rows, axis=0, mode="clip").view(self.stored.dtype)
         return taken.reshape(len(rows), *self._shape).astype(self._native, copy=False)

@@ -61,6 +61,7 @@ class Rows:
         verify: bool = True,
         screen: Screen | None = None,
         known: Sequence[ShardInfo] = (),
+        copies: Mapping[str, str] | None = None,
     ) -> None:
         self.spans = tuple(span for span in spans if span.num_rows > 0)
         self.fields = fields
@@ -70,6 +71,8 @@ class Rows:
         reads."""
         self.screen = screen
         """What marks the rows; None for none."""
+        self.copies = copies or {}
+        """Copies of files, which are read in their place."""
         self._stops = list(accumulate(span.num_rows for span in self.spans))
         self._open: OrderedDict[str, ShardFile] = OrderedDict()
         self._infos = {info.path: info for info in known}
@@ -209,6 +212,11 @@ class Rows:
         known = self._infos.get(span.shard)
         return self.shard(span.shard).info if known is None else known
 
+    def files(self) -> list[str]:
+        """The files that the rows are in, each once."""
+        places = places_of_fields(self.fields)
+        return list(dict.fromkeys(places.file_of(span.shard)[0] for span in self.spans))
+
     def layouts(self) -> Iterator[tuple[str, Mapping[str, Layout]]]:
         """The path of every shard, and how its datasets are stored. Opens every file that is not known."""
         for span in {span.shard: span for span in self.spans}.values():
@@ -248,7 +256,8 @@ class Rows:
 
     def _open_shard(self, path: str) -> ShardFile:
         texts = any(field.dtype.startswith("S") for field in self.fields.values())
-        shard = ShardFile(path, places_of_fields(self.fields), texts=texts)
+        places = places_of_fields(self.fields)
+        shard = ShardFile(path, places, texts=texts, copy=self.copies.get(places.file_of(path)[0], ""))
         first = self._infos.setdefault(path, shard.info)
         identity = self._identities.setdefault(path, shard.identity)
         is_another = all(map(operator.ne, identity, shard.identity))

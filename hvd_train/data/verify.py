@@ -53,17 +53,23 @@ class Verifier:
             self._read_range(file, start, stop, out[at : at + stop - start])
             at += stop - start
 
-    def verify(self, path: str, rows: npt.NDArray[np.int64], stored: Array) -> None:
+    def unverified(self, ranges: Sequence[tuple[int, int]]) -> int:
+        """Blocks that these rows are in and that are not verified yet."""
+        touched = np.zeros(len(self._verified), bool)
+        for start, stop in ranges:
+            touched[self._blocks(start, stop)] = True
+        return int((touched & ~self._verified).sum())
+
+    def verify(self, path: str, rows: npt.NDArray[np.int64], stored: Array) -> int:
         """Verifies the blocks of the shard `path` that the rows are in; `stored`: all rows of the dataset.
-        Raises `DataError` as `read_into` does."""
-        if self._sums is None:
-            return
-        blocks = rows // self._block_rows
+        Returns how many were not verified before. Raises `DataError` as `read_into` does."""
+        blocks = np.unique(rows // self._block_rows)
         blocks = blocks[~self._verified[blocks]]
-        for block in np.unique(blocks).tolist() if len(blocks) else ():
+        for block in blocks.tolist():
             first, last = self.rows_of(block)
             self._compare(path, block, stored[first:last])
             mark()
+        return len(blocks)
 
     def _read_range(self, file: ShardFile, start: int, stop: int, out: Array) -> None:
         begin, end = start, stop

@@ -77,6 +77,7 @@ RULES: Mapping[str, Rule] = {
     "data.reading": Rule.READING,
     "data.order": Rule.ORDER,
     "data.redeal": Rule.ORDER,
+    "data.cache": Rule.NEXT,
     "data.scale": Rule.SAMPLE,
     "data.standardize": Rule.REFUSED,
     "data.not_finite": Rule.NEXT,

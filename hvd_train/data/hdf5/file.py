@@ -47,14 +47,17 @@ class ShardFile:
 
     Args:
         texts: whether strings of a fixed number of bytes are taken as well, as of a dtype such as `S12`.
+        copy: of the file, which is read in its place; empty: the file itself is read.
     """
 
-    def __init__(self, path: str | Path, places: Places, *, texts: bool = False) -> None:
+    def __init__(self, path: str | Path, places: Places, *, texts: bool = False, copy: str = "") -> None:
         self._path = str(path)
         self.file_path, self.group = places.file_of(self._path)
         """The file, and the group in it that is the shard; empty where all of the file is."""
         self._in_hdf5 = naming(path)
-        with explained(self.file_path, NOT_HDF5):
+        where = f"{self.file_path}, copied to {copy}" if copy else self.file_path
+        self.file_path = copy or self.file_path
+        with explained(where, NOT_HDF5):
             require_regular(self.file_path, "an HDF5 file")
             self._file = self._in_hdf5(open_file, self.file_path)
         status = os.fstat(self._file.id.get_vfd_handle())

@@ -39,6 +39,7 @@ class EpochReader(Reader):
         rank: this one.
         screen: marks the rows that are left out; None: no marks.
         known: headers of shards that were read before.
+        copies: of files, which are read in their place.
         rotates: in epoch e rank r reads part (r + e) mod p.
     """
 
@@ -50,6 +51,7 @@ class EpochReader(Reader):
         rank: int,
         screen: Screen | None = None,
         known: Sequence[ShardInfo] = (),
+        copies: Mapping[str, str] | None = None,
         *,
         rotates: bool = False,
     ) -> None:
@@ -60,6 +62,7 @@ class EpochReader(Reader):
         self._screen = screen
         self._known = known
         self._rotates = rotates and len(parts) > 1
+        self._copies = copies
         self._left: tuple[int, AnyRows] | None = None
         self._used: dict[int, Reader] = {}
         self._now = rank
@@ -131,7 +134,13 @@ class EpochReader(Reader):
         if part == _LEFT and self._left:
             rows: AnyRows = self._left[1]
         else:
-            rows = Rows(self._parts[part], self._fields, screen=self._screen, known=self._known)
+            rows = Rows(
+                self._parts[part],
+                self._fields,
+                screen=self._screen,
+                known=self._known,
+                copies=self._copies,
+            )
         made = self._make(rows, repeats=part != _LEFT and not self._rotates)
         self._used[part] = made
         self.mode, self.why = made.mode, made.why

@@ -39,11 +39,14 @@ def make_reader(
     memory_budget_bytes: int,
     screen: Screen | None = None,
     known: Sequence[ShardInfo] = (),
+    copies: Mapping[str, str] | None = None,
 ) -> Reader:
     """The reader of one rank's part; `data.reading` chooses, `auto` takes memory where the part fits
     into `memory_budget_bytes`. `reader.mode` says which it became, and `reader.why` for what reason. With a
-    `screen` batches have marks. Shards whose headers are `known` are opened when their rows are read."""
-    reader = reader_of(Rows(spans, fields, screen=screen, known=known), data, seed, memory_budget_bytes)
+    `screen` batches have marks. Shards whose headers are `known` are opened when their rows are read.
+    `copies` are read in place of their files."""
+    rows = Rows(spans, fields, screen=screen, known=known, copies=copies)
+    reader = reader_of(rows, data, seed, memory_budget_bytes)
     reader.open()
     return reader
 

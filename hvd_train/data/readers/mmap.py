@@ -31,12 +31,17 @@ class MmapReader(Reader):
         self.restarted = False
         self._rows = rows
         self._shards: list[MappedShard] = []
-        paths = list(dict.fromkeys(span.shard for span in rows.spans))
+        self._ranges: dict[str, list[tuple[int, int]]] = {}
+        for span in rows.spans:
+            self._ranges.setdefault(span.shard, []).append((span.start, span.stop))
+        paths = list(self._ranges)
         number = {path: i for i, path in enumerate(paths)}
         # Of each span: where its rows end among all, their distance to those of the file, the file.
         self._stops = np.cumsum([span.num_rows for span in rows.spans], dtype=np.int64)
         self._shifts = np.array([span.stop for span in rows.spans], np.int64) - self._stops
         self._shard_of = np.array([number[span.shard] for span in rows.spans], np.intp)
+        self._is_one_file = self._shifts.tolist() == [0]
+        """Whether the rows are those of a file from its first on, with the same numbers."""
         self._paths = paths
         self._is_closed = False
         self._order = Permutation(rows, seed, share)
@@ -50,7 +55,8 @@ class MmapReader(Reader):
             return
         try:
             for path in self._paths:
-                self._shards.append(MappedShard(self._rows.shard(path), list(self._rows.fields)))
+                shard, fields = self._rows.shard(path), list(self._rows.fields)
+                self._shards.append(MappedShard(shard, fields, self._ranges[path]))
         except BaseException:
             self.close()
             raise
@@ -85,13 +91,15 @@ class MmapReader(Reader):
         self._rows.close()
 
     def _gather(self, numbers: RowNumbers) -> ArrayBatch:
-        span = np.searchsorted(self._stops, numbers, side="right")
-        rows, shard_of = numbers + self._shifts[span], self._shard_of[span]
-        shards = np.unique(shard_of).tolist() if len(self._shards) > 1 else [0]
-        if len(shards) == 1:
-            return self._take(shards[0], rows)
+        if self._is_one_file:
+            return self._take(0, numbers)
+        span = self._stops.searchsorted(numbers, side="right")
+        rows = numbers + self._shifts[span]
+        if len(self._shards) == 1:
+            return self._take(0, rows)
+        shard_of = self._shard_of[span]
         batch = self._rows.empty(len(numbers))
-        for shard in shards:
+        for shard in np.unique(shard_of).tolist():
             at = np.flatnonzero(shard_of == shard)
             for name, values in self._take(shard, rows[at]).items():
                 batch[name][at] = values

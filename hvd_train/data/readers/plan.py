@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -70,13 +70,16 @@ class ReadingPlan:
             return ALONE
         return Share(self.rank, self.world_size, min(2, self.data.batch_size))
 
-    def reader(self, memory_budget_bytes: int, screen: Screen | None) -> EpochReader:
+    def reader(
+        self, memory_budget_bytes: int, screen: Screen | None, copies: Mapping[str, str]
+    ) -> EpochReader:
         """Of this rank.
 
         Args:
             memory_budget_bytes: for the rows that it holds; where the ranks share the order of rows the same
                 on all, as `memory` and `stream` have different ones.
             screen: marks the rows that are left out; None: no marks.
+            copies: of files, which are read in their place.
         """
         data, share = self.data, self.share
 
@@ -91,5 +94,6 @@ class ReadingPlan:
             0 if self.is_shared else self.rank,
             screen,
             self.catalog.shards,
+            copies,
             rotates=data.redeal == "epoch",
         )
