@@ -25,11 +25,12 @@ METRICS = ["prometheus-client"]
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 PARQUET = ["pyarrow"]
 FILTERS = ["hdf5plugin"]
+IMAGES = ["pillow"]
 TEST = [
     *("pytest", "pytest-timeout", "jsonschema", "hypothesis"),
     *("httpx2", "playwright", "axe-playwright-python", *MONITOR),
     *(*TENSORBOARD, "tensorboard", *METRICS, "mlflow-skinny", "wandb"),
-    *(*EXPORT, *PARQUET),
+    *(*EXPORT, *PARQUET, *IMAGES),
 ]
 
 
@@ -139,6 +140,7 @@ setup(
         "export": EXPORT,
         "parquet": PARQUET,
         "filters": FILTERS,
+        "images": IMAGES,
         "test": TEST,
         "dev": [*TEST, "ruff", "mypy", "import-linter", "pre-commit"],
     },

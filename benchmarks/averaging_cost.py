@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from hvd_train.data.sources import Arrays, load_source
+from hvd_train.data.sources import Arrays, open_source
 from hvd_train.data.writer import write_part
 from hvd_train.record.events import read_events
 from hvd_train.record.reports import PHASES
@@ -74,7 +74,7 @@ def write_data(folder: Path, mnist: str | None, shards: int) -> str:
     """Writes the shards, MNIST's or noise of the same shape; returns which."""
     if mnist:
         files = [str(next(Path(mnist).glob(f"{name}*"))) for name in MNIST]
-        arrays, name = load_source(files, "inputs", "targets"), "MNIST"
+        arrays, name = open_source(files), "MNIST"
     else:
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (60_000, 28, 28), np.uint8)

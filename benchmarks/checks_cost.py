@@ -103,7 +103,7 @@ def train(what: str, args: argparse.Namespace) -> None:
         recorder.header(wiring.header(run, training))
         training.worker = switch = Switch(  # type: ignore[assignment]
             training.worker,
-            _turn(what, comm.liveness, wiring.reader._rows, training.observer, recorder),
+            _turn(what, comm.liveness, wiring.reader._reader._rows, training.observer, recorder),
             args.rounds,
             args.warm_up,
         )

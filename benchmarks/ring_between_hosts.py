@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hvd_train.tools.bench.options import parse_size, size_name
-from hvd_train.tools.bench.text import align
+from hvd_train.tools.bench.allreduce.options import parse_size, size_name
+from hvd_train.tools.bench.table import align
 from tests.cluster.hosts import Hosts, missing, mpirun, placement
 
 LAYOUTS = {"2x2": (2, 2), "4x1": (1, 1, 1, 1), "3+1": (3, 1)}

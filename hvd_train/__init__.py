@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hvd_train.config import Config
     from hvd_train.config_file import load_config
     from hvd_train.data.format import SampleSpec
+    from hvd_train.data.shard_writer import ShardWriter
     from hvd_train.tasks.base import Task
     from hvd_train.tasks.draws import Draws
 
@@ -30,6 +31,7 @@ __all__ = [
     "Draws",
     "Result",
     "SampleSpec",
+    "ShardWriter",
     "Task",
     "__version__",
     "connect",
@@ -44,6 +46,7 @@ _HOME = {
     "Draws": "hvd_train.tasks.draws",
     "Result": "hvd_train.app",
     "SampleSpec": "hvd_train.data.format",
+    "ShardWriter": "hvd_train.data.shard_writer",
     "Task": "hvd_train.tasks.base",
     "connect": "hvd_train.comm.factory",
     "load_config": "hvd_train.config_file",

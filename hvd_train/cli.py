@@ -35,7 +35,7 @@ runs are doing, `hvd_train dashboard` the same as live pages, `hvd_train report`
 `hvd_train evaluate` computes every metric of a finished run's model,
 `hvd_train predict RUN` writes the predictions of a trained model, `hvd_train export RUN` the model itself,
 `hvd_train doctor` checks what would run here, `hvd_train init DIR` writes the files of a new project,
-`hvd_train shard write | info | check`, `hvd_train bench allreduce`, and `hvd_train restarts` for job
+`hvd_train shard write | info | check`, `hvd_train bench allreduce | data`, and `hvd_train restarts` for job
 scripts."""
 
 DIVERGED = 3
@@ -68,11 +68,9 @@ def _train(args: list[str]) -> int:
 
 
 def _bench(args: list[str]) -> int:
-    from hvd_train.tools.bench.options import Options, parse
+    from hvd_train.tools.bench.command import Options, parse, run
 
     def work(options: Options) -> None:
-        from hvd_train.tools.bench.run import run
-
         run(options, hvd_train.__version__)
 
     return _in_job(args, parse, work)
@@ -125,7 +123,7 @@ def _check(args: list[str]) -> Config | None:
     keeps no record."""
     from hvd_train.after.evaluate.options import parse as parse_evaluate
     from hvd_train.after.predict.options import parse as parse_predict
-    from hvd_train.tools.bench.options import parse as parse_bench
+    from hvd_train.tools.bench.command import parse as parse_bench
     from hvd_train.tools.doctor.options import parse as parse_doctor
 
     without_record: dict[str, _Parse[object]] = {

@@ -18,13 +18,16 @@ from hvd_train.config import Config, DataConfig, flatten
 from hvd_train.data import remarks
 from hvd_train.data.catalog import (
     Catalog,
+    Shards,
     find_shards,
     make_catalog,
     summarize_inputs,
     summarize_labels,
 )
-from hvd_train.data.deal import Span, deal
+from hvd_train.data.deal import Span
+from hvd_train.data.growing import growing, rows_of, settled
 from hvd_train.data.labels import IGNORED
+from hvd_train.data.screen import damage_screen
 from hvd_train.data.survey import Survey, join_surveys, survey
 from hvd_train.environment import machine
 from hvd_train.environment.binding import CoreBinding, complaints, core_binding
@@ -82,11 +85,11 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
     require_equal(comm, "data", _facts(catalog), "Every rank must see the same shards, whole.")
     for line in catalog.warnings if comm.rank == 0 else ():
         warn(line)
-    parts = deal(catalog.train, comm.size)
+    parts = catalog.parts(comm.size, config.data.batch_size)
     model, optimizer = together(comm, lambda: _build(config, chosen, catalog, parts[comm.rank], comm.rank))
     shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in saved_state(model)[0].items()}
     require_equal(comm, "models", shapes, "The task must build the same model on every rank.")
-    surveys = _survey(chosen, catalog, parts, comm)
+    surveys = _survey(config.data, chosen, catalog, parts, comm)
     found = together(
         comm, lambda: _remarks(config.data, chosen, model, catalog, parts, surveys) if surveys else []
     )
@@ -130,13 +133,23 @@ def share_cores(wanted: int, comm: Communicator) -> list[CoreBinding]:
 def _open_catalog(data: DataConfig, task: Task, comm: Communicator) -> Catalog:
     """Finds the shards; each rank reads the labels of its part, and its inputs where the scale asks for it.
     Collective."""
-    shards = together(comm, lambda: find_shards(data))
+    found = together(comm, lambda: find_shards(data))
+    shards = _settled(found, comm)
     tokens = takes_tokens(task)
     mine = together(comm, lambda: summarize_labels(shards, comm.rank, comm.size, tokens=tokens))
     labels = comm.allgather(mine)
     values = together(comm, lambda: summarize_inputs(shards, data, comm.rank, comm.size, tokens=tokens))
     inputs = comm.allgather(values)
     return together(comm, lambda: make_catalog(shards, data, labels, inputs, tokens=tokens))
+
+
+def _settled(shards: Shards, comm: Communicator) -> Shards:
+    """With the rows that all ranks see of shards that a program is writing. Collective."""
+    paths = sorted({path for found in comm.allgather(growing(shards)) for path in found})
+    if not paths:
+        return shards
+    seen = comm.allgather(rows_of(shards, paths))
+    return together(comm, lambda: settled(shards, seen))
 
 
 def _build(
@@ -160,12 +173,13 @@ def _build(
 
 
 def _survey(
-    task: Task, catalog: Catalog, parts: list[tuple[Span, ...]], comm: Communicator
+    data: DataConfig, task: Task, catalog: Catalog, parts: list[tuple[Span, ...]], comm: Communicator
 ) -> dict[str, Survey]:
     """What the values of the training rows are, from some rows of each rank; on rank 0. Collective."""
     sample = catalog.sample
     fills = {sample.targets: IGNORED} if targets_of(task, sample) == "classes" else {}
-    mine = together(comm, lambda: survey(parts[comm.rank], sample.fields, fills=fills))
+    screen = damage_screen(data, sample)
+    mine = together(comm, lambda: survey(parts[comm.rank], sample.fields, fills=fills, screen=screen))
     every = comm.allgather(mine)
     return join_surveys(every) if comm.rank == 0 else {}
 
@@ -188,15 +202,20 @@ def _remarks(
     kind = targets_of(task, sample)
     num_classes = (sample.num_classes or 0) if kind == "classes" else 0
     lines = [
-        *remarks.of_inputs(surveys[sample.inputs], integers, floats=floats),
+        *remarks.of_inputs(surveys[sample.inputs], integers, floats=floats, policy=data.not_finite),
         *remarks.of_targets(
             surveys[sample.targets],
             kind,
             catalog.labels,
             num_classes,
             masked=bool(sample.mask or sample.weights),
+            policy=data.not_finite,
         ),
-        *(remarks.not_finite(found) for name, found in surveys.items() if name != sample.targets),
+        *(
+            remarks.not_finite(found, data.not_finite)
+            for name, found in surveys.items()
+            if name != sample.targets
+        ),
     ]
     if kind == "classes" and data.path != "digits":  # whose two shards are split by class on purpose
         lines.append(remarks.alone(parts, catalog.shards))

@@ -10,9 +10,11 @@ from typing import Any
 
 from hvd_train.algorithm.averaging import Average, NoAverage, StateAverage
 from hvd_train.algorithm.compiling import compile_in_turn
+from hvd_train.algorithm.continuing import EpochResume
 from hvd_train.algorithm.ema import PREFIX, AverageWithEma, Ema, EmaEvaluator
 from hvd_train.algorithm.evaluate import Evaluator, TrainingLossEvaluator, ValidationEvaluator
 from hvd_train.algorithm.flat_state import FlatState
+from hvd_train.algorithm.left_out import LeftOut
 from hvd_train.algorithm.local_sgd import LocalSGD
 from hvd_train.algorithm.local_step import LocalStep
 from hvd_train.algorithm.observer import Observer
@@ -28,8 +30,13 @@ from hvd_train.algorithm.workers.pool import Workers, make_transformer
 from hvd_train.comm.agree import together
 from hvd_train.config import Config, flatten
 from hvd_train.data.numbering import Numbering
-from hvd_train.data.readers.make import make_reader
+from hvd_train.data.picked import AnyRows
+from hvd_train.data.readers.ahead import ReadsAhead
+from hvd_train.data.readers.base import Reader
+from hvd_train.data.readers.epochs import EpochReader
+from hvd_train.data.readers.make import reader_of
 from hvd_train.data.rows import Rows
+from hvd_train.data.screen import Screen, damage_screen, evaluation_screen, training_screen
 from hvd_train.environment import machine
 from hvd_train.errors import ConfigError, RunDirectoryError
 from hvd_train.io.output import warn
@@ -66,14 +73,20 @@ class Wiring:
     """What a resume found, to be reported after the header."""
     reader: TransformedReader = field(init=False)
     """Of this rank's rows; made by `assemble`."""
+    _epochs: EpochReader = field(init=False)
+    """What `reader` draws from."""
     settings: Settings = field(init=False)
     """What a resume compares; made by `assemble`."""
+    _screen: Screen | None = field(default=None, init=False)
+    """What marks the rows of `reader`."""
     _init: str = field(default="", init=False)
     """What the model starts from, in words; empty for its own initial values, and in a resumed run."""
     _step: LocalStep = field(init=False)
     """Of this rank; made by `assemble`."""
     _compile_s: Sequence[float] = field(default=(), init=False)
     """Seconds that compiling the model took on each rank."""
+    _readings: Sequence[str] = field(default=(), init=False)
+    """How each rank reads its rows, and why so."""
     _saved: SavedCheckpoint | None = field(default=None, init=False)
     """The checkpoint that the run goes on from; rank 0's choice."""
 
@@ -87,8 +100,12 @@ class Wiring:
         """
         prepared = self.prepared
         if run.checkpoint is None:  # else it is a part of the model that is restored
-            standardize(prepared.model, prepared.catalog, prepared.comm)
+            screen = damage_screen(prepared.config.data, prepared.catalog.sample)
+            standardize(prepared.model, prepared.catalog, prepared.comm, screen)
         training = together(prepared.comm, lambda: self._assemble(run, recorder, stop_request, claim))
+        remarks = [*self.settings.remarks, self._go_on_in_epoch(training.worker)]
+        together(prepared.comm, self._epochs.open)
+        self._readings = prepared.comm.allgather(f"{self._epochs.mode}: {self._epochs.why}")
         self._check_evaluation(training.evaluator)
         if prepared.config.model.compile:
             self._compile_s = compile_in_turn(prepared.comm, self._warm_up)
@@ -98,15 +115,9 @@ class Wiring:
             lost = carry_over(training.checkpoints, training.watch, self._saved)
             if lost:
                 self.faults.append(_fault("best_model_lost", lost, training.progress.rounds))
-        remarks = list(self.settings.remarks)
-        if any(prepared.comm.allgather(training.worker.restarted)):
-            training.worker.restart_epoch()
-            remarks.append(
-                "the rows of the ranks, or their order, are not those of the checkpoint (other data, number "
-                f"of ranks, seed or reading): epoch {training.worker.epochs + 1} begins anew."
-            )
         for remark in remarks if prepared.comm.rank == 0 else ():
-            warn(remark)
+            if remark:
+                warn(remark)
         return training
 
     def _assemble(
@@ -154,11 +165,26 @@ class Wiring:
             checkpoints=self._make_checkpoints(run, parts, recorder, claim, ema),
             claim=claim,
             observer=self._make_observer(flat),
+            left_out=LeftOut(comm, worker, self._screen, recorder, num_rows(prepared.catalog.train)),
             recorder=recorder,
             stop_request=stop_request,
             progress=progress,
             evaluation=config.evaluate,
         )
+
+    def _go_on_in_epoch(self, worker: Worker) -> str:
+        """Goes to where the checkpoint was in its epoch; returns what the user should know of it."""
+        prepared = self.prepared
+        if self._saved is None:
+            return ""
+        resume = EpochResume(
+            comm=prepared.comm,
+            worker=worker,
+            reader=self._epochs,
+            catalog=prepared.catalog,
+            screen=self._screen,
+        )
+        return resume.go_on(self._saved, self.settings.before)
 
     def _make_flat_state(self) -> FlatState:
         prepared = self.prepared
@@ -225,11 +251,18 @@ class Wiring:
     def _make_reader(self) -> TransformedReader:
         prepared = self.prepared
         budget = machine.share_of_memory(prepared.comm.local_size) // 2
-        mine = prepared.parts[prepared.comm.rank]
-        config, fields = prepared.config, prepared.catalog.sample.fields
+        config, sample = prepared.config, prepared.catalog.sample
+        self._screen = training_screen(config.data, sample)
+
+        def make(rows: AnyRows, repeats: bool) -> Reader:
+            reader = reader_of(rows, config.data, config.seed, budget, repeats=repeats)
+            return ReadsAhead(reader, config.data.batch_size, config.data.last_batch)
+
+        rank = prepared.comm.rank
+        self._epochs = EpochReader(make, prepared.parts, sample.fields, rank, self._screen)
         return TransformedReader(
-            make_reader(mine, config.data, config.seed, fields, budget),
-            make_transformer(self.workers, prepared.task, config, prepared.catalog.sample),
+            self._epochs,
+            make_transformer(self.workers, prepared.task, config, sample),
             Numbering(prepared.catalog.shards),
             batch_size=config.data.batch_size,
             last_batch=config.data.last_batch,
@@ -261,7 +294,9 @@ class Wiring:
         prepared = self.prepared
         if not prepared.catalog.validation:
             return TrainingLossEvaluator()
-        rows = Rows(prepared.catalog.validation, prepared.catalog.sample.fields)
+        sample = prepared.catalog.sample
+        screen = evaluation_screen(prepared.config.data, sample)
+        rows = Rows(prepared.catalog.validation, sample.fields, screen=screen)
         sync, watched = prepared.config.sync, prepared.config.evaluate.metric
         evaluator = ValidationEvaluator(
             prepared.comm,
@@ -315,7 +350,7 @@ class Wiring:
         restore(saved, prepared.model, parts, states)
 
     def _compare_samples(self, saved: SavedCheckpoint) -> None:
-        before, now = saved.sample.to_json(), self.prepared.catalog.sample.to_json()
+        before, now = (s.contents() for s in (saved.sample, self.prepared.catalog.sample))
         unlike = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if unlike:
             raise RunDirectoryError(
@@ -376,6 +411,7 @@ class Wiring:
             data=config.data.path,
             shards_per_rank=shards,
             samples_per_rank=[num_rows(part) for part in prepared.parts],
+            reading=self._readings,
             validation_samples=training.evaluator.num_samples,
             values={name: found.values.figures() for name, found in prepared.surveys.items()},
             remarks=prepared.remarks,

@@ -58,7 +58,7 @@ def known_options() -> set[str]:
     found = options_of(*train) | {"--config"}
     for name in ("write", "info", "check"):
         found |= options_of(*train, "shard", name)
-    found |= options_of(*train, "bench", "allreduce")
+    found |= options_of(*train, "bench", "allreduce") | options_of(*train, "bench", "data")
     for name in (
         "launch",
         "doctor",

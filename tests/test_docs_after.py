@@ -15,7 +15,7 @@ import torch
 
 import hvd_train
 from hvd_train.cli import main
-from hvd_train.data.sources import load_source
+from hvd_train.data.sources import load_digits
 from tests.launching import ROOT, run
 from tests.markdown import Block, blocks
 
@@ -46,7 +46,7 @@ def execute(block: Block) -> str:
 def printed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Printed]:
     """The folder in which all blocks were run, one after the other, and what each printed."""
     folder, before = tmp_path_factory.mktemp("after"), Path.cwd()
-    np.save(folder / "images.npy", load_source(["digits"]).inputs[:50])
+    np.save(folder / "images.npy", load_digits().inputs[:50])
     os.chdir(folder)
     try:
         return folder, [(block, execute(block)) for block in blocks(AFTER)]

@@ -60,12 +60,16 @@ def test_a_recipe_is_trained_on(recipe: str, folder: Path) -> None:
         with h5py.File(folder / "two-predicted.h5") as file:
             assert set(np.unique(file["class"])) <= {0, 1}
             assert len(file["class"]) == 300
+    if recipe == "Rows of any length, packed":
+        with h5py.File(folder / "events-predicted.h5") as file:
+            assert len(file["class"]) == 300
     if recipe == "Groups of a file":
         assert header["shards_per_rank"] == [4]
 
 
 def test_every_kind_of_place_has_a_recipe() -> None:
-    (table,) = tables(DATA)
+    table = tables(DATA)[0]
+    packed = next(found for found in tables(DATA) if "packed(" in found[1][0])
     shown = DATA.read_text().partition("## ")[2]
     assert [row[0] for row in table[1:]] == [
         "`entry/data`",
@@ -73,7 +77,11 @@ def test_every_kind_of_place_has_a_recipe() -> None:
         "`table[x]`",
         "`spectrum[100:900]`",
         "`image[0,:,::2]`",
+        "`packed(values, offsets)`",
         "`*/data`",
     ]
-    for place in ("entry/data", "results[x,y]", "results[kind]", "spectrum[100:900]", "*/data"):
+    named = ("entry/data", "results[x,y]", "results[kind]", "spectrum[100:900]", "packed(values, offsets)")
+    for place in (*named, "*/data"):
         assert place in shown
+    kinds = ["offsets)", "starts=first)", "lengths=n)"]
+    assert [row[0] for row in packed[1:]] == [f"`packed(values, {kind}`" for kind in kinds]

@@ -230,4 +230,5 @@ def report(
         compute_s=work.compute_s,
         communication_s=communication_s,
         wait_s=wait_s,
+        **{f"{reason}_rows": float(rows) for reason, rows in work.left_out.items()},
     )

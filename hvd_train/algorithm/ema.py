@@ -194,6 +194,10 @@ class EmaEvaluator:
         """See `Evaluator`."""
         return self._inner.not_finite()
 
+    def left_out(self) -> tuple[int, str]:
+        """See `Evaluator`."""
+        return self._inner.left_out()
+
     def state_dict(self) -> dict[str, Any]:
         """That of the evaluation of the model: the moving average adds nothing."""
         return self._inner.state_dict()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
@@ -15,7 +15,9 @@ from hvd_train.algorithm.header import Header
 from hvd_train.comm.base import Communicator, Op
 from hvd_train.data.batches import batch_bounds
 from hvd_train.data.finite import first_not_finite
+from hvd_train.data.readers.base import RowNumbers
 from hvd_train.data.rows import Rows
+from hvd_train.data.screen import usable
 from hvd_train.errors import DataError, TaskError, UserError
 from hvd_train.io.stateful import State, Stateful, checked
 from hvd_train.liveness import mark
@@ -66,6 +68,10 @@ class Evaluator(Stateful, Protocol):
         """Where the first value that is not finite is in this rank's part of the validation data; empty if
         all are finite. Reads the part again; returns the error message if it cannot be read."""
 
+    def left_out(self) -> tuple[int, str]:
+        """How many rows the last evaluation left out, the same on every rank; and where the first of them is
+        that this rank read, empty if it read none."""
+
 
 class ValidationEvaluator:
     """Evaluates the model on rows of validation data.
@@ -77,8 +83,9 @@ class ValidationEvaluator:
     batches of all models.
 
     Args:
+        rows: those that their screen marks are left out; the batches have fewer rows then.
         watched: a metric that is wanted though it is an entry of a vector: `recall[3]`.
-        also: called in evaluations for each batch before it is evaluated, with its first row.
+        also: called in evaluations for each batch before it is evaluated, with the numbers of its rows.
 
     Raises `TaskError` for metrics that cannot be gathered, and `DataError` for rows in chunks that each
     evaluation would decode many times.
@@ -94,7 +101,7 @@ class ValidationEvaluator:
         batch_size: int,
         every_model: bool = False,
         watched: str = "",
-        also: Callable[[int, Batch], None] = lambda start, batch: None,
+        also: Callable[[RowNumbers, Batch], None] = lambda numbers, batch: None,
     ) -> None:
         rows.require_in_order()
         self._comm = comm
@@ -103,11 +110,13 @@ class ValidationEvaluator:
         self._model = model
         self._rows = rows
         self.num_samples = len(rows)
+        self._every_model = every_model
         every = (0, 1) if every_model else (comm.rank, comm.size)
         self._batches = batch_bounds(self.num_samples, batch_size)[every[0] :: every[1]]
         self._watched = watched
         self._also = also
         self._states = _states(comm, task, self.num_samples)
+        self._left_out = 0
         self.values: dict[str, Value] = {}
         """Of the last evaluation: what the metrics of `build_metrics` gave, lists included."""
 
@@ -117,11 +126,12 @@ class ValidationEvaluator:
     def try_out(self) -> list[str]:
         """See `Evaluator`. Buffers of the model and the random generators are restored, so that a resumed run
         equals one that was not interrupted."""
-        if not self._batches:
-            return []
         try:
+            _, batch = next(self._usable_batches(), (None, None))
+            if batch is None:
+                return []
             with evaluating(self._model), buffers_as_they_are(self._model), generators_as_they_are():
-                sums = self._task.evaluate(self._model, self._batch(*self._batches[0]))
+                sums = self._task.evaluate(self._model, batch)
                 return sorted(self._joined(sums, self._states.of_this_rank() if self._states else {}))
         except UserError:
             raise
@@ -137,14 +147,16 @@ class ValidationEvaluator:
     def evaluate(self) -> dict[str, float]:
         """Loss and metrics over all validation rows. Collective: a sum over the parts of all ranks."""
         totals: dict[str, np.ndarray] = {}
+        self._left_out = 0
         with evaluating(self._model):
-            for start, stop in self._batches:
-                mark()
-                batch = self._batch(start, stop)
-                self._also(start, batch)
+            for numbers, batch in self._usable_batches():
+                self._also(numbers, batch)
                 for name, pair in self._task.evaluate(self._model, batch).items():
                     totals[name] = totals.get(name, np.zeros(2)) + pair
         figures = self._reduce(totals)
+        if self._rows.screen is not None:
+            op = Op.MAX if self._every_model else Op.SUM
+            self._left_out = int(self._comm.allreduce(np.array([float(self._left_out)]), op)[0])
         if self._states:
             self.values = self._states.compute()
             self._states.reset()
@@ -165,6 +177,11 @@ class ValidationEvaluator:
             return first_not_finite(self._rows, np.concatenate(part)) if part else ""
         except DataError as error:
             return str(error)
+
+    def left_out(self) -> tuple[int, str]:
+        """See `Evaluator`."""
+        screen = self._rows.screen
+        return self._left_out, screen.first_not_finite if screen is not None else ""
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: an evaluation depends on nothing before it."""
@@ -188,9 +205,15 @@ class ValidationEvaluator:
         watched = element(values, self._watched)
         return {**figures, **scalars(values), **({} if watched is None else {self._watched: watched})}
 
-    def _batch(self, start: int, stop: int) -> Batch:
-        arrays = self._rows.read(start, stop)
-        return self._transform({name: torch.from_numpy(array) for name, array in arrays.items()})
+    def _usable_batches(self) -> Iterator[tuple[RowNumbers, Batch]]:
+        """This rank's batches, without the rows that are left out, and the numbers of their rows."""
+        for start, stop in self._batches:
+            mark()
+            arrays, kept, left_out = usable(self._rows.read(start, stop))
+            self._left_out += sum(left_out.values())
+            if len(kept):
+                batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+                yield start + kept, self._transform(batch)
 
     def _reduce(self, totals: dict[str, np.ndarray]) -> dict[str, float]:
         # A rank without a batch does not know the names; it contributes zeros.
@@ -240,6 +263,10 @@ class TrainingLossEvaluator:
     def not_finite(self) -> str:
         """Empty: the reports of the rounds have named it."""
         return ""
+
+    def left_out(self) -> tuple[int, str]:
+        """None: there are no rows."""
+        return 0, ""
 
     def state_dict(self) -> dict[str, Any]:
         """The sums since the last evaluation."""

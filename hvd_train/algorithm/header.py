@@ -3,8 +3,8 @@ every rank did, and ranks branch on nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field, fields
 
 import numpy as np
 
@@ -23,6 +23,8 @@ class Work:
     """Seconds spent on getting batches, with their transform."""
     compute_s: float = 0.0
     """Seconds spent on forward, backward and optimizer."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Rows that were drawn and not used, by reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,12 @@ class Row:
     """Seconds that the average before this round's local steps took on this rank."""
     wait_s: float = 0.0
     """Seconds that this rank waited there for the slowest one."""
+    not_finite_rows: float = 0.0
+    """Rows that were left out since the last average, as they are not finite."""
+    damaged_rows: float = 0.0
+    """Rows that were left out since the last average, as they cannot be read."""
+    alone_rows: float = 0.0
+    """Rows that were left out since the last average, as no other row of their batch was left."""
 
 
 class Header:

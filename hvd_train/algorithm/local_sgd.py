@@ -15,6 +15,7 @@ import numpy as np
 
 from hvd_train.algorithm.evaluate import Evaluator
 from hvd_train.algorithm.header import Header
+from hvd_train.algorithm.left_out import LeftOut
 from hvd_train.algorithm.observer import Observer
 from hvd_train.algorithm.period import FixedPeriod
 from hvd_train.algorithm.progress import Progress
@@ -72,6 +73,7 @@ class LocalSGD:
     checkpoints: Checkpoints
     claim: Ownership
     observer: Observer
+    left_out: LeftOut
     recorder: Recorder
     stop_request: StopRequest
     progress: Progress
@@ -123,6 +125,7 @@ class LocalSGD:
         if header.unhealthy:
             self._report_unhealthy(header)
         self._unhealthy = frozenset(header.unhealthy)
+        self.left_out.after_round(header, self.progress.rounds)
 
     def _observe(self, header: Header, period: int) -> None:
         if header.observe and header.weights.any():  # without any the anchor is that of a round before
@@ -195,6 +198,9 @@ class LocalSGD:
         phase("evaluation")
         figures = self.evaluator.evaluate()
         self.progress.evaluated(self.worker.epochs)
+        self.left_out.after_evaluation(
+            *self.evaluator.left_out(), self.evaluator.num_samples, self.progress.rounds
+        )
         self._report_figures(figures)
         value = self._watched(figures)
         seen = self.watch.after_evaluation(self.progress.rounds, value)
@@ -229,6 +235,7 @@ class LocalSGD:
 
     def _finish(self, verdict: Verdict, samples: int, clock: Clock) -> StopReport:
         phase("final report")
+        self.left_out.finish(self.progress.rounds)
         best_round = self.watch.best_round if self.watch.best is not None else None
         missing = self.checkpoints.missing(self.progress.rounds, verdict.reason, best_round)
         stop = StopReport(
@@ -239,6 +246,7 @@ class LocalSGD:
             final=self.watch.last,
             samples=samples,
             seconds=clock.elapsed_s(),
+            left_out={reason: rows for reason, rows in self.left_out.totals.items() if rows},
             checkpoints=self.comm.broadcast(self.checkpoints.kept() if self.comm.rank == 0 else {}),
             missing=missing,
         )

@@ -14,7 +14,8 @@ import torch
 from hvd_train.config.data import LastBatch
 from hvd_train.data.batches import next_batch
 from hvd_train.data.numbering import Numbering
-from hvd_train.data.readers.base import ArrayBatch, Reader
+from hvd_train.data.readers.base import ArrayBatch, Reader, RowNumbers
+from hvd_train.data.screen import usable
 from hvd_train.liveness import phase
 from hvd_train.tasks.base import Batch, Task
 from hvd_train.tasks.draws import Draws
@@ -83,14 +84,26 @@ def apply(transform: Transform, seed: int, raw: Raw) -> Batch:
     return transform(batch, None if raw.rows is None else Draws(seed, raw.epoch, raw.rows))
 
 
-class _Drawn(NamedTuple):
-    """A batch that the transformer has."""
+class Drawn(NamedTuple):
+    """A batch to train on."""
+
+    batch: Batch | None
+    """Transformed; None if all of its rows are left out."""
+
+    left_out: Mapping[str, int]
+    """Rows of it that are left out, by reason."""
+
+
+class _Ahead(NamedTuple):
+    """A batch that was drawn from the reader and not taken yet."""
 
     state: dict[str, Any]
     """Of the reader before the batch."""
 
-    left: int
-    """Rows of the epoch that were left before it."""
+    left_out: Mapping[str, int]
+
+    is_given: bool
+    """Whether the transformer has it: one without rows is not transformed."""
 
 
 @final
@@ -112,7 +125,7 @@ class TransformedReader:
         self._numbering = numbering
         self._batch_size = batch_size
         self._last_batch: LastBatch = last_batch
-        self._drawn: deque[_Drawn] = deque()
+        self._drawn: deque[_Ahead] = deque()
 
     @property
     def num_samples(self) -> int:
@@ -126,31 +139,33 @@ class TransformedReader:
         self._discard()
         self._reader.start_epoch(epoch)
 
-    def next_batch(self) -> Batch | None:
+    def next_batch(self) -> Drawn | None:
         """The next batch to train on; None once the epoch is exhausted."""
         phase("reading")
-        while len(self._drawn) < self._transformer.capacity and self._draw():
+        while sum(batch.is_given for batch in self._drawn) < self._transformer.capacity and self._draw():
             pass
         if not self._drawn:
             return None
         phase("transforming")
-        self._drawn.popleft()
-        return self._transformer.take()
+        taken = self._drawn.popleft()
+        return Drawn(self._transformer.take() if taken.is_given else None, taken.left_out)
 
     def _draw(self) -> bool:
         """Gives the transformer one more batch, if there is one."""
         reader = self._reader
         left, state = reader.left, reader.state_dict()
-        taken = reader.num_samples - left
-        size = next_batch(left, self._batch_size, self._last_batch, taken=taken)
+        before = reader.num_samples - left
+        size = next_batch(left, self._batch_size, self._last_batch, taken=before)
         arrays = reader.next_batch(size) if size else None
         if arrays is None:
             return False
-        rows = None
-        if self._transformer.numbered:
-            rows = self._numbering(reader.origins(taken, taken + size))
-        self._transformer.give(Raw(arrays, state["epoch"], rows))
-        self._drawn.append(_Drawn(state, left))
+        arrays, kept, left_out = _without_single_row(*usable(arrays))
+        if len(kept):
+            rows = None
+            if self._transformer.numbered:
+                rows = self._numbering(reader.origins(before, before + size))[kept]
+            self._transformer.give(Raw(arrays, state["epoch"], rows))
+        self._drawn.append(_Ahead(state, left_out, len(kept) > 0))
         return True
 
     def state_dict(self) -> dict[str, Any]:
@@ -172,3 +187,12 @@ class TransformedReader:
     def _discard(self) -> None:
         self._drawn.clear()
         self._transformer.discard()
+
+
+def _without_single_row(
+    arrays: ArrayBatch, kept: RowNumbers, left_out: dict[str, int]
+) -> tuple[ArrayBatch, RowNumbers, dict[str, int]]:
+    """What `usable` gives, without a single row that is left of several: no batch has a single row."""
+    if len(kept) == 1 and left_out:
+        return arrays, kept[:0], {**left_out, "alone": 1}
+    return arrays, kept, left_out

@@ -12,6 +12,7 @@ from hvd_train.algorithm.header import Work
 from hvd_train.algorithm.transformed_reader import TransformedReader
 from hvd_train.config.data import LastBatch
 from hvd_train.data.batches import next_batch, num_batches
+from hvd_train.data.remainder import Leg
 from hvd_train.errors import DataError
 from hvd_train.io.stateful import Count, State, checked
 from hvd_train.liveness import phase
@@ -21,7 +22,7 @@ Step = Callable[[Sequence[Batch]], tuple[float, int]]
 """One optimizer step on some batches: the sum of their losses, and their samples."""
 
 
-class _Saved(msgspec.Struct, forbid_unknown_fields=True):
+class SavedWorker(msgspec.Struct, forbid_unknown_fields=True):
     """The state of a `Worker` as a checkpoint holds it."""
 
     epochs: Count
@@ -29,6 +30,8 @@ class _Saved(msgspec.Struct, forbid_unknown_fields=True):
     rows: Count | None = None
     steps: Count = 0
     """In place of `rows`, of version 0.1.0."""
+    legs: tuple[Leg, ...] = ()
+    """The legs of the epoch before the present one."""
 
 
 def steps_per_epoch(
@@ -68,26 +71,37 @@ class Worker:
         self._accumulate = accumulate
         self._last_batch: LastBatch = last_batch
         self._most_rows = max(samples_per_rank)
-        self._steps_per_epoch = steps_per_epoch(samples_per_rank, batch_size, accumulate, last_batch)
         self.epochs = 0
         """Full epochs done; the same on all ranks."""
+        self._legs: tuple[Leg, ...] = ()
+        """The legs of this epoch before the present one; none but in an epoch that was interrupted."""
+        self._done = 0.0
+        """The part of the epoch's rows that those have taken."""
+        self._epoch_rows = self._most_rows
+        """Rows of this leg on the rank with most rows."""
         self._rows = 0
-        """Rows that the steps of this epoch have taken so far on the rank with most rows."""
+        """Rows that the steps of this leg have taken so far on the rank with most rows."""
         self.restarted = False
         """Whether the loaded state does not fit the present rows of this rank, so that its epoch must begin
         anew. Then the epoch of every rank must, or the ranks would not pass to the next at the same step."""
         self._began = reader.state_dict()
         """The state of the reader before the last round."""
-        reader.start_epoch(0)
+        self.left_out: dict[str, int] = {}
+        """Rows of this epoch that were drawn and not used since this start, by reason."""
+        self.left_out_before: dict[str, int] = {}
+        """The same of the epoch before."""
+        self._left_out_in_round: dict[str, int] = {}
 
     @property
     def progress(self) -> float:
         """Epochs done, with the part of the current one."""
-        return self.epochs + (self._steps_per_epoch - self._steps_left()) / self._steps_per_epoch
+        steps = steps_per_epoch([self._epoch_rows], self._batch_size, self._accumulate, self._last_batch)
+        return self.epochs + self._done + (1 - self._done) * (steps - self._steps_left()) / steps
 
     def run(self, period: int) -> Work:
         """`period` local steps. A rank that is out of rows does nothing in the rest of the epoch."""
         self._began = self._reader.state_dict()
+        self._left_out_in_round = {}
         samples, loss_sum = 0, 0.0
         data_s = compute_s = 0.0
         mark = time.perf_counter()
@@ -104,7 +118,13 @@ class Worker:
             data_s += drawn - mark
             compute_s += done - drawn
             mark = done
-        return Work(samples=samples, loss_sum=loss_sum, data_s=data_s, compute_s=compute_s)
+        return Work(
+            samples=samples,
+            loss_sum=loss_sum,
+            data_s=data_s,
+            compute_s=compute_s,
+            left_out=self._left_out_in_round,
+        )
 
     def not_finite(self) -> str:
         """Where the first value that is not finite is among the rows of the last round; empty if all are
@@ -117,15 +137,19 @@ class Worker:
     def _draw(self) -> list[Batch]:
         batches: list[Batch] = []
         for _ in range(self._accumulate):
-            batch = self._reader.next_batch()
-            if batch is None:
+            drawn = self._reader.next_batch()
+            if drawn is None:
                 break
-            batches.append(batch)
+            for counts in (self.left_out, self._left_out_in_round):
+                for reason, rows in drawn.left_out.items():
+                    counts[reason] = counts.get(reason, 0) + rows
+            if drawn.batch is not None:
+                batches.append(drawn.batch)
         return batches
 
     def _steps_left(self) -> int:
         """Steps until the epoch ends. Counted from its rows, as a resumed run may have other batches."""
-        left = self._most_rows - self._rows
+        left = self._epoch_rows - self._rows
         batches = num_batches(left, self._batch_size, self._last_batch, taken=self._rows)
         return -(-batches // self._accumulate)
 
@@ -134,7 +158,7 @@ class Worker:
 
     def _rows_of_step(self) -> int:
         """Rows that the next step takes on the rank with most rows."""
-        left = self._most_rows - self._rows
+        left = self._epoch_rows - self._rows
         taken = 0
         for _ in range(self._accumulate):
             taken += self._next_batch(left - taken, self._rows + taken)
@@ -143,17 +167,19 @@ class Worker:
     def _count_step(self) -> None:
         self._rows += self._rows_of_step()
         if self._steps_left() == 0:
-            self._rows = 0
+            self.left_out_before = self.left_out
             self.epochs += 1
-            self._reader.start_epoch(self.epochs)
+            self.restart_epoch()
 
     def state_dict(self) -> dict[str, Any]:
         """The position of this rank in its data."""
-        return {"epochs": self.epochs, "rows": self._rows, "reader": self._reader.state_dict()}
+        state = {"epochs": self.epochs, "rows": self._rows, "reader": self._reader.state_dict()}
+        # Older programs read the state of an epoch that was not dealt anew.
+        return {**state, "legs": list(map(msgspec.to_builtins, self._legs))} if self._legs else state
 
     def load_state_dict(self, state: State) -> None:
         """Continues from there, with the rows that are left in the epoch; see `restarted`."""
-        saved = checked(state, _Saved)
+        saved = checked(state, SavedWorker)
         # Older checkpoints count steps; the reader's position shows whether those had such batches.
         rows = saved.steps * self._batch_size * self._accumulate if saved.rows is None else saved.rows
         self._reader.load_state_dict(saved.reader)
@@ -161,12 +187,23 @@ class Worker:
         # That many rows, if this rank had them; at its end it may have taken more at once, or dropped some.
         position, mine = saved.reader["position"], self._reader.num_samples
         fits = saved.rows is not None or position == min(rows, mine) or position == mine == rows + 1
-        self.restarted = self._reader.restarted or not fits or rows >= self._most_rows
+        self.restarted = self._reader.restarted or not fits or rows >= self._epoch_rows
 
     def restart_epoch(self) -> None:
         """Goes to the beginning of the current epoch."""
-        self._rows = 0
+        self._legs, self._done, self._epoch_rows, self._rows = (), 0.0, self._most_rows, 0
+        self.left_out = {}
         self._reader.start_epoch(self.epochs)
+
+    def take_up(self, legs: Sequence[Leg], done: float, samples_per_rank: Sequence[int]) -> None:
+        """Begins a further leg of the current epoch. The reader is at its start already.
+
+        Args:
+            legs: those before it.
+            done: the part of the epoch's rows that those have taken.
+            samples_per_rank: rows of every rank's part of this leg.
+        """
+        self._legs, self._done, self._epoch_rows, self._rows = tuple(legs), done, max(samples_per_rank), 0
 
     def close(self) -> None:
         """Closes the shards."""

@@ -54,9 +54,22 @@ class DataConfig:
     ignore_index: int | None = None
     """The value that marks targets without a class. Default: -100, as torch has it, which always does."""
 
+    max_length: int | None = None
+    """Values to which rows of any length are padded with zeros: those of variable-length datasets, and of
+    places such as `packed(tokens, offsets)`. A batch then has a mask beside each such field, of the name
+    `tokens_mask`: true for values, false for padding. Longer rows are refused. Default: rows of any length
+    are refused, with the length of the longest."""
+
+    truncate: bool = False
+    """Cut rows that are longer than data.max_length, instead of refusing them."""
+
     samples_axis: int = 0
     """The axis of the datasets along which the samples are; -1 for the last, as files of MATLAB have it where
     its matrices have one row a sample."""
+
+    follow_links: bool = False
+    """Take datasets that links of a shard lead to in other files, and virtual datasets. These files must be
+    in the folder of the shard or below it. Every one of them must be there."""
 
     batch_size: Annotated[int, arg(aliases=["--batch-size"])] = 64
     """Samples of one local step on one rank."""
@@ -73,10 +86,12 @@ class DataConfig:
     rank may use, memory for torch and some batches, and makes the task anew. 0: in the rank itself. The
     batches are the same for any number, if random numbers are drawn from `training` alone."""
 
-    reading: Literal["auto", "memory", "stream"] = "auto"
-    """`memory` keeps the rank's rows in memory; `stream` reads blocks of rows in random order as they are
-    needed. `auto` chooses memory if the rows of all ranks of a host fit into half of its free memory, within
-    the limits of the kernel, the job's cgroups, the Slurm allocation, and `ulimit -v` and `-d`."""
+    reading: Literal["auto", "memory", "mmap", "stream"] = "auto"
+    """`memory` keeps the rank's rows in memory. `mmap` maps files without chunks into memory, which the ranks
+    of a host share. `stream` reads blocks of rows in random order as they are needed. `auto` takes memory if
+    the rows of all ranks of a host fit into half of its free memory, within the limits of the kernel, the
+    job's cgroups, the Slurm allocation, and `ulimit -v` and `-d`. Else it takes mmap for files of local file
+    systems whose rows fit into three quarters of it, or are of 64 KiB or more, and stream for all others."""
 
     scale: float | Literal["auto"] | None = None
     """Factor applied to integer inputs before the model. Default: the one recorded in the shard, else 1.
@@ -89,6 +104,17 @@ class DataConfig:
     together, as suits images [height, width]. All inputs for training are read once more before the first
     step. The figures are a part of the model. Integers are then not multiplied by a scale."""
 
+    not_finite: Literal["error", "skip", "keep"] = "keep"
+    """What becomes of a row with a value that is not finite in float32, in any of its fields; targets that do
+    not count, by mask or weight, may be anything. `error`: the run ends when it reads one. `skip`: such rows
+    are left out of training and evaluation, and counted. Default: `keep`, as `transform` may replace such
+    values; a rank whose model becomes not finite loses the steps of that round."""
+
+    on_damage: Literal["error", "skip"] = "error"
+    """What becomes of training rows that cannot be read or decoded, or are not what was written. `error`: the
+    run ends and names them. `skip`: they are left out, counted and reported; of the rest of the file nothing
+    is lost. A file that cannot be opened and damaged validation data are always an error."""
+
     def __post_init__(self) -> None:
         require_usable(self, "data.")
         require(self.path != "", "data.path", self.path, "a path, a glob pattern or `digits`")
@@ -98,6 +124,10 @@ class DataConfig:
         require(
             -8 <= self.samples_axis <= 8, "data.samples_axis", self.samples_axis, "an axis, such as 0 or -1"
         )
+        length = self.max_length
+        require(length is None or 1 <= length < 2**31, "data.max_length", length, "at least 1 value")
+        expected = "false without data.max_length, at which it cuts. Set that as well"
+        require(length is not None or not self.truncate, "data.truncate", self.truncate, expected)
         require(self.batch_size >= 1, "data.batch_size", self.batch_size, "at least 1 sample")
         require(self.workers >= 0, "data.workers", self.workers, "0 or more processes")
         if isinstance(self.validation, (int, float)):
@@ -105,6 +135,10 @@ class DataConfig:
             require(0 < self.validation < 1, "data.validation", self.validation, expected)
         require(
             self.scale != 0, "data.scale", self.scale, "a factor other than 0, which would remove the inputs"
+        )
+        expected = "`error` with data.reading = 'mmap', which finds damage in single rows of a batch"
+        require(
+            self.reading != "mmap" or self.on_damage == "error", "data.on_damage", self.on_damage, expected
         )
         expected = "none with data.standardize, which brings inputs of any scale to mean 0 and deviation 1"
         require(self.scale is None or self.standardize is None, "data.scale", self.scale, expected)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 from hvd_train.config import DataConfig
 from hvd_train.data.blocks import rows_per_block
 from hvd_train.data.check import unlike
 from hvd_train.data.deal import Span, deal, split_validation
 from hvd_train.data.demo import ensure_digits
-from hvd_train.data.format import SampleSpec, ShardInfo, is_class_dtype
+from hvd_train.data.format import MANIFEST_NAME, SampleSpec, ShardInfo, is_class_dtype
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.labels import Labels, Unclassed, divisor, join, labels_of, labels_of_header, objection
+from hvd_train.data.lengths import check_lengths, with_mask
 from hvd_train.data.locate import Found, in_groups, locate
-from hvd_train.data.places import Places, places_of, places_of_fields
+from hvd_train.data.places import Places, places_of
 from hvd_train.data.repeats import Origin, origin_of, refuse_repeats
+from hvd_train.data.rows import Rows
+from hvd_train.data.screen import Screen, damage_screen, stretches
 from hvd_train.data.unpacked import unpacked_lines
 from hvd_train.errors import DataError
 
@@ -38,6 +40,9 @@ class Shards:
 
     warnings: tuple[str, ...] = ()
     """What a user should know of the shards, one line each."""
+
+    screen: Screen | None = None
+    """What marks rows that are left out of summaries, since they cannot be read; None: that is an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,11 @@ class Catalog:
 
     warnings: tuple[str, ...] = ()
     """What a user should know of the shards, one line each."""
+
+    def parts(self, parts: int, batch_size: int) -> list[tuple[Span, ...]]:
+        """The training rows in so many parts that differ by `batch_size` rows at most."""
+        units = {shard.path: shard.chunk_rows or shard.checksum_rows or 1 for shard in self.shards}
+        return deal(self.train, parts, batch_size, units)
 
 
 def open_catalog(data: DataConfig, *, tokens: bool = False) -> Catalog:
@@ -90,7 +100,13 @@ def find_shards(data: DataConfig) -> Shards:
     refuse_repeats(*([origin for _, origin in part] for part in read))
     train_infos, validation_infos = (tuple(info for info, _ in part) for part in read)
     sample = _agree((*train_infos, *validation_infos), data)
-    return Shards(train=train_infos, validation=validation_infos, sample=sample, warnings=tuple(warnings))
+    return Shards(
+        train=train_infos,
+        validation=validation_infos,
+        sample=sample,
+        warnings=tuple(warnings),
+        screen=damage_screen(data, sample),
+    )
 
 
 LabelSummary = tuple[Labels, Labels]
@@ -102,13 +118,15 @@ def summarize_labels(
 ) -> LabelSummary:
     """What this rank's part of the integer targets looks like; together the parts are all of them.
 
-    Shards that record their classes are not read, unless they hold values that are no class. The rows of the
+    Rows of any length are compared with the length to which they are padded. Shards that record their classes
+    are not read, unless they hold values that are no class. The rows of the
     others are dealt to the ranks as for training, and each is read once. Not collective. Raises `DataError`.
     """
+    check_lengths(deal(whole((*shards.train, *shards.validation)), world_size)[rank], shards.sample.fields)
     if not is_class_dtype(shards.sample.fields[shards.sample.targets].dtype):
         return Labels(), Labels()
     train, validation = (
-        _summarize_part(infos, shards.sample, rank, world_size, tokens)
+        _summarize_part(infos, shards, rank, world_size, tokens)
         for infos in (shards.train, shards.validation)
     )
     return train, validation
@@ -124,33 +142,45 @@ def summarize_inputs(
     if data.scale != "auto" or tokens or recorded is not None or not dtype.startswith(("int", "uint")):
         return Labels()
     mine = deal(_parts(shards, data)[0], world_size)[rank]
-    return _read_labels(mine, sample, sample.inputs, ignore=False)
+    return _read_labels(mine, sample, sample.inputs, shards.screen, ignore=False)
 
 
 def _summarize_part(
-    infos: Sequence[ShardInfo], spec: SampleSpec, rank: int, world_size: int, tokens: bool
+    infos: Sequence[ShardInfo], shards: Shards, rank: int, world_size: int, tokens: bool
 ) -> Labels:
+    spec, screen = shards.sample, shards.screen
     known = [labels_of_header(info, spec.targets) for info in infos]
     unread = [info for info, labels in zip(infos, known, strict=True) if labels is None]
     found = [labels for labels in known if labels is not None and rank == 0]
     # A target that is also an input token cannot be a mark to be ignored.
     ignore = not (tokens and spec.inputs == spec.targets)
-    found.append(_read_labels(deal(whole(unread), world_size)[rank], spec, spec.targets, ignore))
+    mine = deal(whole(unread), world_size)[rank]
+    found.append(_read_labels(mine, spec, spec.targets, screen, ignore))
     if tokens and spec.inputs != spec.targets and is_class_dtype(spec.fields[spec.inputs].dtype):
-        found.append(_read_labels(deal(whole(infos), world_size)[rank], spec, spec.inputs, ignore=False))
+        mine = deal(whole(infos), world_size)[rank]
+        found.append(_read_labels(mine, spec, spec.inputs, screen, ignore=False))
     return join(found)
 
 
-def _read_labels(spans: Sequence[Span], spec: SampleSpec, name: str, ignore: bool) -> Labels:
+def _read_labels(
+    spans: Sequence[Span], spec: SampleSpec, name: str, screen: Screen | None, ignore: bool
+) -> Labels:
     found = []
-    layout = places_of_fields({name: spec.fields[name]})
-    for path, of_shard in groupby(spans, lambda span: span.shard):
-        with ShardFile(path, layout) as shard:
-            rows = rows_per_block(shard.info.fields[name], _SCAN_BYTES)
-            for span in of_shard:
-                for start in range(span.start, span.stop, rows):
-                    block = shard.read(name, start, min(start + rows, span.stop))
-                    found.append(labels_of(block, name, path, start, ignore=ignore))
+    step, offset = rows_per_block(spec.fields[name], _SCAN_BYTES), 0
+    fields = with_mask(name, spec.fields[name])
+    rows = Rows(spans, fields, verify=screen is not None, screen=screen)
+    try:
+        for span in rows.spans:
+            for start in range(0, span.num_rows, step):
+                batch = rows.read(offset + start, offset + min(start + step, span.num_rows))
+                for first, stop in stretches(batch):
+                    row = span.start + start + first
+                    block, *marks = (batch[field][first:stop] for field in fields)
+                    mask = marks[0] if marks else None
+                    found.append(labels_of(block, name, span.shard, row, ignore=ignore, marks=mask))
+            offset += span.num_rows
+    finally:
+        rows.close()
     return join(found)
 
 
@@ -223,7 +253,7 @@ def _find_parts(data: DataConfig) -> tuple[tuple[Found, ...], tuple[Found, ...]]
     source = locate(path, "data.path")
     if not source.train:
         raise DataError(
-            f"data.path = {path!r}: its manifest lists no train shards. "
+            f"{os.path.join(path, MANIFEST_NAME)}: lists no train shards. "
             f"Add them with `hvd_train shard write ... --out {path} --part train`."
         )
     if isinstance(data.validation, float):
@@ -264,7 +294,7 @@ def read_shards(
 def _read_shard(shard: Found, layout: Places, texts: bool) -> tuple[ShardInfo, Origin]:
     with ShardFile(shard.path, layout, texts=texts) as file:
         manifest = os.path.realpath(shard.path.removesuffix(shard.entry.file)) if shard.entry else ""
-        info, origin = file.info, origin_of(file, manifest)
+        info, origin = file.info, origin_of(file, manifest, layout.inputs)
     for difference in shard.differences(info):
         raise DataError(difference)
     return info, origin
@@ -272,9 +302,21 @@ def _read_shard(shard: Found, layout: Places, texts: bool) -> tuple[ShardInfo, O
 
 def _agree(infos: Sequence[ShardInfo], data: DataConfig) -> SampleSpec:
     first = infos[0]
+    if data.max_length is not None and not any(field.padding for field in first.fields.values()):
+        raise DataError(
+            f"data.max_length = {data.max_length}: no field of a sample in {first.path} has rows of any "
+            "length. Expected one, such as a dataset of variable-length type or `packed(values, offsets)`: "
+            "leave data.max_length out, or name such a field."
+        )
     for info in infos:
         for difference in unlike(info, first, with_scale=not isinstance(data.scale, (int, float))):
             raise DataError(difference)
+    shape = first.fields[data.inputs].shape
+    if 0 in shape:
+        raise DataError(
+            f"{first.path}: `{data.inputs}` has the shape {list(shape)} a sample; expected one number or "
+            "more. Name another dataset in data.inputs."
+        )
     recorded = 1.0 if first.scale is None or data.standardize else first.scale
     return SampleSpec(
         inputs=data.inputs,

@@ -89,6 +89,8 @@ def _report(shard: Found, layout: Places) -> Report:
         problems = list(shard.differences(file.info))
         if file.info.num_samples == 0:
             remarks.append("no samples: a training skips it")
+        elif file.info.growing:
+            remarks.append(f"a program is writing it (SWMR): its first {file.info.num_samples:,} rows")
         for name in layout.places:
             dataset = _DatasetCheck(file, name, is_target=name == layout.targets)
             problems += dataset.problems()
@@ -116,13 +118,15 @@ class _DatasetCheck:
             yield str(error)
             return
         block_rows = info.checksum_rows or rows_per_block(info.fields[name], _READ_BYTES)
+        # Checksums are of whole rows of the dataset.
+        is_part = info.checksum_rows is not None and not self._file.is_whole(name)
         damaged: list[tuple[int, int]] = []
         unreadable = False
         for block in range(-(-info.num_samples // block_rows)):
             first, last = block * block_rows, min((block + 1) * block_rows, info.num_samples)
             try:
                 rows = self._file.read(name, first, last)
-                stored = rows if self._file.is_whole(name) else self._file.read_stored(name, first, last)
+                stored = self._file.read_stored(name, first, last) if is_part else rows
             except UnsupportedShard:
                 raise
             except DataError as error:

@@ -1,4 +1,4 @@
-"""A signal in the HDF5 library, which some damaged files cause, ends with the name of the file.
+"""A signal that some damaged files cause, mostly in the HDF5 library, ends with the name of the file.
 
 HDF5 is C code that reads what a file says into memory; a damaged file can make it fail in a way that no
 exception reports.
@@ -22,25 +22,27 @@ from hvd_train.errors import DataError
 T = TypeVar("T")
 
 _FRAME = "the HDF5 library reads this file"
+MAPPED = "this file is mapped into memory: it was cut short, or its file system failed"
 
 
 def _call(action: Callable[..., T], *args: Any) -> T:
     return action(*args)
 
 
-def naming(path: str | Path) -> Callable[..., Any]:
+def naming(path: str | Path, frame: str = _FRAME) -> Callable[..., Any]:
     """A function `f(action, *args)` that calls `action(*args)`; should the process die of a signal meanwhile,
     in any thread, `path` is in the stack that Python's faulthandler prints on stderr.
 
     Turns that handler on if it is off. It prints names of functions and of source files only, so the frame
-    of `f` has the path as its source file: nothing is written or stored per call.
+    of `f` has the path as its source file, and `frame`, what is done with the file, as its name: nothing is
+    written or stored per call.
     """
     if not faulthandler.is_enabled():
         faulthandler.enable(file=2)  # sys.stderr may be no file, as in notebooks
     # In < >, so that a traceback does not open the shard to look for a line of source code.
-    names = {"co_filename": f"<{path}>", "co_name": _FRAME}
+    names = {"co_filename": f"<{path}>", "co_name": frame}
     if sys.version_info >= (3, 11):
-        names["co_qualname"] = _FRAME
+        names["co_qualname"] = frame
     code = _call.__code__.replace(**names)  # type: ignore[arg-type]
     return FunctionType(code, _call.__globals__)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import floor
+from types import MappingProxyType
 
 from hvd_train.errors import DataError
 
@@ -27,7 +28,12 @@ class Span:
         return self.stop - self.start
 
 
-def deal(spans: Sequence[Span], world_size: int) -> list[tuple[Span, ...]]:
+def deal(
+    spans: Sequence[Span],
+    world_size: int,
+    within: int | None = None,
+    units: Mapping[str, int] = MappingProxyType({}),
+) -> list[tuple[Span, ...]]:
     """The rows of each rank: every row goes to exactly one rank.
 
     - As many shards as ranks: rank i reads shard i.
@@ -37,12 +43,19 @@ def deal(spans: Sequence[Span], world_size: int) -> list[tuple[Span, ...]]:
       rows. No allotment of ranks to shards has a smaller largest part; with p ranks, m shards and n rows
       that part is at most ceil(n / (p - m + 1)). Parts of one shard differ by at most one row.
 
+    If ranks then differ by more than `within` rows, rows move from the fullest ranks to the emptiest until
+    they do not.
+
     Ranks for which no row is left have an empty tuple. Spans of one shard count as one shard.
+
+    Args:
+        within: at least 1; None: no row moves.
+        units: rows at whose multiples a shard is best cut, such as those of its chunks. Moving rows are cut
+            off there if that is not further than `within` / 4 from where it should be.
     """
     shards = _by_shard(spans)
-    if len(shards) > world_size:
-        return _whole_shards(shards, world_size)
-    return _cut_shards(shards, world_size)
+    dealt = (_whole_shards if len(shards) > world_size else _cut_shards)(shards, world_size)
+    return dealt if within is None else _level(spans, dealt, within, units)
 
 
 def _by_shard(spans: Sequence[Span]) -> list[tuple[Span, ...]]:
@@ -87,6 +100,56 @@ def _cut(spans: tuple[Span, ...], parts: int) -> list[tuple[Span, ...]]:
     total = _num_rows(spans)
     bounds = [total * i // parts for i in range(parts + 1)]
     return [rows_of(spans, start, stop) for start, stop in pairwise(bounds)]
+
+
+def _level(
+    spans: Sequence[Span], dealt: Sequence[Sequence[Span]], within: int, units: Mapping[str, int]
+) -> list[tuple[Span, ...]]:
+    """Each move but a few brings one of two ranks to its equal share, or close to it, and cuts one span at
+    most. After as many moves as ranks all are exact, so that they come to an end."""
+    parts = [list(part) for part in dealt]
+    loads = [_num_rows(part) for part in parts]
+    share, extra = divmod(sum(loads), len(loads))
+    moves = 0
+    while max(loads) - min(loads) > within:
+        full, empty = loads.index(max(loads)), loads.index(min(loads))
+        rows = max(1, min(loads[full] - share, share + (extra > 0) - loads[empty]))
+        moved = _take(parts[full], rows, within // 4 if moves < len(loads) else 0, units)
+        parts[empty] += moved
+        loads[full] -= _num_rows(moved)
+        loads[empty] += _num_rows(moved)
+        extra -= loads[empty] == share + 1
+        moves += 1
+    order = {span.shard: index for index, span in enumerate(spans)}
+    return [_joined(sorted(part, key=lambda s: (order[s.shard], s.start))) for part in parts]
+
+
+def _take(part: list[Span], rows: int, most_off: int, units: Mapping[str, int]) -> list[Span]:
+    """Takes the last `rows` rows off, or up to `most_off` more or fewer if a span is then cut at a unit."""
+    taken = []
+    while rows > 0:
+        span = part.pop()
+        cut, unit = span.stop - rows, units.get(span.shard, 1)
+        nearest = (cut + unit // 2) // unit * unit
+        if span.start < nearest < span.stop and abs(nearest - cut) <= most_off:
+            cut = nearest
+        if cut > span.start:
+            part.append(Span(span.shard, span.start, cut))
+            taken.append(Span(span.shard, cut, span.stop))
+            break
+        taken.append(span)
+        rows -= span.num_rows
+    return taken
+
+
+def _joined(spans: Sequence[Span]) -> tuple[Span, ...]:
+    """The same rows without cuts between spans of which one ends where the next begins."""
+    joined: list[Span] = []
+    for span in spans:
+        if joined and joined[-1].shard == span.shard and joined[-1].stop == span.start:
+            span = Span(span.shard, joined.pop().start, span.stop)
+        joined.append(span)
+    return tuple(joined)
 
 
 def rows_of(spans: Sequence[Span], start: int, stop: int) -> tuple[Span, ...]:

@@ -9,22 +9,26 @@ import numpy as np
 import numpy.typing as npt
 
 from hvd_train.data.format import Array
+from hvd_train.data.picked import AnyRows, Picked
 from hvd_train.data.rows import Rows
+from hvd_train.data.screen import MARK, USABLE
 
 _READ_BYTES = 1 << 20
 _LARGEST = np.finfo(np.float32).max
 
 
-def first_not_finite(rows: Rows, drawn: npt.NDArray[np.int64]) -> str:
+def first_not_finite(rows: AnyRows, drawn: npt.NDArray[np.int64]) -> str:
     """The first of the rows numbered `drawn` that holds a value that is not finite in float32, as file,
-    dataset, value and row of the file; empty if there is none.
+    dataset, value and row of the file; empty if there is none. Rows that are left out do not count.
 
     Reads the rows again, from files of its own. Raises `DataError`.
     """
+    if isinstance(rows, Picked):
+        return first_not_finite(rows.rows, rows.numbers(drawn))
     fields = {name: field for name, field in rows.fields.items() if np.dtype(field.dtype).kind == "f"}
     if not fields:
         return ""
-    own = Rows(rows.spans, fields)
+    own = Rows(rows.spans, fields, screen=rows.screen)
     numbers = np.unique(drawn)
     # Blocks of the files, each read once from the first to the last of its rows that were drawn.
     cuts = np.flatnonzero(np.diff(numbers // max(1, _READ_BYTES // max(1, own.row_bytes)))) + 1
@@ -32,7 +36,10 @@ def first_not_finite(rows: Rows, drawn: npt.NDArray[np.int64]) -> str:
     try:
         for block in np.split(numbers, cuts) if len(numbers) else ():
             first = int(block[0])
-            for name, values in own.read(first, int(block[-1]) + 1).items():
+            batch = own.read(first, int(block[-1]) + 1)
+            if (marks := batch.pop(MARK, None)) is not None:
+                block = block[marks[block - first] == USABLE]
+            for name, values in batch.items():
                 for index, value in _not_finite(values[block - first]):
                     found.setdefault(int(block[index]), _describe(own, int(block[index]), name, value))
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy.typing as npt
@@ -11,6 +11,9 @@ import numpy.typing as npt
 from hvd_train.data.layout import Layout
 
 Array = npt.NDArray[Any]
+
+Compression = Literal["none", "gzip", "lz4", "zstd", "blosc"]
+"""Of the chunks of a shard; all but gzip are filters of hdf5plugin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,20 @@ class Coding:
 
     one_hot: bool = False
     """Whether there is a number for each class along the last axis of a sample: 1 for its class, else 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Padding:
+    """How rows of any length become rows of one."""
+
+    length: int
+    """Values of a row; shorter rows have zeros after their own."""
+
+    truncate: bool = False
+    """Whether longer rows are cut; else they are refused."""
+
+    marks: bool = False
+    """Whether the field has no values, but marks them: true for a value, false for padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +60,14 @@ class FieldSpec:
     coding: Coding | None = None
     """How its values became class numbers; None for values as they are."""
 
+    follow_links: bool = field(default=False, compare=False)
+    """Whether it may be in another file, which a link leads to, or a virtual dataset."""
+
+    padding: Padding | None = None
+    """Of rows of any length; None for rows that all have this shape."""
+
     def __str__(self) -> str:
-        return f"{self.dtype} {list(self.shape)}"
+        return f"{self.dtype} {list(self.shape)}{', padded' if self.padding else ''}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without those that say nothing."""
@@ -88,11 +111,22 @@ class SampleSpec:
         plain = {key: value for key, value in vars(self).items() if key[0] != "_" and value != ""}
         return {**plain, "fields": fields}
 
+    def contents(self) -> dict[str, Any]:
+        """As `to_json`, without where the values may be."""
+        fields = {name: replace(field, follow_links=False) for name, field in self.fields.items()}
+        return {**self.to_json(), "fields": {name: field.to_json() for name, field in fields.items()}}
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SampleSpec:
         """The inverse of `to_json`."""
         fields = {name: _field(field) for name, field in values["fields"].items()}
         return cls(**{**values, "fields": fields})
+
+    def mask_of(self, name: str) -> str:
+        """The name of the field that marks the values of field `name`, whose rows are padded; empty if they
+        are not."""
+        padding = self.fields[name].padding
+        return mask_name(name) if padding and not padding.marks else ""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -107,7 +141,14 @@ def _field(values: Mapping[str, Any]) -> FieldSpec:
     coding = values.get("coding")
     if coding is not None:
         coding = Coding(**{**coding, "names": tuple(coding["names"])})
-    return FieldSpec(**{**values, "shape": tuple(values["shape"]), "coding": coding})
+    padding = values.get("padding")
+    padding = None if padding is None else Padding(**padding)
+    return FieldSpec(**{**values, "shape": tuple(values["shape"]), "coding": coding, "padding": padding})
+
+
+def mask_name(name: str) -> str:
+    """Of the field that marks the values of field `name`."""
+    return f"{name}_mask"
 
 
 SCHEMA_VERSION = 2
@@ -191,7 +232,7 @@ class ShardInfo:
     """How they are stored."""
 
     contiguous: bool
-    """Whether every dataset is contiguous in the file."""
+    """Whether every dataset is contiguous in the file, and has rows of one length."""
 
     class_counts: tuple[int, ...] | None
     """Samples of each class in the last dataset asked for, as recorded in the shard."""
@@ -207,6 +248,16 @@ class ShardInfo:
 
     unpacked: tuple[str, ...] = ()
     """What attributes do to the values of datasets, a clause each, such as CF's `scale_factor`."""
+
+    growing: bool = False
+    """Whether a program is adding rows, in SWMR mode."""
+
+    def continues(self, first: ShardInfo) -> bool:
+        """Whether it is the header of the same shard as `first`, which may have grown if it was growing."""
+        if not first.growing:
+            return self == first
+        same = replace(self, num_samples=first.num_samples, layouts=first.layouts, growing=True)
+        return same == first and self.num_samples >= first.num_samples
 
     @property
     def chunk_rows(self) -> int | None:
@@ -251,3 +302,5 @@ class Manifest:
     validation: tuple[ShardEntry, ...] = ()
     digest: str | None = None
     """Digest of all the rest; None for a manifest of schema 1."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, in the order of their numbers; empty if none are known."""

@@ -71,25 +71,35 @@ def divisor(most: int, dtype: str) -> int:
     return full if most > full // 2 else most
 
 
-def labels_of(values: Array, name: str, file: str, first_row: int = 0, *, ignore: bool = True) -> Labels:
+def labels_of(
+    values: Array,
+    name: str,
+    file: str,
+    first_row: int = 0,
+    *,
+    ignore: bool = True,
+    marks: Array | None = None,
+) -> Labels:
     """Of a block of integers or booleans, [rows, ...].
 
     Args:
         name: of the dataset.
         first_row: number of the block's first row in the file.
         ignore: leave out those that are `IGNORED`.
+        marks: of rows that are padded, where they have values: [rows, length] booleans.
     """
     flat = values.reshape(-1)
     width = max(1, flat.size // max(1, len(values)))
-    rows = None
-    if ignore and flat.size and flat.min() < 0:
-        rows = np.flatnonzero(flat != IGNORED)
-        flat = flat[rows]
+    places = None
+    if marks is not None or (ignore and flat.size and flat.min() < 0):
+        counts = np.ones(flat.size, bool) if marks is None else marks.repeat(flat.size // marks.size)
+        places = np.flatnonzero(counts & (flat != IGNORED) if ignore else counts)
+        flat = flat[places]
     if not flat.size:
         return Labels()
 
     def extreme(at: int) -> Extreme:
-        place = at if rows is None else int(rows[at])
+        place = at if places is None else int(places[at])
         return Extreme(int(flat[at]), name, file, first_row + place // width)
 
     low, high = extreme(int(flat.argmin())), extreme(int(flat.argmax()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -15,10 +15,15 @@ from hvd_train.data.files import require_regular
 from hvd_train.data.format import MANIFEST_NAME, READABLE_SCHEMAS, Manifest, ShardEntry, ShardInfo
 from hvd_train.errors import DataError
 from hvd_train.io.atomic import replacing
+from hvd_train.io.text import shown
 
 _REWRITE = (
     "Remove it and write the shards anew with `hvd_train shard write`, or name the shards by a glob pattern."
 )
+_MOST_BYTES = 1 << 30
+"""Of a manifest; a million shards take a third of it."""
+_MOST_NAME = 4096
+"""Characters; Linux takes no longer path."""
 _READABLE = " or ".join(map(str, READABLE_SCHEMAS))
 
 
@@ -26,11 +31,15 @@ def load_manifest(folder: str | Path) -> Manifest | None:
     """The manifest of a folder, or None where there is none.
 
     Raises `DataError` for one that cannot be read, is of a later schema, is not what was written, or names
-    files outside the folder.
+    files outside the folder: of the folder as it is named, and the one to which the manifest is linked.
     """
     path = Path(folder) / MANIFEST_NAME
     try:
         require_regular(path, "the list of shards that `hvd_train shard write` writes")
+        if path.stat().st_size > _MOST_BYTES:
+            raise DataError(
+                f"{path}: {path.stat().st_size:,} bytes, expected at most {_MOST_BYTES:,}. {_REWRITE}"
+            )
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -41,13 +50,34 @@ def load_manifest(folder: str | Path) -> Manifest | None:
         manifest = msgspec.json.decode(text, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a manifest: {error}. {_REWRITE}") from None
-    for entry in (*manifest.train, *manifest.validation):
-        name = PurePath(entry.file)
-        if name.is_absolute() or ".." in name.parts:
-            raise DataError(f"{path}: file {entry.file!r} is outside the manifest's folder. {_REWRITE}")
+    _require_inside(path, (entry.file for entry in (*manifest.train, *manifest.validation)))
     if manifest.digest != (None if manifest.schema == 1 else _digest(values)):
         raise DataError(f"{path}: not what was written: it was damaged or changed. {_REWRITE}")
     return manifest
+
+
+def _require_inside(path: Path, names: Iterable[str]) -> None:
+    """Raises `DataError` for a name that leads out of the folder of the manifest at `path`."""
+    folders = {os.path.realpath(path.parent), os.path.dirname(os.path.realpath(path))}
+    inside = tuple(os.path.join(folder, "") for folder in folders)
+    linked: dict[PurePath, bool] = {PurePath(): False}
+    for name in names:
+        file = PurePath(name)
+        if not file.parts or len(name) > _MOST_NAME or "\0" in name:
+            raise DataError(f"{path}: file `{shown(name)}` cannot be the name of a file. {_REWRITE}")
+        if file.is_absolute() or ".." in file.parts:
+            raise DataError(f"{path}: file `{shown(name)}` is outside the manifest's folder. {_REWRITE}")
+        for parent in file.parents:
+            if parent not in linked:
+                linked[parent] = os.path.islink(path.parent / parent)
+        if not os.path.islink(path.parent / file) and not any(linked[parent] for parent in file.parents):
+            continue
+        target = os.path.realpath(path.parent / file)
+        if not target.startswith(inside):
+            raise DataError(
+                f"{path}: file `{shown(name)}` is a link to {shown(target)}, outside the manifest's folder. "
+                "Copy the file to its place, or name the shards by a glob pattern, which takes links."
+            )
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
@@ -75,6 +105,8 @@ def save_manifest(folder: str | Path, manifest: Manifest) -> Manifest:
     """Writes `manifest` into an existing folder, atomically; returns it as it was written, with its digest.
     Raises OSError."""
     values = asdict(manifest)
+    if not manifest.class_names:
+        del values["class_names"]
     values["digest"] = _digest(values)
     with replacing(Path(folder) / MANIFEST_NAME) as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(values), indent=2) + b"\n")

@@ -16,9 +16,11 @@ import numpy as np
 
 from hvd_train.data.deal import Span, rows_of
 from hvd_train.data.exact_sums import ExactSums, Floats
-from hvd_train.data.format import Array, FieldSpec
+from hvd_train.data.format import Array, FieldSpec, mask_name
 from hvd_train.data.grouping import Grouping, shape_of_moments
+from hvd_train.data.lengths import with_mask
 from hvd_train.data.rows import Rows
+from hvd_train.data.screen import Screen, usable
 from hvd_train.data.values import root
 
 _BLOCK_VALUES = 1 << 20
@@ -46,11 +48,12 @@ class Moments:
         self.squares = ExactSums(groups)
         """The sums of their squares."""
 
-    def add(self, block: Array) -> None:
+    def add(self, block: Array, marks: Array | None = None) -> None:
         """Adds a block of integers, booleans or floating-point numbers of up to 64 bits, [rows, groups,
-        values]. NaN and infinite values are left out. Integers of 64 bits are taken as float64."""
+        values]. NaN and infinite values are left out, and those that `marks`, of the same shape, does not
+        mark. Integers of 64 bits are taken as float64."""
         values = block.astype(np.float64)
-        finite = np.isfinite(values)
+        finite = np.isfinite(values) if marks is None else np.isfinite(values) & marks
         if not finite.any():
             return
         kept: dict[str, Any] = {"axis": (0, 2)} if finite.all() else {"axis": (0, 2), "where": finite}
@@ -103,11 +106,19 @@ def _halves(a: Floats) -> tuple[Floats, Floats]:
 
 
 def moments_of(
-    spans: Sequence[Span], name: str, field: FieldSpec, grouping: Grouping, rank: int = 0, world_size: int = 1
+    spans: Sequence[Span],
+    name: str,
+    field: FieldSpec,
+    grouping: Grouping,
+    rank: int = 0,
+    world_size: int = 1,
+    screen: Screen | None = None,
 ) -> Moments:
-    """Those of this rank's part of the rows of `spans`; together the parts are all rows, each once.
+    """Those of this rank's part of the rows of `spans`; together the parts are all rows, each once, but for
+    those that `screen` marks.
 
-    Checksums are not compared: that is done when the rows are used. Not collective. Raises `DataError`.
+    Checksums are not compared without a screen: that is done when the rows are used. Not collective. Raises
+    `DataError`.
     """
     num_rows, step = sum(span.num_rows for span in spans), max(1, _BLOCK_VALUES // max(1, prod(field.shape)))
     blocks = -(-num_rows // step)
@@ -115,12 +126,17 @@ def moments_of(
     groups = prod(shape_of_moments(field.shape, grouping))
     found = Moments(groups)
     width = prod(field.shape) // max(1, groups)
-    rows = Rows(rows_of(spans, first, stop), {name: field}, verify=False)
+    fields = with_mask(name, field)
+    rows = Rows(rows_of(spans, first, stop), fields, verify=screen is not None, screen=screen)
     try:
         rows.require_in_order()
         for start in range(0, len(rows), step):
-            block = rows.read(start, min(start + step, len(rows)))[name]
-            found.add(block.reshape(len(block), groups, width))
+            read = usable(rows.read(start, min(start + step, len(rows))))[0]
+            block, marks = read[name], read.get(mask_name(name))
+            if marks is not None:
+                marks = np.broadcast_to(marks.reshape(*marks.shape, *[1] * (block.ndim - 2)), block.shape)
+                marks = marks.reshape(len(block), groups, width)
+            found.add(block.reshape(len(block), groups, width), marks)
     finally:
         rows.close()
     return found

@@ -37,19 +37,32 @@ Integers = Literal["scaled", "unscaled", "standardized", "tokens", "unknown"]
 """What a model does with integer inputs: multiplies them by a known scale, would do so but none is known,
 standardizes them as it does all inputs, takes them as tokens, or something that only the task knows."""
 
+Policy = Literal["error", "skip", "keep"]
+"""What becomes of rows with values that are not finite."""
+
+_OUTCOMES: dict[Policy, str] = {
+    "keep": "the steps of a rank that draws others are lost. Replace them, or leave out their rows by "
+    "data.not_finite = 'skip'",
+    "skip": "their rows are left out",
+    "error": "the run will end where it reads one. Replace them, or set data.not_finite = 'skip'",
+}
+
 Targets = Literal["classes", "tokens", "quantities", "unknown"]
 """What a task takes targets as."""
 
 
-def of_inputs(survey: Survey, integers: Integers, *, floats: bool = True) -> list[str]:
+def of_inputs(
+    survey: Survey, integers: Integers, *, floats: bool = True, policy: Policy = "keep"
+) -> list[str]:
     """Of a dataset of inputs.
 
     Args:
         integers: what the model does with integers.
         floats: whether the model takes floating-point numbers as they are.
+        policy: what becomes of values that are not finite.
     """
     kind = np.dtype(survey.field.dtype).kind
-    lines = [not_finite(survey)]
+    lines = [not_finite(survey, policy)]
     if integers != "tokens" or kind == "f":
         lines.append(constant(survey))
     warning = unscaled(survey) if integers == "unscaled" else ""
@@ -58,8 +71,8 @@ def of_inputs(survey: Survey, integers: Integers, *, floats: bool = True) -> lis
     return [line for line in (*lines, warning) if line]
 
 
-def not_finite(survey: Survey) -> str:
-    """Of values that are NaN or infinite; empty if there are none."""
+def not_finite(survey: Survey, policy: Policy = "keep") -> str:
+    """Of values that are NaN or infinite, and what becomes of them; empty if there are none."""
     values = survey.values
     infinite = values.plus_inf + values.minus_inf
     parts = [f"{n:,} {what}" for n, what in ((values.nan, "NaN"), (infinite, "inf")) if n]
@@ -68,9 +81,8 @@ def not_finite(survey: Survey) -> str:
     share = (values.nan + infinite) / values.count
     return (
         f"{survey.not_finite_in}: `{survey.name}` holds {' and '.join(parts)} among {values.count:,} values"
-        f"{_scope(survey)}, a share of {share:.2g}; expected finite numbers: the steps of a rank that draws "
-        "others are lost. Replace them, or leave out their rows; `hvd_train shard check` counts them in each "
-        "file."
+        f"{_scope(survey)}, a share of {share:.2g}; expected finite numbers: {_OUTCOMES[policy]}; "
+        "`hvd_train shard check` counts them in each file."
     )
 
 
@@ -131,7 +143,13 @@ def far_from_one(survey: Survey) -> str:
 
 
 def of_targets(
-    survey: Survey, kind: Targets, labels: Labels, num_classes: int = 0, *, masked: bool = False
+    survey: Survey,
+    kind: Targets,
+    labels: Labels,
+    num_classes: int = 0,
+    *,
+    masked: bool = False,
+    policy: Policy = "keep",
 ) -> list[str]:
     """Of a dataset of targets.
 
@@ -139,8 +157,9 @@ def of_targets(
         labels: what is known of the integers of the training rows; used of `classes` alone.
         num_classes: those of the model. Default: those of `labels`.
         masked: whether some of them may not count; these may be no numbers.
+        policy: what becomes of values that are not finite.
     """
-    lines = [] if masked else [not_finite(survey)]
+    lines = [] if masked else [not_finite(survey, policy)]
     if kind == "classes":
         coding = survey.field.coding
         if coding is not None and coding.names:

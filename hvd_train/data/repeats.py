@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import xxhash
 
 from hvd_train.data.hdf5.file import ShardFile
+from hvd_train.data.hdf5.selections import Stretch
 from hvd_train.errors import DataError
 
 
@@ -27,9 +28,13 @@ class Origin:
     manifest: str
     """Folder of the manifest that lists it; empty if none does."""
 
+    stretches: tuple[Stretch, ...] = ()
+    """Where its inputs are, in whatever file; empty unless links are followed."""
 
-def origin_of(shard: ShardFile, manifest: str) -> Origin:
-    """Of an open shard. Raises `DataError` where its checksums cannot be read."""
+
+def origin_of(shard: ShardFile, manifest: str, inputs: str) -> Origin:
+    """Of an open shard; `inputs` is the name of that field. Raises `DataError` where its checksums cannot be
+    read."""
     info = shard.info
     status = os.stat(shard.file_path)
     digests = [shard.checksums_digest(name) for name in info.fields]
@@ -39,6 +44,7 @@ def origin_of(shard: ShardFile, manifest: str) -> Origin:
         file=(status.st_dev, status.st_ino, shard.group),
         contents=xxhash.xxh3_128_hexdigest(known.encode()) if all(digests) else "",
         manifest=manifest,
+        stretches=tuple(shard.stretches(inputs)),
     )
 
 
@@ -59,6 +65,28 @@ def refuse_repeats(train: Sequence[Origin], validation: Sequence[Origin]) -> Non
                 continue
         if twin is not origin:
             raise DataError(_refusal(twin, origin, id(twin) in trained and id(origin) not in trained))
+    for twin, origin, where in _shared((*train, *validation)):
+        seen = f"{origin.path}: its inputs and those of {twin.path} are the same rows of {where}"
+        raise DataError(_expected(seen, id(twin) in trained and id(origin) not in trained))
+
+
+def _shared(origins: Sequence[Origin]) -> Iterator[tuple[Origin, Origin, str]]:
+    """Every two shards that links lead to the same rows of a dataset, and which one that is."""
+    places: dict[Hashable, list[tuple[int, Stretch]]] = {}
+    for number, origin in enumerate(origins):
+        for stretch in origin.stretches:
+            places.setdefault(stretch.dataset, []).append((number, stretch))
+    for stretches in places.values():
+        if len({number for number, _ in stretches}) < 2:
+            continue
+        intervals = [(number, *map(int, i)) for number, s in stretches for i in s.intervals()]
+        stops: dict[int, int] = {}
+        for number, start, stop in sorted(intervals, key=lambda interval: interval[1:]):
+            for other, end in stops.items():
+                if other != number and end > start:
+                    first, second = sorted((number, other))
+                    yield origins[first], origins[second], stretches[0][1].where
+            stops[number] = max(stop, stops.get(number, 0))
 
 
 def _refusal(first: Origin, second: Origin, across: bool) -> str:
@@ -68,6 +96,10 @@ def _refusal(first: Origin, second: Origin, across: bool) -> str:
         seen = f"{second.path}: the same file as {first.path}, under another name"
     else:
         seen = f"{second.path}: the same rows as in {first.path}, by their checksums"
+    return _expected(seen, across)
+
+
+def _expected(seen: str, across: bool) -> str:
     if across:
         return f"{seen}. Expected no row to be both trained on and evaluated on: leave it out of one part."
     return f"{seen}. Expected every row once, or it counts twice: leave one of them out."

@@ -11,21 +11,26 @@ from typing import final
 import numpy as np
 import numpy.typing as npt
 
-from hvd_train.data.blocks import row_bytes
+from hvd_train.data.blocks import row_bytes, rows_per_block
+from hvd_train.data.damage import Range, read_undamaged
 from hvd_train.data.deal import Span, rows_of
 from hvd_train.data.format import Array, FieldSpec, ShardInfo
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.layout import HELD_BYTES, Layout, repack_line
 from hvd_train.data.numbering import Origins
 from hvd_train.data.places import places_of_fields
+from hvd_train.data.screen import MARK, USABLE, Screen
 from hvd_train.data.verify import Verifier
-from hvd_train.errors import DataError
+from hvd_train.errors import DataError, UnsupportedShard
 
 # A rank may hold more shards than the system lets one process open.
 _MAX_OPEN = 32
 
 _MOST_HELD_BYTES = 2 * HELD_BYTES
 """Decoded rows that the open files hold together (see `Layout.held_rows`), if they are more than one."""
+
+_DAMAGED_BYTES = 1 << 20
+"""Of a dataset without chunks and checksums: left out together where they cannot be read."""
 
 _MOST_DECODES = 4
 """In one pass over rows in order, of each chunk."""
@@ -37,10 +42,21 @@ class Rows:
 
     Arrays have the dtypes of `fields`. Files are opened when they are first read. One thread at a time.
     Every method raises `DataError` where a shard cannot be read, or is not what was written.
+
+    Args:
+        screen: marks the rows that are left out; batches have the marks under `MARK`. None: no marks.
     """
 
+    mark = b""
+    """Tells some rows of the spans from all of them; empty, as these are all."""
+
     def __init__(
-        self, spans: Sequence[Span], fields: Mapping[str, FieldSpec], *, verify: bool = True
+        self,
+        spans: Sequence[Span],
+        fields: Mapping[str, FieldSpec],
+        *,
+        verify: bool = True,
+        screen: Screen | None = None,
     ) -> None:
         self.spans = tuple(span for span in spans if span.num_rows > 0)
         self.fields = fields
@@ -48,6 +64,8 @@ class Rows:
         """Whether rows are compared with the checksums of their file when they are first read. Off to
         measure what that costs, and for a summary of rows that are used later; may be changed between two
         reads."""
+        self.screen = screen
+        """What marks the rows; None for none."""
         self._stops = list(accumulate(span.num_rows for span in self.spans))
         self._open: OrderedDict[str, ShardFile] = OrderedDict()
         self._infos: dict[str, ShardInfo] = {}
@@ -64,13 +82,19 @@ class Rows:
     def empty(self, num_rows: int) -> dict[str, Array]:
         """Uninitialised arrays of `num_rows` rows."""
         try:
-            return {n: np.empty((num_rows, *f.shape), np.dtype(f.dtype)) for n, f in self.fields.items()}
+            batch = {n: np.empty((num_rows, *f.shape), np.dtype(f.dtype)) for n, f in self.fields.items()}
+            if self.screen is not None:
+                batch[MARK] = np.empty(num_rows, np.uint8)
+            return batch
         except MemoryError:
-            num_bytes = num_rows * self.row_bytes
-            raise DataError(
-                f"{self.spans[0].shard}: {num_rows} rows need {num_bytes} bytes of memory, which this "
-                "process cannot allocate. Read them with data.reading = 'stream', or in smaller batches."
-            ) from None
+            raise self.too_large(num_rows, num_rows * self.row_bytes) from None
+
+    def too_large(self, num_rows: int, num_bytes: int) -> DataError:
+        """That there is no memory for so many rows, to be raised."""
+        return DataError(
+            f"{self.spans[0].shard}: {num_rows} rows need {num_bytes} bytes of memory, which this "
+            "process cannot allocate. Read them with data.reading = 'stream', or in smaller batches."
+        )
 
     def read(self, start: int, stop: int) -> dict[str, Array]:
         """Rows `start` up to `stop`. Raises IndexError outside 0..n."""
@@ -85,11 +109,59 @@ class Rows:
         while start < stop:
             path, ranges = self._next(start, stop)
             rows = sum(end - first for first, end in ranges)
-            shard = self._shard(path)
-            for name, array in batch.items():
-                self._read(shard, name, ranges, array[at : at + rows])
+            part = {name: array[at : at + rows] for name, array in batch.items()}
+            marks = part.pop(MARK, None)
+            if self.screen is None or marks is None:
+                for name, out in part.items():
+                    self._read(self.shard(path), name, ranges, out)
+            else:
+                self._read_screened(self.screen, path, ranges, part, marks)
             at += rows
             start += rows
+
+    def _read_screened(
+        self, screen: Screen, path: str, ranges: Sequence[Range], part: Mapping[str, Array], marks: Array
+    ) -> None:
+        marks.fill(USABLE)
+        for name, out in part.items():
+            shard = self.shard(path)
+            if self.verify:
+                self._verifier(shard, name)
+            try:
+                self._read(shard, name, ranges, out)
+            except UnsupportedShard:
+                raise
+            except DataError:
+                if not screen.skips_damage:
+                    raise
+                self._leave_out_damaged(screen, path, name, ranges, out, marks)
+        screen.mark(path, ranges, part, marks)
+
+    def _leave_out_damaged(
+        self, screen: Screen, path: str, name: str, ranges: Sequence[Range], out: Array, marks: Array
+    ) -> None:
+        # From a file that is opened anew: the handle of a network file system may be stale.
+        self._open.pop(path).close()
+        shard, at = self.shard(path), 0
+        for start, stop in ranges:
+            end = at + stop - start
+            unit = self._damaged_together(shard, name)
+            for (first, last), error in read_undamaged(
+                lambda rows, into: self._read(shard, name, [rows], into), (start, stop), out[at:end], unit
+            ):
+                screen.leave_out(
+                    path, (first, last), str(error), marks[at + first - start : at + last - start]
+                )
+            at = end
+
+    def _damaged_together(self, shard: ShardFile, name: str) -> int:
+        """Rows of a checksummed block, else of a chunk, else of 1 MiB."""
+        info = shard.info
+        if self.verify and info.checksum_rows:
+            return info.checksum_rows
+        if info.layouts[name].chunk:
+            return info.layouts[name].band_rows
+        return rows_per_block(info.fields[name], _DAMAGED_BYTES)
 
     def _next(self, start: int, stop: int) -> tuple[str, list[tuple[int, int]]]:
         """The shard that row `start` is in, and its rows from there on up to `stop` or another shard."""
@@ -108,10 +180,13 @@ class Rows:
         if not self.verify:
             shard.read_into(name, ranges, out)
             return
+        self._verifier(shard, name).read_into(shard, ranges, out)
+
+    def _verifier(self, shard: ShardFile, name: str) -> Verifier:
         key = (shard.info.path, name)
         if key not in self._verifiers:
             self._verifiers[key] = Verifier(shard, name)
-        self._verifiers[key].read_into(shard, ranges, out)
+        return self._verifiers[key]
 
     def locate(self, start: int, stop: int) -> tuple[Span, ...]:
         """Where rows `start` up to `stop` are."""
@@ -126,7 +201,7 @@ class Rows:
 
     def info(self, span: Span) -> ShardInfo:
         """The header of the shard that `span` is in."""
-        return self._shard(span.shard).info
+        return self.shard(span.shard).info
 
     def layouts(self) -> Iterator[tuple[str, Mapping[str, Layout]]]:
         """The path of every shard, and how its datasets are stored. Opens every file."""
@@ -150,7 +225,8 @@ class Rows:
         while self._open:
             self._open.popitem()[1].close()
 
-    def _shard(self, path: str) -> ShardFile:
+    def shard(self, path: str) -> ShardFile:
+        """The open file of a shard. It stays theirs, and may be closed by the next call."""
         shard = self._open.pop(path, None)
         if shard is None:
             shard = self._open_shard(path)
@@ -166,7 +242,8 @@ class Rows:
     def _open_shard(self, path: str) -> ShardFile:
         texts = any(field.dtype.startswith("S") for field in self.fields.values())
         shard = ShardFile(path, places_of_fields(self.fields), texts=texts)
-        if shard.info.fields != self.fields or self._infos.setdefault(path, shard.info) != shard.info:
+        first = self._infos.setdefault(path, shard.info)
+        if shard.info.fields != self.fields or not shard.info.continues(first):
             shard.close()
             raise DataError(
                 f"{path}: the file was replaced after the run began. Restore the file that the run began "

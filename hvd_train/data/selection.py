@@ -10,6 +10,7 @@ from hvd_train.data.catalog import find_shards, read_shards, whole
 from hvd_train.data.deal import Span, split_validation
 from hvd_train.data.demo import ensure_digits
 from hvd_train.data.format import FieldSpec, SampleSpec
+from hvd_train.data.growing import refuse_growing
 from hvd_train.data.locate import locate
 from hvd_train.data.places import places_of_fields
 from hvd_train.errors import DataError
@@ -31,6 +32,7 @@ class Selection:
 def needed_to_predict(sample: SampleSpec) -> tuple[str, ...]:
     """The fields that a model gets where the targets are not known."""
     known = {sample.targets, sample.weights, sample.mask} - {sample.inputs}
+    known |= {sample.mask_of(name) for name in known if name}
     return tuple(name for name in sample.fields if name not in known)
 
 
@@ -52,6 +54,7 @@ def select_rows(path: str, sample: SampleSpec, names: Sequence[str]) -> Selectio
     layout = places_of_fields(fields, sample.inputs, sample.targets)
     read = read_shards(source.validation or source.train, layout, warnings, texts=True)
     infos = [info for info, _ in read]
+    refuse_growing(infos)
     for info in infos:
         for name in names:
             expected, seen = sample.fields.get(name, infos[0].fields[name]), info.fields[name]
@@ -69,6 +72,7 @@ def validation_rows(data: DataConfig) -> tuple[tuple[Span, ...], tuple[str, ...]
     line each. Not collective: every rank does the same and gets the same. Raises `DataError`, also where it
     has none."""
     shards = find_shards(data)
+    refuse_growing((*shards.train, *shards.validation))
     train, validation = whole(shards.train), whole(shards.validation)
     if isinstance(data.validation, float):
         _, validation = split_validation(train, data.validation)

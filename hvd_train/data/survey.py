@@ -8,8 +8,10 @@ from functools import reduce
 
 from hvd_train.data.blocks import row_bytes, rows_per_block
 from hvd_train.data.deal import Span
-from hvd_train.data.format import Array, FieldSpec
+from hvd_train.data.format import FieldSpec, mask_name
+from hvd_train.data.lengths import has_values, with_mask
 from hvd_train.data.rows import Rows
+from hvd_train.data.screen import Screen, usable
 from hvd_train.data.values import Number, Values, join, values_of
 
 SURVEY_BYTES = 1 << 20
@@ -62,19 +64,23 @@ def survey(
     *,
     fills: Mapping[str, Number] | None = None,
     num_bytes: int | None = SURVEY_BYTES,
+    screen: Screen | None = None,
 ) -> dict[str, Survey]:
     """Reads some rows of `spans`, or all.
 
     Args:
-        fields: the datasets.
+        fields: the datasets. Those that only mark the values of others are left out.
         fills: values of some datasets that mark missing ones.
         num_bytes: about as many bytes are read of each dataset; None: every row.
+        screen: marks rows that are left out.
 
-    Checksums are not compared: that is done when the rows are used. Not collective. Raises `DataError`.
+    Checksums are not compared, unless a screen leaves out what is damaged: that is done when the rows are
+    used. Not collective. Raises `DataError`.
     """
     return {
-        name: _survey_one(spans, name, spec, (fills or {}).get(name), num_bytes)
+        name: _survey_one(spans, name, spec, (fills or {}).get(name), num_bytes, screen)
         for name, spec in fields.items()
+        if has_values(spec)
     }
 
 
@@ -98,23 +104,28 @@ def _join_two(a: Survey, b: Survey) -> Survey:
 
 
 def _survey_one(
-    spans: Sequence[Span], name: str, spec: FieldSpec, fill: Number | None, num_bytes: int | None
+    spans: Sequence[Span],
+    name: str,
+    spec: FieldSpec,
+    fill: Number | None,
+    num_bytes: int | None,
+    screen: Screen | None,
 ) -> Survey:
-    rows = Rows(spans, {name: spec}, verify=False)
+    rows = Rows(spans, with_mask(name, spec), verify=screen is not None, screen=screen)
     found = Survey(name=name, field=spec, values=Values(), num_rows=len(rows))
     try:
         for start, stop in _blocks(rows, spec) if num_bytes is None else _places(rows, spec, num_bytes):
             for span in rows.locate(start, stop):
-                block = rows.read(start, start + span.num_rows)[name]
+                block = usable(rows.read(start, start + span.num_rows))[0]
                 start += span.num_rows
-                found = _join_two(found, _of_block(block, name, spec, span.shard, fill))
+                values = values_of(block[name], fill, block.get(mask_name(name)))
+                found = _join_two(found, _of_block(values, name, spec, span.shard))
     finally:
         rows.close()
     return found
 
 
-def _of_block(block: Array, name: str, spec: FieldSpec, file: str, fill: Number | None) -> Survey:
-    values = values_of(block, fill)
+def _of_block(values: Values, name: str, spec: FieldSpec, file: str) -> Survey:
     return Survey(
         name=name,
         field=spec,

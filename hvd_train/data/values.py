@@ -113,17 +113,20 @@ class Values:
         }
 
 
-def values_of(block: Array, fill: Number | None = None) -> Values:
+def values_of(block: Array, fill: Number | None = None, marks: Array | None = None) -> Values:
     """Of a block of integers, booleans or floating-point numbers of up to 64 bits, [rows, ...].
 
     Args:
         fill: a value that marks missing ones. Those that equal it are counted, and are part of nothing else
             but `constant` and `one_hot`.
+        marks: of rows that are padded, where they have values: [rows, length] booleans. No component of a
+            sample is then followed by itself.
     """
     rows = len(block)
     if not rows:
         return Values()
-    samples = block.reshape(rows, -1)
+    padded = marks is not None
+    samples = block[marks].reshape(1, -1) if padded else block.reshape(rows, -1)
     samples = samples.view(np.uint8) if samples.dtype == bool else samples
     values = samples.reshape(-1)
     filled = 0
@@ -135,9 +138,9 @@ def values_of(block: Array, fill: Number | None = None) -> Values:
         rows=rows,
         count=samples.size,
         filled=filled,
-        components=samples.shape[1],
-        constant=_constant(samples),
-        one_hot=_one_hot(block),
+        components=None if padded else samples.shape[1],
+        constant=None if padded else _constant(samples),
+        one_hot=not padded and _one_hot(block),
         **(_of_floats(values) if values.dtype.kind == "f" else _of_integers(values)),
     )
 

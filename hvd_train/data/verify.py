@@ -12,6 +12,7 @@ from hvd_train.data.blocks import checksum
 from hvd_train.data.format import Array
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.errors import DataError
+from hvd_train.liveness import mark
 
 
 @final
@@ -28,6 +29,11 @@ class Verifier:
         self._sums = file.checksums(name)
         self._block_rows = file.info.checksum_rows or 1
         self._verified: npt.NDArray[np.bool_] = np.zeros(0 if self._sums is None else len(self._sums), bool)
+
+    @property
+    def compares(self) -> bool:
+        """Whether the dataset has checksums."""
+        return self._sums is not None
 
     def read_into(self, file: ShardFile, ranges: Sequence[tuple[int, int]], out: Array) -> None:
         """As `ShardFile.read_into`. Raises `DataError` with the rows of a block that is not what was written.
@@ -47,6 +53,18 @@ class Verifier:
             self._read_range(file, start, stop, out[at : at + stop - start])
             at += stop - start
 
+    def verify(self, path: str, rows: npt.NDArray[np.int64], stored: Array) -> None:
+        """Verifies the blocks of the shard `path` that the rows are in; `stored`: all rows of the dataset.
+        Raises `DataError` as `read_into` does."""
+        if self._sums is None:
+            return
+        blocks = rows // self._block_rows
+        blocks = blocks[~self._verified[blocks]]
+        for block in np.unique(blocks).tolist() if len(blocks) else ():
+            first, last = self.rows_of(block)
+            self._compare(path, block, stored[first:last])
+            mark()
+
     def _read_range(self, file: ShardFile, start: int, stop: int, out: Array) -> None:
         begin, end = start, stop
         if begin % self._block_rows:
@@ -58,26 +76,28 @@ class Verifier:
             file.read_into(self._name, [(begin, end)], out[begin - start : end - start])
             for block in range(*self._blocks(begin, end).indices(len(self._verified))):
                 first, last = self.rows_of(block)
-                self._compare(file, block, out[first - start : last - start])
+                self._compare(file.info.path, block, out[first - start : last - start])
 
     def _verify_stored(self, file: ShardFile, start: int, stop: int) -> None:
         """Compares the rows of the dataset, of which the field is a part."""
         for block in range(*self._blocks(start, stop).indices(len(self._verified))):
             if not self._verified[block]:
-                self._compare(file, block, file.read_stored(self._name, *self.rows_of(block)))
+                self._compare(file.info.path, block, file.read_stored(self._name, *self.rows_of(block)))
 
     def _read_edge(self, file: ShardFile, block: int, start: int, stop: int, out: Array) -> int:
         """Reads a block of which rows are outside `start` to `stop`; returns where it ends within them."""
         first, last = self.rows_of(block)
         begin, end = max(first, start), min(last, stop)
         rows = file.read(self._name, first, last)
-        self._compare(file, block, rows)
+        self._compare(file.info.path, block, rows)
         out[begin - start : end - start] = rows[begin - first : end - first]
         return end
 
-    def _compare(self, file: ShardFile, block: int, rows: Array) -> None:
-        if not self._verified[block] and not self.is_good(block, rows):
-            raise DataError(describe(file.info.path, self._name, *self.rows_of(block)))
+    def _compare(self, path: str, block: int, rows: Array) -> None:
+        if self._verified[block]:
+            return
+        if not self.is_good(block, rows):
+            raise DataError(describe(path, self._name, *self.rows_of(block)))
         self._verified[block] = True
 
     def is_good(self, block: int, rows: Array) -> bool:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from hvd_train.data.deal import Span
 from hvd_train.data.format import ShardInfo
 from hvd_train.data.layout import HELD_BYTES, Layout, repack_line
-from hvd_train.data.rows import Rows
+from hvd_train.data.picked import AnyRows, Picked
 from hvd_train.errors import DataError
 
 Blocks = npt.NDArray[np.int64]
@@ -34,7 +34,7 @@ _COSTLY = 8
 """Bytes decoded for each byte that is used, beyond which chunks are refused."""
 
 
-def cut(rows: Rows, block_bytes: int, window_blocks: int) -> tuple[Blocks, int]:
+def cut(rows: AnyRows, block_bytes: int, window_blocks: int) -> tuple[Blocks, int]:
     """Blocks of about `block_bytes`, and how many of them a window has: `window_blocks` or fewer.
 
     A block is a whole number of chunks of up to 1 MiB. Larger ones are cut if they are read in part, or if a
@@ -43,6 +43,9 @@ def cut(rows: Rows, block_bytes: int, window_blocks: int) -> tuple[Blocks, int]:
 
     Opens every file. `DataError` for chunks that would have to be decoded again and again.
     """
+    if isinstance(rows, Picked):
+        of_all, window_blocks = cut(rows.rows, block_bytes, window_blocks)
+        return rows.blocks(of_all), window_blocks
     blocks, offset = [np.empty((0, 2), np.int64)], 0
     for _, group in groupby(rows.spans, key=lambda span: span.shard):
         spans = tuple(group)

@@ -1,227 +1,244 @@
-"""Writing shards and the manifest next to them."""
+"""Writing the parts of a data set as shards, and the manifest next to them, from rows in order."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import replace
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from hvd_train.data.blocks import checksums, class_counts, row_bytes, rows_per_block
-from hvd_train.data.facts import digest_of
-from hvd_train.data.format import (
-    MANIFEST_NAME,
-    SCHEMA_VERSION,
-    Array,
-    DatasetFacts,
-    Facts,
-    FieldSpec,
-    Manifest,
-    SampleSpec,
-    ShardEntry,
-    is_class_dtype,
-)
-from hvd_train.data.hdf5.write import write_file
-from hvd_train.data.manifest import load_manifest, save_manifest
-from hvd_train.data.sources import Arrays
+from hvd_train.data.facts import digest
+from hvd_train.data.format import Compression, Manifest, is_class_dtype
+from hvd_train.data.part_writer import Layout, Part, PartWriter, existing_shards
+from hvd_train.data.shard_file import Storage
+from hvd_train.data.shuffling import arranged
+from hvd_train.data.sources.base import TARGETS, Block, Source
+from hvd_train.data.splitting import ByFraction, ByGroup, Splitter
+from hvd_train.data.survey_source import Seen, survey_source
 from hvd_train.errors import DataError
-from hvd_train.io.atomic import replacing
 
-Part = Literal["train", "validation"]
-Compression = Literal["none", "gzip"]
-
-INPUTS, TARGETS = "inputs", "targets"
-
-_CHECKSUM_BYTES = 64 << 10
-_GZIP_CHUNK_BYTES = 256 << 10
-# A vocabulary beyond this would make the counts larger than many shards.
-_MAX_COUNTED_CLASSES = 65_536
-_MAX_LISTED_CLASSES = 1000
+Progress = Callable[[int, int], None]
+"""Called with the rows that are written, and those there are."""
 
 
-def write_part(
-    folder: str | Path,
-    arrays: Arrays,
-    *,
-    part: Part = "train",
-    shards: int = 1,
-    by_class: bool = False,
-    shuffle_seed: int | None = None,
-    compression: Compression = "none",
-    chunk_rows: int | None = None,
-    force: bool = False,
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be written of a source."""
+
+    part: Part = "train"
+    """Of all rows, or of those that no part of `split` gets."""
+    shards: int = 1
+    by_class: bool = False
+    shuffle_seed: int | None = None
+    split: Sequence[tuple[str, float]] = ()
+    """Names and fractions of further parts, each of one shard. `validation` is listed in the same manifest;
+    others get a folder of their name."""
+    split_seed: int = 0
+    stratify: bool = False
+    group: str = ""
+    compression: Compression = "none"
+    chunk_rows: int | None = None
+    scale: float | None = None
+    """Instead of the scale of the source."""
+    force: bool = False
+
+
+def write_part(folder: str | Path, source: Source, **options: object) -> Manifest:
+    """`write_shards` of a request with these `options`."""
+    return write_shards(folder, source, Request(**options))  # type: ignore[arg-type]
+
+
+def write_shards(
+    folder: str | Path, source: Source, request: Request, progress: Progress = lambda *_: None
 ) -> Manifest:
-    """Writes one part of a data set as HDF5 shards into `folder`, and adds them to its manifest.
+    """Writes the rows of `source` as HDF5 shards into `folder`, and adds them to its manifest.
 
-    Rows are shuffled first if `shuffle_seed` is given, then cut into `shards` even row ranges, or with
-    `by_class` into contiguous ranges of classes. gzip needs chunks and chooses their rows if `chunk_rows`
-    is None; without either, datasets are contiguous. Files are renamed into place, the manifest last.
+    Rows are split into parts, and those of a part shuffled if `shuffle_seed` is given, then cut into `shards`
+    even row ranges, or with `by_class` into contiguous ranges of classes. Compression needs chunks and
+    chooses their rows if `chunk_rows` is None; without either, datasets are contiguous. Files are renamed
+    into place, the manifest last. If an earlier call with the same request and unchanged files was ended
+    before that, its complete shards stay. Memory does not grow with the number of rows.
 
-    Raises `DataError` where the part exists already and `force` is not set, the data cannot be cut so, or
+    Returns the manifest.
+
+    Raises `DataError` where the part exists already and `force` is not set, the rows cannot be cut so, or
     the other part has other samples; OSError where the folder cannot be written.
     """
-    arrays = _readable(arrays)
-    if chunk_rows is not None and chunk_rows < 1:
-        raise DataError(f"--chunk-rows {chunk_rows}: expected at least 1 row.")
+    _require(request, source)
     folder = Path(folder)
-    names = [f"{part}-{i:05d}-of-{shards:05d}.h5" for i in range(shards)]
-    manifest = load_manifest(folder)
-    existing = _existing(folder, manifest, part, names)
-    if existing and not force:
-        raise DataError(f"{existing[0]}: exists. Give --force to replace the {part} part, or another --out.")
-    cut = _cut(arrays, shards, by_class, shuffle_seed)
-    manifest = _join(folder, manifest, part, _sample_of(arrays))
-    folder.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for name, rows in zip(names, cut, strict=True):
-        piece = arrays.take(rows)
-        counts = _class_counts(piece.targets)
-        with replacing(folder / name) as temporary:
-            digest = _write_shard(temporary, piece, counts, compression, chunk_rows)
-        listed = tuple(counts.tolist()) if counts is not None and len(counts) <= _MAX_LISTED_CLASSES else None
-        entries.append(ShardEntry(file=name, num_samples=len(rows), class_counts=listed, facts_digest=digest))
-    manifest = _with_part(manifest, part, tuple(entries))
-    manifest = save_manifest(folder, manifest)
-    # Only now, when nothing refers to them any more.
-    for stale in set(existing) - {folder / name for name in names}:
-        stale.unlink(missing_ok=True)
-    return manifest
+    seen = survey_source(source, strata=request.stratify or request.by_class, groups=bool(request.group))
+    if not seen.num_rows:
+        raise DataError(f"{source.name}: has no rows. Expected at least 1.")
+    splitter = _splitter(request, seen)
+    sizes = splitter.sizes() if splitter else [seen.num_rows]
+    storage = Storage(
+        fields=source.fields,
+        scale=source.scale if request.scale is None else request.scale,
+        compression=request.compression,
+        chunk_rows=request.chunk_rows,
+    )
+    writers = _writers(folder, source, request, storage, sizes, seen)
+    try:
+        _write(source, request, splitter, writers, seen, progress)
+        manifests = [writer.publish(source.class_names) for writer in reversed(writers)]
+        for writer in writers:
+            writer.end()
+        return manifests[-1]
+    finally:
+        for writer in writers:
+            writer.abandon()
 
 
-def _readable(arrays: Arrays) -> Arrays:
-    """`arrays` in types that a shard can hold."""
-    if arrays.scale is not None and not math.isfinite(arrays.scale):
-        raise DataError(f"--scale {arrays.scale}: expected a finite number.")
-    for name, array in ((INPUTS, arrays.inputs), (TARGETS, arrays.targets)):
-        if array.dtype.kind not in "biuf":
+def _require(request: Request, source: Source) -> None:
+    if request.chunk_rows is not None and request.chunk_rows < 1:
+        raise DataError(f"--chunk-rows {request.chunk_rows}: expected at least 1 row.")
+    targets = source.fields[TARGETS]
+    for option, on in (("--by-class", request.by_class), ("--stratify", request.stratify)):
+        if on and (targets.shape or not is_class_dtype(targets.dtype)):
             raise DataError(
-                f"{name} are {array.dtype}. Expected integers, floating-point numbers or booleans."
+                f"{option}: targets are {targets.dtype} {list(targets.shape)}. Expected one class number "
+                f"per sample: leave {option} out."
             )
-    return replace(arrays, inputs=_narrow(arrays.inputs), targets=_narrow(arrays.targets))
-
-
-def _narrow(array: Array) -> Array:
-    # Long double has another layout on every machine, and torch has none.
-    return array.astype(np.float64) if array.dtype.kind == "f" and array.dtype.itemsize > 8 else array
-
-
-def _existing(folder: Path, manifest: Manifest | None, part: Part, names: Sequence[str]) -> list[Path]:
-    listed = [entry.file for entry in _entries(manifest, part)]
-    return [folder / name for name in dict.fromkeys([*listed, *names]) if (folder / name).exists()]
-
-
-def _entries(manifest: Manifest | None, part: Part) -> tuple[ShardEntry, ...]:
-    if manifest is None:
-        return ()
-    return manifest.train if part == "train" else manifest.validation
-
-
-def _with_part(manifest: Manifest, part: Part, entries: tuple[ShardEntry, ...]) -> Manifest:
-    return replace(manifest, train=entries) if part == "train" else replace(manifest, validation=entries)
-
-
-def _sample_of(arrays: Arrays) -> SampleSpec:
-    fields = {INPUTS: _field(arrays.inputs), TARGETS: _field(arrays.targets)}
-    classes = int(arrays.targets.max(initial=0)) + 1 if is_class_dtype(fields[TARGETS].dtype) else None
-    scale = 1.0 if arrays.scale is None else arrays.scale
-    return SampleSpec(inputs=INPUTS, targets=TARGETS, fields=fields, num_classes=classes, scale=scale)
-
-
-def _join(folder: Path, manifest: Manifest | None, part: Part, sample: SampleSpec) -> Manifest:
-    """The manifest so far, if the other part's samples are like `sample`."""
-    other = _entries(manifest, "validation" if part == "train" else "train")
-    if manifest is None or not other:
-        return Manifest(sample=sample)
-    for key in ("fields", "scale"):
-        ours, theirs = getattr(sample, key), getattr(manifest.sample, key)
-        if ours != theirs:
-            raise DataError(
-                f"{folder / MANIFEST_NAME}: the other part has {key} {theirs}, these samples have {ours}. "
-                "Expected the same in both parts: write them into another folder."
-            )
-    classes = max(sample.num_classes or 0, manifest.sample.num_classes or 0) or None
-    return replace(manifest, schema=SCHEMA_VERSION, sample=replace(sample, num_classes=classes))
-
-
-def _cut(arrays: Arrays, shards: int, by_class: bool, shuffle_seed: int | None) -> list[npt.NDArray[np.intp]]:
-    num_samples = len(arrays.targets)
-    if not 1 <= shards <= num_samples:
-        raise DataError(f"--shards {shards}: expected 1 to {num_samples}, the number of samples.")
-    order = np.arange(num_samples, dtype=np.intp)
-    if shuffle_seed is not None:
-        order = np.random.default_rng(shuffle_seed).permutation(order)
-    if not by_class:
-        bounds = [num_samples * i // shards for i in range(shards + 1)]
-        return [order[a:b] for a, b in pairwise(bounds)]
-    targets = arrays.targets
-    if targets.ndim != 1 or not is_class_dtype(targets.dtype.name):
+    if request.stratify and request.group:
         raise DataError(
-            f"--by-class: targets are {targets.dtype} {list(targets.shape[1:])}. Expected one class number "
-            "per sample: leave --by-class out."
+            "--stratify and --group: expected one of them: whole groups have what classes they have."
         )
-    classes, class_of_row = np.unique(targets, return_inverse=True)
-    if shards > len(classes):
+    if (request.stratify or request.group) and not request.split:
         raise DataError(
-            f"--by-class --shards {shards}: the targets have {len(classes)} classes. "
+            "--stratify and --group say how --split divides the rows. Expected --split with them."
+        )
+    if len({request.part, *dict(request.split)}) <= len(request.split):
+        raise DataError(f"--part {request.part}: is in --split as well. Expected each part once.")
+
+
+def _splitter(request: Request, seen: Seen) -> Splitter | None:
+    if not request.split:
+        return None
+    names, fractions = zip(*request.split, strict=True)
+    if request.group:
+        return ByGroup((request.part, *names), fractions, seen.groups, request.group, request.split_seed)
+    counts = seen.strata if request.stratify else {0: seen.num_rows}
+    splitter = ByFraction(fractions, counts, TARGETS if request.stratify else None, request.split_seed)
+    for name, size in zip((request.part, *names), splitter.sizes(), strict=True):
+        if not size:
+            raise DataError(
+                f"--split: {seen.num_rows} rows leave none for the part `{name}`. Expected at least 1 row in "
+                "each part: give a larger fraction."
+            )
+    return splitter
+
+
+def _writers(
+    folder: Path, source: Source, request: Request, storage: Storage, sizes: Sequence[int], seen: Seen
+) -> list[PartWriter]:
+    """A writer for each part, after everything that can be refused was."""
+    identity = _identity(source, request, storage)
+    layouts: list[Layout] = []
+    for name, size in zip([request.part, *dict(request.split)], sizes, strict=True):
+        is_first = not layouts
+        cut = _cut(request, size, seen) if is_first else [size]
+        own = name in ("train", "validation")
+        part: Part = "validation" if name == "validation" else "train"
+        layouts.append(Layout(folder if own else folder / name, part, cut, storage, identity))
+    for layout in layouts:
+        existing = existing_shards(layout)
+        if existing and not request.force:
+            raise DataError(
+                f"{existing[0]}: exists. Give --force to replace the {layout.part} part, or another --out."
+            )
+    return [PartWriter(layout) for layout in layouts]
+
+
+def _identity(source: Source, request: Request, storage: Storage) -> str:
+    """A digest of all that decides which rows are written where."""
+    files = [(path, (found := os.stat(path)).st_size, found.st_mtime_ns) for path in sorted(source.files)]
+    values = {**asdict(replace(request, force=False)), "storage": asdict(storage), "files": files}
+    return digest(msgspec.json.encode([values, source.name], order="deterministic"))
+
+
+def _cut(request: Request, num_rows: int, seen: Seen) -> list[int]:
+    """Rows of each shard of the first part."""
+    shards = request.shards
+    if not 1 <= shards <= num_rows:
+        raise DataError(f"--shards {shards}: expected 1 to {num_rows}, the number of samples.")
+    if not request.by_class:
+        return [b - a for a, b in pairwise(num_rows * i // shards for i in range(shards + 1))]
+    if request.split:
+        raise DataError("--by-class with --split: expected one of them. Write the parts one after the other.")
+    if shards > len(seen.strata):
+        raise DataError(
+            f"--by-class --shards {shards}: the targets have {len(seen.strata)} classes. "
             "Expected at least one for each shard: ask for fewer shards."
         )
-    shard_of_row = class_of_row * shards // len(classes)
-    return [order[shard_of_row[order] == shard] for shard in range(shards)]
+    sizes = [0] * shards
+    for place, label in enumerate(sorted(seen.strata)):
+        sizes[place * shards // len(seen.strata)] += seen.strata[label]
+    return sizes
 
 
-def _class_counts(targets: Array) -> npt.NDArray[np.int64] | None:
-    if not is_class_dtype(targets.dtype.name):
-        return None
-    num_classes = int(targets.max(initial=0)) + 1
-    return class_counts(targets, num_classes) if num_classes <= _MAX_COUNTED_CLASSES else None
+def _write(
+    source: Source,
+    request: Request,
+    splitter: Splitter | None,
+    writers: Sequence[PartWriter],
+    seen: Seen,
+    progress: Progress,
+) -> None:
+    rest = writers[0]
+    if request.shuffle_seed is None and not request.by_class:
+        # Without a splitter the rows of shards that are complete need not be read at all.
+        start = 0 if splitter else rest.num_complete_rows
+        rest.skip(start)
+        for block in _parted(source, splitter, writers, start, seen, progress):
+            rest.append(block)
+        return
+    if rest.is_complete and all(writer.is_complete for writer in writers):
+        return
+    blocks = _parted(source, splitter, writers, 0, seen, progress)
+    sizes = rest.sizes if request.by_class else [sum(rest.sizes)]
+    shard_of = _shard_of_class(sorted(seen.strata), request.shards) if request.by_class else None
+    for block in arranged(blocks, rest.fields, sizes, shard_of, request.shuffle_seed, rest.folder):
+        rest.append(block)
 
 
-def _write_shard(
-    path: Path,
-    arrays: Arrays,
-    counts: npt.NDArray[np.int64] | None,
-    compression: Compression,
-    chunk_rows: int | None,
-) -> str:
-    """Writes one shard; returns the digest of its facts."""
-    datasets = {INPUTS: arrays.inputs, TARGETS: arrays.targets}
-    if compression != "none" and chunk_rows is None:
-        chunk_rows = rows_per_block(_field(arrays.inputs), _GZIP_CHUNK_BYTES)
-    # Blocks end where chunks end, so that a damaged chunk is a damaged block.
-    row = sum(row_bytes(_field(array)) for array in datasets.values())
-    block = chunk_rows or max(1, _CHECKSUM_BYTES // max(1, row))
-    sums = {name: checksums(array, block) for name, array in datasets.items()}
-    all_counts = {} if counts is None else {TARGETS: counts}
-    scales = {INPUTS: arrays.scale}
-    facts = Facts(
-        schema=SCHEMA_VERSION,
-        checksum_rows=block,
-        datasets={
-            name: DatasetFacts(
-                shape=array.shape,
-                dtype=_field(array).dtype,
-                scale=scales.get(name),
-                class_counts=digest_of(all_counts[name]) if name in all_counts else None,
-                checksums=digest_of(sums[name]),
-            )
-            for name, array in datasets.items()
-        },
-    )
-    return write_file(
-        path,
-        datasets,
-        facts,
-        chunk_rows=chunk_rows,
-        compression=compression,
-        class_counts=all_counts,
-        checksums=sums,
-    )
+def _parted(
+    source: Source,
+    splitter: Splitter | None,
+    writers: Sequence[PartWriter],
+    start: int,
+    seen: Seen,
+    progress: Progress,
+) -> Iterator[Block]:
+    """The rows of the first part; those of the others are given to their writers."""
+    row = start
+    for block in source.blocks((), start):
+        row += len(block[TARGETS])
+        if splitter is None:
+            yield block
+        else:
+            parts = splitter.parts_of(block)
+            for number, writer in enumerate(writers):
+                rows = np.flatnonzero(parts == number)
+                if not len(rows):
+                    continue
+                piece = {name: array[rows] for name, array in block.items()}
+                if number:
+                    writer.append(piece)
+                else:
+                    yield piece
+        progress(row, seen.num_rows)
+    if row != seen.num_rows:
+        raise DataError(
+            f"{source.name}: {row} rows, but {seen.num_rows} when it was first read. It was changed "
+            "meanwhile: write the shards again."
+        )
 
 
-def _field(array: Array) -> FieldSpec:
-    return FieldSpec(shape=array.shape[1:], dtype=array.dtype.newbyteorder("=").name)
+def _shard_of_class(classes: Sequence[int], shards: int) -> Callable[[Block], npt.NDArray[np.intp]]:
+    known = np.array(classes, np.int64)
+    return lambda block: np.searchsorted(known, block[TARGETS].astype(np.int64)) * shards // len(known)

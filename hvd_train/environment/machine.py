@@ -157,6 +157,24 @@ def _text(path: Path) -> str:
         return ""
 
 
+def file_system(path: Path, root: Path = Path("/")) -> str:
+    """The type of the file system that an absolute path is on, as the kernel calls it."""
+    best, kind = -1, "an unknown file system"
+    for line in _text(root / "proc/self/mountinfo").splitlines():
+        before, _, after = line.partition(" - ")
+        mounted = Path(before.split()[4].replace("\\040", " "))
+        # Of two mounts in one place the later hides the earlier.
+        if path.is_relative_to(mounted) and len(mounted.parts) >= best:
+            best, kind = len(mounted.parts), after.split()[0]
+    return kind
+
+
+LOCAL = frozenset(
+    ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "tmpfs", "xfs", "zfs")
+)
+"""Types of file systems whose files are on this host."""
+
+
 def threads_for(mine: frozenset[int], of_host: Sequence[frozenset[int]], limit: float | None) -> int:
     """`fair_share`, but no more than this rank's part of the cgroup's limit; at least 1."""
     share = fair_share(mine, of_host)

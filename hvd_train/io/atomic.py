@@ -33,17 +33,27 @@ def replacing(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
             which takes long: it is complete however this process ends, unless the host goes down as well.
     """
     path = Path(path)
-    # Not longer than a name may be: 255 bytes on most file systems, of which a letter takes up to four.
-    temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(path)
     try:
         yield temporary
-        if durable:
-            sync(temporary)
-        os.replace(temporary, path)
-        if durable:
-            sync(path.parent)
+        complete(temporary, path, durable=durable)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new name next to `path`, for what is written over a longer time than `replacing` can be used for."""
+    # Not longer than a name may be: 255 bytes on most file systems, of which a letter takes up to four.
+    return path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.tmp")
+
+
+def complete(temporary: Path, path: Path, *, durable: bool = True) -> None:
+    """Makes the file `temporary` `path`, as `replacing` does at its end. Raises OSError."""
+    if durable:
+        sync(temporary)
+    os.replace(temporary, path)
+    if durable:
+        sync(path.parent)
 
 
 def write(path: Path, content: bytes) -> None:

@@ -97,6 +97,9 @@ class RunStart:
 
     shards_per_rank: Sequence[int]
     samples_per_rank: Sequence[int]
+    reading: Sequence[str] = ()
+    """How each rank reads its rows, `memory`, `mmap` or `stream`, and after a colon why so."""
+
     validation_samples: int
     """0: there are none, and the watch follows the smoothed training loss."""
 
@@ -250,6 +253,9 @@ class FaultReport:
     ranks: tuple[int, ...]
     message: str
 
+    rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Training rows of an epoch that were left out, by reason: one number for each rank."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +278,9 @@ class StopReport:
 
     seconds: float
     """Wall-clock seconds of training since this start."""
+
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Rows that were drawn since this start and not used, by reason; a row counts in every epoch."""
 
     checkpoints: Mapping[str, str] = field(default_factory=dict)
     """Folder of the `best` and of the `latest` checkpoint, where there is one."""

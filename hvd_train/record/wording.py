@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from hvd_train.io.text import counted
+from hvd_train.io.text import counted, listed
 from hvd_train.record.reports import RunStart, StopReport
 
 REASONS = {
@@ -22,10 +22,18 @@ REASONS = {
 """Every reason to stop, in words."""
 
 
+LEFT_OUT = {
+    "not_finite": "hold values that are not finite",
+    "damaged": "cannot be read or are not what was written",
+    "alone": "would have been alone in a batch",
+}
+"""Why rows were not used, in words."""
+
 _DIGITS_ALONE = (
     "rank 0 sees only the digits 0-4, rank 1 only 5-9: neither can learn the ten classes from its own shard"
 )
 _NAMED_HOSTS = 4
+_NAMED_RANKS = 8
 
 
 def header_lines(header: RunStart) -> list[str]:
@@ -34,6 +42,7 @@ def header_lines(header: RunStart) -> list[str]:
     lines = [
         f"hvd_train {version}: {header.task}, {header.model}, {header.num_parameters:,} parameters",
         _labelled("data", _data(header)),
+        *(_labelled("reading", line) for line in _reading(header)),
         _labelled("world", _world(header)),
         _labelled("training", f"batches of {header.batch_size}, {_average(header)}"),
         _labelled("stop", _stop_rules(header)),
@@ -63,6 +72,9 @@ def closing_lines(header: RunStart, stop: StopReport) -> list[str]:
     if stop.seconds > 0:
         speed += f": {stop.samples / stop.seconds:,.0f} samples/s"
     lines += [_labelled("speed", speed), _labelled("run", header.run)]
+    if stop.left_out:
+        rows = [f"{counted(n, 'row')} that {LEFT_OUT[reason]}" for reason, n in stop.left_out.items()]
+        lines.append(_labelled("left out", f"{', '.join(rows)}, in all epochs together"))
     if stop.missing:
         lines.append(_labelled("missing", stop.missing))
     # No model is recommended that was never evaluated, or that is not the one of the line above.
@@ -134,6 +146,18 @@ def _data(header: RunStart) -> str:
         else f"no validation data, so that the {header.metric} is the smoothed training loss"
     )
     return f"{header.data}: {shards} and {samples} per rank, {validation}"
+
+
+def _reading(header: RunStart) -> Iterator[str]:
+    """Ranks that read in the same way together."""
+    ranks: dict[str, list[str]] = {}
+    for rank, how in enumerate(header.reading):
+        ranks.setdefault(how, []).append(str(rank))
+    for how, alike in ranks.items():
+        mode, _, why = how.partition(": ")
+        noun = "rank" if len(alike) == 1 else "ranks"
+        where = "" if len(ranks) == 1 else f" on {noun} {listed(alike, _NAMED_RANKS)}"
+        yield f"{mode}{where}: {why}"
 
 
 def _world(header: RunStart) -> str:

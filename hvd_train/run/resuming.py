@@ -32,7 +32,11 @@ class Rule(Enum):
     LIMIT = "counts from the start of the run; refused where the run has done as much"
     SAMPLE = "refused where a sample becomes another one"
     DATA = "the epoch begins anew if files or rows differ, and so does the best if validation rows do"
-    ORDER = "the epoch begins anew, in another order"
+    ORDER = "the epoch goes on with the rows that it has left, in another order"
+    READING = (
+        "the epoch goes on with the rows that it has left; in another order where one of the two reads as a "
+        "stream"
+    )
     EMA = "counts from the next round on; the moving average begins with the next round where it was off"
     BATCH = "the epoch goes on with the rows that it has left"
     BEST = "best, curve and patience begin anew"
@@ -63,13 +67,18 @@ RULES: Mapping[str, Rule] = {
     "data.classes": Rule.SAMPLE,
     "data.one_hot": Rule.SAMPLE,
     "data.ignore_index": Rule.SAMPLE,
+    "data.max_length": Rule.SAMPLE,
+    "data.truncate": Rule.SAMPLE,
     "data.samples_axis": Rule.SAMPLE,
+    "data.follow_links": Rule.DATA,
     "data.batch_size": Rule.BATCH,
     "data.last_batch": Rule.BATCH,
     "data.workers": Rule.NEXT,
-    "data.reading": Rule.ORDER,
+    "data.reading": Rule.READING,
     "data.scale": Rule.SAMPLE,
     "data.standardize": Rule.REFUSED,
+    "data.not_finite": Rule.NEXT,
+    "data.on_damage": Rule.NEXT,
     "model.name": Rule.REFUSED,
     "model.hidden": Rule.REFUSED,
     "model.channels": Rule.REFUSED,
@@ -154,6 +163,8 @@ class Settings:
         self._validation = (
             hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest() if rows else ""
         )
+        self.before: Mapping[str, Any] = {}
+        """Every key as it was; empty if that is not known."""
         self.best_holds = True
         """Whether values of the watched metric so far can be compared with those to come."""
         self.optimizer_holds = True
@@ -174,6 +185,7 @@ class Settings:
         now, before = _plain(self._now), _plain(saved.config)
         if before:  # keys that it lacks are of a later version than the one that wrote it
             before = {**_plain(flatten(Config())), **before}
+        self.before = before
         changed = [key for key in RULES if key in before and before[key] != now[key]]
         for key in changed:
             # A model without dropout has fewer layers, and other names of those after it.

@@ -123,6 +123,13 @@ class SavedCheckpoint:
         own = rank % self.world_size
         return parts if own == 0 else {**parts, **self._parts(rank_file(own))}
 
+    def part(self, rank: int, name: str) -> dict[str, Any]:
+        """The state of one part of a rank that wrote it."""
+        parts = self._parts(rank_file(rank))
+        if name not in parts:
+            raise self.refusal(f"{rank_file(rank)}: there is no state of {name}")
+        return parts[name]
+
     def _parts(self, name: str) -> dict[str, dict[str, Any]]:
         tensors, plain = self._read(name)
         try:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     _Transform = Callable[Concatenate[Any, "Batch", ...], "Batch"]
 
 Batch = dict[str, Tensor]
-"""One tensor for each dataset of a sample, by name; samples along the first axis."""
+"""One tensor for each field of a sample, by name; samples along the first axis. Beside a field whose rows are
+padded, such as `tokens`, is its mask, `tokens_mask`: true for values, false for padding."""
 
 Sums = dict[str, tuple[float, float]]
 """By name a sum and what it is divided by. Sums of several batches and ranks add up to the exact mean."""

@@ -11,6 +11,7 @@ from hvd_train.data.catalog import Catalog
 from hvd_train.data.deal import Span
 from hvd_train.data.format import SampleSpec
 from hvd_train.data.rows import Rows
+from hvd_train.data.screen import MARK, Screen
 from hvd_train.environment import machine
 from hvd_train.errors import ConfigError, TaskError
 from hvd_train.run.model_state import saved_state
@@ -106,12 +107,14 @@ def _initialise(model: nn.Module, task: Task, catalog: Catalog) -> None:
 
 
 def first_rows(spans: Sequence[Span], catalog: Catalog, count: int) -> Batch:
-    """The first `count` rows of `spans`, or as many as there are, as a reader gives them."""
-    rows = Rows(spans, catalog.sample.fields)
+    """The first `count` rows of `spans`, or as many as there are, as a reader gives them; for what depends on
+    shapes alone: rows that cannot be read are zeros."""
+    rows = Rows(spans, catalog.sample.fields, screen=Screen(catalog.sample, on_damage="skip"))
     try:
         arrays = rows.read(0, min(count, len(rows)))
     finally:
         rows.close()
+    del arrays[MARK]
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 

@@ -227,7 +227,7 @@ class NextToken(Task):
     `perplexity`, if `groups` has it.
     Predictions, of a sequence in `data.inputs`: `token`, int64 [B], the most probable one after its last
     token, and `log_likelihood`, float64 [B], of all its tokens but the first, in nats, each given those
-    before it.
+    before it. Of a row that is padded, its own tokens count.
     """
 
     def __init__(self, model: ModelConfig, groups: Sequence[str] = ()) -> None:
@@ -311,8 +311,12 @@ class NextToken(Task):
         tokens = batch[self._spec.inputs]
         logits = _at_least_float32(model(tokens))
         losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:].long(), reduction="none")
-        likelihood = -losses.sum(dim=1, dtype=torch.float64)
-        return {"token": logits[:, -1].argmax(dim=1), "log_likelihood": likelihood}
+        last = logits[:, -1]
+        if mask := self._spec.mask_of(self._spec.inputs):
+            losses = losses * batch[mask][:, 1:]
+            ends = batch[mask].sum(dim=1).clamp(min=1) - 1
+            last = logits[torch.arange(len(logits), device=logits.device), ends]
+        return {"token": last.argmax(dim=1), "log_likelihood": -losses.sum(dim=1, dtype=torch.float64)}
 
 
 def _num_classes(spec: SampleSpec, task: str, model: ModelConfig) -> int:

@@ -1,4 +1,4 @@
-"""What counts of the targets of a batch, and how much: the weights and the mask of a data set."""
+"""What counts of the targets of a batch, and how much: the weights and masks of a data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hvd_train.tasks.base import Batch
 
 
 class Counting:
-    """The weights and the mask of the built-in tasks.
+    """The weights and the mask of the built-in tasks, and the mask of targets that are padded.
 
     A weight multiplies the loss of its sample; the mean divides by the number of samples that count, not by
     the sum of their weights, for the reason given at `Classification`. A sample of weight 0 does not count.
@@ -24,6 +24,7 @@ class Counting:
 
     def __init__(self, spec: SampleSpec) -> None:
         self._spec = spec
+        self._padded = spec.mask_of(spec.targets)
         shapes = {name: field.shape for name, field in spec.fields.items()}
         if spec.weights and prod(shapes[spec.weights]) != 1:
             raise TaskError(
@@ -39,7 +40,7 @@ class Counting:
     @property
     def is_plain(self) -> bool:
         """Whether all targets count alike."""
-        return not (self._spec.weights or self._spec.mask)
+        return not (self._spec.weights or self._spec.mask or self._padded)
 
     def weights(self, batch: Batch) -> Tensor | None:
         """The weight of each sample, float32 or float64 [B]; None where all have the same. Raises
@@ -62,6 +63,9 @@ class Counting:
         mask = torch.ones(targets.shape, dtype=torch.bool, device=targets.device)
         if self._spec.mask:
             mask &= batch[self._spec.mask].reshape(targets.shape) != 0
+        if self._padded:
+            values = batch[self._padded]
+            mask &= values.reshape(*values.shape, *[1] * (targets.ndim - values.ndim))
         weights = self.weights(batch)
         if weights is not None:
             mask &= (weights > 0).reshape(-1, *[1] * (targets.ndim - 1))

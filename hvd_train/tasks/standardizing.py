@@ -12,19 +12,20 @@ from hvd_train.comm.base import Communicator, Op
 from hvd_train.data.catalog import Catalog
 from hvd_train.data.exact_sums import ExactSums, Floats, sums_of
 from hvd_train.data.moments import Moments, mean_and_deviation, moments_of
+from hvd_train.data.screen import Screen
 from hvd_train.tasks.inputs import Inputs
 
 
-def standardize(model: nn.Module, catalog: Catalog, comm: Communicator) -> None:
+def standardize(model: nn.Module, catalog: Catalog, comm: Communicator, screen: Screen | None = None) -> None:
     """Gives the models that standardize their inputs the mean and deviation of the training rows, which the
-    ranks read once, each a part; the same bits for any number of ranks. Collective; it does nothing where
-    `data.standardize` is not set."""
+    ranks read once, each a part, but for those that `screen` marks; the same bits for any number of ranks.
+    Collective; it does nothing where `data.standardize` is not set."""
     sample = catalog.sample
     if sample.standardize == "":
         return
     name, grouping = sample.inputs, sample.standardize
     field, rank, size = sample.fields[name], comm.rank, comm.size
-    mine = together(comm, lambda: moments_of(catalog.train, name, field, grouping, rank, size))
+    mine = together(comm, lambda: moments_of(catalog.train, name, field, grouping, rank, size, screen))
     mean, deviation = _joined(mine, comm)
     for module in model.modules():
         if isinstance(module, Inputs):

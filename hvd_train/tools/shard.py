@@ -5,71 +5,25 @@ What reads and writes HDF5 is imported by the command that needs it, so that --h
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro.conf import Positional, arg
 
-from hvd_train.config_values import require, require_usable
+from hvd_train.config_values import require
 from hvd_train.errors import DataError, UserError
-from hvd_train.io.output import warn
+from hvd_train.tools.shard_write import WriteArgs, write
 
 if TYPE_CHECKING:
     from hvd_train.data.locate import Found
 
 
-@dataclass(frozen=True, kw_only=True)
-class WriteArgs:
-    """Write HDF5 shards, and the manifest beside them, from idx files, a .npz file or the digits."""
-
-    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="SOURCE...")]
-    """An idx file of inputs and one of targets (plain or .gz), one .npz file, or the word `digits`."""
-
-    out: str
-    """Folder for the shards and their manifest.json; created if missing."""
-
-    part: Literal["train", "validation"] = "train"
-    """Which part of the data set the shards are; the manifest keeps both."""
-
-    shards: int = 1
-    """Number of files; usually one per rank."""
-
-    by_class: bool = False
-    """Split by contiguous ranges of classes instead of equal ranges of rows."""
-
-    shuffle: bool = False
-    """Shuffle the rows before they are split. Readers shuffle too, but only within a rank's shards."""
-
-    seed: int = 0
-    """Seed of --shuffle."""
-
-    compression: Literal["none", "gzip"] = "none"
-    """`gzip` makes smaller files that are slower to read."""
-
-    chunk_rows: int | None = None
-    """Rows of one HDF5 chunk. Default: contiguous, with gzip chunks of about 256 KiB."""
-
-    inputs: str = "inputs"
-    """Name of the array of inputs in a .npz file."""
-
-    targets: str = "targets"
-    """Name of the array of targets in a .npz file."""
-
-    scale: float | None = None
-    """Factor for integer inputs, recorded in the shards. Default: 1/255 for 8-bit images, 1/16 for digits."""
-
-    force: bool = False
-    """Replace shards that exist."""
-
-    def __post_init__(self) -> None:
-        require_usable(self, "--")
-        require(self.out != "", "--out", self.out, "a folder")
-        require(self.seed >= 0, "--seed", self.seed, "a seed of at least 0")
-        require(self.scale != 0, "--scale", self.scale, "a factor other than 0")
+def _require_length(length: int | None) -> None:
+    """Raises `ConfigError` for a length of rows that none can have."""
+    require(length is None or 1 <= length < 2**31, "--max-length", length, "at least 1 value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +39,20 @@ class InfoArgs:
     targets: str = "targets"
     """The dataset of targets, or its place in the files."""
 
+    follow_links: bool = False
+    """Take datasets that links lead to in other files of the folder, and virtual datasets."""
+
+    max_length: int | None = None
+    """Values to which rows of any length are padded, as by data.max_length. The padding is not summarised."""
+
     all: bool = False
     """Summarise every row. Default: about 1 MiB of a dataset in each shard, 16 MiB in all of them."""
 
     json: bool = False
     """Print JSON instead of tables: one entry a shard, with the summary of its own values."""
+
+    def __post_init__(self) -> None:
+        _require_length(self.max_length)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +68,15 @@ class CheckArgs:
 
     targets: str = "targets"
     """The dataset of targets, or its place in the files."""
+
+    follow_links: bool = False
+    """Take datasets that links lead to in other files of the folder, and virtual datasets."""
+
+    max_length: int | None = None
+    """Values to which rows of any length are padded, as by data.max_length. Longer ones are reported."""
+
+    def __post_init__(self) -> None:
+        _require_length(self.max_length)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -129,46 +101,14 @@ def main(argv: Sequence[str]) -> int:
         return 2
 
 
-def write(args: WriteArgs) -> int:
-    """`shard write`. Raises `DataError` where a source cannot be read or a shard not be written."""
-    from hvd_train.data.remarks import refusal_of
-    from hvd_train.data.sources import load_source
-    from hvd_train.data.writer import write_part
-
-    arrays = load_source(args.sources, args.inputs, args.targets)
-    if not 1 <= args.shards <= len(arrays.inputs):
-        expected = f"expected 1 to {len(arrays.inputs)}, the number of samples"
-        raise DataError(f"--shards {args.shards}: {expected}.")
-    if args.scale is not None:
-        arrays = replace(arrays, scale=args.scale)
-    try:
-        manifest = write_part(
-            args.out,
-            arrays,
-            part=args.part,
-            shards=args.shards,
-            by_class=args.by_class,
-            shuffle_seed=args.seed if args.shuffle else None,
-            compression=args.compression,
-            chunk_rows=args.chunk_rows,
-            force=args.force,
-        )
-    except OSError as error:
-        raise DataError(f"{args.out}: cannot be written: {error}. Give --out a folder that can be.") from None
-    said = refusal_of(arrays.targets, args.targets, args.sources[-1])
-    if said:
-        warn(f"written, but the task `classification` would refuse it: {said}")
-    for entry in manifest.train if args.part == "train" else manifest.validation:
-        print(f"{os.path.join(args.out, entry.file)}: {entry.num_samples} samples")
-    return 0
-
-
 def info(args: InfoArgs) -> int:
     """`shard info`. Raises `DataError` for the first shard whose header cannot be read."""
+    from hvd_train.data.places import plain
     from hvd_train.tools.shard_info import describe, show, show_json
 
     names = tuple(dict.fromkeys((args.inputs, args.targets)))
-    described = [describe(parts, names, whole=args.all) for parts in _sources(args.paths)]
+    layout = plain(names, args.max_length, follow_links=args.follow_links)
+    described = [describe(parts, layout, whole=args.all) for parts in _sources(args.paths)]
     if args.json:
         show_json(described, names)
     else:
@@ -183,7 +123,8 @@ def check(args: CheckArgs) -> int:
     from hvd_train.data.locate import in_groups
     from hvd_train.data.places import plain
 
-    layout = plain(tuple(dict.fromkeys((args.inputs, args.targets))))
+    names = tuple(dict.fromkeys((args.inputs, args.targets)))
+    layout = plain(names, args.max_length, follow_links=args.follow_links)
     num_wrong = 0
     for parts in _sources(args.paths):
         shards = [shard for found in parts.values() for shard in found]

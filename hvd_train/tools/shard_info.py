@@ -15,7 +15,7 @@ from hvd_train.data.format import ShardInfo, is_class_dtype
 from hvd_train.data.hdf5.file import read_info
 from hvd_train.data.labels import IGNORED, Labels, join, labels_of_header, labels_of_values
 from hvd_train.data.locate import Found, in_groups
-from hvd_train.data.places import Places, plain
+from hvd_train.data.places import Places
 from hvd_train.data.survey import SURVEY_BYTES, Survey, Surveys, join_surveys, survey
 from hvd_train.data.unpacked import unpacked_lines
 from hvd_train.errors import DataError
@@ -44,16 +44,15 @@ class Described:
     """Why not."""
 
 
-def describe(parts: Mapping[str, Sequence[Found]], names: Sequence[str], *, whole: bool) -> list[Described]:
+def describe(parts: Mapping[str, Sequence[Found]], layout: Places, *, whole: bool) -> list[Described]:
     """The shards of one path, by part.
 
     Args:
-        names: the places of inputs and of targets.
+        layout: the places of inputs and of targets.
         whole: read every row, not some.
 
     Raises `DataError` for the first shard whose header cannot be read.
     """
-    layout = plain(names)
     every = [(part, shard) for part, found in parts.items() for shard in in_groups(found, layout)]
     share = max(_LEAST_BYTES, min(SURVEY_BYTES, _ALL_BYTES // max(1, len(every))))
     return [_describe(part, shard, layout, None if whole else share) for part, shard in every]
@@ -161,7 +160,7 @@ def _together(shards: Sequence[Described]) -> dict[str, Survey]:
 
 def _header_row(shard: Described) -> tuple[str, ...]:
     info = shard.info
-    fields = [f"{field.dtype} {list(field.shape)}" for field in info.fields.values()]
+    fields = [str(field) for field in info.fields.values()]
     scale = "-" if info.scale is None else f"{info.scale:.4g}"
     checked = "-" if info.checksum_rows is None else f"per {info.checksum_rows} rows"
     head = (info.path, shard.part or "-", str(info.num_samples))

@@ -1,123 +1,112 @@
-"""Damages files in many ways and counts what comes of it.
+"""Damages shards in many ways and counts what comes of reading them.
 
-    python -m tests.faults.mutants shards --count 10000 --seed 0
+    python -m tests.faults.mutants --mutants 20000 --seed 1
+    python -m tests.faults.mutants --layout groups --number 1000017
 
-Mutants are judged in worker processes, a batch in each. A worker that ends by a signal is a crash, and what
-it left on stderr must name the file; one that says nothing for too long is a hang.
+The second line repeats one mutant, and prints what was done and said. Mutants are judged in worker processes
+with bounded memory. A worker that ends by a signal is a crash, and what it left on stderr must name the file;
+one that takes too much CPU time, or that waits for too long, is a hang.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-import shutil
 import sys
 import tempfile
-import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from tests.faults import mutate_shards
+from tests.faults.mutant_workers import Mutant, Result, judge
+from tests.faults.shard_layouts import LAYOUTS
 
-BATCH = 250
-HANGS_AFTER_S = 60
+NUMBERS_A_SEED = 1_000_000
 LISTED = 5
 
 
 @dataclass
 class Tally:
-    """How many mutants had which outcome, and the first of each that should not be."""
+    """How many mutants had which outcome, and what should not be."""
 
-    outcomes: Counter[str] = field(default_factory=Counter)
-    bad: list[str] = field(default_factory=list)
+    outcomes: dict[str, Counter[str]] = field(default_factory=dict)
+    """By the name of the layout."""
 
-    def add(self, index: int, outcome: str, detail: str = "") -> None:
-        self.outcomes[outcome] += 1
-        if outcome not in mutate_shards.RIGHT and self.outcomes[outcome] <= LISTED:
-            self.bad.append(f"mutant {index}: {outcome}: {detail}")
+    listed: Counter[str] = field(default_factory=Counter)
+
+    slowest: Result | None = None
+    largest: Result | None = None
+
+    def add(self, result: Result) -> Iterator[str]:
+        """Counts a mutant; lines about it, if it should not be so or HDF5 crashed."""
+        self.outcomes.setdefault(result.mutant.layout, Counter())[result.outcome] += 1
+        if self.slowest is None or result.cpu_s > self.slowest.cpu_s:
+            self.slowest = result
+        if self.largest is None or result.grown_bytes > self.largest.grown_bytes:
+            self.largest = result
+        if result.outcome not in mutate_shards.RIGHT or result.outcome == mutate_shards.CRASH:
+            self.listed[result.outcome] += 1
+            if self.listed[result.outcome] <= LISTED:
+                yield str(result)
+
+    def total(self) -> Counter[str]:
+        """Of all layouts."""
+        return sum(self.outcomes.values(), Counter())
+
+    def table(self) -> Iterator[str]:
+        """In Markdown, a line for each layout."""
+        columns = [name for name in (*mutate_shards.RIGHT, *mutate_shards.WRONG) if self.total()[name]]
+        yield f"| layout | mutants | {' | '.join(columns)} |"
+        yield "|---|" + "---:|" * (len(columns) + 1)
+        for name, counts in (*self.outcomes.items(), ("all", self.total())):
+            cells = [f"{number:,}" for number in (counts.total(), *(counts[c] for c in columns))]
+            yield f"| {name} | {' | '.join(cells)} |"
 
 
-def run(count: int, seed: int, corrected: bool = False) -> Tally:
-    """Judges mutants 0 to `count` - 1 of a seed; `corrected` makes their checksums fit the damage."""
-    tally = Tally()
-    with tempfile.TemporaryDirectory(prefix="mutants-") as name:
+def mutants(count: int, seed: int) -> list[Mutant]:
+    """`count` mutants, the layouts in turn."""
+    names = list(LAYOUTS)
+    return [Mutant(names[i % len(names)], seed * NUMBERS_A_SEED + i // len(names)) for i in range(count)]
+
+
+def run(chosen: Sequence[Mutant], jobs: int) -> Tally:
+    """Judges mutants, and prints lines about those that should not be."""
+    tally = Tally({name: Counter() for name in LAYOUTS if any(m.layout == name for m in chosen)})
+    with tempfile.TemporaryDirectory(prefix="mutants-", dir=_scratch()) as name:
         folder = Path(name)
-        mutate_shards.prepare(folder / "templates")
-        done = 0
-        while done < count:
-            for index, outcome, detail in _batch(
-                folder, range(done, min(done + BATCH, count)), seed, corrected
-            ):
-                tally.add(index, outcome, detail)
-                done = index + 1
+        mutate_shards.prepare(folder / "templates", list(LAYOUTS))
+        for result in judge(folder, chosen, jobs):
+            for line in tally.add(result):
+                print(line, flush=True)
+            if len(chosen) == 1:
+                print(result)
     return tally
 
 
-def _batch(folder: Path, indices: range, seed: int, corrected: bool) -> Iterator[tuple[int, str, str]]:
-    """The outcomes of mutants in one worker: of all, or up to the one that ended it."""
-    work = folder / "work"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    worker = context.Process(target=_work, args=(theirs, folder, indices, seed, corrected))
-    worker.start()
-    theirs.close()
-    try:
-        for index in indices:
-            if not ours.poll(HANGS_AFTER_S):
-                yield index, "hang", f"nothing for {HANGS_AFTER_S} s"
-                return
-            try:
-                outcome, detail = ours.recv()
-            except EOFError:
-                worker.join()
-                text = (folder / "stderr").read_text(errors="replace")
-                named = str(work / str(index)) in text
-                yield (
-                    index,
-                    "crash, file named" if named else "crash, file not named",
-                    f"{worker.exitcode} {text}",
-                )
-                return
-            yield index, outcome, detail
-    finally:
-        ours.close()
-        worker.kill()
-        worker.join()
-
-
-def _work(results: Connection, folder: Path, indices: range, seed: int, corrected: bool) -> None:
-    stderr = os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(stderr, 2)
-    for index in indices:
-        place = folder / "work" / str(index)
-        try:
-            outcome, detail = mutate_shards.outcome_of(folder / "templates", place, index, seed, corrected)
-        except Exception:
-            outcome, detail = "exception of the test itself", traceback.format_exc()
-        shutil.rmtree(place, ignore_errors=True)
-        results.send((outcome, detail))
+def _scratch() -> str | None:
+    """In memory, if there is such a place: each mutant is written and removed."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=["shards"])
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--corrected", action="store_true", help="make the checksums fit the damage")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--mutants", type=int, default=20_000, help="how many")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="worker processes")
+    parser.add_argument("--layout", choices=list(LAYOUTS), help="of a single mutant")
+    parser.add_argument("--number", type=int, help="of a single mutant")
     given = parser.parse_args()
-    tally = run(given.count, given.seed, given.corrected)
-    print(*tally.bad, sep="\n")
-    sums = "corrected" if given.corrected else "as they were"
-    print(f"{given.count} mutants, seed {given.seed}, checksums {sums}")
-    for outcome, number in sorted(tally.outcomes.items(), key=lambda item: -item[1]):
-        print(f"| {outcome} | {number} |")
-    return 1 if tally.bad else 0
+    chosen = [Mutant(given.layout, given.number)] if given.layout else mutants(given.mutants, given.seed)
+    tally = run(chosen, given.jobs)
+    print(*tally.table(), sep="\n")
+    for what, result in (("slowest", tally.slowest), ("largest", tally.largest)):
+        if result is not None:
+            mib = result.grown_bytes / (1 << 20)
+            print(f"{what}: {result.mutant}: {result.cpu_s:.1f} s of CPU time, {mib:.0f} MiB more memory")
+    total = tally.total()
+    return 1 if any(total[name] for name in mutate_shards.WRONG) else 0
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ def test_messages_about_labels_scales_copies_and_values_that_are_not_finite(tmp_
     shards(tmp_path / "minus", inputs, minus)
     shards(tmp_path / "named", inputs, named)
     shards(tmp_path / "truth", inputs, truth)
-    shards(tmp_path / "ill", ill, labels)
+    for name in ("ill", "refused", "skipped"):
+        shards(tmp_path / name, ill, labels)
     shards(tmp_path / "bytes", rng.integers(0, 200, (100, 6)).astype("u1"), labels)
     shards(tmp_path / "twice", inputs, labels)
     (tmp_path / "twice" / "2.h5").hardlink_to(tmp_path / "twice" / "1.h5")
@@ -71,12 +72,14 @@ def test_messages_about_labels_scales_copies_and_values_that_are_not_finite(tmp_
     cases: dict[str, dict[str, object]] = {name: {} for name in names}
     cases["named"] = {"classes": ("no", "yes")}
     cases["far"] = {"standardize": "component"}
+    cases["refused"] = {"not_finite": "error"}
+    cases["skipped"] = {"not_finite": "skip", "batch_size": 5}
     program = PROGRAM.format(cases=cases)
     job = run(command("mpirun", 2, ["-c", program]), deadline_s=240, cwd=tmp_path)
     assert job.returncode == 0, job.output
     said = messages(job.stderr)
     refused = [line for line in said if " refused " in line]
-    assert len(refused) == 6, said
+    assert len(refused) == 8, said
     for rank in (0, 1):
         assert (
             f"hvd_train: {rank} refused minus: minus/1.h5: `targets` holds -2 in row 43; expected"
@@ -86,8 +89,16 @@ def test_messages_about_labels_scales_copies_and_values_that_are_not_finite(tmp_
             f"hvd_train: {rank} refused named: rank 1 of 2: named/1.h5: dataset `targets` holds `maybe` in "
             "row 43; expected one of data.classes: `no`, `yes`." in job.stderr
         )
+        assert (
+            f"hvd_train: {rank} refused refused: rank 1 of 2: refused/1.h5: `inputs` holds nan in row 20; "
+            "expected finite numbers." in job.stderr
+        )
         assert f"hvd_train: {rank} refused twice: twice/2.h5: the same file as twice/1.h5" in job.stderr
-    not_finite, unscaled, alone = [line for line in said if line not in refused]
+    not_finite, unscaled, alone, *others = [line for line in said if line not in refused]
+    assert [line.partition(" numbers: ")[2].partition(";")[0] for line in others] == [
+        "the run will end where it reads one. Replace them, or set data.not_finite = 'skip'",
+        "their rows are left out",
+    ]
     assert "ill/1.h5: `inputs` holds 1 NaN among 600 values, a share of 0.0017; expected" in not_finite
     assert "bytes/" in unscaled
     assert "h5: `inputs` is uint8 with values up to 199, and no scale is known" in unscaled
@@ -103,6 +114,10 @@ def test_messages_about_labels_scales_copies_and_values_that_are_not_finite(tmp_
         "were not finite: ill/1.h5: `inputs` holds nan in row 20. They took the others' mean."
         in fault["message"]
     )
+    (fault,) = events(tmp_path / "runs" / "skipped", "fault")
+    assert (fault["kind"], fault["ranks"], fault["rows"]["not_finite"]) == ("rows_left_out", [1], [0, 1])
+    assert "(rank 1: 1); the first is skipped/1.h5: `inputs` holds nan in row 20." in (fault["message"])
+    assert events(tmp_path / "runs" / "skipped", "stop")[0]["left_out"] == {"not_finite": 2}
 
     # The inputs of "far" are standardized, and with one process to the same bits.
     model = load_model(tmp_path / "runs" / "far", "latest")

@@ -11,12 +11,13 @@ import torch
 
 from hvd_train.cli import main
 from hvd_train.errors import CommunicationError, ConfigError
-from hvd_train.tools.bench.limit import wire_seconds
-from hvd_train.tools.bench.options import Options, parse, parse_size, size_name
-from hvd_train.tools.bench.peers import OWN
-from hvd_train.tools.bench.rows import add_ratios, best_of_each, bus_bytes_per_s, spread_of
-from hvd_train.tools.bench.text import in_words
-from hvd_train.tools.bench.values import Expected, Values, weight
+from hvd_train.tools.bench.allreduce.limit import wire_seconds
+from hvd_train.tools.bench.allreduce.options import Options, parse_size, size_name
+from hvd_train.tools.bench.allreduce.peers import OWN
+from hvd_train.tools.bench.allreduce.rows import add_ratios, best_of_each, bus_bytes_per_s, spread_of
+from hvd_train.tools.bench.allreduce.text import in_words
+from hvd_train.tools.bench.allreduce.values import Expected, Values, weight
+from hvd_train.tools.bench.command import parse
 
 NUMEL = 30_001
 """Two whole periods of the values, and a rest."""

@@ -134,6 +134,7 @@ def test_all_defaults_are_written_but_what_is_none() -> None:
     assert set(flatten(Config())) - missing - {"optim.args"} == written - {"optim.args"}
     assert missing == {
         "data.ignore_index",
+        "data.max_length",
         "data.scale",
         "data.standardize",
         "stop.target_error",

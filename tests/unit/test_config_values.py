@@ -21,7 +21,7 @@ from hvd_train.launching.hosts import read_hostfile
 from hvd_train.launching.options import Options as LaunchOptions
 from hvd_train.launching.restarts import Options as RestartsOptions
 from hvd_train.run.random_state import seed_rank
-from hvd_train.tools.bench.options import Options as BenchOptions
+from hvd_train.tools.bench.allreduce.options import Options as BenchOptions
 from hvd_train.tools.doctor.options import Options as DoctorOptions
 from hvd_train.tools.shard import WriteArgs
 from tests.deadlines import seconds

@@ -20,10 +20,13 @@ from hvd_train.comm.factory import connect
 from hvd_train.config import Config
 from hvd_train.data.deal import Span
 from hvd_train.data.labels import IGNORED
+from hvd_train.data.readers.base import RowNumbers
 from hvd_train.data.rows import Rows
+from hvd_train.data.screen import evaluation_screen
 from hvd_train.data.selection import select_rows, validation_rows
 from hvd_train.errors import DataError
 from hvd_train.io.output import warn
+from hvd_train.io.text import counted
 from hvd_train.monitor import evaluation_page
 from hvd_train.preparation import share_cores
 from hvd_train.record.evaluation import Evaluation
@@ -53,12 +56,13 @@ def evaluate(options: Options, comm: Communicator) -> Evaluation:
     spans, warnings = together(comm, lambda: _spans(options, trained))
     for line in warnings if comm.rank == 0 else ():
         warn(line)
-    rows = Rows(spans, trained.saved.sample.fields)
+    screen = evaluation_screen(trained.config.data, trained.saved.sample)
+    rows = Rows(spans, trained.saved.sample.fields, screen=screen)
     worst = WorstSamples(trained.task, trained.model, options.worst)
 
-    def also(start: int, batch: Batch) -> None:
-        _require_classes(trained, rows, start, batch)
-        worst.add(start, batch)
+    def also(numbers: RowNumbers, batch: Batch) -> None:
+        _require_classes(trained, rows, numbers, batch)
+        worst.add(numbers, batch)
 
     evaluator = together(
         comm,
@@ -88,10 +92,22 @@ def evaluate(options: Options, comm: Communicator) -> Evaluation:
         metrics=figures,
         values=values,
         undefined=evaluator.undefined(),
-        remarks=_remarks(trained, len(rows)),
+        remarks=[*_remarks(trained, len(rows)), *_left_out(evaluator, comm)],
         worst=comm.broadcast(samples),
         class_names=list(sample.class_names),
     )
+
+
+def _left_out(evaluator: ValidationEvaluator, comm: Communicator) -> list[str]:
+    """What of the data did not count. Collective."""
+    left_out, first = evaluator.left_out()
+    if not left_out:
+        return []
+    place = next(place for place in comm.allgather(first) if place)
+    return [
+        f"{counted(left_out, 'row')} of {evaluator.num_samples:,} left out, by data.not_finite = 'skip': the "
+        f"first is {place}"
+    ]
 
 
 def _open(options: Options) -> Trained:
@@ -113,7 +129,7 @@ def _spans(options: Options, trained: Trained) -> tuple[tuple[Span, ...], tuple[
     return validation_rows(trained.config.data)
 
 
-def _require_classes(trained: Trained, rows: Rows, start: int, batch: Batch) -> None:
+def _require_classes(trained: Trained, rows: Rows, numbers: RowNumbers, batch: Batch) -> None:
     """Raises `DataError` for a class that the model of a built-in task does not have."""
     sample = trained.saved.sample
     if trained.config.task not in ("classification", "next-token") or sample.num_classes is None:
@@ -123,7 +139,7 @@ def _require_classes(trained: Trained, rows: Rows, start: int, batch: Batch) -> 
             continue
         wrong = _outside(batch[name], sample.num_classes)
         if len(wrong):
-            row, value = start + int(wrong[0, 0]), int(batch[name][tuple(wrong[0])])
+            row, value = int(numbers[wrong[0, 0]]), int(batch[name][tuple(wrong[0])])
             (span,) = rows.locate(row, row + 1)
             raise DataError(
                 f"{span.shard}: `{name}` holds {value} in row {span.start}; the model has the classes 0 to "

@@ -10,7 +10,9 @@ from torch import nn
 
 from hvd_train.comm.base import Communicator
 from hvd_train.data.format import SampleSpec
+from hvd_train.data.readers.base import RowNumbers
 from hvd_train.data.rows import Rows
+from hvd_train.data.screen import usable
 from hvd_train.data.selection import needed_to_predict
 from hvd_train.record.evaluation import WorstSample
 from hvd_train.tasks.base import Batch, Task
@@ -32,8 +34,8 @@ class WorstSamples:
         self._heap: list[tuple[float, int]] = []
         """(loss, -row), the smallest first; of equal losses the first rows are kept."""
 
-    def add(self, start: int, batch: Batch) -> None:
-        """Rows `start`, ... of the data, transformed; under `evaluating`. Not collective."""
+    def add(self, numbers: RowNumbers, batch: Batch) -> None:
+        """Rows with these numbers in the data, transformed; under `evaluating`. Not collective."""
         losses = self._task.sample_losses(self._model, batch) if self._count else None
         if losses is None:
             return
@@ -41,7 +43,7 @@ class WorstSamples:
         kept = losses.topk(min(self._count, len(losses))) if self._count < len(losses) else None
         least = kept.values[-1] if kept is not None else -torch.inf
         for i in (losses >= least).nonzero()[:, 0].tolist():
-            entry = (float(losses[i]), -(start + i))
+            entry = (float(losses[i]), -int(numbers[i]))
             if entry[0] == -torch.inf:
                 continue
             if len(self._heap) < self._count:
@@ -67,7 +69,7 @@ def _described(
     task: Task, model: nn.Module, rows: Rows, sample: SampleSpec, loss: float, row: int
 ) -> WorstSample:
     (span,) = rows.locate(row, row + 1)
-    arrays = rows.read(row, row + 1)
+    arrays, _, _ = usable(rows.read(row, row + 1))
     target = arrays[sample.targets]
     batch = transform_of(task)({name: torch.from_numpy(array) for name, array in arrays.items()})
     predicted = task.predict(model, {name: batch[name] for name in needed_to_predict(sample)})

@@ -54,7 +54,10 @@ def card(
         "model": _model(trained, model),
         "inputs": [{"name": i.name, "dtype": i.dtype, "shape": list(i.shape)} for i in product.inputs],
         "outputs": _outputs(checked),
-        "preprocessing": {"included": list(product.included), "left_out": list(product.left_out)},
+        "preprocessing": {
+            "included": list(product.included),
+            "left_out": [*product.left_out, *_padding(trained)],
+        },
         "comparison": {
             "samples": samples.count,
             "data": samples.source,
@@ -80,6 +83,17 @@ def _model(trained: Trained, model: nn.Module) -> dict[str, Any]:
         "num_parameters": sum(p.numel() for p in model.parameters()),
         **({"classes": list(names)} if names else {}),
     }
+
+
+def _padding(trained: Trained) -> list[str]:
+    """What was done to rows of any length before they were samples, in words."""
+    fields = trained.saved.sample.fields
+    return [
+        f"rows of `{name}` are padded with zeros to {field.padding.length} values"
+        + (", and longer ones cut" if field.padding.truncate else "")
+        for name, field in fields.items()
+        if field.padding and not field.padding.marks
+    ]
 
 
 def _outputs(checked: Checked) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from hvd_train.after.trained import Trained
 from hvd_train.config import Config
 from hvd_train.data.catalog import Shards, find_shards, whole
 from hvd_train.data.deal import Span, split_validation
+from hvd_train.data.growing import refuse_growing
 from hvd_train.data.rows import Rows
 from hvd_train.data.selection import select_rows
 from hvd_train.errors import DataError
@@ -98,6 +99,7 @@ def run_part(config: Config) -> RunData:
     more."""
     try:
         shards = find_shards(config.data)
+        refuse_growing((*shards.train, *shards.validation))
     except DataError as error:
         raise DataError(f"the run's data: {error} Or give samples for the comparison by --data.") from None
     train, validation = whole(shards.train), whole(shards.validation)

@@ -181,8 +181,9 @@ def _selection(rows: Range, box: Box) -> tuple[tuple[int, ...], tuple[int, ...]]
 
 def pieces(layout: Layout, start: int, stop: int) -> Iterator[Range]:
     """Row ranges of about `_PIECE_BYTES` that are together `start` to `stop`, cut where chunks end."""
-    bands = max(1, _CHUNKS_A_READ // layout.band_chunks)
-    rows = max(1, min(_PIECE_BYTES // layout.row_bytes, bands * layout.band_rows))
+    rows = max(1, _PIECE_BYTES // layout.row_bytes)
+    if layout.chunk is not None:
+        rows = min(rows, max(1, _CHUNKS_A_READ // layout.band_chunks) * layout.band_rows)
     # A chunk beyond the cache is read in part.
     unit = layout.band_rows if layout.band_bytes <= layout.cache_bytes else 1
     return (

@@ -17,6 +17,9 @@ _MAX_OPENED = 2000
 _SORTED_LINKS = 10_000
 """Of a group with more links HDF5 would sort all names to give the first ones in order."""
 
+_INDEXES = b"_i_"
+"""Of the groups in which PyTables has the indexes of a table."""
+
 
 def contents(file: h5py.File) -> str:
     """`the file has` and its datasets, the nearest to the root first, without those that hvd_train adds to
@@ -40,7 +43,7 @@ def _datasets(file: h5py.File) -> tuple[list[str], int, bool]:
     while groups:
         path, group = groups.popleft()
         for name in _hard_links(group, _MAX_OPENED - num_opened + 1):
-            if not path and name == fmt.GROUP.encode():
+            if (not path and name == fmt.GROUP.encode()) or name.startswith(_INDEXES):
                 continue
             if num_opened == _MAX_OPENED:
                 return texts, num_found, False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import h5py
 import numpy as np
@@ -12,10 +12,14 @@ import numpy as np
 from hvd_train.data.classes import Encoder
 from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.hdf5.chunks import DatasetReader, Range, layout_of, pieces
+from hvd_train.data.hdf5.extent import Extent, Obstacle, converted, extent_of
 from hvd_train.data.hdf5.filters import require_filters
+from hvd_train.data.hdf5.heaps import require_sound_heaps
 from hvd_train.data.hdf5.packing import packing_of
-from hvd_train.data.hdf5.recipes import conversion
+from hvd_train.data.hdf5.recipes import by_h5py, conversion
+from hvd_train.data.hdf5.stored import require_one_compression, require_plausible_chunks
 from hvd_train.data.hdf5.types import columns, element_type, is_table, is_text, text_dtype
+from hvd_train.data.hdf5.virtual import Virtual
 from hvd_train.data.layout import HELD_BYTES, SMALL_BYTES, Layout
 from hvd_train.data.places import Cut, Place
 from hvd_train.errors import DataError, UnsupportedShard
@@ -27,6 +31,20 @@ _MOST_BYTES = 1 << 30
 _MOST_COMPRESSED = 100_000
 _TEXT_BYTES = 128
 """Of a string of variable length in memory, about."""
+
+
+class Part(Protocol):
+    """A dataset that a field reads, opened anew once the chunk caches of all datasets are known."""
+
+    @property
+    def dataset(self) -> h5py.Dataset: ...
+
+    @property
+    def cache_bytes(self) -> int:
+        """Chunk cache to open the dataset with."""
+
+    def read_from(self, dataset: h5py.Dataset, call: Callable[..., Any]) -> None:
+        """Rows are read from `dataset`, which is the same one, opened anew."""
 
 
 @final
@@ -42,6 +60,7 @@ class Field:
         file_bytes: of the whole file.
         texts: whether strings of a fixed number of bytes are taken as well.
         foreign: whether attributes may say that values are packed or missing; see `packing`.
+        virtual: the rows of a virtual dataset; None for any other.
     """
 
     def __init__(
@@ -54,19 +73,30 @@ class Field:
         file_bytes: int,
         texts: bool,
         foreign: bool,
+        virtual: Virtual | None = None,
     ) -> None:
         self._name = dataset.name.strip("/")
         self._where = f"{path}: dataset `{self._name}`"
+        self.path = path
+        """Of the shard, or of the file that a link of it leads to."""
+        self.virtual = virtual
+        """The rows of a virtual dataset; None for any other."""
         self.dataset = dataset
         self.axis = self._axis(place.axis)
         """Of the samples, counted from the first."""
+        if virtual is not None and self.axis:
+            raise DataError(
+                f"{self._where} is virtual: its rows are along its first axis, and data.samples_axis names "
+                f"another. Write it again, {by_h5py(f'new[{self._name!r}] = old[{self._name!r}][...]')}"
+            )
         self._cut = self._all_axes(place.cut)
         self._columns = place.columns
         self._coding = place.coding
         dtype, inner = self._types(place.columns, texts)
         self._raw = dtype
-        self._refuse_bombs(dtype, file_bytes)
+        refuse_bombs(self._where, dtype, dataset, file_bytes)
         require_filters(dataset, path, self._name)
+        require_one_compression(dataset, self._where)
         numbers = foreign and not place.columns and dtype.kind not in "SO"
         kept = self._coding.ignored if self._coding else None
         self._packing = packing_of(dataset, dtype, path, self._name, kept) if numbers else None
@@ -90,11 +120,17 @@ class Field:
             dtype="int64" if coded else dtype.str[1:] if dtype.kind == "S" else dtype.name,
             place="" if str(place) == name else str(place),
             axis=place.axis,
+            follow_links=place.follow_links,
             coding=coded and coded.coding,
         )
         """A sample."""
         self.layout = self._layout(shape)
         """How the rows are stored; of a part of the dataset, as if the rest were not there."""
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """What it opens."""
+        return (self,)
 
     @property
     def cache_bytes(self) -> int:
@@ -110,6 +146,16 @@ class Field:
         done = str(self._packing or "")
         return f"`{self._name}` {done}" if done else ""
 
+    def extent(self, path: str) -> Extent | Obstacle:
+        """Where its rows are in the file `path`, or why they cannot be read without the HDF5 library."""
+        if self._columns:
+            return converted("is a table, of which columns are read")
+        if self.axis:
+            return converted("has its samples along another axis than the first")
+        if self._coding or self._packing is not None:
+            return converted("holds values that stand for others")
+        return extent_of(self.dataset, path, self._raw, self._cut[1:])
+
     def read_from(self, dataset: h5py.Dataset, call: Callable[..., Any]) -> None:
         """Rows are read from `dataset`, which is the same one, opened anew.
 
@@ -118,11 +164,22 @@ class Field:
         """
         self.dataset = dataset
         self._call = call
-        self._reader = DatasetReader(dataset, self.layout, call) if self._by_chunks else None
+        self._is_checked = False
+        self._reader: DatasetReader | Virtual | None = None
+        if self._by_chunks:
+            self._reader = self.virtual or DatasetReader(dataset, self.layout, call)
+
+    def close(self) -> None:
+        """Closes the files that the rows are read from, but for the shard itself."""
+        if self.virtual is not None:
+            self.virtual.close()
 
     def read_into(self, ranges: Sequence[Range], out: Array) -> None:
         """Reads the rows of `ranges`, in ascending order, into `out`, C-contiguous, of shape [rows, *shape]
         with as many rows as they have together; values are converted to its dtype."""
+        if not self._is_checked:
+            self._call(self._check_stored)
+            self._is_checked = True
         if out.dtype.kind == "S":
             out = out.view(self.dataset.dtype)  # which says as well whether it is UTF-8: HDF5 converts none
         if self._reader is not None and self._is_stored:
@@ -133,6 +190,13 @@ class Field:
             for begin, end in pieces(self.layout, start, stop):
                 self._read_piece(begin, end, out[at : at + end - begin])
                 at += end - begin
+
+    def _check_stored(self) -> None:
+        """Refuses what HDF5 may not survive. When rows are first read: by the ranks that need them."""
+        if self.virtual is None:
+            require_plausible_chunks(self.dataset, self.axis, self._where)
+        if self._raw.kind == "O":
+            require_sound_heaps(self.dataset, self.dataset.file.filename, self._where)
 
     def _read_piece(self, start: int, stop: int, out: Array) -> None:
         if self._reader is not None:
@@ -147,7 +211,12 @@ class Field:
     def _read(self, start: int, stop: int) -> Array:
         """What the file has of these rows, [rows, ...]."""
         rows = (*self._cut[: self.axis], slice(start, stop), *self._cut[self.axis + 1 :])
-        values = self.dataset.astype(self._memory)[rows]
+        if self.virtual is None:
+            values = self.dataset.astype(self._memory)[rows]
+        else:
+            every: Array = np.empty((stop - start, *self.virtual.shape[1:]), self._memory)
+            self.virtual.read_into([(start, stop)], every)
+            values = every[tuple(self._cut)]
         if self._columns:
             values = self._side_by_side(values)
         before = sum(isinstance(part, slice) for part in self._cut[: self.axis])
@@ -163,7 +232,7 @@ class Field:
     def _layout(self, shape: tuple[int, ...]) -> Layout:
         """`shape`: of what is read of a sample."""
         itemsize = _TEXT_BYTES if self._raw.kind == "O" else self._raw.itemsize
-        stored = layout_of(self.dataset, itemsize)
+        stored = self.virtual.layout(itemsize) if self.virtual else layout_of(self.dataset, itemsize)
         if self._by_chunks:
             return stored
         chunk = None if stored.chunk is None else (stored.chunk[self.axis], *shape)
@@ -234,19 +303,26 @@ class Field:
         if self._coding is not None and is_text(kind):
             return kind.dtype, ()
         allowed = "strings of a fixed length, " if texts else ""
-        remedy = "Name other columns." if column else conversion(self.dataset, self._name)
+        remedy = conversion(self.dataset, self._name)
+        if column:
+            classes = "If they are classes, list them in data.classes; else name" if is_text(kind) else "Name"
+            remedy = f"{classes} other columns."
         raise UnsupportedShard(
             f"{self._where}{column} holds {dtype}. Expected integers of 8 to 64 bits, floating-point numbers "
             f"of 16 to 64 bits, {allowed}or booleans. {remedy}"
         )
 
-    def _refuse_bombs(self, dtype: np.dtype[Any], file_bytes: int) -> None:
-        num_bytes = self.dataset.id.get_type().get_size() * math.prod(self.dataset.shape)
-        if num_bytes > _MOST_BYTES + _MOST_COMPRESSED * file_bytes:
-            raise DataError(
-                f"{self._where} is {dtype} {list(self.dataset.shape)} in a file of {file_bytes} bytes. The "
-                "number of rows is damaged, or most were never written: write it again."
-            )
+
+def refuse_bombs(where: str, dtype: np.dtype[Any] | str, dataset: h5py.Dataset, file_bytes: int) -> None:
+    """Raises `DataError` for a dataset that is far too large for a file of so many bytes."""
+    # At least as many as rows: those of samples without values have to be ordered as well.
+    count = math.prod(max(1, length) for length in dataset.shape)
+    num_bytes = dataset.id.get_type().get_size() * count
+    if num_bytes > _MOST_BYTES + _MOST_COMPRESSED * file_bytes:
+        raise DataError(
+            f"{where} is {dtype} {list(dataset.shape)} in a file of {file_bytes} bytes. The number of rows "
+            "is damaged, or most were never written: write it again."
+        )
 
 
 def _text(cut: Cut) -> str:

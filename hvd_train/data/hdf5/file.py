@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
@@ -20,30 +21,20 @@ from hvd_train.data.crash import naming
 from hvd_train.data.facts import decode, digest_of
 from hvd_train.data.files import require_regular
 from hvd_train.data.format import Array
-from hvd_train.data.hdf5.chunks import Range, reopened
+from hvd_train.data.hdf5.chunks import Range
+from hvd_train.data.hdf5.explained import CHANGED, NOT_HDF5, explained
+from hvd_train.data.hdf5.extent import Extent, Obstacle, converted
 from hvd_train.data.hdf5.field import Field
+from hvd_train.data.hdf5.fields import Opening
 from hvd_train.data.hdf5.filters import require_filters
-from hvd_train.data.hdf5.links import find, open_dataset, open_file
+from hvd_train.data.hdf5.following import LinkedFiles
+from hvd_train.data.hdf5.links import find
+from hvd_train.data.hdf5.mappings import identity_of
+from hvd_train.data.hdf5.opening import open_file
+from hvd_train.data.hdf5.ragged import PaddedField
+from hvd_train.data.hdf5.selections import Axis, Stretch
 from hvd_train.data.places import Place, Places
 from hvd_train.errors import DataError
-
-
-@contextmanager
-def _explained(path: str, remedy: str) -> Iterator[None]:
-    # h5py reports a damaged file by any of these, according to which structure in it is damaged.
-    try:
-        yield
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file. Expected an HDF5 file that every rank can see.") from None
-    except PermissionError:
-        raise DataError(f"{path}: permission denied. Make the file readable for this user.") from None
-    except (OSError, RuntimeError, ValueError, LookupError, TypeError, MemoryError, OverflowError) as error:
-        reason = str(error).strip("'\"") or type(error).__name__
-        raise DataError(f"{path}: {reason}. {remedy}") from None
-
-
-_NOT_HDF5 = "Expected a complete HDF5 file: copy or write it again."
-_CHANGED = "It was damaged or changed after it was written: copy or write it again."
 
 
 @final
@@ -60,18 +51,29 @@ class ShardFile:
 
     def __init__(self, path: str | Path, places: Places, *, texts: bool = False) -> None:
         self._path = str(path)
-        self._texts = texts
         self.file_path, self.group = places.file_of(self._path)
         """The file, and the group in it that is the shard; empty where all of the file is."""
         self._in_hdf5 = naming(path)
-        with _explained(self.file_path, _NOT_HDF5):
+        with explained(self.file_path, NOT_HDF5):
             require_regular(self.file_path, "an HDF5 file")
+            num_bytes = os.path.getsize(self.file_path)
             self._file = self._in_hdf5(open_file, self.file_path)
+        self._fields: dict[str, Field | PaddedField] = {}
+        self._linked = LinkedFiles(self.file_path, places.follow_links)
+        self._opening = Opening(
+            self._file,
+            self._path,
+            self.group,
+            file_bytes=num_bytes,
+            texts=texts,
+            linked=self._linked,
+            call=self._in_hdf5,
+        )
         try:
-            with _explained(self._path, _CHANGED):
+            with explained(self._path, CHANGED):
                 self._in_hdf5(self._read_header, places)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def __enter__(self) -> ShardFile:
@@ -83,7 +85,10 @@ class ShardFile:
         self.close()
 
     def close(self) -> None:
-        """Closes the file. May be called twice."""
+        """Closes the file, and those that its links lead to. May be called twice."""
+        for field in self._fields.values():
+            field.close()
+        self._linked.close()
         self._file.close()
 
     def read_into(self, name: str, ranges: Sequence[Range], out: Array) -> None:
@@ -96,13 +101,21 @@ class ShardFile:
                 f"{self._path}: rows {start} to {stop} requested, but the file has {num_samples}. It was "
                 "replaced by a shorter one: start the run again."
             )
-        with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _CHANGED):
+        with explained(f"{self._where(name)}, rows {start} to {stop - 1}", CHANGED):
             self._fields[name].read_into(ranges, out)
+
+    def check_lengths(self, name: str, start: int, stop: int) -> None:
+        """Raises `DataError` for the first of these rows of field `name`, of rows of any length, that is
+        damaged, or longer than is allowed. Values are not read."""
+        field = self._fields[name]
+        if isinstance(field, PaddedField):
+            with explained(f"{self._where(name)}, rows {start} to {stop - 1}", CHANGED):
+                field.check_lengths(start, stop)
 
     def read(self, name: str, start: int, stop: int) -> Array:
         """Rows `start` up to `stop` of dataset `name`, as `read_into` gives them, in native byte order."""
         field = self.info.fields[name]
-        with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _CHANGED):
+        with explained(f"{self._where(name)}, rows {start} to {stop - 1}", CHANGED):
             out: Array = np.empty((stop - start, *field.shape), np.dtype(field.dtype))
         if start < stop:
             self.read_into(name, [(start, stop)], out)
@@ -110,11 +123,34 @@ class ShardFile:
 
     def read_stored(self, name: str, start: int, stop: int) -> Array:
         """Rows `start` up to `stop` of the dataset of field `name`, all of each row: what checksums cover."""
-        with _explained(f"{self._path}: dataset `{name}`, rows {start} to {stop - 1}", _CHANGED):
-            (field,) = self._open_fields({name: Place(self._paths[name])}).values()
+        with explained(f"{self._where(name)}, rows {start} to {stop - 1}", CHANGED):
+            (field,) = self._opening.fields({name: Place(self._paths[name])}).values()
             out: Array = np.empty((stop - start, *field.spec.shape), np.dtype(field.spec.dtype))
             field.read_into([(start, stop)], out)
         return out
+
+    def _where(self, name: str) -> str:
+        """A dataset, for messages: in the file that it is in."""
+        return f"{self._fields[name].path}: dataset `{name}`"
+
+    def stretches(self, name: str) -> list[Stretch]:
+        """Which rows of which datasets, in which files, the rows of field `name` are. Empty unless links are
+        followed, or without such a field."""
+        field = self._fields.get(name)
+        if field is None or isinstance(field, PaddedField) or not self._linked.follow:
+            return []
+        if field.virtual is not None:
+            return [Stretch(m.source.identity, m.chosen[0], m.source.where) for m in field.virtual.mappings]
+        where = f"{field.dataset.file.filename}: dataset `{field.dataset.name.strip('/')}`"
+        return [Stretch(identity_of(field.dataset), Axis(0, 1, 1, field.num_rows), where)]
+
+    def extent(self, name: str) -> Extent | Obstacle:
+        """Where the rows of field `name` are in the file, or why they cannot be read without HDF5."""
+        field = self._fields[name]
+        with explained(self._where(name), CHANGED):
+            if field.dataset.file != self._file:
+                return converted("is in another file, to which a link leads")
+            return self._in_hdf5(field.extent, self.file_path)  # type: ignore[no-any-return]
 
     def is_whole(self, name: str) -> bool:
         """Whether a row of field `name` is a row of its dataset."""
@@ -122,16 +158,16 @@ class ShardFile:
 
     def checksums(self, name: str) -> npt.NDArray[np.uint64] | None:
         """The recorded checksum of each block of `info.checksum_rows` rows of dataset `name`; None if it has
-        none. Raises `DataError` if they are not those that were written."""
-        if self.info.checksum_rows is None:
+        none, as rows of any length. Raises `DataError` if they are not those that were written."""
+        if self.info.checksum_rows is None or self.info.fields[name].padding:
             return None
-        with _explained(f"{self._path}: checksums of `{name}`", _CHANGED):
+        with explained(f"{self._path}: checksums of `{name}`", CHANGED):
             return self._in_hdf5(self._read_checksums, self._paths[name])  # type: ignore[no-any-return]
 
     def checksums_digest(self, name: str) -> str:
         """A digest of the checksums of dataset `name`, which two datasets of equal rows have in common; empty
         without checksums. They are read only where the file does not record it. Raises `DataError`."""
-        if self._facts is not None:
+        if self._facts is not None and not self.info.fields[name].padding:
             written = self._facts.datasets.get(self._paths[name])
             return written.checksums if written else ""
         sums = self.checksums(name)
@@ -146,7 +182,7 @@ class ShardFile:
         sums = self._read_array(dataset, (num_blocks,), np.uint64)
         if written is not None and digest_of(sums) != written.checksums:
             raise DataError(
-                f"{self._path}: the checksums of `{path}` are not those that were written. {_CHANGED}"
+                f"{self._path}: the checksums of `{path}` are not those that were written. {CHANGED}"
             )
         return sums
 
@@ -161,15 +197,18 @@ class ShardFile:
 
     def _read_header(self, places: Places) -> None:
         self._facts: fmt.Facts | None = None
-        self._paths = {name: self._path_of(place) for name, place in places.places.items()}
-        self._fields = self._open_fields(places.places)
-        lengths = {name: field.num_rows for name, field in self._fields.items()}
-        if len(set(lengths.values())) > 1:
+        wanted = self._opening.with_masks(places)
+        self._paths = {name: self._opening.path_of(place) for name, place in wanted.items()}
+        self._fields = self._opening.fields(wanted)
+        lengths = {name: self._fields[name].num_rows for name in places.places}
+        growing = any(field.dataset.file.swmr_mode for field in self._fields.values())
+        if len(set(lengths.values())) > 1 and not growing:
             seen = ", ".join(f"`{name}` has {n} rows" for name, n in lengths.items())
             raise DataError(
-                f"{self._path}: {seen}. Expected one row per sample in each: {self._remedy_of_lengths()}."
+                f"{self._path}: {seen}. Expected one row per sample in each: "
+                f"{self._remedy_of_lengths(places)}."
             )
-        num_samples = int(next(iter(lengths.values())))
+        num_samples = min(lengths.values())
         digest = self._read_facts(num_samples)
         checksum_rows = self._checksum_rows()
         if checksum_rows is not None and any(field.axis for field in self._fields.values()):
@@ -184,40 +223,27 @@ class ShardFile:
             num_samples=num_samples,
             fields={name: field.spec for name, field in self._fields.items()},
             layouts={name: field.layout for name, field in self._fields.items()},
-            contiguous=all(plan.get_layout() == h5py.h5d.CONTIGUOUS for plan in plans),
+            contiguous=not any(field.spec.padding for field in fields)
+            and all(
+                plan.get_layout() == h5py.h5d.CONTIGUOUS and not plan.get_external_count() for plan in plans
+            )
+            and all(field.dataset.file == self._file for field in fields),
             class_counts=self._class_counts(places.targets),
             scale=self._scale(places.inputs),
             checksum_rows=checksum_rows,
             facts_digest=digest,
             unpacked=tuple(field.unpacked for field in fields if field.unpacked),
+            growing=growing,
         )
         """The shard's header."""
 
-    def _path_of(self, place: Place) -> str:
-        path = (place.in_group(self.group) if self.group else place).dataset
-        return "/".join(part for part in path.split("/") if part)
-
-    def _open_fields(self, places: Mapping[str, Place]) -> dict[str, Field]:
-        fields = {name: self._open_field(name, place) for name, place in places.items()}
-        datasets = reopened([(field.dataset, field.cache_bytes) for field in fields.values()])
-        for field, dataset in zip(fields.values(), datasets, strict=True):
-            field.read_from(dataset, self._in_hdf5)
-        return fields
-
-    def _open_field(self, name: str, place: Place) -> Field:
-        dataset = open_dataset(self._file, self._path_of(place), self._path)
-        file_bytes = os.path.getsize(self.file_path)
-        return Field(
-            self._path,
-            name,
-            dataset,
-            place,
-            file_bytes=file_bytes,
-            texts=self._texts,
-            foreign=fmt.ATTR_SCHEMA not in self._file.attrs,
-        )
-
-    def _remedy_of_lengths(self) -> str:
+    def _remedy_of_lengths(self, places: Places) -> str:
+        for place in places.places.values():
+            if place.bounds is not None and place.bounds.kind == "offsets":
+                starts = replace(place, bounds=replace(place.bounds, kind="starts"))
+                return (
+                    f"write the file again, or if it has the start of each row alone, name it as `{starts}`"
+                )
         if any("MATLAB_class" in field.dataset.attrs for field in self._fields.values()):
             return "MATLAB stores the axes in reverse, so set data.samples_axis = -1, or write the file again"
         return "write the file again, or name the axis of the samples in data.samples_axis"
@@ -236,12 +262,12 @@ class ShardFile:
         marked = facts or fmt.ATTR_NUM_SAMPLES in attributes or find(self._file, fmt.GROUP) is not None
         expected = {None: not marked, 1: not facts, 2: len(facts) == 2}
         if not expected[schema]:
-            raise DataError(f"{self._path}: written by hvd_train, but its metadata is missing. {_CHANGED}")
+            raise DataError(f"{self._path}: written by hvd_train, but its metadata is missing. {CHANGED}")
         if schema == 1:
             recorded = _integer(attributes.get(fmt.ATTR_NUM_SAMPLES))
             if recorded is not None and recorded != num_samples:
                 raise DataError(
-                    f"{self._path}: {num_samples} rows, but the file records {recorded} samples. {_CHANGED}"
+                    f"{self._path}: {num_samples} rows, but the file records {recorded} samples. {CHANGED}"
                 )
         if schema != fmt.SCHEMA_VERSION:
             return None
@@ -251,12 +277,12 @@ class ShardFile:
 
     def _compare_with_facts(self, facts: fmt.Facts) -> None:
         for name, written in facts.datasets.items():
-            field = self._open_field(name, Place(name))
+            field = self._opening.field(name, Place(name))
             shape = (field.num_rows, *field.spec.shape)
             if (shape, field.spec.dtype) != (written.shape, written.dtype):
                 raise DataError(
                     f"{self._path}: dataset `{name}` is {field.spec.dtype} {list(shape)}, but "
-                    f"{written.dtype} {list(written.shape)} was written. {_CHANGED}"
+                    f"{written.dtype} {list(written.shape)} was written. {CHANGED}"
                 )
 
     def _checksum_rows(self) -> int | None:
@@ -290,7 +316,7 @@ class ShardFile:
             return None
         counts = self._read_array(dataset, None, np.int64)
         if expected is not None and digest_of(counts) != expected:
-            raise DataError(f"{self._path}: the class counts are not those that were written. {_CHANGED}")
+            raise DataError(f"{self._path}: the class counts are not those that were written. {CHANGED}")
         return tuple(map(int, counts))
 
 
@@ -314,14 +340,17 @@ def groups_of(path: str, places: Places) -> list[str]:
     parent = [part for part in first.split("/") if part]
     parent = parent[: parent.index("*")]
     in_hdf5 = naming(path)
-    with _explained(path, _NOT_HDF5):
+    with explained(path, NOT_HDF5):
         require_regular(path, "an HDF5 file")
         file = in_hdf5(open_file, path)
-    with file, _explained(path, _CHANGED):
+    linked = LinkedFiles(path, places.follow_links)
+    with file, closing(linked), explained(path, CHANGED):
         groups = in_hdf5(_groups_in, file, "/".join(parent), path)
         wanted = [place for place in places.places.values() if place.has_groups]
         found = [
-            g for g in groups if any(find(file, p.in_group(g).dataset, path) is not None for p in wanted)
+            g
+            for g in groups
+            if any(find(file, p.in_group(g).dataset, path, linked) is not None for p in wanted)
         ]
     if not found:
         raise DataError(

@@ -6,7 +6,8 @@ from typing import Any
 
 import h5py
 
-from hvd_train.errors import UnsupportedShard
+from hvd_train.data.format import Compression
+from hvd_train.errors import DataError, UnsupportedShard
 from hvd_train.io.text import shown
 
 _OF_HDF5PLUGIN = {
@@ -24,6 +25,13 @@ _OF_HDF5PLUGIN = {
     32033: "htj2k",
 }
 """Registered numbers and names of the filters that the package hdf5plugin brings."""
+_WRITTEN: dict[str, tuple[int, tuple[int, ...], bool]] = {
+    "lz4": (32004, (0,), True),
+    "zstd": (32015, (3,), True),
+    # Four values that the filter sets itself, level 5, its own shuffle, LZ4 in its blocks.
+    "blosc": (32001, (0, 0, 0, 0, 5, 1, 1), False),
+}
+"""Number and options of the filters that shards are written with, and whether HDF5 shuffles the bytes."""
 _MOST_NAME = 60
 
 
@@ -47,6 +55,25 @@ def require_filters(dataset: h5py.Dataset, path: str, name: str) -> None:
                 f"{path}: dataset `{name}` needs the HDF5 filter {_describe(number, recorded)}, which is not "
                 f"installed. {remedy}"
             )
+
+
+def creation_of(compression: Compression) -> dict[str, Any]:
+    """What `create_dataset` needs for a compression; `shuffle`: to put the bytes of equal place of all values
+    together before. If it is one of hdf5plugin's, they are registered for this process. Raises `DataError`
+    where that is not installed."""
+    if compression == "none":
+        return {}
+    if compression == "gzip":
+        return {"compression": "gzip", "shuffle": True}
+    number, options, shuffle = _WRITTEN[compression]
+    if not h5py.h5z.filter_avail(number):
+        remedy = _register(number)
+        if not h5py.h5z.filter_avail(number):
+            filter_ = _describe(number, b"")
+            raise DataError(
+                f"--compression {compression}: the HDF5 filter {filter_} is not installed. {remedy}"
+            )
+    return {"compression": number, "compression_opts": options, "shuffle": shuffle}
 
 
 def _is_needed(dataset: h5py.Dataset, index: int) -> bool:

@@ -1,12 +1,12 @@
-"""Opening an HDF5 file, and finding a dataset in it without leaving the file.
+"""Finding a dataset in an HDF5 file.
 
 A shard is data, not a program: links that leave the file, virtual datasets and external storage are
-refused, so that reading a shard opens that one file and no other.
+refused, so that reading a shard opens that one file and no other. If links are to be followed, this is done
+here, one by one, and not by HDF5: see `following`.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -14,66 +14,41 @@ import h5py
 from hvd_train.data import format as fmt
 from hvd_train.data.facts import decode
 from hvd_train.data.hdf5.contents import contents
+from hvd_train.data.hdf5.following import FOLLOW, LinkedFiles
+from hvd_train.data.hdf5.packages import known_as
+from hvd_train.data.hdf5.raw_files import with_raw_files
 from hvd_train.data.hdf5.recipes import by_h5py
-from hvd_train.data.hdf5.signatures import other_format
 from hvd_train.errors import DataError, UnsupportedShard
 from hvd_train.io.text import listed, shown
 
-_MAX_SOFT_LINKS = 16
+_MAX_LINKS = 16
 _MOST_SOURCES = 3
 _SET_NAMES = "Set data.inputs and data.targets to the names of the datasets of inputs and targets."
 
 
-def open_file(path: str | Path) -> h5py.File:
-    """Raises `UnsupportedShard` for a file of another format, or one that is marked or locked by a program
-    that writes it, and whatever h5py raises."""
-    # Shards are never changed in place (they are renamed into being), so a reader needs no lock, and
-    # asking for one fails on parallel file systems that are mounted without flock. The argument is
-    # used and not HDF5_USE_FILE_LOCKING, which child processes and other libraries would inherit;
-    # where a site sets that variable, it wins.
-    try:
-        return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        reason = str(error)
-        if "h5clear" in reason:  # in HDF5's advice on the mark of formats since 1.10
-            raise UnsupportedShard(f"{path}: {_MARKED}") from None
-        if "unable to lock file" in reason:
-            raise UnsupportedShard(f"{path}: {reason}. {_LOCKED}") from None
-        if "signature" in reason and (other := other_format(path)):
-            raise UnsupportedShard(f"{path}: {other}") from None
-        # A user's own code in this process has the file open, with locks; HDF5 allows no mixture.
-        if "locking flag" not in reason:
-            raise
-        return h5py.File(path, "r")
-
-
-_MARKED = (
-    "marked as being written: a program writes it now, or was killed before it closed it. Expected a "
-    "complete HDF5 file: wait for that program. If it was killed, remove the mark by `h5clear --status "
-    "--increment=0 FILE`; the file then has the rows of the last flush."
-)
-_LOCKED = (
-    "HDF5_USE_FILE_LOCKING asks for a lock: a program writes the file, or its file system has no locks. Wait "
-    "for that program, or set HDF5_USE_FILE_LOCKING=FALSE."
-)
-
-
-def open_dataset(file: h5py.File, name: str, path: str) -> h5py.Dataset:
-    """The dataset `name`, which has its values in the file, and samples along its first axis.
+def open_dataset(file: h5py.File, name: str, path: str, files: LinkedFiles) -> h5py.Dataset:
+    """The dataset `name`, which has samples along its first axis, and its values in the file, or in `files`
+    where links are followed. What a virtual one leads to is not known here.
 
     Raises `UnsupportedShard`, and `DataError` for a dataset that hvd_train wrote into the file.
     """
-    dataset = find(file, name, path)
+    dataset = find(file, name, path, files)
     if not isinstance(dataset, h5py.Dataset):
         if _was_written(file, name):
             raise DataError(
                 f"{path}: no dataset `{name}`, which hvd_train wrote; {contents(file)}. The file is damaged: "
                 "copy or write it again."
             )
+        if known := known_as(dataset, file if dataset is None else dataset.file, name):
+            raise UnsupportedShard(f"{path}: `{name}` {known}")
         kind = {h5py.Group: ", but a group", h5py.Datatype: ", but a named type"}.get(type(dataset), "")
         raise UnsupportedShard(f"{path}: no dataset `{name}`{kind}; {contents(file)}. {_SET_NAMES}")
     if dataset.is_virtual or dataset.external:
-        raise UnsupportedShard(f"{path}: dataset `{name}` {_elsewhere(dataset, name)}")
+        if not files.follow:
+            raise UnsupportedShard(f"{path}: dataset `{name}` {_elsewhere(dataset, name)}")
+        if dataset.is_virtual:  # which has a shape, but HDF5 may open its sources to find it
+            return dataset
+        dataset = with_raw_files(dataset, files)
     if _is_dimension(dataset):
         raise UnsupportedShard(
             f"{path}: dataset `{name}` is a netCDF dimension without values. Expected a variable; "
@@ -101,35 +76,47 @@ def _was_written(file: h5py.File, name: str) -> bool:
     return len(facts) == 2 and name in decode(*map(bytes, facts)).datasets
 
 
-def find(file: h5py.File, name: str, path: str = "") -> h5py.HLObject | None:
+def find(
+    file: h5py.File, name: str, path: str = "", files: LinkedFiles | None = None
+) -> h5py.HLObject | None:
     """The object at `name`, None if there is none. Links are followed by hand: opening an external one would
-    open its file. Raises `UnsupportedShard` for links that do not lead to an object in the file."""
+    open its file. Raises `UnsupportedShard` for links that do not lead to an object in the file, or in one of
+    `files` if these may be followed, and `DataError` where such a file cannot be opened."""
     path = path or file.filename
+    root = file
     parts = [part for part in name.split("/") if part]
     group: Any = file
     done: list[str] = []
-    soft_links: list[str] = []
+    links: list[str] = []
     while parts:
         part = parts.pop(0)
         link = group.get(part, getlink=True) if isinstance(group, h5py.Group) and _is_utf8(part) else None
-        if isinstance(link, h5py.ExternalLink):
+        if isinstance(link, h5py.ExternalLink) and not (files and files.follow):
             raise UnsupportedShard(f"{path}: `{name}` is {_external(link, name)}")
-        if isinstance(link, h5py.SoftLink):
-            soft_links.append(link.path)
-            if len(soft_links) > _MAX_SOFT_LINKS:
+        if isinstance(link, (h5py.SoftLink, h5py.ExternalLink)):
+            links.append(link.path)
+            if len(links) > _MAX_LINKS:
+                kind = "links" if root is not file else "soft links"
                 raise UnsupportedShard(
-                    f"{path}: `{name}` leads through more than {_MAX_SOFT_LINKS} soft links, as a cycle of "
-                    f"soft links does; {contents(file)}. {_SET_NAMES}"
+                    f"{path}: `{name}` leads through more than {_MAX_LINKS} {kind}, as a cycle of "
+                    f"{kind} does; {contents(file)}. {_SET_NAMES}"
                 )
+            if isinstance(link, h5py.ExternalLink) and files:
+                root, done = files.open(files.path_of(link.filename, root.filename, f"`{name}`")), []
             absolute = link.path.startswith("/")
             parts = [p for p in ([] if absolute else done) + link.path.split("/") + parts if p and p != "."]
-            group, done = file, []
+            group, done = root, []
         elif isinstance(link, h5py.HardLink):
             group = group[part]
             done.append(part)
-        elif soft_links:
+        elif root is not file:
             raise UnsupportedShard(
-                f"{path}: `{name}` leads by a soft link to `{shown(soft_links[-1])}`, which is not in the "
+                f"{path}: `{name}` leads by links to {shown(root.filename)}:{shown(links[-1])}, which is not "
+                f"in that file; {contents(root)}. Correct the link, or put the dataset there."
+            )
+        elif links:
+            raise UnsupportedShard(
+                f"{path}: `{name}` leads by a soft link to `{shown(links[-1])}`, which is not in the "
                 f"file; {contents(file)}. {_SET_NAMES}"
             )
         else:
@@ -141,7 +128,7 @@ def _external(link: h5py.ExternalLink, name: str) -> str:
     """What an external link is, and what to do."""
     return (
         f"an external link to {shown(link.filename)}:{shown(link.path)}. Expected the dataset in this file: "
-        "name the other file as the shard, or copy the dataset, "
+        f"{FOLLOW}, name the other file as the shard, or copy the dataset, "
         f"{by_h5py(f'new.copy(old[{name!r}], {name!r})')}"
     )
 
@@ -165,6 +152,7 @@ def _elsewhere(dataset: h5py.Dataset, name: str) -> str:
     files = ["other datasets of this file" if f == "." else shown(f) for f in map(source, range(count))]
     return (
         f"{kind}: its values are in {listed(list(dict.fromkeys(files)), _MOST_SOURCES)}. Expected them in "
-        "the dataset: with all of that in place, write it again, by `h5repack -l CONTI OLD.h5 NEW.h5` or "
+        f"the dataset: {FOLLOW}, or, with all of that in place, write it again, by `h5repack -l CONTI OLD.h5 "
+        "NEW.h5` or "
         f"{by_h5py(f'new[{name!r}] = old[{name!r}][...]')}"
     )

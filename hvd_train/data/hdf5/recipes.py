@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hvd_train.data.hdf5.types import columns, element_type, is_complex, is_table, numpy_dtype
+from hvd_train.data.hdf5.types import columns, element_type, is_complex, is_table
 
 _NAMEABLE = re.compile(r"[^\[\],:\s\d][^\[\],:]{0,60}")
 """A column that a place in a file can name."""
@@ -24,6 +24,12 @@ def by_h5py(statements: str) -> str:
 
 def conversion(dataset: h5py.Dataset, name: str) -> str:
     """What to do about `dataset`, the values of which are of a type that `numpy_dtype` refuses."""
+    if _is_pickled(dataset):
+        return (
+            "They are Python objects, which PyTables or pandas pickled: to load them could run any program, "
+            "so it is not done. Write them again as numbers; of a DataFrame, with format='table', "
+            "data_columns=True."
+        )
     kind, key = dataset.id.get_type(), repr(name)
     values = f"values = old[{key}][...]"
     if is_table(kind):
@@ -43,6 +49,10 @@ def conversion(dataset: h5py.Dataset, name: str) -> str:
     return _AS_NUMBERS
 
 
+def _is_pickled(dataset: h5py.Dataset) -> bool:
+    return "PSEUDOATOM" in dataset.attrs and dataset.attrs["PSEUDOATOM"] in (b"object", "object")
+
+
 _AS_NUMBERS = "Write it again as numbers."
 
 
@@ -54,12 +64,6 @@ def _from_values_of_their_own(kind: Any, key: str) -> str:
             "If they are classes, list them in data.classes, or write the numbers of the classes, "
             f"{by_h5py(numbers)}"
         )
-    if isinstance(kind, h5py.h5t.TypeVlenID) and isinstance(numpy_dtype(kind.get_super()), np.dtype):
-        padded = (
-            f"rows = old[{key}][...]; width = max(map(len, rows)); "
-            f"new[{key}] = np.stack([np.pad(row, (0, width - len(row))) for row in rows])"
-        )
-        return f"Pad the rows with zeros to one length, {by_h5py(padded)}"
     for reference, read in ((h5py.h5t.STD_REF_OBJ, "..."), (h5py.h5t.STD_REF_DSETREG, "ref")):
         if kind.equal(reference):
             values = f"new[{key}] = np.stack([old[ref][{read}] for ref in old[{key}][...]])"

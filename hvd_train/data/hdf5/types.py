@@ -78,6 +78,11 @@ def is_table(type_id: Any) -> bool:
     return bool(type_id.get_class() == _COMPOUND) and not is_complex(type_id)
 
 
+def has_rows_of_numbers(type_id: Any) -> bool:
+    """Whether values are rows of variable length, of numbers or booleans that a batch can hold."""
+    return bool(type_id.get_class() == _VLEN) and isinstance(numpy_dtype(type_id.get_super()), np.dtype)
+
+
 def is_text(type_id: Any) -> bool:
     """Whether values are strings, of fixed or variable length."""
     return bool(type_id.get_class() == _STRING)

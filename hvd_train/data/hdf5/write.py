@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, final
 
 import h5py
 import numpy as np
@@ -14,43 +15,102 @@ import numpy.typing as npt
 from hvd_train.data import format as fmt
 from hvd_train.data.facts import digest, encode
 from hvd_train.data.format import Array
+from hvd_train.data.hdf5.filters import creation_of
 
 
-def write_file(
-    path: Path,
-    datasets: Mapping[str, Array],
-    facts: fmt.Facts,
-    *,
-    chunk_rows: int | None,
-    compression: Literal["none", "gzip"],
-    class_counts: Mapping[str, npt.NDArray[np.int64]],
-    checksums: Mapping[str, npt.NDArray[np.uint64]],
-) -> str:
-    """Writes one shard to `path`, which must not exist; returns the digest of its facts.
+@final
+class ShardStream:
+    """One shard that is being written to a new file, whose rows arrive in order.
 
-    `datasets` are arrays [rows, ...] of equal length. `chunk_rows` None with no compression gives contiguous
-    datasets. The bytes are a function of the arguments alone. Raises OSError.
+    Every method raises OSError. The bytes are a function of the facts, the rows and the sizes of the blocks.
+
+    Args:
+        path: must not exist.
+        facts: as `finish` gets them, but that digests may be any others.
+        chunk_rows: None without compression gives contiguous datasets.
     """
-    with _create(path, (fmt.GROUP, fmt.CHECKSUMS, fmt.CLASS_COUNTS)) as file:
+
+    def __init__(
+        self, path: Path, facts: fmt.Facts, *, chunk_rows: int | None, compression: fmt.Compression
+    ) -> None:
+        filters = creation_of(compression)
+        with _as_os_error():
+            self._file = _create(path, (fmt.GROUP, fmt.CHECKSUMS, fmt.CLASS_COUNTS))
+            self._write_facts(facts)
+            for name, written in facts.datasets.items():
+                self._reserve(name, written, chunk_rows, filters)
+        self._row = 0
+
+    def append(self, rows: Mapping[str, Array]) -> None:
+        """Writes the next rows, [rows, ...], to every dataset. With chunks, whole ones but for the last."""
+        count = len(next(iter(rows.values())))
+        with _as_os_error():
+            for name, array in rows.items():
+                self._file[name][self._row : self._row + count] = array
+        self._row += count
+
+    def finish(
+        self,
+        facts: fmt.Facts,
+        class_counts: Mapping[str, npt.NDArray[np.int64]],
+        checksums: Mapping[str, npt.NDArray[np.uint64]],
+    ) -> str:
+        """Writes what is known after the last row, and closes the file; returns the digest of the facts."""
+        with _as_os_error():
+            for group, arrays in ((fmt.CHECKSUMS, checksums), (fmt.CLASS_COUNTS, class_counts)):
+                for name, array in arrays.items():
+                    self._file.create_dataset(f"{group}/{name}", data=array, track_times=False)
+            result = self._write_facts(facts)
+            self._file.close()
+        return result
+
+    def abandon(self) -> None:
+        """Closes a file that is not complete. May be called twice, and after `finish`."""
+        with contextlib.suppress(OSError, RuntimeError):
+            self._file.close()
+
+    def _write_facts(self, facts: fmt.Facts) -> str:
         text = encode(facts)
-        file.attrs[fmt.ATTR_SCHEMA] = facts.schema
+        attributes = self._file.attrs
         # Of fixed length: HDF5 has checksums for what is stored in a header, but not for its heap of strings.
-        file.attrs[fmt.ATTR_FACTS] = np.bytes_(text)
-        file.attrs[fmt.ATTR_FACTS_DIGEST] = np.bytes_(digest(text))
-        for name, array in datasets.items():
-            chunks = None if chunk_rows is None else (min(chunk_rows, len(array)), *array.shape[1:])
-            file.create_dataset(
-                name,
-                data=array,
-                chunks=chunks,
-                compression=None if compression == "none" else compression,
-                shuffle=compression != "none" and array.dtype.itemsize > 1,
-                track_times=False,
-            )
-        for group, arrays in ((fmt.CHECKSUMS, checksums), (fmt.CLASS_COUNTS, class_counts)):
-            for name, array in arrays.items():
-                file.create_dataset(f"{group}/{name}", data=array, track_times=False)
-    return digest(text)
+        values = {
+            fmt.ATTR_SCHEMA: facts.schema,
+            fmt.ATTR_FACTS: np.bytes_(text),
+            fmt.ATTR_FACTS_DIGEST: np.bytes_(digest(text)),
+        }
+        for name, value in values.items():
+            # In place where the length is the same: another one is deleted, and leaves a gap.
+            if name in attributes and attributes.get_id(name).dtype == np.asarray(value).dtype:
+                attributes.modify(name, value)
+            else:
+                attributes[name] = value
+        return digest(text)
+
+    def _reserve(
+        self, name: str, written: fmt.DatasetFacts, chunk_rows: int | None, filters: Mapping[str, Any]
+    ) -> None:
+        """Makes a dataset; space for a contiguous one is allocated before the next is made."""
+        rows, *sample = written.shape
+        dtype = np.dtype(written.dtype)
+        dataset = self._file.create_dataset(
+            name,
+            written.shape,
+            dtype,
+            chunks=None if chunk_rows is None else (min(chunk_rows, rows), *sample),
+            shuffle=filters.get("shuffle", False) and dtype.itemsize > 1,
+            track_times=False,
+            **{key: value for key, value in filters.items() if key != "shuffle"},
+        )
+        if chunk_rows is None and dataset.size:
+            dataset[(-1,) * dataset.ndim] = 0
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # h5py's, of what could not be written when the file was closed
+        raise OSError(str(error)) from None
 
 
 @final

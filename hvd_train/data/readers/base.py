@@ -15,7 +15,7 @@ from hvd_train.data.numbering import Origins
 ArrayBatch = dict[str, Array]
 RowNumbers = npt.NDArray[np.int64]
 
-Mode = Literal["memory", "stream"]
+Mode = Literal["memory", "mmap", "stream"]
 
 
 class Reader(ABC):
@@ -28,6 +28,9 @@ class Reader(ABC):
     mode: Mode
     """Which implementation this is."""
 
+    why: str = "as data.reading says"
+    """Why it is this one, as the end of a sentence."""
+
     num_samples: int
     """Rows of this rank's part; 0 for a rank without rows."""
 
@@ -39,6 +42,10 @@ class Reader(ABC):
     @abstractmethod
     def left(self) -> int:
         """Rows of this epoch that are still to come."""
+
+    @abstractmethod
+    def open(self) -> None:
+        """Reads what it holds in memory; else the first batch does. May be called twice."""
 
     @abstractmethod
     def start_epoch(self, epoch: int) -> None:

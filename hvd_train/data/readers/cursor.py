@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from hvd_train.data.deal import Span
+from hvd_train.data.picked import AnyRows
 from hvd_train.data.readers.base import Mode, RowNumbers
 from hvd_train.errors import RunDirectoryError
 from hvd_train.io.stateful import Count, checked
@@ -25,14 +25,19 @@ class _Saved(msgspec.Struct, forbid_unknown_fields=True):
     fingerprint: str
 
 
+def saved_epoch(state: Mapping[str, Any]) -> int:
+    """The epoch of a reader's state. Raises `RunDirectoryError` for anything else."""
+    return checked(state, _Saved).epoch
+
+
 class Cursor:
     """The position of a reader, and the random generators that belong to its part of the data."""
 
-    def __init__(self, spans: Sequence[Span], seed: int, mode: Mode, layout: bytes) -> None:
+    def __init__(self, rows: AnyRows, seed: int, mode: Mode, layout: bytes) -> None:
         # Names without folders: data that moved to another place is still the same data.
-        part = [[PurePath(span.shard).name, span.start, span.stop] for span in spans]
+        part = [[PurePath(span.shard).name, span.start, span.stop] for span in rows.spans]
         digest = hashlib.blake2b(json.dumps([part, seed, mode]).encode(), digest_size=16)
-        digest.update(layout)
+        digest.update(layout + rows.mark)
         self.fingerprint = digest.hexdigest()
         self.epoch = 0
         self.position = 0

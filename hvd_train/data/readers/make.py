@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from hvd_train.config import DataConfig
 from hvd_train.data.deal import Span
 from hvd_train.data.format import FieldSpec
+from hvd_train.data.mapped import obstacle
+from hvd_train.data.picked import AnyRows, Picked
 from hvd_train.data.readers.base import Reader
 from hvd_train.data.readers.memory import MemoryReader
+from hvd_train.data.readers.mmap import MmapReader
+from hvd_train.data.readers.permutation import ORDER_BYTES
 from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.rows import Rows
+from hvd_train.data.screen import Screen
+from hvd_train.environment.machine import LOCAL, file_system
 
-_ORDER_BYTES = 16
-"""Of a row in the order of an epoch: when an epoch begins, the order of the one before still exists."""
+_CACHED = 1.5
+"""Times the budget: what is left of the free memory for the page cache, with a reserve."""
+
+_LARGE_ROW_BYTES = 64 << 10
+"""A drive reads rows of this size at random places nearly as fast as in order."""
+
+_MOST_FILES = 256
+"""That `auto` keeps mapped, each of which is an open file: many systems allow a process 1024."""
 
 
 def make_reader(
@@ -22,18 +36,70 @@ def make_reader(
     seed: int,
     fields: Mapping[str, FieldSpec],
     memory_budget_bytes: int,
+    screen: Screen | None = None,
 ) -> Reader:
     """The reader of one rank's part; `data.reading` chooses, `auto` takes memory where the part fits
-    into `memory_budget_bytes`. `reader.mode` says which it became."""
-    rows = Rows(spans, fields)
-    if data.reading == "memory" or (data.reading == "auto" and _fits(rows, memory_budget_bytes)):
+    into `memory_budget_bytes`. `reader.mode` says which it became, and `reader.why` for what reason. With a
+    `screen` batches have marks."""
+    reader = reader_of(Rows(spans, fields, screen=screen), data, seed, memory_budget_bytes)
+    reader.open()
+    return reader
+
+
+def reader_of(
+    rows: AnyRows, data: DataConfig, seed: int, memory_budget_bytes: int, *, repeats: bool = True
+) -> Reader:
+    """The same of `rows`, not opened; rows that are picked from others are not mapped. `repeats`: whether
+    more than one epoch reads them."""
+    if data.reading == "auto":
+        return _choose(rows, seed, memory_budget_bytes, repeats)
+    if data.reading == "memory":
         return MemoryReader(rows, seed)
-    return StreamReader(rows, seed)
+    if data.reading == "mmap" and not isinstance(rows, Picked):
+        return MmapReader(rows, seed)
+    return StreamReader(rows, seed, repeats=repeats)
 
 
-def _fits(rows: Rows, budget_bytes: int) -> bool:
+def _choose(rows: AnyRows, seed: int, budget_bytes: int, repeats: bool) -> Reader:
+    reader: Reader
+    if _fits(rows, budget_bytes):
+        reader = MemoryReader(rows, seed)
+        reader.why = "the rows fit into half of the free memory"
+        return reader
+    too_large = "the rows do not fit into half of the free memory"
+    if isinstance(rows, Picked) or (reason := _why_not_mapped(rows, budget_bytes)):
+        why = "they are what is left of an epoch" if isinstance(rows, Picked) else reason
+        reader = StreamReader(rows, seed, repeats=repeats)
+        reader.why = f"{too_large}, and are not mapped, since {why}"
+        return reader
+    reader = MmapReader(rows, seed)
+    reader.why = f"{too_large}, and the files can be mapped"
+    return reader
+
+
+def _fits(rows: AnyRows, budget_bytes: int) -> bool:
     """Whether all rows fit into memory, and the largest of their chunks while it is decoded."""
-    left = budget_bytes - len(rows) * (rows.row_bytes + _ORDER_BYTES)
+    left = budget_bytes - len(rows) * (rows.row_bytes + ORDER_BYTES)
     if left < 0:
         return False
     return all(layout.decoding_bytes <= left for _, layouts in rows.layouts() for layout in layouts.values())
+
+
+def _why_not_mapped(rows: Rows, budget_bytes: int) -> str:
+    """Why mapping would be slower, or is not possible; empty if neither. Opens every file."""
+    if rows.screen is not None and rows.screen.skips_damage:
+        return "damaged rows are found in blocks"
+    paths = dict.fromkeys(span.shard for span in rows.spans)
+    if len(paths) > _MOST_FILES:
+        return f"there are {len(paths)} files"
+    num_bytes = len(rows) * rows.row_bytes
+    if num_bytes > _CACHED * budget_bytes and rows.row_bytes < _LARGE_ROW_BYTES:
+        return f"they exceed the page cache, and rows of {rows.row_bytes} bytes are slow to read one by one"
+    for path in paths:
+        shard = rows.shard(path)
+        # Of others each fault is a request to a server, and a file may be cut short by another host.
+        if (kind := file_system(Path(os.path.realpath(shard.file_path)))) not in LOCAL:
+            return f"a file is on {kind}, which is not known to be local"
+        if reason := obstacle(shard, list(rows.fields)):
+            return reason.partition(". ")[0]
+    return ""

@@ -5,70 +5,63 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, final
 
-import numpy as np
-import numpy.typing as npt
-
 from hvd_train.data.finite import first_not_finite
 from hvd_train.data.numbering import Origins
-from hvd_train.data.readers.base import ArrayBatch, Reader, RowNumbers, gather
-from hvd_train.data.readers.cursor import Cursor
-from hvd_train.data.rows import Rows
+from hvd_train.data.picked import AnyRows
+from hvd_train.data.readers.base import ArrayBatch, Reader, gather
+from hvd_train.data.readers.permutation import Permutation
 
 
 @final
 class MemoryReader(Reader):
-    """Holds all rows in memory, in the dtypes in which they are stored; closes `rows` once they are read."""
+    """Holds all rows in memory, in the dtypes in which they are stored.
 
-    def __init__(self, rows: Rows, seed: int) -> None:
+    They are read in `open`, which closes `rows`.
+    """
+
+    def __init__(self, rows: AnyRows, seed: int) -> None:
         self.mode = "memory"
         self.num_samples = len(rows)
         self.restarted = False
-        self._cursor = Cursor(rows.spans, seed, self.mode, layout=b"")
-        self._batch = rows.read(0, len(rows))
+        self._batch: ArrayBatch = {}
+        self._is_open, self._is_closed = False, False
         self._rows = rows
-        rows.close()
-        self._order: npt.NDArray[np.intp] = self._cursor.random().permutation(self.num_samples)
+        self._order = Permutation(rows, seed)
 
     @property
     def left(self) -> int:
-        return self.num_samples - self._cursor.position
+        return self._order.left
+
+    def open(self) -> None:
+        if self._is_open:
+            return
+        self._batch = self._rows.read(0, self.num_samples)
+        self._rows.close()
+        self._is_open = True
 
     def start_epoch(self, epoch: int) -> None:
-        self._go_to(epoch, 0)
+        self._order.go_to(epoch)
 
     def next_batch(self, size: int) -> ArrayBatch | None:
-        if not self._batch:
+        if self._is_closed:
             raise RuntimeError("the reader is closed")
-        start, stop = self._cursor.range_of(size, self.num_samples)
-        if start == stop:
-            return None
-        batch = gather(self._batch, self._order[start:stop])
-        self._cursor.position = stop
-        return batch
+        self.open()
+        numbers = self._order.next(size)
+        return gather(self._batch, numbers) if len(numbers) else None
 
     def origins(self, start: int, stop: int) -> Origins:
-        return self._rows.origins(self._order[start:stop])
+        return self._rows.origins(self._order.rows_at(start, stop))
 
     def state_dict(self) -> dict[str, Any]:
-        return self._cursor.state_dict()
+        return self._order.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        epoch, position, self.restarted = self._cursor.read(state, self.num_samples)
-        self._go_to(epoch, position)
+        self.restarted = self._order.load_state_dict(state)
 
     def not_finite_since(self, state: Mapping[str, Any]) -> str:
-        return first_not_finite(self._rows, self._cursor.drawn_since(state, self.num_samples, self._rows_at))
+        return first_not_finite(self._rows, self._order.drawn_since(state))
 
     def close(self) -> None:
+        self._is_closed = True
         self._batch = {}
-
-    def _rows_at(self, epoch: int, start: int, stop: int) -> RowNumbers:
-        if epoch == self._cursor.epoch:
-            return self._order[start:stop]
-        return self._cursor.random(epoch=epoch).permutation(self.num_samples)[start:stop]
-
-    def _go_to(self, epoch: int, position: int) -> None:
-        if epoch != self._cursor.epoch:
-            self._cursor.epoch = epoch
-            self._order = self._cursor.random().permutation(self.num_samples)
-        self._cursor.position = position
+        self._order.close()

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from hvd_train.data.finite import first_not_finite
 from hvd_train.data.numbering import Origins
+from hvd_train.data.picked import AnyRows
 from hvd_train.data.readers.base import ArrayBatch, Reader, RowNumbers, gather
 from hvd_train.data.readers.cursor import Cursor
-from hvd_train.data.rows import Rows
 from hvd_train.data.windows import BLOCK_BYTES, WINDOW_BLOCKS, Blocks, cut
 
 
@@ -23,20 +23,30 @@ class StreamReader(Reader):
 
     While one window is consumed, a background thread reads the next, so at most two are in memory. Blocks
     and windows are those of `windows.cut`. `DataError` where the chunks of a file do not allow it.
+
+    Args:
+        repeats: the next epoch reads the same rows, so that its first window may be read ahead.
     """
 
     def __init__(
-        self, rows: Rows, seed: int, *, block_bytes: int = BLOCK_BYTES, window_blocks: int = WINDOW_BLOCKS
+        self,
+        rows: AnyRows,
+        seed: int,
+        *,
+        block_bytes: int = BLOCK_BYTES,
+        window_blocks: int = WINDOW_BLOCKS,
+        repeats: bool = True,
     ) -> None:
         self.mode = "stream"
         self.num_samples = len(rows)
         self.restarted = False
         self._rows = rows
+        self._repeats = repeats
         self._blocks, window_blocks = cut(rows, block_bytes, window_blocks)
         # Windows of equal size: a last one of few blocks would hardly be mixed.
         self._num_windows = -(-len(self._blocks) // window_blocks)
         self._cursor = Cursor(
-            rows.spans, seed, self.mode, layout=self._blocks.tobytes() + bytes(str(window_blocks), "ascii")
+            rows, seed, self.mode, layout=self._blocks.tobytes() + bytes(str(window_blocks), "ascii")
         )
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="hvd_train-reader")
         self._current: ArrayBatch = {}
@@ -49,6 +59,9 @@ class StreamReader(Reader):
     @property
     def left(self) -> int:
         return self.num_samples - self._cursor.position
+
+    def open(self) -> None:
+        """Does nothing: windows are read when they are needed."""
 
     def start_epoch(self, epoch: int) -> None:
         self._go_to(epoch, 0)
@@ -68,7 +81,7 @@ class StreamReader(Reader):
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
     def origins(self, start: int, stop: int) -> Origins:
-        return self._rows.origins(self._rows_at(self._cursor.epoch, start, stop))
+        return self._rows.origins(self.rows_at(self._cursor.epoch, start, stop))
 
     def state_dict(self) -> dict[str, Any]:
         return self._cursor.state_dict()
@@ -78,7 +91,7 @@ class StreamReader(Reader):
         self._go_to(epoch, position)
 
     def not_finite_since(self, state: Mapping[str, Any]) -> str:
-        return first_not_finite(self._rows, self._cursor.drawn_since(state, self.num_samples, self._rows_at))
+        return first_not_finite(self._rows, self._cursor.drawn_since(state, self.num_samples, self.rows_at))
 
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
@@ -101,7 +114,7 @@ class StreamReader(Reader):
         self._window = -1
         self._current = {}
 
-    def _rows_at(self, epoch: int, start: int, stop: int) -> RowNumbers:
+    def rows_at(self, epoch: int, start: int, stop: int) -> RowNumbers:
         """The rows at these positions of an epoch, in the order of the windows and of the rows in each."""
         drawn, first = [np.empty(0, np.int64)], 0
         windows = self._windows if epoch == self._cursor.epoch else self._windows_of(epoch)
@@ -138,7 +151,7 @@ class StreamReader(Reader):
         self._order = self._cursor.random(window).permutation(num_rows)
         if window + 1 < len(self._windows):
             self._load(epoch, window + 1)
-        else:
+        elif self._repeats:
             self._load(epoch + 1, 0)
 
     def _load(self, epoch: int, window: int) -> Future[ArrayBatch]:
@@ -157,7 +170,7 @@ def _num_rows(blocks: Blocks) -> int:
     return int((blocks[:, 1] - blocks[:, 0]).sum())
 
 
-def _read_blocks(rows: Rows, blocks: Blocks) -> ArrayBatch:
+def _read_blocks(rows: AnyRows, blocks: Blocks) -> ArrayBatch:
     batch = rows.empty(_num_rows(blocks))
     at = 0
     # In file order: the window is mixed in memory anyway, and reading forwards is what disks do best.

@@ -98,5 +98,5 @@ def loaded_bytes(need: Need, at: Place, free_bytes: int) -> int:
     part = need.data_bytes // at.world_size
     fits = part <= free_bytes // 2 // at.ranks
     whole = need.reading == "memory" or (need.reading == "auto" and fits)
-    data = part if whole else min(part, need.window_bytes)
+    data = part if whole else 0 if need.reading == "mmap" else min(part, need.window_bytes)
     return need.library_bytes + at.ranks * (need.process_bytes + data)

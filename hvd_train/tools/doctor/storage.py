@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hvd_train.environment.machine import file_system
 from hvd_train.io.atomic import refusal
 from hvd_train.tools.doctor.check import Check, ranks, size
 
@@ -83,18 +84,6 @@ def file_locking(runs: Path, environ: Mapping[str, str] = os.environ, root: Path
         remedy = f"Shards are read without locks. For a task's own h5py: `export {_LOCKING}=FALSE`."
         return Check(name=name, status="warning", seen=seen, remedy=remedy)
     return Check(name=name, seen=f"flock works on {file_system(folder, root)}; {setting}")
-
-
-def file_system(folder: Path, root: Path = Path("/")) -> str:
-    """The type of the file system that a folder is on, as the kernel calls it."""
-    best, kind = -1, "an unknown file system"
-    for line in (root / "proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        mounted = Path(before.split()[4].replace("\\040", " "))
-        # Of two mounts in one place the later hides the earlier.
-        if folder.is_relative_to(mounted) and len(mounted.parts) >= best:
-            best, kind = len(mounted.parts), after.split()[0]
-    return kind
 
 
 def seen_by_all(comm: Communicator, runs: Path) -> Check | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,30 @@ def test_the_worst_samples_are_named_by_shard_and_row(run: Path, capsys: pytest.
     predicted = hvd_train.load_model(run)(inputs[order]).argmax(1)
     assert [sample["predicted"] for sample in found] == [{"class": int(c)} for c in predicted]
     assert evaluated(capsys, run, "--worst", "0")["worst"] == []
+
+
+def test_rows_that_are_left_out_change_no_other_sample(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoilt = write(tmp_path / "spoilt.h5", 90, seed=1)
+    with h5py.File(spoilt, "r+") as file:
+        file["inputs"][[3, 40], 1] = np.nan
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / "config.toml"
+    path.write_text(path.read_text().replace('not_finite = "keep"', 'not_finite = "skip"'))
+    whole = evaluated(capsys, run, "--worst", "90")
+    found = evaluated(capsys, tmp_path / "run", "--worst", "90", "--data", spoilt)
+    losses = {sample["row"]: sample["loss"] for sample in whole["worst"] if sample["row"] not in (3, 40)}
+    assert {sample["row"]: sample["loss"] for sample in found["worst"]} == pytest.approx(losses, rel=1e-5)
+    assert found["metrics"]["loss"] == pytest.approx(sum(losses.values()) / 88, rel=1e-5)
+    assert found["remarks"] == [
+        "2 rows of 90 left out, by data.not_finite = 'skip': the first is "
+        f"{spoilt}: `inputs` holds nan in row 3"
+    ]
+    path.write_text(path.read_text().replace('not_finite = "skip"', 'not_finite = "error"'))
+    assert f"{spoilt}: `inputs` holds nan in row 3; expected finite numbers" in refusal(
+        capsys, tmp_path / "run", "--data", spoilt
+    )
 
 
 def test_the_table_and_the_page_show_the_figures(

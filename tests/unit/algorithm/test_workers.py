@@ -53,6 +53,11 @@ def reader_of(catalog: Catalog, transformer: Transformer) -> TransformedReader:
     return TransformedReader(reader, transformer, Numbering(catalog.shards), batch_size=4)
 
 
+def drawn(reader: TransformedReader) -> list[Batch]:
+    """The batches that are left in the epoch."""
+    return [one.batch for one in iter(reader.next_batch, None) if one and one.batch is not None]
+
+
 def require_equal(found: list[Batch], expected: list[Batch]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
@@ -73,7 +78,7 @@ def test_batches_are_the_same_to_the_bit(count: int, config: Config, catalog: Ca
         reader = reader_of(catalog, InProcesses(workers, config, catalog.sample))
         for each in (alone, reader):
             each.start_epoch(0)
-        require_equal(list(iter(reader.next_batch, None)), list(iter(alone.next_batch, None)))
+        require_equal(drawn(reader), drawn(alone))
         states = []
         for each in (alone, reader):
             each.start_epoch(1)
@@ -81,20 +86,20 @@ def test_batches_are_the_same_to_the_bit(count: int, config: Config, catalog: Ca
                 each.next_batch()
             states.append(each.state_dict())
         assert states[0] == states[1], "batches that are prepared ahead do not count"
-        rest = list(iter(alone.next_batch, None))
-        require_equal(list(iter(reader.next_batch, None)), rest)
+        rest = drawn(alone)
+        require_equal(drawn(reader), rest)
         reader.start_epoch(0)
         reader.next_batch()
         reader.load_state_dict(states[1])
         assert not reader.restarted
-        require_equal(list(iter(reader.next_batch, None)), rest)
+        require_equal(drawn(reader), rest)
         reader.close()
 
 
 def test_rows_that_were_not_trained_on_are_not_searched(config: Config, catalog: Catalog) -> None:
     """The third batch holds a value that is not finite, and is prepared when the second is trained on."""
     order = reader_of(catalog, InThread(Classification(ModelConfig()), 6))
-    rows = [batch["inputs"][:, 0].int().tolist() for batch in iter(order.next_batch, None)]
+    rows = [batch["inputs"][:, 0].int().tolist() for batch in drawn(order)]
     with h5py.File(config.data.path, "r+") as file:
         file["inputs"][rows[2][1], 2] = np.nan
     with Workers(1) as workers:
@@ -102,9 +107,9 @@ def test_rows_that_were_not_trained_on_are_not_searched(config: Config, catalog:
         began = reader.state_dict()
         found = []
         for _ in range(2):
-            found.append(reader.next_batch())
+            found += [one.batch for one in [reader.next_batch()] if one and one.batch is not None]
             assert reader.not_finite_since(began) == ""
-        found += iter(reader.next_batch, None)
+        found += drawn(reader)
         assert [len(batch["inputs"]) for batch in found if batch] == [len(numbers) for numbers in rows]
         assert reader.not_finite_since(began) == (
             f"{config.data.path}: `inputs` holds nan in row {rows[2][1]}"
@@ -118,7 +123,7 @@ def test_global_generators_do_not_depend_on_the_number_of_workers(config: Config
     for count in (1, 2):
         with Workers(count) as workers:
             reader = reader_of(catalog, InProcesses(workers, config, catalog.sample))
-            found.append(list(iter(reader.next_batch, None)))
+            found.append(drawn(reader))
             reader.close()
     require_equal(*found)
 
@@ -135,7 +140,7 @@ def test_a_transform_that_fails_and_a_worker_that_is_killed(config: Config, cata
                 messages.append(str(error))
         reader.start_epoch(1)
         with pytest.raises(WorkerLost) as caught:
-            list(iter(reader.next_batch, None))
+            drawn(reader)
         reader.close()
     failed, listing = sorted(messages, key=lambda message: "names" in message)
     start = (
@@ -199,14 +204,14 @@ import os, sys
 from hvd_train.config import Config, DataConfig
 from hvd_train.data.catalog import open_catalog
 from hvd_train.algorithm.workers.pool import InProcesses, Workers
-from tests.unit.algorithm.test_workers import reader_of
+from tests.unit.algorithm.test_workers import drawn, reader_of
 config = Config(task=sys.argv[1], data=DataConfig(path=sys.argv[2]))
 catalog = open_catalog(config.data)
 with Workers(2) as workers:
     reader = reader_of(catalog, InProcesses(workers, config, catalog.sample))
     while True:
         reader.start_epoch(0)
-        list(iter(reader.next_batch, None))
+        drawn(reader)
 """
 
 

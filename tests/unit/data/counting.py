@@ -82,7 +82,7 @@ class CountingFile(io.FileIO):
 
 
 def opening(files: list[CountingFile]) -> Callable[[str | Path], h5py.File]:
-    """In place of `links.open_file`: opens `CountingFile`s and adds them to `files`."""
+    """In place of `opening.open_file`: opens `CountingFile`s and adds them to `files`."""
 
     def open_file(path: str | Path) -> h5py.File:
         files.append(CountingFile(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,13 +138,13 @@ def test_the_ranks_share_the_reading_of_labels(tmp_path: Path, monkeypatch: pyte
     foreign(tmp_path / "b.h5", np.arange(41) % 12)
     write_part(tmp_path / "own", Arrays(inputs_of(0, 30, 2), np.arange(30) % 20))
     read: list[tuple[str, int]] = []
-    whole = ShardFile.read
+    whole = ShardFile.read_into
 
-    def spy(shard: ShardFile, name: str, start: int, stop: int) -> object:
-        read.extend((Path(shard.info.path).name, row) for row in range(start, stop))
-        return whole(shard, name, start, stop)
+    def spy(shard: ShardFile, name: str, ranges: Sequence[tuple[int, int]], out: np.ndarray) -> None:
+        read.extend((Path(shard.info.path).name, row) for rows in ranges for row in range(*rows))
+        whole(shard, name, ranges, out)
 
-    monkeypatch.setattr(ShardFile, "read", spy)
+    monkeypatch.setattr(ShardFile, "read_into", spy)
     data = DataConfig(path=str(tmp_path / "**" / "*.h5"))
     shards = find_shards(data)
     for world_size in (1, 2, 5, 200):
@@ -345,7 +346,9 @@ def test_a_path_with_no_shards(tmp_path: Path, path: str, message: str) -> None:
 
 def test_a_manifest_that_lists_no_training_part(tmp_path: Path) -> None:
     write_own(tmp_path, 7, part="validation")
-    with pytest.raises(DataError, match=r"its manifest lists no train shards\. Add them with .*--part train"):
+    with pytest.raises(
+        DataError, match=r"manifest\.json: lists no train shards\. Add them with .*--part train"
+    ):
         open_at(tmp_path)
 
 

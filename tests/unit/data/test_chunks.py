@@ -120,6 +120,7 @@ def test_memory_decodes_each_chunk_once(counter: CountingFilter, tmp_path: Path)
     rows = Rows(train, read_info(path, plain(NAMES)).fields)
     counter.decoded = 0
     reader = MemoryReader(rows, 0)
+    reader.open()
     assert counter.decoded == 300 + 1
     assert len(drain(reader, inputs)) == 900
     reader.close()

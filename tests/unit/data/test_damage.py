@@ -83,7 +83,7 @@ def flip(path: Path, name: str, row: int) -> None:
     path.write_bytes(raw)
 
 
-@pytest.mark.parametrize("reading", ["memory", "stream"])
+@pytest.mark.parametrize("reading", ["memory", "mmap", "stream"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_flipped_bit_is_refused_with_file_dataset_and_rows(folder: Path, name: str, reading: str) -> None:
     np.testing.assert_array_equal(np.sort(read_all(folder, reading)["targets"]), np.sort(arrays_of().targets))

@@ -7,6 +7,8 @@ import math
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hvd_train.data.deal import Span, deal, rows_of, split_validation
 from hvd_train.errors import DataError
@@ -102,6 +104,53 @@ def test_spans_of_one_shard_count_as_one_shard() -> None:
     spans = [Span("a", 0, 10), Span("a", 20, 30), Span("b", 0, 5)]
     assert deal(spans, 2) == [(Span("a", 0, 10), Span("a", 20, 30)), (Span("b", 0, 5),)]
     assert deal(spans, 3)[:2] == [(Span("a", 0, 10),), (Span("a", 20, 30),)]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    sizes=st.lists(st.integers(0, 400), min_size=1, max_size=12),
+    world_size=st.integers(1, 12),
+    within=st.integers(1, 100),
+    unit=st.sampled_from([1, 7, 32]),
+)
+def test_ranks_differ_by_a_batch_at_most(sizes: list[int], world_size: int, within: int, unit: int) -> None:
+    spans = spans_of(sizes)
+    parts = deal(spans, world_size, within, {span.shard: unit for span in spans})
+    loads = list(map(num_rows, parts))
+    assert len(parts) == world_size
+    assert max(loads) - min(loads) <= within
+    assert sorted(rows([span for part in parts for span in part])) == sorted(rows(spans))
+    for part in parts:
+        assert list(part) == sorted(part), "in the order of the shards"
+    before = deal(spans, world_size)
+    if max(map(num_rows, before)) - min(map(num_rows, before)) <= within:
+        assert parts == before
+    assert sum(map(len, parts)) <= sum(map(len, before)) + 2 * world_size, "few cuts"
+
+
+def test_rows_move_from_the_fullest_rank_to_the_emptiest() -> None:
+    spans = spans_of([100, 10, 10, 10])
+    assert deal(spans, 4, 90) == [(span,) for span in spans]
+    first, *others = spans
+    assert deal(spans, 4, 1) == [
+        (Span(first.shard, 0, 32),),
+        (Span(first.shard, 77, 100), others[0]),
+        (Span(first.shard, 54, 77), others[1]),
+        (Span(first.shard, 32, 54), others[2]),
+    ]
+
+
+def test_cuts_are_at_chunks_where_that_is_close() -> None:
+    spans = spans_of([1000, 400])
+    assert deal(spans, 2, 64) == [
+        (Span("s000.h5", 0, 700),),
+        (Span("s000.h5", 700, 1000), Span("s001.h5", 0, 400)),
+    ]
+    assert deal(spans, 2, 64, {"s000.h5": 128, "s001.h5": 128})[0] == (Span("s000.h5", 0, 700),), (
+        "68 rows off"
+    )
+    assert deal(spans, 2, 64, {"s000.h5": 100})[0] == (Span("s000.h5", 0, 700),)
+    assert deal(spans, 2, 64, {"s000.h5": 32})[0] == (Span("s000.h5", 0, 704),)
 
 
 def test_rows_of_crosses_spans() -> None:

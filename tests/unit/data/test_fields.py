@@ -157,7 +157,10 @@ def test_a_group_is_named_twice_by_two_names_of_its_file(tmp_path: Path) -> None
     ("inputs", "message"),
     [
         ("table[x,z]", r"dataset `table` has the columns `x`, `s`; expected `x`, `z` in it"),
-        ("table[s]", r"dataset `table`, column `s`, holds strings\. .* Name other columns"),
+        (
+            "table[s]",
+            r"column `s`, holds strings\. .* If they are classes, list them in data\.classes; else name",
+        ),
         ("table", r"dataset `table` holds compound values .*such as `table\[x\]`"),
         ("rows[x]", r"dataset `rows` is no table; expected `x`"),
         ("rows[5:]", r"nothing of a sample of shape \[4\] is in \[5:\]\. Expected indices below 4"),

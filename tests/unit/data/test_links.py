@@ -59,8 +59,8 @@ def external_storage(folder: Path) -> None:
 
 
 HERE = (
-    "Expected them in the dataset: with all of that in place, write it again, by `h5repack -l CONTI OLD.h5 "
-    "NEW.h5` or with h5py"
+    "Expected them in the dataset: set data.follow_links = true (of `shard`: --follow-links), or, with all "
+    "of that in place, write it again, by `h5repack -l CONTI OLD.h5 NEW.h5` or with h5py"
 )
 
 
@@ -69,8 +69,9 @@ HERE = (
     [
         (
             external_link,
-            "`inputs` is an external link to other.h5:/inputs. Expected the dataset in this file: name the "
-            "other file as the shard, or copy the dataset, with h5py",
+            "`inputs` is an external link to other.h5:/inputs. Expected the dataset in this file: set "
+            "data.follow_links = true (of `shard`: --follow-links), name the other file as the shard, or "
+            "copy the dataset, with h5py",
         ),
         (
             virtual,
@@ -96,6 +97,10 @@ def test_values_that_are_elsewhere(
     message = refusal(path)
     assert message.replace(str(tmp_path), "FOLDER").startswith(f"FOLDER/a.h5: {seen}, from an open file")
     np.testing.assert_array_equal(rows_of(written_again(path, message, "targets")), inputs_of(0, 8))
+    assert "set data.follow_links = true (of `shard`: --follow-links)" in message
+    with ShardFile(path, plain(NAMES, follow_links=True)) as file:
+        np.testing.assert_array_equal(file.read("inputs", 0, 8), inputs_of(0, 8))
+    assert main(["check", "--follow-links", str(path)]) == 0
     if "h5repack" in message:
         subprocess.run([hdf5_tool("h5repack"), "-l", "CONTI", path, tmp_path / "packed.h5"], check=True)
         np.testing.assert_array_equal(rows_of(tmp_path / "packed.h5"), inputs_of(0, 8))

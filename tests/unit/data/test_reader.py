@@ -22,9 +22,11 @@ from hvd_train.data.finite import first_not_finite
 from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.places import plain
+from hvd_train.data.readers.ahead import ReadsAhead
 from hvd_train.data.readers.base import Reader
 from hvd_train.data.readers.make import make_reader
 from hvd_train.data.readers.memory import MemoryReader
+from hvd_train.data.readers.mmap import MmapReader
 from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.rows import Rows
 from hvd_train.errors import DataError
@@ -41,7 +43,15 @@ Make = Callable[[Rows, int], Reader]
 small_stream = partial(StreamReader, block_bytes=4 * ROW_BYTES, window_blocks=3)
 
 
-@pytest.fixture(params=[MemoryReader, StreamReader, small_stream], ids=["memory", "stream", "stream-small"])
+def ahead(rows: Rows, seed: int) -> Reader:
+    """Every batch is gathered ahead, in sizes that some of the tests ask for."""
+    return ReadsAhead(small_stream(rows, seed), 8, worthwhile_s=0)
+
+
+@pytest.fixture(
+    params=[MemoryReader, MmapReader, StreamReader, small_stream, ahead],
+    ids=["memory", "mmap", "stream", "stream-small", "ahead"],
+)
 def make(request: pytest.FixtureRequest) -> Make:
     return request.param  # type: ignore[no-any-return]
 
@@ -275,7 +285,7 @@ def test_a_damaged_chunk_surfaces_in_next_batch_and_names_its_rows(tmp_path: Pat
     stream.close()
     assert threads() == []
     with pytest.raises(DataError, match=r"one\.h5: dataset `inputs`, rows 0 to 99"):
-        MemoryReader(Rows([Span(str(path), 0, 100)], FIELDS), 0)
+        MemoryReader(Rows([Span(str(path), 0, 100)], FIELDS), 0).open()
 
 
 def test_memory_is_bounded_by_two_windows(tmp_path: Path) -> None:
@@ -403,8 +413,10 @@ def test_a_value_too_large_for_float32_is_not_finite_either(tmp_path: Path) -> N
     ("reading", "budget", "mode"),
     [
         ("auto", 53 * (ROW_BYTES + ORDER_BYTES), "memory"),
-        ("auto", 53 * (ROW_BYTES + ORDER_BYTES) - 1, "stream"),
+        ("auto", 53 * (ROW_BYTES + ORDER_BYTES) - 1, "mmap"),
+        ("auto", 53 * ROW_BYTES * 2 // 3, "stream"),
         ("memory", 0, "memory"),
+        ("mmap", 0, "mmap"),
         ("stream", 1 << 30, "stream"),
     ],
 )

@@ -110,12 +110,6 @@ def of_variable_length(file: h5py.File) -> None:
         dataset[row] = np.arange(1, row + 1)
 
 
-def test_rows_of_variable_length(tmp_path: Path) -> None:
-    padded = [[0, 0, 0], [1, 0, 0], [1, 2, 0], [1, 2, 3]]
-    path = written(tmp_path / "a.h5", of_variable_length)
-    check(path, "rows of variable length (float32)", padded, "float32")
-
-
 def test_rows_of_variable_length_are_refused_before_a_training(tmp_path: Path) -> None:
     def build(file: h5py.File) -> None:
         of_variable_length(file)

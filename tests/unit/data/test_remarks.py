@@ -54,8 +54,8 @@ def changed(row: int, column: int, value: float) -> npt.NDArray[np.float64]:
         (
             changed(5, 1, np.nan),
             "a.h5: `x` holds 1 NaN among 400 values, a share of 0.0025; expected finite numbers: the steps "
-            "of a rank that draws others are lost. Replace them, or leave out their rows; `hvd_train shard "
-            "check` counts them in each file.",
+            "of a rank that draws others are lost. Replace them, or leave out their rows by data.not_finite "
+            "= 'skip'; `hvd_train shard check` counts them in each file.",
         ),
         (changed(5, 1, -np.inf), "a.h5: `x` holds 1 inf among 400 values, a share of 0.0025; "),
         (

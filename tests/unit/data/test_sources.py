@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from hvd_train.data.sources import load_digits, load_npz, load_source, read_idx
+from hvd_train.data.sources import load_digits, load_npz, open_source, read_idx
 from hvd_train.errors import DataError
 
 CODES = {"u1": 0x08, "i1": 0x09, ">i2": 0x0B, ">i4": 0x0C, ">f4": 0x0D, ">f8": 0x0E}
@@ -63,19 +63,19 @@ def test_a_bad_idx_file_is_refused(tmp_path: Path, raw: bytes, message: str) -> 
 def test_a_pair_of_idx_files(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(IMAGES)
     (tmp_path / "y").write_bytes(idx_bytes(np.arange(5)))
-    arrays = load_source([str(tmp_path / "x"), str(tmp_path / "y")])
-    assert (arrays.inputs.dtype, arrays.targets.dtype, arrays.scale) == (np.uint8, np.int64, 1 / 255)
+    arrays = open_source([str(tmp_path / "x"), str(tmp_path / "y")])
+    assert (arrays.inputs.dtype, arrays.fields["targets"].dtype, arrays.scale) == (np.uint8, "int64", 1 / 255)
     (tmp_path / "y").write_bytes(idx_bytes(np.arange(4)))
     with pytest.raises(DataError, match="5 inputs and 4 targets"):
-        load_source([str(tmp_path / "x"), str(tmp_path / "y")])
+        open_source([str(tmp_path / "x"), str(tmp_path / "y")])
     with pytest.raises(DataError, match="no-such-file: no such file"):
-        load_source([str(tmp_path / "x"), "no-such-file"])
+        open_source([str(tmp_path / "x"), "no-such-file"])
 
 
 def test_npz(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, inputs=np.ones((3, 2), "f4"), targets=np.arange(3), other=np.zeros(3))
-    arrays = load_source([str(path)])
+    arrays = open_source([str(path)])
     assert (arrays.inputs.shape, arrays.targets.tolist(), arrays.scale) == ((3, 2), [0, 1, 2], None)
     assert load_npz(path, "inputs", "other").targets.tolist() == [0, 0, 0]
     with pytest.raises(DataError, match=r"no array `x`; the file has 'inputs', 'targets', 'other'.*--inputs"):
@@ -101,7 +101,7 @@ def test_a_pickle_in_a_npz_is_never_loaded(tmp_path: Path) -> None:
 
 def test_other_sources_are_refused() -> None:
     with pytest.raises(DataError, match=r"expected `digits`, one \.npz file, or two idx files"):
-        load_source(["a.csv"])
+        open_source(["a.xyz"])
 
 
 def test_digits() -> None:

@@ -23,12 +23,10 @@ NAMES = ("inputs", "targets")
 WRITER = """
 import sys, h5py, numpy as np
 from tests.unit.data.shards import inputs_of
-path, libver, swmr = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
+path, libver = sys.argv[1:]
 file = h5py.File(path, "w", libver=libver if libver != "default" else None)
 inputs = file.create_dataset("inputs", (0, 3), "f4", chunks=(100, 3), maxshape=(None, 3), compression="gzip")
 targets = file.create_dataset("targets", (0,), "i8", chunks=(100,), maxshape=(None,))
-if swmr:
-    file.swmr_mode = True
 for rows in (1000, 3000):
     inputs.resize(rows, 0), targets.resize(rows, 0)
     inputs[:], targets[:] = inputs_of(0, rows), np.arange(rows) % 7
@@ -45,21 +43,21 @@ MARKED = (
 )
 
 
-def writer(path: Path, libver: str, swmr: bool) -> subprocess.Popen[str]:
+def writer(path: Path, libver: str) -> subprocess.Popen[str]:
     """A program that has the file open, and has written to it."""
-    command = [sys.executable, "-c", WRITER, str(path), libver, str(swmr)]
+    command = [sys.executable, "-c", WRITER, str(path), libver]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "written\n"
     return process
 
 
-@pytest.mark.parametrize(("libver", "swmr"), [("latest", False), ("latest", True), ("v110", False)])
+@pytest.mark.parametrize("libver", ["latest", "v110"])
 def test_a_file_that_is_marked_as_being_written(
-    tmp_path: Path, libver: str, swmr: bool, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, libver: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "a.h5"
-    with writer(path, libver, swmr) as process:
+    with writer(path, libver) as process:
         assert refusal(path) == f"{path}: {MARKED}"
         process.kill()
         process.wait(seconds(60))
@@ -75,7 +73,7 @@ def test_a_file_that_is_marked_as_being_written(
 
 def test_a_file_that_was_closed_after_all(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
-    with writer(path, "latest", swmr=True) as process:
+    with writer(path, "latest") as process:
         assert refusal(path) == f"{path}: {MARKED}"
         process.communicate("", timeout=seconds(60))
     with ShardFile(path, plain(NAMES)) as file:
@@ -85,7 +83,7 @@ def test_a_file_that_was_closed_after_all(tmp_path: Path) -> None:
 def test_a_killed_writer_of_the_default_format_leaves_the_last_flush(tmp_path: Path) -> None:
     """That format has no mark."""
     path = tmp_path / "a.h5"
-    with writer(path, "default", swmr=False) as process:
+    with writer(path, "default") as process:
         process.kill()
         process.wait(seconds(60))
     with ShardFile(path, plain(NAMES)) as file:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from hvd_train.data import manifest as manifest_module
-from hvd_train.data import writer
+from hvd_train.data import shard_file
 from hvd_train.data.check import check_shard
 from hvd_train.data.format import Manifest
 from hvd_train.data.hdf5.file import ShardFile, read_info
+from hvd_train.data.hdf5.write import ShardStream
 from hvd_train.data.locate import Source, locate
 from hvd_train.data.manifest import load_manifest, save_manifest
 from hvd_train.data.places import plain
@@ -123,13 +124,11 @@ def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_part(tmp_path, arrays_of(20))
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    write_file = writer.write_file
 
-    def full(path: Path, *args: Any, **options: Any) -> None:
-        write_file(path, *args, **options)
+    def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writer, "write_file", full)
+    monkeypatch.setattr(ShardStream, "finish", full)
     with pytest.raises(OSError, match="No space left"):
         write_part(tmp_path, arrays_of(10), force=True)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
@@ -167,7 +166,7 @@ def overwrite(path: Path, name: str, row: int, raw: bytes) -> None:
 def test_damaged_bytes_are_found_and_named_by_their_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "_CHECKSUM_BYTES", (12 + 8) * 8)  # blocks of 8 rows
+    monkeypatch.setattr(shard_file, "CHECKSUM_BYTES", (12 + 8) * 8)  # blocks of 8 rows
     write_part(tmp_path, arrays_of(50))
     path = tmp_path / "train-00000-of-00001.h5"
     overwrite(path, "inputs", 13, b"\x01")

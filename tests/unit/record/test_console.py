@@ -44,6 +44,18 @@ go on     --resume runs/first
 """
 
 
+def test_how_the_ranks_read_is_in_the_header() -> None:
+    def lines(*reading: str) -> list[str]:
+        return [line for line in header(reading=reading).splitlines() if line.startswith("reading")]
+
+    assert lines("memory: the rows fit") == ["reading   memory: the rows fit"]
+    assert lines("memory: the rows fit", "stream: they do not", "memory: the rows fit") == [
+        "reading   memory on ranks 0, 2: the rows fit",
+        "reading   stream on rank 1: they do not",
+    ]
+    assert lines() == []
+
+
 def test_the_plain_text_of_a_small_run() -> None:
     stream, now = io.StringIO(), 0.0
     console = PlainConsole(stream, clock=lambda: now)

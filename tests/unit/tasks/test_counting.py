@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from hvd_train import train
 from hvd_train.config import Config, DataConfig, ModelConfig, StopConfig
-from hvd_train.data.format import FieldSpec, SampleSpec
+from hvd_train.data.format import FieldSpec, Padding, SampleSpec
 from hvd_train.errors import DataError, TaskError
 from hvd_train.tasks.base import Batch, Task
 from hvd_train.tasks.built_in import Classification, NextToken, Regression
@@ -181,3 +182,23 @@ def test_a_training_with_weights_learns_what_has_weight(tmp_path: Path) -> None:
     config = Config(data=data, runs=str(tmp_path / "runs"), stop=StopConfig(max_epochs=20), threads=1)
     result = train(config)
     assert result.best < 0.1
+
+
+@pytest.mark.parametrize("kind", ["regression", "next-token"])
+def test_padded_targets_do_not_count(kind: str) -> None:
+    """As if a mask marked the values, and with a mask both."""
+    task, model = made(kind, mask="m")
+    shape = (T,) if kind == "next-token" else (2,)
+    dtype = "int64" if kind == "next-token" else "float64"
+    inputs = (T,) if kind == "next-token" else (4,)
+    batch = batch_of(kind)
+    values = torch.rand(batch["targets"].shape, generator=torch.Generator().manual_seed(2)) < 0.7
+    for mask in ("", "m"):
+        own = spec(shape, dtype, inputs=inputs, mask=mask)
+        padded = replace(own.fields["targets"], padding=Padding(length=shape[0]))
+        ours = type(task)(ModelConfig(hidden=(8,)))  # type: ignore[call-arg]
+        ours.build_model(replace(own, fields={**own.fields, "targets": padded}))
+        expected = batch | {"m": values & batch["m"] if mask else values}
+        found = batch | {"targets_mask": values}
+        torch.testing.assert_close(ours.loss(model, found)[0], task.loss(model, expected)[0], rtol=0, atol=0)
+        assert ours.evaluate(model, found) == task.evaluate(model, expected)

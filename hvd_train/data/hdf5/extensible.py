@@ -1,0 +1,77 @@
+"""How many chunks the index of a dataset that can grow says to have.
+
+HDF5 has these chunks in an extensible array, and goes through all numbers up to the largest one that the
+header of the array records. That header is read here, from the file: h5py does not tell it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import h5py
+
+_LAYOUT, _CONTINUATION = 8, 16
+_CHUNKED, _EXTENSIBLE_ARRAY = 2, 4
+_MOST_BLOCKS = 100
+_MOST_BLOCK_BYTES = 1 << 24
+
+
+def largest_number(dataset: h5py.Dataset) -> int:
+    """The chunks of an extensible array have numbers below this one; 0 for every other dataset."""
+    creation = h5py.h5i.get_file_id(dataset.id).get_create_plist()
+    if creation.get_sizes() != (8, 8):
+        return 0
+    base = creation.get_userblock()
+    with open(dataset.file.filename, "rb") as file:
+        for kind, content in _messages(file, base, h5py.h5o.get_info(dataset.id).addr):
+            if kind == _LAYOUT and len(content) > 5 and content[0] >= 4 and content[1] == _CHUNKED:
+                # Flags, number of axes, bytes of a length, lengths of a chunk, kind of index, ..., address.
+                at = 5 + content[3] * content[4]
+                if content[at : at + 1] == bytes([_EXTENSIBLE_ARRAY]) and len(content) >= at + 14:
+                    return _recorded(file, base + struct.unpack_from("<Q", content, at + 6)[0])
+    return 0
+
+
+def _recorded(file: BinaryIO, address: int) -> int:
+    """By the header of the array."""
+    header = _read(file, address, 52)
+    return struct.unpack_from("<Q", header, 44)[0] if header[:4] == b"EAHD" and len(header) == 52 else 0
+
+
+def _messages(file: BinaryIO, base: int, address: int) -> Iterator[tuple[int, bytes]]:
+    """Kind and content of each message of an object header."""
+    start = _read(file, base + address, 16)
+    is_new = start[:4] == b"OHDR"
+    if is_new:
+        flags = start[5]
+        at = 6 + 16 * bool(flags & 0x20) + 4 * bool(flags & 0x10)
+        width = 1 << (flags & 3)
+        size = int.from_bytes(_read(file, base + address + at, width), "little")
+        blocks = [(address + at + width, size)]
+        form = "<BHB2x" if flags & 4 else "<BHB"
+    else:
+        blocks = [(address + 16, int.from_bytes(start[8:12], "little"))]
+        form = "<HHB3x"
+    for number in range(_MOST_BLOCKS):
+        if number == len(blocks):
+            return
+        begin, size = blocks[number]
+        raw = _read(file, base + begin, min(size, _MOST_BLOCK_BYTES))
+        at = 4 if is_new and number else 0  # the signature of a continuation
+        while at + struct.calcsize(form) <= len(raw):
+            kind, size, _ = struct.unpack_from(form, raw, at)
+            at += struct.calcsize(form)
+            content = raw[at : at + size]
+            at += size
+            if kind == _CONTINUATION and len(content) >= 16:
+                blocks.append(struct.unpack_from("<QQ", content))
+            yield kind, content
+
+
+def _read(file: BinaryIO, address: int, size: int) -> bytes:
+    if address >= 1 << 63:
+        return b""
+    file.seek(address)
+    return file.read(size)

@@ -1,0 +1,96 @@
+"""How many bytes of a file the chunks of a dataset take: HDF5 decodes any number of them into memory."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from typing import Any
+
+import h5py
+
+from hvd_train.data.hdf5.extensible import largest_number
+from hvd_train.errors import DataError, UnsupportedShard
+from hvd_train.io.text import listed
+
+_FLETCHER32 = 3
+_CHECKSUM_BYTES = 4
+_LARGER = 2
+_MORE_BYTES = 64 << 10
+"""No filter makes a chunk larger than this many times, and this many bytes more."""
+
+_MOST_MORE = 16
+_MOST_FREE = 10_000_000
+
+_REMEDY = ". The file is damaged, or was made to exhaust the memory: copy or write it again."
+
+_COMPRESSIONS = {
+    1: "gzip",
+    4: "szip",
+    307: "bzip2",
+    32000: "lzf",
+    32001: "blosc",
+    32004: "lz4",
+    32015: "zstd",
+}
+"""Filters that may unpack a few bytes to any number."""
+
+
+def require_one_compression(dataset: h5py.Dataset, where: str) -> None:
+    """Raises `UnsupportedShard` if chunks are compressed twice: a file of some KiB may then unpack to any
+    size, and nothing in it tells."""
+    pipeline = dataset.id.get_create_plist()
+    numbers = [pipeline.get_filter(index)[0] for index in range(pipeline.get_nfilters())]
+    names = [_COMPRESSIONS[number] for number in numbers if number in _COMPRESSIONS]
+    if len(names) > 1:
+        raise UnsupportedShard(
+            f"{where} is compressed {len(names)} times: {listed(names)}. Expected one compression, as a "
+            "small file could unpack to any size. If you trust the file, write it again: `h5repack -f GZIP=4 "
+            "OLD.h5 NEW.h5`."
+        )
+
+
+def require_plausible_chunks(dataset: h5py.Dataset, axis: int, where: str) -> None:
+    """Raises `DataError` for a chunk that is outside of the dataset, or that is stored in far more bytes than
+    its values have, or in fewer than its checksum, and for more chunks than the dataset can have: HDF5 would
+    exhaust the memory, fail, or go on without an end. Goes through the index of all chunks.
+
+    Args:
+        axis: of the samples.
+    """
+    if dataset.chunks is None or not hasattr(dataset.id, "chunk_iter"):
+        return
+    pipeline, shape = dataset.id.get_create_plist(), dataset.shape
+    num_chunks = math.prod(-(-n // c) for n, c in zip(shape, dataset.chunks, strict=True))
+    # Numbers of chunks that are there no longer cost little.
+    if largest_number(dataset) > _MOST_MORE * num_chunks + _MOST_FREE:
+        raise DataError(f"{where}{_too_many(shape)}{_REMEDY}")
+    filters = [pipeline.get_filter(index)[0] for index in range(pipeline.get_nfilters())]
+    num_bytes = math.prod(dataset.chunks) * dataset.id.get_type().get_size()
+    most = _LARGER * num_bytes + _MORE_BYTES
+    checked = sum(1 << index for index, number in enumerate(filters) if number == _FLETCHER32)
+
+    numbers = itertools.count(1)
+
+    def wrong(chunk: Any) -> str | None:
+        if next(numbers) > num_chunks:
+            return _too_many(shape)
+        if any(map(operator.ge, chunk.chunk_offset, shape)):
+            return f": a chunk begins at {list(chunk.chunk_offset)}, outside of its shape {list(shape)}"
+        least = _CHECKSUM_BYTES + 1 if checked & ~chunk.filter_mask else 1
+        if least <= chunk.size <= most:
+            return None  # goes on to the next chunk
+        start = chunk.chunk_offset[axis]
+        stop = min(start + dataset.chunks[axis], shape[axis])
+        return (
+            f", rows {start} to {stop - 1}: a chunk is stored in {chunk.size:,} bytes, but has {num_bytes:,} "
+            "bytes of values"
+        )
+
+    found = dataset.id.chunk_iter(wrong)
+    if found is not None:
+        raise DataError(f"{where}{found}{_REMEDY}")
+
+
+def _too_many(shape: tuple[int, ...]) -> str:
+    return f": its index has more chunks than its shape {list(shape)} can have"

@@ -1,0 +1,93 @@
+"""What is known of shards that are being written, so that a second call goes on where the first was ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import final
+
+import msgspec
+
+from hvd_train.data.format import ShardEntry
+from hvd_train.data.hdf5.file import read_info
+from hvd_train.data.places import plain
+from hvd_train.errors import DataError
+from hvd_train.io.atomic import replacing
+
+
+class _Record(msgspec.Struct, kw_only=True):
+    request: str
+    shards: dict[str, ShardEntry]
+    num_classes: int = 0
+
+
+@final
+class Unfinished:
+    """The complete shards of one part, in a file beside them that is removed at the end.
+
+    Args:
+        names: of the shards.
+        fields: the datasets in them.
+        request: a digest of what was asked for and of the files that are read: others begin anew.
+    """
+
+    def __init__(
+        self, folder: Path, part: str, request: str, names: Sequence[str], fields: Sequence[str]
+    ) -> None:
+        self._folder = folder
+        self._path = folder / f".{part}.unfinished.json"
+        self._names = names
+        self._fields = fields
+        self._record = _Record(request=request, shards={})
+        try:
+            found = msgspec.json.decode(self._path.read_bytes(), type=_Record)
+        except (OSError, msgspec.MsgspecError):
+            found = None
+        self.goes_on = found is not None and found.request == request
+        """Whether the same was asked for before, and was not finished."""
+        if found is not None and self.goes_on:
+            self._record = found
+
+    @property
+    def num_classes(self) -> int:
+        """Of the complete shards; 0 if there are none."""
+        return self._record.num_classes
+
+    def complete(self) -> list[ShardEntry]:
+        """The first shards, as long as each is the file that was written."""
+        entries = []
+        for name in self._names:
+            entry = self._record.shards.get(name)
+            if entry is None or not self._is_there(entry):
+                break
+            entries.append(entry)
+        return entries
+
+    def begin(self) -> None:
+        """Removes what an earlier call left behind of its temporary files. Raises OSError."""
+        for name in self._names:
+            for stale in self._folder.glob(f".{name[:50]}.*.tmp"):
+                stale.unlink(missing_ok=True)
+        if not self.goes_on:
+            self.end()
+
+    def add(self, entry: ShardEntry, num_classes: int | None) -> None:
+        """Records a shard that is complete. Raises OSError."""
+        self._record.shards[entry.file] = entry
+        self._record.num_classes = max(self._record.num_classes, num_classes or 0)
+        self._save()
+
+    def end(self) -> None:
+        """Forgets all, after the manifest lists the shards."""
+        self._path.unlink(missing_ok=True)
+
+    def _save(self) -> None:
+        with replacing(self._path, durable=False) as temporary:
+            temporary.write_bytes(msgspec.json.encode(self._record))
+
+    def _is_there(self, entry: ShardEntry) -> bool:
+        try:
+            info = read_info(self._folder / entry.file, plain(self._fields))
+        except DataError:
+            return False
+        return info.facts_digest == entry.facts_digest
