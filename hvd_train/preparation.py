@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from torch import nn
 
 from hvd_train.algorithm.local_step import make_optimizer
@@ -18,15 +19,19 @@ from hvd_train.config import Config, DataConfig, flatten
 from hvd_train.data import remarks
 from hvd_train.data.catalog import (
     Catalog,
+    Files,
     Shards,
-    find_shards,
+    join_shards,
+    list_files,
     make_catalog,
     summarize_inputs,
     summarize_labels,
 )
 from hvd_train.data.deal import Span
 from hvd_train.data.growing import growing, rows_of, settled
+from hvd_train.data.headers import read_headers
 from hvd_train.data.labels import IGNORED
+from hvd_train.data.readers.plan import ReadingPlan
 from hvd_train.data.screen import damage_screen
 from hvd_train.data.survey import Survey, join_surveys, survey
 from hvd_train.environment import machine
@@ -62,8 +67,8 @@ class Prepared:
     host_of_rank: list[int]
     """The index in `hosts` of each rank's host."""
     catalog: Catalog
-    parts: list[tuple[Span, ...]]
-    """The training rows of every rank."""
+    plan: ReadingPlan
+    """Which rank reads which of its training rows."""
     model: nn.Module
     optimizer: torch.optim.Optimizer
     surveys: dict[str, Survey]
@@ -82,10 +87,12 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
     hosts = tuple(dict.fromkeys(binding.host for binding in bindings))
     chosen = together(comm, lambda: make_task(config) if task is None else task)
     catalog = _open_catalog(config.data, chosen, comm)
-    require_equal(comm, "data", _facts(catalog), "Every rank must see the same shards, whole.")
     for line in catalog.warnings if comm.rank == 0 else ():
         warn(line)
     parts = catalog.parts(comm.size, config.data.batch_size)
+    plan = ReadingPlan(
+        catalog=catalog, data=config.data, seed=config.seed, rank=comm.rank, world_size=comm.size
+    )
     model, optimizer = together(comm, lambda: _build(config, chosen, catalog, parts[comm.rank], comm.rank))
     shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in saved_state(model)[0].items()}
     require_equal(comm, "models", shapes, "The task must build the same model on every rank.")
@@ -106,7 +113,7 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
         hosts=hosts,
         host_of_rank=[hosts.index(binding.host) for binding in bindings],
         catalog=catalog,
-        parts=parts,
+        plan=plan,
         model=model,
         optimizer=optimizer,
         surveys=surveys,
@@ -133,8 +140,8 @@ def share_cores(wanted: int, comm: Communicator) -> list[CoreBinding]:
 def _open_catalog(data: DataConfig, task: Task, comm: Communicator) -> Catalog:
     """Finds the shards; each rank reads the labels of its part, and its inputs where the scale asks for it.
     Collective."""
-    found = together(comm, lambda: find_shards(data))
-    shards = _settled(found, comm)
+    found = _find_shards(data, comm)
+    shards = together(comm, lambda: settled(found, rows_of(found, growing(found))))
     tokens = takes_tokens(task)
     mine = together(comm, lambda: summarize_labels(shards, comm.rank, comm.size, tokens=tokens))
     labels = comm.allgather(mine)
@@ -143,13 +150,31 @@ def _open_catalog(data: DataConfig, task: Task, comm: Communicator) -> Catalog:
     return together(comm, lambda: make_catalog(shards, data, labels, inputs, tokens=tokens))
 
 
-def _settled(shards: Shards, comm: Communicator) -> Shards:
-    """With the rows that all ranks see of shards that a program is writing. Collective."""
-    paths = sorted({path for found in comm.allgather(growing(shards)) for path in found})
-    if not paths:
-        return shards
-    seen = comm.allgather(rows_of(shards, paths))
-    return together(comm, lambda: settled(shards, seen))
+def _find_shards(data: DataConfig, comm: Communicator) -> Shards:
+    """Finds the shards: every rank lists the files, and reads the headers of its part of them. Collective."""
+    files = together(comm, lambda: list_files(data))
+    names = _names(files)
+    digests = comm.allgather(xxhash.xxh3_128_hexdigest(json.dumps(names).encode()))
+    if len(set(digests)) > 1:
+        require_equal(comm, "data", names, "Every rank must see the same files.")
+    hosts = comm.allgather(comm.host)
+    neighbours = [rank for rank, host in enumerate(hosts) if host == hosts[0]]
+    every, ranks = files.every, range(comm.size)
+    mine = together(comm, lambda: read_headers(every, files.places, comm.rank, ranks, neighbours))
+    read = comm.allgather(mine)
+    return together(comm, lambda: join_shards(files, data, read))
+
+
+def _names(files: Files) -> dict[str, Any]:
+    """What must be the same on every rank: the names of files, and what manifests say; the folders may be
+    mounted elsewhere."""
+    names = {f"file {i}": Path(found.path).name for i, found in enumerate(files.every)}
+    rows = {
+        f"rows of {names[f'file {i}']} in its manifest": found.entry.num_samples
+        for i, found in enumerate(files.every)
+        if found.entry
+    }
+    return {**names, **rows, "training files": len(files.train)}
 
 
 def _build(
@@ -220,16 +245,6 @@ def _remarks(
     if kind == "classes" and data.path != "digits":  # whose two shards are split by class on purpose
         lines.append(remarks.alone(parts, catalog.shards))
     return [line for line in dict.fromkeys(lines) if line]
-
-
-def _facts(catalog: Catalog) -> dict[str, Any]:
-    """What must be the same on every rank: files and rows; the folders may be mounted elsewhere."""
-    rows = {f"rows of {Path(s.path).name} (shard {i})": s.num_samples for i, s in enumerate(catalog.shards)}
-    return {
-        "a sample": json.dumps(catalog.sample.to_json()),
-        "training rows": num_rows(catalog.train),
-        **rows,
-    }
 
 
 def num_rows(spans: tuple[Span, ...]) -> int:

@@ -30,11 +30,7 @@ from hvd_train.algorithm.workers.pool import Workers, make_transformer
 from hvd_train.comm.agree import together
 from hvd_train.config import Config, flatten
 from hvd_train.data.numbering import Numbering
-from hvd_train.data.picked import AnyRows
-from hvd_train.data.readers.ahead import ReadsAhead
-from hvd_train.data.readers.base import Reader
 from hvd_train.data.readers.epochs import EpochReader
-from hvd_train.data.readers.make import reader_of
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import Screen, damage_screen, evaluation_screen, training_screen
 from hvd_train.environment import machine
@@ -102,7 +98,10 @@ class Wiring:
         if run.checkpoint is None:  # else it is a part of the model that is restored
             screen = damage_screen(prepared.config.data, prepared.catalog.sample)
             standardize(prepared.model, prepared.catalog, prepared.comm, screen)
-        training = together(prepared.comm, lambda: self._assemble(run, recorder, stop_request, claim))
+        budget = machine.share_of_memory(prepared.comm.local_size) // 2
+        if prepared.plan.is_shared:
+            budget = min(prepared.comm.allgather(budget))
+        training = together(prepared.comm, lambda: self._assemble(run, recorder, stop_request, claim, budget))
         remarks = [*self.settings.remarks, self._go_on_in_epoch(training.worker)]
         together(prepared.comm, self._epochs.open)
         self._readings = prepared.comm.allgather(f"{self._epochs.mode}: {self._epochs.why}")
@@ -121,12 +120,17 @@ class Wiring:
         return training
 
     def _assemble(
-        self, run: RunDirectory, recorder: Recorder, stop_request: StopRequest, claim: Ownership
+        self,
+        run: RunDirectory,
+        recorder: Recorder,
+        stop_request: StopRequest,
+        claim: Ownership,
+        budget: int,
     ) -> LocalSGD:
         prepared = self.prepared
         config, comm = prepared.config, prepared.comm
         flat = self._make_flat_state()
-        self.reader = self._make_reader()
+        self.reader = self._make_reader(budget)
         validation = [(span.shard, span.start, span.stop) for span in prepared.catalog.validation]
         self.settings = Settings(anchored(config), validation)
         progress, worker = Progress(), self._make_worker(self.reader)
@@ -183,6 +187,7 @@ class Wiring:
             reader=self._epochs,
             catalog=prepared.catalog,
             screen=self._screen,
+            parts=len(prepared.plan.parts),
         )
         return resume.go_on(self._saved, self.settings.before)
 
@@ -248,24 +253,18 @@ class Wiring:
             enabled=prepared.config.record.observe,
         )
 
-    def _make_reader(self) -> TransformedReader:
+    def _make_reader(self, budget: int) -> TransformedReader:
         prepared = self.prepared
-        budget = machine.share_of_memory(prepared.comm.local_size) // 2
         config, sample = prepared.config, prepared.catalog.sample
         self._screen = training_screen(config.data, sample)
-
-        def make(rows: AnyRows, repeats: bool) -> Reader:
-            reader = reader_of(rows, config.data, config.seed, budget, repeats=repeats)
-            return ReadsAhead(reader, config.data.batch_size, config.data.last_batch)
-
-        rank = prepared.comm.rank
-        self._epochs = EpochReader(make, prepared.parts, sample.fields, rank, self._screen)
+        self._epochs = prepared.plan.reader(budget, self._screen)
         return TransformedReader(
             self._epochs,
             make_transformer(self.workers, prepared.task, config, sample),
             Numbering(prepared.catalog.shards),
-            batch_size=config.data.batch_size,
+            batch_size=config.data.batch_size * prepared.plan.sharing,
             last_batch=config.data.last_batch,
+            share=prepared.plan.share,
         )
 
     def _make_worker(self, reader: TransformedReader) -> Worker:
@@ -277,10 +276,10 @@ class Wiring:
         return Worker(
             reader,
             self._step,
-            batch_size=prepared.config.data.batch_size,
+            batch_size=prepared.config.data.batch_size * prepared.plan.sharing,
             last_batch=prepared.config.data.last_batch,
             accumulate=prepared.config.optim.accumulate,
-            samples_per_rank=[num_rows(part) for part in prepared.parts],
+            samples_per_rank=prepared.plan.samples_per_part,
         )
 
     def _warm_up(self) -> None:
@@ -296,7 +295,8 @@ class Wiring:
             return TrainingLossEvaluator()
         sample = prepared.catalog.sample
         screen = evaluation_screen(prepared.config.data, sample)
-        rows = Rows(prepared.catalog.validation, sample.fields, screen=screen)
+        shards = prepared.catalog.shards
+        rows = Rows(prepared.catalog.validation, sample.fields, screen=screen, known=shards)
         sync, watched = prepared.config.sync, prepared.config.evaluate.metric
         evaluator = ValidationEvaluator(
             prepared.comm,
@@ -385,7 +385,6 @@ class Wiring:
         prepared = self.prepared
         config = prepared.config
         layers = training.observer.layers
-        shards = [len({span.shard for span in part}) for part in prepared.parts]
         rules = {f.name: getattr(config.stop, f.name) for f in dataclasses.fields(config.stop)}
         return RunStart(
             run=str(run.folder),
@@ -409,8 +408,8 @@ class Wiring:
             period=config.sync.period if config.sync.mode == "average" else None,
             batch_size=config.data.batch_size,
             data=config.data.path,
-            shards_per_rank=shards,
-            samples_per_rank=[num_rows(part) for part in prepared.parts],
+            shards_per_rank=prepared.plan.shards_per_rank,
+            samples_per_rank=prepared.plan.samples_per_rank,
             reading=self._readings,
             validation_samples=training.evaluator.num_samples,
             values={name: found.values.figures() for name, found in prepared.surveys.items()},

@@ -13,11 +13,13 @@ from hvd_train.comm.base import Communicator
 from hvd_train.data.bits import Bits
 from hvd_train.data.catalog import Catalog
 from hvd_train.data.format import FieldSpec
+from hvd_train.data.readers.cursor import SavedReader
 from hvd_train.data.readers.epochs import EpochReader
 from hvd_train.data.remainder import Leg, Part, Remainder, first_parts, join, undone
 from hvd_train.data.screen import Screen
+from hvd_train.errors import RunDirectoryError
 from hvd_train.io.stateful import State, checked
-from hvd_train.run.saved_checkpoint import SavedCheckpoint
+from hvd_train.run.saved_checkpoint import SavedCheckpoint, rank_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,8 @@ class EpochResume:
     catalog: Catalog
     screen: Screen | None
     """Marks the rows that are left out."""
+    parts: int
+    """In how many parts the rows are dealt: the ranks, or 1 if they share every batch."""
 
     def go_on(self, saved: SavedCheckpoint, before: Mapping[str, Any]) -> str:
         """Where a rank's rows are not those of its state, deals the rows that the epoch has left; returns
@@ -43,21 +47,25 @@ class EpochResume:
         if not any(self.comm.allgather(self.worker.restarted)):
             return ""
         states = self._states(saved)
-        workers = together(self.comm, lambda: [checked(state, SavedWorker) for state in states])
+        found = together(self.comm, lambda: [_checked(saved, *item) for item in enumerate(states)])
+        workers, readers = [worker for worker, _ in found], [reader for _, reader in found]
         legs, left = workers[0].legs, None
         if legs:
             left = self._left(legs)
             if left is not None and self._goes_on_in(left, legs, states):
                 return ""
-        now = _leg(workers, before)
+        now = _leg(workers, readers, before)
         if now is not None and (left is not None or not legs):
             if not legs and not any(now.positions.values()):
                 self.worker.restart_epoch()
                 return ""  # nothing was read of it
             legs, left = (*legs, now), self._left([now], left)
-        why = "the rows of the ranks, or their order, are not those of the checkpoint (other data, number of "
-        why += f"ranks, seed or reading): epoch {workers[0].epochs + 1} "
-        if now is None or left is None:
+        why = (
+            "the rows of the ranks, or their order, are not those of the checkpoint (other data, number of "
+            f"ranks, batch size, seed, reading or order): epoch {workers[0].epochs + 1} "
+        )
+        if now is None or left is None or not left.num_rows:
+            self.reader.drop()
             self.worker.restart_epoch()
             return why + "begins anew."
         self._take_up(left, legs)
@@ -94,22 +102,31 @@ class EpochResume:
         return not any(self.comm.allgather(self.worker.restarted))
 
     def _take_up(self, left: Remainder, legs: Sequence[Leg]) -> None:
-        parts, epoch = self.comm.size, self.worker.epochs
-        rows = left.part(self.comm.rank, parts).rows(self.catalog.sample.fields, self.screen)
-        self.reader.take_up(epoch, rows)
+        part = left.part(self.comm.rank % self.parts, self.parts)
+        self.reader.take_up(self.worker.epochs, part.rows(self.catalog.sample.fields, self.screen))
         done = 1 - left.num_rows / sum(span.num_rows for span in self.catalog.train)
-        self.worker.take_up(legs, done, [-(-left.num_rows // parts)])
+        self.worker.take_up(legs, done, [left.most_rows(self.parts)])
 
 
-def _leg(workers: Sequence[SavedWorker], before: Mapping[str, Any]) -> Leg | None:
-    """The leg that was interrupted; None if it is not known."""
-    if not before:
+def _checked(saved: SavedCheckpoint, rank: int, state: State) -> tuple[SavedWorker, SavedReader]:
+    try:
+        worker = checked(state, SavedWorker)
+        return worker, checked(worker.reader, SavedReader)
+    except RunDirectoryError as error:
+        raise saved.refusal(f"{rank_file(rank)}: the state of worker: {str(error).rstrip('.')}") from None
+
+
+def _leg(
+    workers: Sequence[SavedWorker], readers: Sequence[SavedReader], before: Mapping[str, Any]
+) -> Leg | None:
+    """The leg that was interrupted; None if it is not known, or the ranks were not in the same one."""
+    if not before or any((w.epochs, w.legs) != (workers[0].epochs, workers[0].legs) for w in workers):
         return None
     return Leg(
-        parts=len(workers),
+        parts=1 if before["data.order"] == "global" else len(workers),
         seed=before["seed"],
         batch_size=before["data.batch_size"],
-        positions={worker.reader["fingerprint"]: worker.reader["position"] for worker in workers},
+        positions={reader.fingerprint: reader.position for reader in readers},
     )
 
 

@@ -15,6 +15,7 @@ from hvd_train.config.data import LastBatch
 from hvd_train.data.batches import next_batch
 from hvd_train.data.numbering import Numbering
 from hvd_train.data.readers.base import ArrayBatch, Reader, RowNumbers
+from hvd_train.data.readers.cursor import ALONE, Share
 from hvd_train.data.screen import usable
 from hvd_train.liveness import phase
 from hvd_train.tasks.base import Batch, Task
@@ -119,12 +120,14 @@ class TransformedReader:
         *,
         batch_size: int,
         last_batch: LastBatch = "keep",
+        share: Share = ALONE,
     ) -> None:
         self._reader = reader
         self._transformer = transformer
         self._numbering = numbering
         self._batch_size = batch_size
         self._last_batch: LastBatch = last_batch
+        self._share = share
         self._drawn: deque[_Ahead] = deque()
 
     @property
@@ -156,14 +159,17 @@ class TransformedReader:
         left, state = reader.left, reader.state_dict()
         before = reader.num_samples - left
         size = next_batch(left, self._batch_size, self._last_batch, taken=before)
-        arrays = reader.next_batch(size) if size else None
-        if arrays is None:
+        if not size:
             return False
+        arrays = reader.next_batch(size)
+        if arrays is None:  # this rank has no share in it
+            self._drawn.append(_Ahead(state, {}, False))
+            return True
         arrays, kept, left_out = _without_single_row(*usable(arrays))
         if len(kept):
             rows = None
             if self._transformer.numbered:
-                rows = self._numbering(reader.origins(before, before + size))[kept]
+                rows = self._numbering(reader.origins(*self._share.of(before, before + size)))[kept]
             self._transformer.give(Raw(arrays, state["epoch"], rows))
         self._drawn.append(_Ahead(state, left_out, len(kept) > 0))
         return True

@@ -49,7 +49,7 @@ class Worker:
     Args:
         reader: of this rank's rows, in batches of `batch_size` and `last_batch`.
         step: takes the local step.
-        batch_size: samples of a batch.
+        batch_size: samples of a batch; of all ranks together where they share it.
         accumulate: batches of a local step.
         last_batch: what becomes of rows that are no full batch.
         samples_per_rank: rows of every rank's part; the one with most rows counts the epochs.

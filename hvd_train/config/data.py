@@ -93,6 +93,15 @@ class DataConfig:
     job's cgroups, the Slurm allocation, and `ulimit -v` and `-d`. Else it takes mmap for files of local file
     systems whose rows fit into three quarters of it, or are of 64 KiB or more, and stream for all others."""
 
+    order: Literal["rank", "global"] = "rank"
+    """`rank`: every rank shuffles rows of its own. `global`: all rows are shuffled as one sequence, the same
+    for any number of ranks. Step j of p ranks takes the rows from j p B to (j + 1) p B of it, B =
+    `data.batch_size`. Every rank then reads all shards, and with `memory` holds all of their rows."""
+
+    redeal: Literal["never", "epoch"] = "never"
+    """`epoch`: in every epoch a rank reads the rows that the next rank read in the one before, so that every
+    rank meets all data. With `memory` it reads its part of the files again in every epoch."""
+
     scale: float | Literal["auto"] | None = None
     """Factor applied to integer inputs before the model. Default: the one recorded in the shard, else 1.
     `auto`: the recorded one, else one that brings the largest value to about 1, such as 1/255 for 8-bit
@@ -133,6 +142,8 @@ class DataConfig:
         if isinstance(self.validation, (int, float)):
             expected = "a fraction between 0 and 1"
             require(0 < self.validation < 1, "data.validation", self.validation, expected)
+        expected = "never with data.order = 'global', where every rank reads all shards"
+        require(self.order == "rank" or self.redeal == "never", "data.redeal", self.redeal, expected)
         require(
             self.scale != 0, "data.scale", self.scale, "a factor other than 0, which would remove the inputs"
         )

@@ -21,14 +21,6 @@ class Bits:
         self.size = size
         self.packed: npt.NDArray[np.uint8] = np.zeros(-(-size // 8), np.uint8)
 
-    @classmethod
-    def full(cls, size: int) -> Bits:
-        """All of them set."""
-        bits = cls(size)
-        for start, stop in bits.pieces():
-            bits.write(start, np.ones(stop - start, np.bool_))
-        return bits
-
     def pieces(self, start: int = 0, stop: int | None = None) -> list[tuple[int, int]]:
         """The bits from `start` up to `stop`, cut into ranges that may be unpacked at a time."""
         stop = self.size if stop is None else stop

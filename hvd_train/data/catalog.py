@@ -12,12 +12,12 @@ from hvd_train.data.check import unlike
 from hvd_train.data.deal import Span, deal, split_validation
 from hvd_train.data.demo import ensure_digits
 from hvd_train.data.format import MANIFEST_NAME, SampleSpec, ShardInfo, is_class_dtype
-from hvd_train.data.hdf5.file import ShardFile
+from hvd_train.data.headers import HeadersRead, join_headers, read_headers
 from hvd_train.data.labels import Labels, Unclassed, divisor, join, labels_of, labels_of_header, objection
 from hvd_train.data.lengths import check_lengths, with_mask
-from hvd_train.data.locate import Found, in_groups, locate
+from hvd_train.data.locate import Found, locate
 from hvd_train.data.places import Places, places_of
-from hvd_train.data.repeats import Origin, origin_of, refuse_repeats
+from hvd_train.data.repeats import Origin, refuse_repeats
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import Screen, damage_screen, stretches
 from hvd_train.data.unpacked import unpacked_lines
@@ -87,18 +87,48 @@ def open_catalog(data: DataConfig, *, tokens: bool = False) -> Catalog:
     return make_catalog(shards, data, [labels], [inputs], tokens=tokens)
 
 
-def find_shards(data: DataConfig) -> Shards:
-    """Reads the manifest and every shard's header, and settles what a sample is.
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """The files that a configuration names; nothing of them has been read."""
 
-    Not collective: every rank does the same and gets the same. Raises `DataError`, also where two names lead
-    to the same rows.
+    train: tuple[Found, ...]
+
+    validation: tuple[Found, ...]
+
+    places: Places
+    """Of the fields of a sample in each of them."""
+
+    @property
+    def every(self) -> tuple[Found, ...]:
+        """Those of the training part first."""
+        return (*self.train, *self.validation)
+
+
+def find_shards(data: DataConfig) -> Shards:
+    """Reads the manifest and every shard's header, and settles what a sample is: the three steps of the ranks
+    of a job, in one process.
+
+    Not collective. Raises `DataError`, also where two names lead to the same rows.
     """
+    files = list_files(data)
+    return join_shards(files, data, [read_headers(files.every, files.places)])
+
+
+def list_files(data: DataConfig) -> Files:
+    """The files that a configuration names. Not collective. Raises `DataError`."""
     train, validation = _find_parts(data)
-    layout = places_of(data)
+    return Files(train=train, validation=validation, places=places_of(data))
+
+
+def join_shards(files: Files, data: DataConfig, read: Sequence[HeadersRead]) -> Shards:
+    """The shards, by what each rank has read of their headers, and what a sample is. Raises `DataError`, also
+    where two names lead to the same rows."""
+    of_files = join_headers(files.every, read)
     warnings: list[str] = []
-    read = [read_shards(part, layout, warnings) for part in (train, validation)]
-    refuse_repeats(*([origin for _, origin in part] for part in read))
-    train_infos, validation_infos = (tuple(info for info, _ in part) for part in read)
+    cut = len(files.train)
+    parts = [_with_samples(part, warnings) for part in (of_files[:cut], of_files[cut:])]
+    refuse_repeats(*([origin for _, origin in part] for part in parts))
+    train_infos, validation_infos = (tuple(info for info, _ in part) for part in parts)
     sample = _agree((*train_infos, *validation_infos), data)
     return Shards(
         train=train_infos,
@@ -278,7 +308,13 @@ def read_shards(
 ) -> list[tuple[ShardInfo, Origin]]:
     """The headers of a part's shards, without those that have no samples. With `texts` datasets of them may
     hold strings of a fixed number of bytes."""
-    read = [_read_shard(shard, layout, texts) for shard in in_groups(part, layout)]
+    return _with_samples(join_headers(part, [read_headers(part, layout, texts=texts)]), warnings)
+
+
+def _with_samples(
+    of_files: Sequence[Sequence[tuple[ShardInfo, Origin]]], warnings: list[str]
+) -> list[tuple[ShardInfo, Origin]]:
+    read = [shard for of_file in of_files for shard in of_file]
     empty = [info.path for info, _ in read if info.num_samples == 0]
     more = f" and {len(empty) - _MAX_LISTED} more" if len(empty) > _MAX_LISTED else ""
     named = ", ".join(empty[:_MAX_LISTED]) + more
@@ -289,15 +325,6 @@ def read_shards(
     read = [(info, origin) for info, origin in read if info.num_samples > 0]
     warnings += unpacked_lines([info for info, _ in read])
     return read
-
-
-def _read_shard(shard: Found, layout: Places, texts: bool) -> tuple[ShardInfo, Origin]:
-    with ShardFile(shard.path, layout, texts=texts) as file:
-        manifest = os.path.realpath(shard.path.removesuffix(shard.entry.file)) if shard.entry else ""
-        info, origin = file.info, origin_of(file, manifest, layout.inputs)
-    for difference in shard.differences(info):
-        raise DataError(difference)
-    return info, origin
 
 
 def _agree(infos: Sequence[ShardInfo], data: DataConfig) -> SampleSpec:

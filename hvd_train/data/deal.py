@@ -51,7 +51,8 @@ def deal(
     Args:
         within: at least 1; None: no row moves.
         units: rows at whose multiples a shard is best cut, such as those of its chunks. Moving rows are cut
-            off there if that is not further than `within` / 4 from where it should be.
+            off there if that is not further from where it should be than a quarter of `within`, and of what a
+            rank has.
     """
     shards = _by_shard(spans)
     dealt = (_whole_shards if len(shards) > world_size else _cut_shards)(shards, world_size)
@@ -114,7 +115,8 @@ def _level(
     while max(loads) - min(loads) > within:
         full, empty = loads.index(max(loads)), loads.index(min(loads))
         rows = max(1, min(loads[full] - share, share + (extra > 0) - loads[empty]))
-        moved = _take(parts[full], rows, within // 4 if moves < len(loads) else 0, units)
+        most_off = min(within, share) // 4 if moves < len(loads) else 0
+        moved = _take(parts[full], rows, most_off, units)
         parts[empty] += moved
         loads[full] -= _num_rows(moved)
         loads[empty] += _num_rows(moved)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy.typing as npt
@@ -253,11 +254,15 @@ class ShardInfo:
     """Whether a program is adding rows, in SWMR mode."""
 
     def continues(self, first: ShardInfo) -> bool:
-        """Whether it is the header of the same shard as `first`, which may have grown if it was growing."""
-        if not first.growing:
-            return self == first
-        same = replace(self, num_samples=first.num_samples, layouts=first.layouts, growing=True)
-        return same == first and self.num_samples >= first.num_samples
+        """Whether the rows may be those of `first`, and more of them if that was growing, as far as their
+        number, fields, layout and recorded facts say."""
+        names = ["fields", "checksum_rows", "facts_digest"]
+        if first.growing:
+            return self._equals(first, names) and self.num_samples >= first.num_samples
+        return self._equals(first, [*names, "num_samples", "layouts"])
+
+    def _equals(self, other: ShardInfo, names: list[str]) -> bool:
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
     @property
     def chunk_rows(self) -> int | None:
@@ -270,7 +275,7 @@ class ShardInfo:
         """Whether any dataset passes through a filter (compression, shuffle, checksum)."""
         return any(layout.filtered for layout in self.layouts.values())
 
-    @property
+    @cached_property
     def held_bytes(self) -> int:
         """Memory for decoded rows while the file is open, at most."""
         return sum(layout.held_bytes for layout in self.layouts.values())

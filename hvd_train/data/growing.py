@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from hvd_train.data.catalog import Shards
@@ -18,30 +18,28 @@ def growing(shards: Shards) -> list[str]:
 
 
 def rows_of(shards: Shards, paths: Iterable[str]) -> dict[str, int]:
-    """How many rows this rank sees in some of the shards; 0 in those that it left out."""
+    """How many rows some of the shards have; 0 of those that were left out."""
     seen = {info.path: info.num_samples for info in (*shards.train, *shards.validation)}
     return {path: seen.get(path, 0) for path in paths}
 
 
-def settled(shards: Shards, seen: Sequence[Mapping[str, int]]) -> Shards:
-    """With as many rows as all ranks see, and a line for each shard that grows.
-
-    Args:
-        seen: what every rank sees, as `rows_of` gives it, of the shards that grow for at least one.
+def settled(shards: Shards, rows: Mapping[str, int]) -> Shards:
+    """With these numbers of rows of shards that grow, and a line for each of them.
 
     Raises `DataError` where no row is left.
     """
-    least = {path: min(rows[path] for rows in seen) for path in seen[0]}
+    if not rows:
+        return shards
     train, validation = (
-        tuple(_limited(info, least[info.path]) if info.path in least else info for info in part)
+        tuple(_limited(info, rows[info.path]) if info.path in rows else info for info in part)
         for part in (shards.train, shards.validation)
     )
     parts = [tuple(info for info in part if info.num_samples) for part in (train, validation)]
     if not parts[0]:
         raise DataError(f"{train[0].path}: no samples yet. Start the run when the program has written some.")
-    lines = [_line(path, rows) for path, rows in list(least.items())[:_MOST_LINES]]
-    if len(least) > _MOST_LINES:
-        lines.append(f"{len(least) - _MOST_LINES:,} more shards are being written, and used like that.")
+    lines = [_line(path, count) for path, count in list(rows.items())[:_MOST_LINES]]
+    if len(rows) > _MOST_LINES:
+        lines.append(f"{len(rows) - _MOST_LINES:,} more shards are being written, and used like that.")
     return replace(shards, train=parts[0], validation=parts[1], warnings=(*shards.warnings, *lines))
 
 

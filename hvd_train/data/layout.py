@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from math import ceil, prod
@@ -47,6 +47,12 @@ class Layout:
 
     filtered: bool = False
     """Whether chunks pass through a filter (compression, shuffle, checksum)."""
+
+    dataset: str = field(default="", compare=False)
+    """Its name in its file, for messages; empty: that of the field."""
+
+    file: str = field(default="", compare=False)
+    """The file that it is in, for messages; empty: the shard."""
 
     @cached_property
     def row_bytes(self) -> int:
@@ -166,11 +172,13 @@ def _by(chunk: tuple[int, ...]) -> str:
     return "x".join(map(str, chunk))
 
 
-def repack_line(path: str, layouts: Mapping[str, Layout]) -> str:
-    """The command that writes the file with smaller chunks of every dataset that has large ones."""
+def repack_line(path: str, name: str, layouts: Mapping[str, Layout]) -> str:
+    """The command that writes the file of field `name` with smaller chunks of every dataset that has large
+    ones."""
+    file = layouts[name].file
     options = [
-        f"-l {shlex.quote(f'{name}:CHUNK={_by(layout.suggested_chunk())}')}"
-        for name, layout in layouts.items()
-        if layout.is_large and layout.filtered
+        f"-l {shlex.quote(f'{layout.dataset or field}:CHUNK={_by(layout.suggested_chunk())}')}"
+        for field, layout in layouts.items()
+        if layout.is_large and layout.filtered and layout.file == file
     ]
-    return f"h5repack {' '.join(options)} {shlex.quote(path)} repacked.h5"
+    return f"h5repack {' '.join(options)} {shlex.quote(file or path)} repacked.h5"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -60,19 +60,23 @@ def _require_inside(path: Path, names: Iterable[str]) -> None:
     """Raises `DataError` for a name that leads out of the folder of the manifest at `path`."""
     folders = {os.path.realpath(path.parent), os.path.dirname(os.path.realpath(path))}
     inside = tuple(os.path.join(folder, "") for folder in folders)
-    linked: dict[PurePath, bool] = {PurePath(): False}
+    folder, linked = str(path.parent), {"": False}
+
+    def is_linked(name: str) -> bool:
+        """Whether a folder in the manifest's folder is behind a link."""
+        if name not in linked:
+            linked[name] = os.path.islink(f"{folder}/{name}") or is_linked(name.rpartition("/")[0])
+        return linked[name]
+
     for name in names:
-        file = PurePath(name)
-        if not file.parts or len(name) > _MOST_NAME or "\0" in name:
+        parts = name.split("/")
+        if not set(parts) - {"", "."} or len(name) > _MOST_NAME or "\0" in name:
             raise DataError(f"{path}: file `{shown(name)}` cannot be the name of a file. {_REWRITE}")
-        if file.is_absolute() or ".." in file.parts:
+        if name.startswith("/") or ".." in parts:
             raise DataError(f"{path}: file `{shown(name)}` is outside the manifest's folder. {_REWRITE}")
-        for parent in file.parents:
-            if parent not in linked:
-                linked[parent] = os.path.islink(path.parent / parent)
-        if not os.path.islink(path.parent / file) and not any(linked[parent] for parent in file.parents):
+        if not os.path.islink(f"{folder}/{name}") and not is_linked(name.rpartition("/")[0]):
             continue
-        target = os.path.realpath(path.parent / file)
+        target = os.path.realpath(path.parent / name)
         if not target.startswith(inside):
             raise DataError(
                 f"{path}: file `{shown(name)}` is a link to {shown(target)}, outside the manifest's folder. "

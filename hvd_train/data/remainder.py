@@ -72,9 +72,15 @@ class Remainder:
         self._bits = bits
         self.num_rows = bits.count()
 
+    def most_rows(self, parts: int) -> int:
+        """Rows of the largest of so many parts."""
+        return -(-self.num_rows // self._with_rows(parts))
+
     def part(self, index: int, parts: int) -> Part:
-        """One of so many parts. Parts differ by at most one row."""
-        cuts = (self.num_rows * i // parts for i in (index, index + 1))
+        """One of so many parts. They differ by at most one row, but for the last ones: those have no rows if
+        there are not two for each, as a batch of one row cannot be trained on by all models."""
+        with_rows = self._with_rows(parts)
+        cuts = (self.num_rows * min(i, with_rows) // with_rows for i in (index, index + 1))
         start, stop = (self._bits.after(cut) for cut in cuts)
         spans = rows_of(self._spans, start, stop)
         stops = list(accumulate((span.num_rows for span in spans), initial=start))
@@ -82,6 +88,9 @@ class Remainder:
         for first, last in mine.pieces():
             mine.write(first, self._bits.read(start + first, start + last))
         return Part(spans=spans, places=tuple(pairwise(stops)), bits=mine)
+
+    def _with_rows(self, parts: int) -> int:
+        return max(1, min(parts, self.num_rows // 2))
 
 
 def first_parts(spans: Sequence[Span], dealt: Sequence[tuple[Span, ...]]) -> list[Part]:

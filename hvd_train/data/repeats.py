@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
-import xxhash
-
-from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.hdf5.selections import Stretch
 from hvd_train.errors import DataError
 
@@ -30,22 +26,6 @@ class Origin:
 
     stretches: tuple[Stretch, ...] = ()
     """Where its inputs are, in whatever file; empty unless links are followed."""
-
-
-def origin_of(shard: ShardFile, manifest: str, inputs: str) -> Origin:
-    """Of an open shard; `inputs` is the name of that field. Raises `DataError` where its checksums cannot be
-    read."""
-    info = shard.info
-    status = os.stat(shard.file_path)
-    digests = [shard.checksums_digest(name) for name in info.fields]
-    known = repr((info.num_samples, info.checksum_rows, list(info.fields.items()), digests))
-    return Origin(
-        path=info.path,
-        file=(status.st_dev, status.st_ino, shard.group),
-        contents=xxhash.xxh3_128_hexdigest(known.encode()) if all(digests) else "",
-        manifest=manifest,
-        stretches=tuple(shard.stretches(inputs)),
-    )
 
 
 def refuse_repeats(train: Sequence[Origin], validation: Sequence[Origin]) -> None:

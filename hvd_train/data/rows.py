@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,6 +46,8 @@ class Rows:
 
     Args:
         screen: marks the rows that are left out; batches have the marks under `MARK`. None: no marks.
+        known: the headers of shards that were read before: a file with another one is an error when it is
+            opened.
     """
 
     mark = b""
@@ -57,6 +60,7 @@ class Rows:
         *,
         verify: bool = True,
         screen: Screen | None = None,
+        known: Sequence[ShardInfo] = (),
     ) -> None:
         self.spans = tuple(span for span in spans if span.num_rows > 0)
         self.fields = fields
@@ -68,7 +72,8 @@ class Rows:
         """What marks the rows; None for none."""
         self._stops = list(accumulate(span.num_rows for span in self.spans))
         self._open: OrderedDict[str, ShardFile] = OrderedDict()
-        self._infos: dict[str, ShardInfo] = {}
+        self._infos = {info.path: info for info in known}
+        self._identities: dict[str, tuple[int, int]] = {}
         self._verifiers: dict[tuple[str, str], Verifier] = {}
 
     def __len__(self) -> int:
@@ -201,10 +206,11 @@ class Rows:
 
     def info(self, span: Span) -> ShardInfo:
         """The header of the shard that `span` is in."""
-        return self.shard(span.shard).info
+        known = self._infos.get(span.shard)
+        return self.shard(span.shard).info if known is None else known
 
     def layouts(self) -> Iterator[tuple[str, Mapping[str, Layout]]]:
-        """The path of every shard, and how its datasets are stored. Opens every file."""
+        """The path of every shard, and how its datasets are stored. Opens every file that is not known."""
         for span in {span.shard: span for span in self.spans}.values():
             yield span.shard, self.info(span).layouts
 
@@ -217,7 +223,8 @@ class Rows:
                     raise DataError(
                         f"{path}: dataset `{name}` is compressed in {layout.in_words()}. To read its rows in "
                         f"order, each chunk has to be decoded {layout.decodes} times; expected at most "
-                        f"{_MOST_DECODES}. Write the file in smaller chunks: `{repack_line(path, layouts)}`."
+                        f"{_MOST_DECODES}. Write the file in smaller chunks: "
+                        f"`{repack_line(path, name, layouts)}`."
                     )
 
     def close(self) -> None:
@@ -243,10 +250,12 @@ class Rows:
         texts = any(field.dtype.startswith("S") for field in self.fields.values())
         shard = ShardFile(path, places_of_fields(self.fields), texts=texts)
         first = self._infos.setdefault(path, shard.info)
-        if shard.info.fields != self.fields or not shard.info.continues(first):
+        identity = self._identities.setdefault(path, shard.identity)
+        is_another = all(map(operator.ne, identity, shard.identity))
+        if shard.info.fields != self.fields or not shard.info.continues(first) or is_another:
             shard.close()
             raise DataError(
-                f"{path}: the file was replaced after the run began. Restore the file that the run began "
-                "with, or start a new run."
+                f"{path}: the file was replaced after the run began, or this host sees another one under its "
+                "name. Restore the file that the run began with, or start a new run."
             )
         return shard

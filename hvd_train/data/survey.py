@@ -20,6 +20,9 @@ SURVEY_BYTES = 1 << 20
 _PLACES = 16
 """Rows are read at up to this many places, so that sorted rows are seen from one end to the other."""
 
+_MOST_FILES = 64
+"""About so many files are opened for some rows: of more files fewer rows are read."""
+
 _DECODED_BYTES = 16 << 20
 """Bytes that HDF5 may decode for it: a chunk of a file is read as a whole. At least one row is read."""
 
@@ -138,15 +141,16 @@ def _of_block(values: Values, name: str, spec: FieldSpec, file: str) -> Survey:
 
 def _places(rows: Rows, spec: FieldSpec, num_bytes: int) -> Iterator[tuple[int, int]]:
     """Row ranges of about `num_bytes` together, spread evenly over all rows."""
-    wanted = rows_per_block(spec, num_bytes)
+    num_files = len({span.shard for span in rows.spans})
+    wanted = min(rows_per_block(spec, num_bytes), len(rows) * _MOST_FILES // max(_MOST_FILES, num_files))
     if wanted >= len(rows):
         yield 0, len(rows)
         return
     unit = rows.info(rows.spans[0]).chunk_rows or 1
-    places = min(_PLACES, max(1, _DECODED_BYTES // max(1, unit * row_bytes(spec))), wanted)
+    places = max(1, min(_PLACES, _DECODED_BYTES // max(1, unit * row_bytes(spec)), wanted))
     for i in range(places):
         start = len(rows) * i // places
-        yield start, start + wanted // places
+        yield start, start + max(1, wanted // places)
 
 
 def _blocks(rows: Rows, spec: FieldSpec) -> Iterator[tuple[int, int]]:

@@ -107,5 +107,5 @@ def _refusal(info: ShardInfo, name: str, layout: Layout, touched: float) -> str:
         f"{info.path}: dataset `{name}` is compressed in {layout.in_words()}. To read its rows in random "
         f"order, {touched:,.0f} bytes have to be decoded for each byte that is used; expected at most "
         f"{_COSTLY}. Either give --data.reading memory, if all rows of a rank fit into its memory, or write "
-        f"the file in smaller chunks: `{repack_line(info.path, info.layouts)}`."
+        f"the file in smaller chunks: `{repack_line(info.path, name, info.layouts)}`."
     )

@@ -75,6 +75,8 @@ RULES: Mapping[str, Rule] = {
     "data.last_batch": Rule.BATCH,
     "data.workers": Rule.NEXT,
     "data.reading": Rule.READING,
+    "data.order": Rule.ORDER,
+    "data.redeal": Rule.ORDER,
     "data.scale": Rule.SAMPLE,
     "data.standardize": Rule.REFUSED,
     "data.not_finite": Rule.NEXT,

@@ -23,6 +23,8 @@ FORMER = [
     *(Mutant("newest format, arrays", number) for number in (8000113, 9000201)),
     # An index with 2**60 chunks: HDF5 goes through all numbers.
     *(Mutant("newest format, B-tree", number) for number in (1000170, 1000214)),
+    # An index that HDF5 measured when the address of a dataset was asked for, and failed in.
+    *(Mutant("newest format, B-tree", number) for number in (1000338, 1000391, 1000398)),
     Mutant("newest format, arrays", 1000282),
     # A part or a column of a dataset without checksums: `shard check` read all of it, and refused it.
     Mutant("table", 7000026),

@@ -195,6 +195,15 @@ def test_data_are_held_whole_or_by_windows(reading: str, free: int, data: int) -
     assert held == (50 + 2 * (100 + data)) * MIB
 
 
+def test_with_a_global_order_every_rank_holds_all_rows() -> None:
+    need = needs(data_bytes=160, window_bytes=7)
+    at = Place(ranks=2, world_size=4, num_hosts=2, backend="ring")
+    loaded = [
+        loaded_bytes(replace(need, reading="memory", order=order), at, 0) for order in ("rank", "global")
+    ]
+    assert loaded[1] - loaded[0] == 2 * (need.data_bytes - need.data_bytes // 4)
+
+
 @pytest.mark.parametrize(("ranks", "backend"), [(2, "ring"), (2, "mpi"), (1, "solo")])
 def test_memory_is_estimated_for_the_ranks_of_a_host(ranks: int, backend: str) -> None:
     need = needs(process_bytes=10)

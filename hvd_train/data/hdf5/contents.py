@@ -42,12 +42,17 @@ def _datasets(file: h5py.File) -> tuple[list[str], int, bool]:
     groups, seen = deque([(b"", root)]), {root}
     while groups:
         path, group = groups.popleft()
-        for name in _hard_links(group, _MAX_OPENED - num_opened + 1):
+        for name, is_external in _links(group, _MAX_OPENED - num_opened + 1):
             if (not path and name == fmt.GROUP.encode()) or name.startswith(_INDEXES):
                 continue
             if num_opened == _MAX_OPENED:
                 return texts, num_found, False
             num_opened += 1
+            if is_external:
+                num_found += 1
+                if len(texts) < _MAX_LISTED:
+                    texts.append(f"`{_shown(path + name)}` (an external link)")
+                continue
             node = h5py.h5o.open(group, name)
             if isinstance(node, h5py.h5d.DatasetID):
                 num_found += 1
@@ -59,13 +64,13 @@ def _datasets(file: h5py.File) -> tuple[list[str], int, bool]:
     return texts, num_found, True
 
 
-def _hard_links(group: Any, most: int) -> list[bytes]:
-    """The names of the first links of a group that are neither soft nor external."""
-    names: list[bytes] = []
+def _links(group: Any, most: int) -> list[tuple[bytes, bool]]:
+    """The names of the first links of a group that are not soft, and whether they are external."""
+    names: list[tuple[bytes, bool]] = []
 
     def take(name: bytes, link: Any) -> bool | None:
-        if link.type == h5py.h5l.TYPE_HARD:
-            names.append(name)
+        if link.type in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_EXTERNAL):
+            names.append((name, link.type == h5py.h5l.TYPE_EXTERNAL))
         return True if len(names) >= most else None  # None goes on to the next link
 
     order = h5py.h5.ITER_INC if group.get_num_objs() <= _SORTED_LINKS else h5py.h5.ITER_NATIVE
@@ -73,10 +78,15 @@ def _hard_links(group: Any, most: int) -> list[bytes]:
     return names
 
 
+def _shown(path: bytes) -> str:
+    return shown(path.decode(errors="backslashreplace"))
+
+
 def _describe(path: bytes, node: Any) -> str:
-    name = shown(path.decode(errors="backslashreplace"))
     dataset = h5py.Dataset(node)
-    text = f"`{name}` {list(dataset.shape or ())} {numpy_dtype(node.get_type())}"
+    # To find the shape of a virtual one, HDF5 may open other files.
+    shape = "virtual" if dataset.is_virtual else list(dataset.shape or ())
+    text = f"`{_shown(path)}` {shape} {numpy_dtype(node.get_type())}"
     try:
         path.decode()
     except UnicodeDecodeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, final
 
 import h5py
@@ -61,6 +62,7 @@ class Field:
         texts: whether strings of a fixed number of bytes are taken as well.
         foreign: whether attributes may say that values are packed or missing; see `packing`.
         virtual: the rows of a virtual dataset; None for any other.
+        own: whether the dataset is in the file of the shard; else `path` is the file that it is in.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Field:
         texts: bool,
         foreign: bool,
         virtual: Virtual | None = None,
+        own: bool = True,
     ) -> None:
         self._name = dataset.name.strip("/")
         self._where = f"{path}: dataset `{self._name}`"
@@ -124,7 +127,8 @@ class Field:
             coding=coded and coded.coding,
         )
         """A sample."""
-        self.layout = self._layout(shape)
+        names = {"dataset": self._name, "file": "" if own else path}
+        self.layout = replace(self._layout(shape), **names)
         """How the rows are stored; of a part of the dataset, as if the rest were not there."""
 
     @property

@@ -10,6 +10,7 @@ from typing import Any, final
 import h5py
 
 from hvd_train.data import format as fmt
+from hvd_train.data.crash import naming
 from hvd_train.data.hdf5.chunks import reopened
 from hvd_train.data.hdf5.field import Field
 from hvd_train.data.hdf5.following import LinkedFiles
@@ -84,7 +85,8 @@ class Opening:
         parts = [part for field in fields.values() for part in field.parts]
         datasets = reopened([(part.dataset, part.cache_bytes) for part in parts])
         for part, dataset in zip(parts, datasets, strict=True):
-            part.read_from(dataset, self._call)
+            own = dataset.file == self._file
+            part.read_from(dataset, self._call if own else naming(dataset.file.filename))
         return fields
 
     def field(self, name: str, place: Place) -> Field | PaddedField:
@@ -116,6 +118,7 @@ class Opening:
             texts=self._texts,
             foreign=fmt.ATTR_SCHEMA not in dataset.file.attrs,
             virtual=virtual,
+            own=dataset.file == self._file,
         )
 
     def _place_of(self, dataset: h5py.Dataset) -> tuple[str, int]:

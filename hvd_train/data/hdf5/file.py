@@ -56,15 +56,19 @@ class ShardFile:
         self._in_hdf5 = naming(path)
         with explained(self.file_path, NOT_HDF5):
             require_regular(self.file_path, "an HDF5 file")
-            num_bytes = os.path.getsize(self.file_path)
             self._file = self._in_hdf5(open_file, self.file_path)
+        status = os.fstat(self._file.id.get_vfd_handle())
+        self._num_bytes = status.st_size
+        self.identity = (status.st_ino, status.st_mtime_ns)
+        """Of two files of one name, both numbers differ. One of them may change without another file: a file
+        system may number its files anew, and the time may be set."""
         self._fields: dict[str, Field | PaddedField] = {}
         self._linked = LinkedFiles(self.file_path, places.follow_links)
         self._opening = Opening(
             self._file,
             self._path,
             self.group,
-            file_bytes=num_bytes,
+            file_bytes=self._num_bytes,
             texts=texts,
             linked=self._linked,
             call=self._in_hdf5,
@@ -103,6 +107,7 @@ class ShardFile:
             )
         with explained(f"{self._where(name)}, rows {start} to {stop - 1}", CHANGED):
             self._fields[name].read_into(ranges, out)
+        self._require_whole()
 
     def check_lengths(self, name: str, start: int, stop: int) -> None:
         """Raises `DataError` for the first of these rows of field `name`, of rows of any length, that is
@@ -127,6 +132,7 @@ class ShardFile:
             (field,) = self._opening.fields({name: Place(self._paths[name])}).values()
             out: Array = np.empty((stop - start, *field.spec.shape), np.dtype(field.spec.dtype))
             field.read_into([(start, stop)], out)
+        self._require_whole()
         return out
 
     def _where(self, name: str) -> str:
@@ -151,6 +157,15 @@ class ShardFile:
             if field.dataset.file != self._file:
                 return converted("is in another file, to which a link leads")
             return self._in_hdf5(field.extent, self.file_path)  # type: ignore[no-any-return]
+
+    def _require_whole(self) -> None:
+        # HDF5 takes bytes beyond the end of a file as zeros, without an error.
+        now = os.fstat(self._file.id.get_vfd_handle()).st_size
+        if now < self._num_bytes:
+            raise DataError(
+                f"{self._path}: {now:,} bytes, but {self._num_bytes:,} when it was opened: it was "
+                "shortened while it was read. Restore the file that the run began with, or start a new run."
+            )
 
     def is_whole(self, name: str) -> bool:
         """Whether a row of field `name` is a row of its dataset."""

@@ -21,14 +21,14 @@ from hvd_train.errors import DataError
 _REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("number", "<u4")])
 _HEAP_HEADER = struct.Struct("<4sB3xQ")
 _OBJECT_HEADER = struct.Struct("<HH4xQ")
-_DEFLATE, _SHUFFLE, _FLETCHER32 = 1, 2, 3
+_DEFLATE, _SHUFFLE = 1, 2
 _UNDEFINED = (1 << 64) - 1
 
 
 def require_sound_heaps(dataset: h5py.Dataset, path: str, where: str) -> None:
     """Raises `DataError` if a heap of `dataset`, strings of variable length in the file `path`, is damaged so
-    that HDF5 would not come to its end. References behind filters other than gzip, shuffle and fletcher32
-    are not followed."""
+    that HDF5 would not come to its end. References behind filters other than gzip and shuffle are not
+    followed."""
     creation = h5py.h5i.get_file_id(dataset.id).get_create_plist()
     if creation.get_sizes() != (8, 8) or not hasattr(dataset.id, "chunk_iter"):
         return
@@ -69,15 +69,13 @@ def _decoded(raw: bytes, filters: list[int], skipped: int, shape: tuple[int, ...
             continue
         if filters[index] == _DEFLATE:
             try:
-                raw = zlib.decompressobj().decompress(raw, num_bytes + 4)
+                raw = zlib.decompressobj().decompress(raw, num_bytes)
             except zlib.error:
                 return b""
         elif filters[index] == _SHUFFLE:
             whole = len(raw) // _REFERENCE.itemsize
             columns = np.frombuffer(raw, np.uint8, whole * _REFERENCE.itemsize)
             raw = columns.reshape(_REFERENCE.itemsize, whole).T.tobytes()
-        elif filters[index] == _FLETCHER32:
-            raw = raw[:-4]
         else:
             return b""
     return raw

@@ -109,19 +109,22 @@ def find(
         elif isinstance(link, h5py.HardLink):
             group = group[part]
             done.append(part)
-        elif root is not file:
-            raise UnsupportedShard(
-                f"{path}: `{name}` leads by links to {shown(root.filename)}:{shown(links[-1])}, which is not "
-                f"in that file; {contents(root)}. Correct the link, or put the dataset there."
-            )
         elif links:
-            raise UnsupportedShard(
-                f"{path}: `{name}` leads by a soft link to `{shown(links[-1])}`, which is not in the "
-                f"file; {contents(file)}. {_SET_NAMES}"
-            )
+            raise UnsupportedShard(f"{path}: `{name}` {_broken(links[-1], root, root is file)}")
         else:
             return None
     return group
+
+
+def _broken(target: str, file: h5py.File, own: bool) -> str:
+    """That the last of some links leads to nothing in `file`, and what to do."""
+    if own:
+        seen = f"leads by a soft link to `{shown(target)}`, which is not in the file"
+        return f"{seen}; {contents(file)}. {_SET_NAMES}"
+    return (
+        f"leads by links to {shown(file.filename)}:{shown(target)}, which is not in that file; "
+        f"{contents(file)}. Correct the link, or put the dataset there."
+    )
 
 
 def _external(link: h5py.ExternalLink, name: str) -> str:

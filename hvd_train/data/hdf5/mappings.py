@@ -113,13 +113,14 @@ def mappings_of(dataset: h5py.Dataset, files: LinkedFiles, depth: int) -> list[M
     resolver = _Resolver(dataset, files, depth)
     plan = dataset.id.get_create_plist()
     mappings = [m for i in range(plan.get_virtual_count()) for m in resolver.resolve(plan, i)]
+    resolver.refuse_writers()
     shape = tuple(map(int, dataset.shape))
     rows = max((m.stop for m in mappings), default=0)
     resolver.require_complete(rows)
     if resolver.grows and rows != shape[0]:
         raise DataError(
-            f"{resolver.where} has {shape[0]} rows for HDF5, and {rows} in its sources. Either they were "
-            "written to meanwhile, or HDF5 cannot open all of them at once: raise `ulimit -n`."
+            f"{resolver.where} has {shape[0]} rows, and {rows} in its sources, which were written to "
+            "meanwhile. Wait for the program that writes them."
         )
     return [
         replace(m, has_whole_rows=_is_whole(m.chosen, m.source.shape) and _is_whole(m.virtual, shape))
@@ -151,6 +152,8 @@ class _Resolver:
         """Along the rows of the virtual dataset, how many of them the source has."""
         self._blocks: list[tuple[Axis, str, str, int]] = []
         """Those of which every block is a source, the names of the sources, and how many there are."""
+        self._written = ""
+        """A source file that a program is writing; empty if there is none."""
         if depth > _MAX_DEPTH:
             raise self._refusal(f"is {depth} virtual datasets deep, as a cycle of them is")
 
@@ -183,6 +186,14 @@ class _Resolver:
                 yield self._fixed(
                     (first, *virtual[1:]), chosen, _numbered(file, block), _numbered(name, block)
                 )
+
+    def refuse_writers(self) -> None:
+        """Raises `UnsupportedShard` if the number of rows depends on a file that a program is writing."""
+        if self.grows and self._written:
+            raise UnsupportedShard(
+                f"{self.where} grows with {self._written}, which a program is writing (SWMR). Expected "
+                "sources that are complete: wait for that program, or name that file as the shard."
+            )
 
     def require_complete(self, rows: int) -> None:
         """Raises `DataError` if a mapping that grows has fewer than `rows` rows of the virtual dataset."""
@@ -259,6 +270,7 @@ class _Resolver:
                 "there, or write the virtual dataset without it."
             )
         file = dataset.file.filename
+        self._written = file if dataset.file.swmr_mode else self._written
         if dataset.is_virtual:
             sources = [m.source for m in mappings_of(dataset, files, self._depth + 1)]
             chunk_rows = max((s.chunk_rows for s in sources), default=0)

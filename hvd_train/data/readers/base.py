@@ -53,10 +53,11 @@ class Reader(ABC):
 
     @abstractmethod
     def next_batch(self, size: int) -> ArrayBatch | None:
-        """The next `size` rows: {name: array [rows, *shape]}, in memory that is the caller's.
+        """The next `size` rows: {name: array [rows, *shape]}, in memory that is the caller's. Of a batch that
+        ranks share, this rank's share.
 
         The last batch of an epoch may be smaller: no row is dropped and none comes twice. None once the
-        epoch is exhausted, at once for a rank without rows.
+        epoch is exhausted, at once for a rank without rows, and for a batch of which this rank has no share.
         """
 
     @abstractmethod

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, final
 
 from hvd_train.data.deal import Span
-from hvd_train.data.format import FieldSpec
+from hvd_train.data.format import FieldSpec, ShardInfo
 from hvd_train.data.numbering import Origins
 from hvd_train.data.picked import AnyRows
 from hvd_train.data.readers.base import ArrayBatch, Reader
@@ -14,8 +14,14 @@ from hvd_train.data.readers.cursor import saved_epoch
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import Screen
 
-Make = Callable[[AnyRows, bool], Reader]
-"""Makes the reader of some rows, which may read the same ones in every epoch."""
+
+class Make(Protocol):
+    """Makes the reader of some rows."""
+
+    def __call__(self, rows: AnyRows, *, repeats: bool) -> Reader:
+        """`repeats`: whether more than one epoch reads them."""
+        ...
+
 
 _LEFT = -1
 """In place of the number of a part: what is left of an interrupted epoch."""
@@ -32,6 +38,8 @@ class EpochReader(Reader):
         parts: of all rows, by rank.
         rank: this one.
         screen: marks the rows that are left out; None: no marks.
+        known: headers of shards that were read before.
+        rotates: in epoch e rank r reads part (r + e) mod p.
     """
 
     def __init__(
@@ -41,12 +49,17 @@ class EpochReader(Reader):
         fields: Mapping[str, FieldSpec],
         rank: int,
         screen: Screen | None = None,
+        known: Sequence[ShardInfo] = (),
+        *,
+        rotates: bool = False,
     ) -> None:
         self._make = make
         self._parts = parts
         self._fields = fields
         self._rank = rank
         self._screen = screen
+        self._known = known
+        self._rotates = rotates and len(parts) > 1
         self._left: tuple[int, AnyRows] | None = None
         self._used: dict[int, Reader] = {}
         self._now = rank
@@ -64,6 +77,10 @@ class EpochReader(Reader):
         self._left = (epoch, rows)
         self._change(_LEFT)
         self._reader.start_epoch(epoch)
+
+    def drop(self) -> None:
+        """Forgets what `take_up` gave: the next `start_epoch` goes to this rank's part again."""
+        self._left = None
 
     def start_epoch(self, epoch: int) -> None:
         self._enter(epoch)
@@ -97,7 +114,9 @@ class EpochReader(Reader):
         self._reader.close()
 
     def _part(self, epoch: int) -> int:
-        return _LEFT if self._left is not None and self._left[0] == epoch else self._rank
+        if self._left is not None and self._left[0] == epoch:
+            return _LEFT
+        return (self._rank + epoch) % len(self._parts) if self._rotates else self._rank
 
     def _enter(self, epoch: int) -> None:
         part = self._part(epoch)
@@ -112,8 +131,8 @@ class EpochReader(Reader):
         if part == _LEFT and self._left:
             rows: AnyRows = self._left[1]
         else:
-            rows = Rows(self._parts[part], self._fields, screen=self._screen)
-        made = self._make(rows, part != _LEFT)
+            rows = Rows(self._parts[part], self._fields, screen=self._screen, known=self._known)
+        made = self._make(rows, repeats=part != _LEFT and not self._rotates)
         self._used[part] = made
         self.mode, self.why = made.mode, made.why
         self.num_samples, self.restarted = made.num_samples, False

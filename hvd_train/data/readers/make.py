@@ -8,10 +8,11 @@ from pathlib import Path
 
 from hvd_train.config import DataConfig
 from hvd_train.data.deal import Span
-from hvd_train.data.format import FieldSpec
+from hvd_train.data.format import FieldSpec, ShardInfo
 from hvd_train.data.mapped import obstacle
 from hvd_train.data.picked import AnyRows, Picked
 from hvd_train.data.readers.base import Reader
+from hvd_train.data.readers.cursor import ALONE, Share
 from hvd_train.data.readers.memory import MemoryReader
 from hvd_train.data.readers.mmap import MmapReader
 from hvd_train.data.readers.permutation import ORDER_BYTES
@@ -37,42 +38,54 @@ def make_reader(
     fields: Mapping[str, FieldSpec],
     memory_budget_bytes: int,
     screen: Screen | None = None,
+    known: Sequence[ShardInfo] = (),
 ) -> Reader:
     """The reader of one rank's part; `data.reading` chooses, `auto` takes memory where the part fits
     into `memory_budget_bytes`. `reader.mode` says which it became, and `reader.why` for what reason. With a
-    `screen` batches have marks."""
-    reader = reader_of(Rows(spans, fields, screen=screen), data, seed, memory_budget_bytes)
+    `screen` batches have marks. Shards whose headers are `known` are opened when their rows are read."""
+    reader = reader_of(Rows(spans, fields, screen=screen, known=known), data, seed, memory_budget_bytes)
     reader.open()
     return reader
 
 
 def reader_of(
-    rows: AnyRows, data: DataConfig, seed: int, memory_budget_bytes: int, *, repeats: bool = True
+    rows: AnyRows,
+    data: DataConfig,
+    seed: int,
+    memory_budget_bytes: int,
+    *,
+    repeats: bool = True,
+    share: Share = ALONE,
 ) -> Reader:
     """The same of `rows`, not opened; rows that are picked from others are not mapped. `repeats`: whether
-    more than one epoch reads them."""
+    more than one epoch reads them; `share`: what this rank takes of every batch."""
     if data.reading == "auto":
-        return _choose(rows, seed, memory_budget_bytes, repeats)
+        return _choose(rows, seed, memory_budget_bytes, repeats, share)
     if data.reading == "memory":
-        return MemoryReader(rows, seed)
+        return MemoryReader(rows, seed, share=share)
     if data.reading == "mmap" and not isinstance(rows, Picked):
-        return MmapReader(rows, seed)
-    return StreamReader(rows, seed, repeats=repeats)
+        return MmapReader(rows, seed, share=share)
+    return StreamReader(rows, seed, repeats=repeats, share=share)
 
 
-def _choose(rows: AnyRows, seed: int, budget_bytes: int, repeats: bool) -> Reader:
+def _choose(rows: AnyRows, seed: int, budget_bytes: int, repeats: bool, share: Share) -> Reader:
     reader: Reader
     if _fits(rows, budget_bytes):
-        reader = MemoryReader(rows, seed)
+        reader = MemoryReader(rows, seed, share=share)
         reader.why = "the rows fit into half of the free memory"
         return reader
     too_large = "the rows do not fit into half of the free memory"
-    if isinstance(rows, Picked) or (reason := _why_not_mapped(rows, budget_bytes)):
-        why = "they are what is left of an epoch" if isinstance(rows, Picked) else reason
-        reader = StreamReader(rows, seed, repeats=repeats)
-        reader.why = f"{too_large}, and are not mapped, since {why}"
+    if isinstance(rows, Picked):
+        reason = "they are what is left of an epoch"
+    elif share.ranks > 1:  # whose orders must be equal, whatever each of them sees
+        reason = "all ranks share their order"
+    else:
+        reason = _why_not_mapped(rows, budget_bytes)
+    if isinstance(rows, Picked) or reason:
+        reader = StreamReader(rows, seed, repeats=repeats, share=share)
+        reader.why = f"{too_large}, and are not mapped, since {reason}"
         return reader
-    reader = MmapReader(rows, seed)
+    reader = MmapReader(rows, seed, share=share)
     reader.why = f"{too_large}, and the files can be mapped"
     return reader
 

@@ -9,6 +9,7 @@ from hvd_train.data.finite import first_not_finite
 from hvd_train.data.numbering import Origins
 from hvd_train.data.picked import AnyRows
 from hvd_train.data.readers.base import ArrayBatch, Reader, gather
+from hvd_train.data.readers.cursor import ALONE, Share
 from hvd_train.data.readers.permutation import Permutation
 
 
@@ -19,14 +20,14 @@ class MemoryReader(Reader):
     They are read in `open`, which closes `rows`.
     """
 
-    def __init__(self, rows: AnyRows, seed: int) -> None:
+    def __init__(self, rows: AnyRows, seed: int, *, share: Share = ALONE) -> None:
         self.mode = "memory"
         self.num_samples = len(rows)
         self.restarted = False
         self._batch: ArrayBatch = {}
         self._is_open, self._is_closed = False, False
         self._rows = rows
-        self._order = Permutation(rows, seed)
+        self._order = Permutation(rows, seed, share)
 
     @property
     def left(self) -> int:

@@ -11,6 +11,7 @@ from hvd_train.data.finite import first_not_finite
 from hvd_train.data.mapped import MappedShard
 from hvd_train.data.numbering import Origins
 from hvd_train.data.readers.base import ArrayBatch, Reader, RowNumbers
+from hvd_train.data.readers.cursor import ALONE, Share
 from hvd_train.data.readers.permutation import Permutation
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import MARK, USABLE
@@ -24,7 +25,7 @@ class MmapReader(Reader):
     there when memory is short. `DataError` for datasets that are not one piece of their file.
     """
 
-    def __init__(self, rows: Rows, seed: int) -> None:
+    def __init__(self, rows: Rows, seed: int, *, share: Share = ALONE) -> None:
         self.mode = "mmap"
         self.num_samples = len(rows)
         self.restarted = False
@@ -38,7 +39,7 @@ class MmapReader(Reader):
         self._shard_of = np.array([number[span.shard] for span in rows.spans], np.intp)
         self._paths = paths
         self._is_closed = False
-        self._order = Permutation(rows, seed)
+        self._order = Permutation(rows, seed, share)
 
     @property
     def left(self) -> int:

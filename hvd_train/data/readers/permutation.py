@@ -10,15 +10,15 @@ import numpy.typing as npt
 
 from hvd_train.data.picked import AnyRows
 from hvd_train.data.readers.base import RowNumbers
-from hvd_train.data.readers.cursor import Cursor
+from hvd_train.data.readers.cursor import ALONE, Cursor, Share
 
 ORDER_BYTES = 16
 """Of a row in the order of an epoch: when an epoch begins, the order of the one before still exists."""
 
 
-def cursor_of(rows: AnyRows, seed: int) -> Cursor:
+def cursor_of(rows: AnyRows, seed: int, share: Share = ALONE) -> Cursor:
     """That of a reader of these rows."""
-    return Cursor(rows, seed, "memory", layout=b"")
+    return Cursor(rows, seed, "memory", layout=b"", share=share)
 
 
 def order_of(rows: AnyRows, cursor: Cursor, epoch: int | None = None) -> npt.NDArray[np.intp]:
@@ -34,10 +34,10 @@ class Permutation:
     """The numbers of a part's rows in random order, and the position in it; a new one is at the start of
     epoch 0. The order is the same whatever holds the rows: a run may be resumed with another such reader."""
 
-    def __init__(self, rows: AnyRows, seed: int) -> None:
+    def __init__(self, rows: AnyRows, seed: int, share: Share = ALONE) -> None:
         self._rows = rows
         self._num_rows = len(rows)
-        self._cursor = cursor_of(rows, seed)
+        self._cursor = cursor_of(rows, seed, share)
         self._order = order_of(rows, self._cursor)
 
     @property
@@ -46,9 +46,8 @@ class Permutation:
         return self._num_rows - self._cursor.position
 
     def next(self, size: int) -> RowNumbers:
-        """The next `size` rows, or those that are left."""
-        start, stop = self._cursor.range_of(size, self._num_rows)
-        self._cursor.position = stop
+        """The next `size` rows, or those that are left; of a batch that ranks share, this rank's share."""
+        start, stop = self._cursor.advance(size, self._num_rows)
         return self._order[start:stop]
 
     def rows_at(self, start: int, stop: int) -> RowNumbers:

@@ -13,7 +13,7 @@ from hvd_train.data.finite import first_not_finite
 from hvd_train.data.numbering import Origins
 from hvd_train.data.picked import AnyRows
 from hvd_train.data.readers.base import ArrayBatch, Reader, RowNumbers, gather
-from hvd_train.data.readers.cursor import Cursor
+from hvd_train.data.readers.cursor import ALONE, Cursor, Share
 from hvd_train.data.windows import BLOCK_BYTES, WINDOW_BLOCKS, Blocks, cut
 
 
@@ -26,6 +26,7 @@ class StreamReader(Reader):
 
     Args:
         repeats: the next epoch reads the same rows, so that its first window may be read ahead.
+        share: what this rank takes of every batch.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class StreamReader(Reader):
         block_bytes: int = BLOCK_BYTES,
         window_blocks: int = WINDOW_BLOCKS,
         repeats: bool = True,
+        share: Share = ALONE,
     ) -> None:
         self.mode = "stream"
         self.num_samples = len(rows)
@@ -46,7 +48,11 @@ class StreamReader(Reader):
         # Windows of equal size: a last one of few blocks would hardly be mixed.
         self._num_windows = -(-len(self._blocks) // window_blocks)
         self._cursor = Cursor(
-            rows, seed, self.mode, layout=self._blocks.tobytes() + bytes(str(window_blocks), "ascii")
+            rows,
+            seed,
+            self.mode,
+            layout=self._blocks.tobytes() + bytes(str(window_blocks), "ascii"),
+            share=share,
         )
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="hvd_train-reader")
         self._current: ArrayBatch = {}
@@ -67,7 +73,7 @@ class StreamReader(Reader):
         self._go_to(epoch, 0)
 
     def next_batch(self, size: int) -> ArrayBatch | None:
-        start, stop = self._cursor.range_of(size, self.num_samples)
+        start, stop = self._cursor.advance(size, self.num_samples)
         pieces = []
         while start < stop:
             self._enter_window_of(start)
@@ -75,7 +81,6 @@ class StreamReader(Reader):
             end = min(stop, last)
             pieces.append(gather(self._current, self._order[start - first : end - first]))
             start = end
-        self._cursor.position = stop
         if len(pieces) < 2:
             return pieces[0] if pieces else None
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}

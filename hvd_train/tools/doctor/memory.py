@@ -47,6 +47,9 @@ class Need:
     reading: str = "auto"
     """Of `data.reading`."""
 
+    order: str = "rank"
+    """Of `data.order`."""
+
     process_bytes: int = 0
     """Memory of its own that a process has once everything is loaded: Python, torch, MPI."""
 
@@ -95,7 +98,7 @@ def state_bytes(need: Need, at: Place) -> int:
 
 def loaded_bytes(need: Need, at: Place, free_bytes: int) -> int:
     """Programs and data."""
-    part = need.data_bytes // at.world_size
+    part = need.data_bytes if need.order == "global" else need.data_bytes // at.world_size
     fits = part <= free_bytes // 2 // at.ranks
     whole = need.reading == "memory" or (need.reading == "auto" and fits)
     data = part if whole else 0 if need.reading == "mmap" else min(part, need.window_bytes)

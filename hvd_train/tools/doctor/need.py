@@ -62,6 +62,7 @@ def of(config: Config, parameters: int | None) -> Need:
         data_bytes=len(rows) * rows.row_bytes,
         window_bytes=2 * WINDOW_BLOCKS * max(BLOCK_BYTES, rows.row_bytes),
         reading=config.data.reading,
+        order=config.data.order,
     )
 
 

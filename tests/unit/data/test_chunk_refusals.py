@@ -12,7 +12,7 @@ import pytest
 from hvd_train.config import DataConfig
 from hvd_train.data.deal import Span
 from hvd_train.data.hdf5.file import read_info
-from hvd_train.data.places import plain
+from hvd_train.data.places import places_of, plain
 from hvd_train.data.readers.make import make_reader
 from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.rows import Rows
@@ -106,3 +106,19 @@ def test_rows_in_order_are_refused_where_they_would_be_decoded_many_times(
         f"smaller chunks: `h5repack -l inputs:CHUNK=256x300 {path} repacked.h5`."
     )
     rows_of(repack(str(refusal.value), tmp_path)).require_in_order()
+
+
+def test_the_command_names_the_dataset_and_the_file_that_it_is_in(tmp_path: Path) -> None:
+    """Not the field, and not the file with the link."""
+    inputs = (np.arange(40_000)[:, None] % 7 + np.arange(512) % 11).astype("f4")
+    write(tmp_path / "raw.h5", inputs, (40_000, 4), compression="gzip", compression_opts=1)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["image"] = h5py.ExternalLink("raw.h5", "/inputs")
+        file["targets"] = np.arange(40_000)
+    data = DataConfig(fields={"x": "image"}, inputs="x", follow_links=True)
+    info = read_info(tmp_path / "a.h5", places_of(data))
+    with pytest.raises(DataError) as refusal:
+        StreamReader(Rows([Span(info.path, 0, 40_000)], info.fields), 0)
+    assert f"`h5repack -l inputs:CHUNK=256x512 {tmp_path / 'raw.h5'} repacked.h5`" in str(refusal.value)
+    repack(str(refusal.value), tmp_path).rename(tmp_path / "raw.h5")
+    StreamReader(Rows([Span(info.path, 0, 40_000)], info.fields), 0).close()

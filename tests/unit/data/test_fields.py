@@ -240,3 +240,13 @@ def test_a_part_of_rows_of_a_type_that_numpy_does_not_have(tmp_path: Path) -> No
     with ShardFile(path, plain(("inputs[2:4]",))) as file:
         assert file.info.fields["inputs[2:4]"].dtype == "float32"
         np.testing.assert_array_equal(file.read("inputs[2:4]", 3, 9), values.view("f4")[3:9, 2:4])
+
+
+def test_columns_that_are_not_asked_for_are_not_checked(tmp_path: Path) -> None:
+    """`shard check` reads all of a dataset only for its checksums."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["table"] = np.zeros(ROWS, [("x", "f4"), ("kind", "i1"), ("name", "S2")])
+    report = check_shard(Found(str(tmp_path / "a.h5")), plain(("table[x]", "table[kind]")))
+    assert (report.problems, report.unsupported) == ((), ())
+    assert report.info is not None
+    assert report.info.num_samples == ROWS

@@ -9,7 +9,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from hvd_train.data.reader import make_reader
 
 from hvd_train.config import DataConfig
 from hvd_train.data.catalog import open_catalog
@@ -17,6 +16,7 @@ from hvd_train.data.check import check_shard
 from hvd_train.data.hdf5 import packed as packed_rows
 from hvd_train.data.locate import Found
 from hvd_train.data.places import Bounds, Place, parse_place, plain
+from hvd_train.data.readers.make import make_reader
 from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part
 from hvd_train.errors import DataError, UnsupportedShard

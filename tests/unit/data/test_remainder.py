@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -79,7 +80,12 @@ def test_every_row_once_whatever_the_shards_the_ranks_and_the_cuts(
         else:
             parts = [left.part(i, ranks) for i in range(ranks)]
         counts = [len(rows_in(part)) for part in parts]
-        assert max(counts) - min(counts) <= (batch_size if left is None else 1)
+        if left is None:
+            assert max(counts) - min(counts) <= batch_size
+        else:
+            assert max(counts) == left.most_rows(ranks)
+            assert max(counts) - min(filter(None, counts), default=0) <= 1
+            assert left.num_rows < 2 or 1 not in counts
         leg, drawn = legs(ranks, seed, batch_size, steps, parts)
         used += drawn
         found = {index: undone(part, leg, 3, FIELDS) for index, part in enumerate(parts)}
@@ -201,9 +207,7 @@ def test_the_regular_reader_takes_over_in_the_next_epoch(reading: str, tmp_path:
     bits.set(np.arange(0, 40, 2))
     left = Remainder(spans, bits)
     parts = [(Span(spans[0].shard, 0, 20),), (Span(spans[0].shard, 20, 40),)]
-    reader = EpochReader(
-        lambda rows, repeats: reader_of(rows, data, 0, 0, repeats=repeats), parts, FIELDS, rank=1
-    )
+    reader = EpochReader(partial(reader_of, data=data, seed=0, memory_budget_bytes=0), parts, FIELDS, rank=1)
     reader.take_up(4, left.part(1, 2).rows(FIELDS))
     reader.open()
     assert (reader.num_samples, reader.left) == (10, 10)
@@ -220,5 +224,10 @@ def test_the_regular_reader_takes_over_in_the_next_epoch(reading: str, tmp_path:
         assert theirs is not None
         assert row_numbers(ours) == row_numbers(theirs)
     assert reader.not_finite_since(state) == ""
+    reader.start_epoch(4)
+    assert reader.left == 10
+    reader.drop()
+    reader.start_epoch(4)
+    assert reader.left == 20
     reader.close()
     regular.close()

@@ -112,3 +112,21 @@ def test_a_dataset_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         raw.write(b"\xff" * 8)
     with pytest.raises(DataError, match=r"a\.h5: dataset `x`, rows 0 to 99"):
         survey([span], {"x": X})
+
+
+def test_of_many_files_some_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spans = [shard(tmp_path / f"{i:03}.h5", np.full(10, float(i))) for i in range(200)]
+    opened: list[str] = []
+    init = ShardFile.__init__
+
+    def counting(self: ShardFile, path: str, *args: object, **options: object) -> None:
+        opened.append(path)
+        init(self, path, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ShardFile, "__init__", counting)
+    found = survey(spans, {"x": X})["x"]
+    assert len(set(opened)) < 100
+    assert (found.values.rows, found.num_rows, found.complete) == (640, 2000, False)
+    assert (found.values.lowest, found.file) == (0, spans[0].shard)
+    assert found.values.highest is not None
+    assert found.values.highest > 185

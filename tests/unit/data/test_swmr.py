@@ -92,6 +92,31 @@ def test_the_rows_that_a_killed_writer_left(tmp_path: Path, writer: Writer) -> N
     assert row_numbers(rows) == list(range(50))
 
 
+def test_virtual_datasets_that_grow_with_it(tmp_path: Path, writer: Writer) -> None:
+    """One of fixed rows is read; to find the rows of one that grows, HDF5 does not open the file so."""
+    writer.add(50)
+    endless = h5py.h5s.UNLIMITED
+    for name, rows in (("fixed.h5", 40), ("grows.h5", endless)):
+        layout = h5py.VirtualLayout((40, 3), "f4", maxshape=(None, 3))
+        source = h5py.VirtualSource("a.h5", "inputs", (40, 3), maxshape=(None, 3))
+        layout[0:rows] = source[0:rows]
+        with h5py.File(tmp_path / name, "w", libver="latest") as file:
+            file.create_virtual_dataset("inputs", layout)
+    followed = plain(("inputs",), follow_links=True)
+    with ShardFile(tmp_path / "fixed.h5", followed) as file:
+        assert file.read("inputs", 0, 40)[:, 0].tolist() == list(range(40))
+    with pytest.raises(UnsupportedShard) as refused:
+        read_info(tmp_path / "grows.h5", followed)
+    assert str(refused.value) == (
+        f"{tmp_path / 'grows.h5'}: virtual dataset `inputs` grows with {tmp_path / 'a.h5'}, which a program "
+        "is writing (SWMR). Expected sources that are complete: wait for that program, or name that file as "
+        "the shard."
+    )
+    assert read_info(tmp_path / "a.h5", NAMES).num_samples == 50
+    writer.close()
+    assert read_info(tmp_path / "grows.h5", followed).num_samples == 50
+
+
 def test_a_file_without_rows_yet(tmp_path: Path, writer: Writer) -> None:
     writer.add(0)
     with pytest.raises(DataError, match=r"a\.h5: no samples\. Expected at least 1"):

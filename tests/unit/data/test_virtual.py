@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -341,6 +342,17 @@ def test_samples_along_another_axis_are_written_again(tmp_path: Path) -> None:
     assert written.num_samples == 3
 
 
+def test_a_virtual_dataset_of_another_name_is_listed(tmp_path: Path) -> None:
+    path = in_a_row(tmp_path)
+    with h5py.File(path, "r+") as file:
+        file.move("inputs", "entry/data")
+        file["entry/kind"] = h5py.ExternalLink("kind.h5", "kind")
+    assert refusal(path, UnsupportedShard) == (
+        f"{path}: no dataset `inputs`; the file has `entry/data` virtual float32, `entry/kind` (an external "
+        "link). Set data.inputs and data.targets to the names of the datasets of inputs and targets."
+    )
+
+
 def test_few_sources_are_open_at_a_time(tmp_path: Path) -> None:
     path = in_a_row(tmp_path, (1,) * 40)
     with ShardFile(path, WITH_LINKS) as file:
@@ -355,3 +367,34 @@ def test_large_chunks_of_sources_are_blocks_of_the_virtual_dataset(tmp_path: Pat
     path = in_a_row(tmp_path, (3000, 3000), chunks=(1000, 3), compression="gzip")
     layout = read_info(path, WITH_LINKS).layouts["inputs"]
     assert (layout.chunk, layout.filtered) == ((1000, 3), True)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "held_bytes", "compression"),
+    [(None, 0, None), ((2048, 1024), 4, "gzip"), ((10_000, 64), 20, "gzip")],
+)
+def test_memory_of_a_stream_is_bounded(
+    tmp_path: Path, chunks: tuple[int, int] | None, held_bytes: int, compression: str | None
+) -> None:
+    """As that of one dataset with the chunks of the sources is."""
+    layout = h5py.VirtualLayout((40_000, 1024), "u2")  # 78 MiB
+    for number in range(4):
+        with h5py.File(tmp_path / f"p{number}.h5", "w") as file:
+            file.create_dataset("x", (10_000, 1024), "u2", chunks=chunks, compression=compression)
+        layout[10_000 * number : 10_000 * (number + 1)] = h5py.VirtualSource(
+            f"p{number}.h5", "x", (10_000, 1024)
+        )
+    path = virtual(tmp_path / "a.h5", layout)
+    tracemalloc.start()
+    try:
+        reader = StreamReader(Rows([Span(str(path), 0, 40_000)], read_info(path, WITH_LINKS).fields), 0)
+        num_rows = 0
+        while (batch := reader.next_batch(64)) is not None:
+            num_rows += len(batch["inputs"])
+        reader.close()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert num_rows == 40_000
+    windows = 64 if chunks is None or chunks[0] < 10_000 else 256
+    assert peak < (windows + held_bytes + 8) * 2**20

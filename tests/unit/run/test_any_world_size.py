@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
@@ -54,14 +55,19 @@ def epochs_of(rows: list[int], count: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("worlds", "reading"),
-    [((3, 2, 5, 8, 1), "memory"), ((3, 2, 5, 8, 1), "stream"), ((1, 5, 5, 2, 3), "memory")],
+    ("worlds", "data"),
+    [
+        ((3, 2, 5, 8, 1), {"reading": "memory"}),
+        ((3, 2, 5, 8, 1), {"reading": "stream"}),
+        ((1, 5, 5, 2, 3), {"reading": "memory", "redeal": "epoch"}),
+        ((3, 2, 5, 1, 2), {"reading": "stream", "order": "global"}),
+    ],
 )
 def test_every_row_once_an_epoch(
-    worlds: tuple[int, ...], reading: str, primes: Config, capsys: pytest.CaptureFixture[str]
+    worlds: tuple[int, ...], data: dict[str, Any], primes: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Four changes within the first epoch, and four that each are in another one."""
-    config = replace(primes, data=replace(primes.data, reading=reading))  # type: ignore[arg-type]
+    config = replace(primes, data=replace(primes.data, **data))
     task = Recording()
     progress = [0.0]
     for start, ranks in enumerate(worlds):
@@ -83,7 +89,7 @@ def test_every_row_once_an_epoch(
         assert sorted(rows) == list(range(ROWS))
     said = capsys.readouterr().err
     assert "begins anew" not in said
-    assert "rows that it has left." in said
+    assert ("rows that it has left." in said) is (data.get("order") != "global")
 
 
 @pytest.mark.parametrize("reading", ["memory", "stream"])

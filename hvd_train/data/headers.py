@@ -1,0 +1,148 @@
+"""The headers of many shards: each is read by one rank, and put together on all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import xxhash
+
+from hvd_train.data.format import ShardInfo
+from hvd_train.data.hdf5.file import ShardFile
+from hvd_train.data.hdf5.selections import Stretch
+from hvd_train.data.locate import Found, in_groups
+from hvd_train.data.places import Places
+from hvd_train.data.repeats import Origin
+from hvd_train.errors import DataError
+
+
+class Header(NamedTuple):
+    """What one shard says of itself."""
+
+    info: ShardInfo
+    """Its path is what follows the name of its file: folders may be mounted elsewhere on another host."""
+
+    contents: str
+    """A hash of the recorded checksums of its rows; empty without them."""
+
+    stretches: tuple[Stretch, ...] = ()
+    """Where its inputs are, in whatever file; empty unless links are followed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadersRead:
+    """What one rank has read. Equal parts are one object, so that it is small when it is pickled."""
+
+    shards: Mapping[int, tuple[Header, ...]]
+    """By the number of the file: its shards."""
+
+    files: Mapping[int, Hashable]
+    """By the number of the file: what identifies it, whatever its name."""
+
+    error: tuple[int, DataError] | None = None
+    """The first file that cannot be used, and why."""
+
+
+def read_headers(
+    files: Sequence[Found],
+    places: Places,
+    rank: int = 0,
+    ranks: Sequence[int] = (0,),
+    neighbours: Sequence[int] = (0,),
+    *,
+    texts: bool = False,
+) -> HeadersRead:
+    """Reads the headers of this rank's files: of p ranks, the one at place i takes files i, i + p, ...
+
+    Args:
+        rank: this one.
+        ranks: all that share the reading.
+        neighbours: those of one host, which find out which names lead to the same file: the numbers by which
+            a file system knows a file mean nothing on another host.
+        texts: whether datasets may hold strings of a fixed number of bytes.
+
+    Not collective. Raises nothing of what a file causes.
+    """
+    shards: dict[int, tuple[Header, ...]] = {}
+    error: tuple[int, DataError] | None = None
+    like: Header | None = None
+    for number in _part(files, rank, ranks):
+        try:
+            found = []
+            for shard in in_groups([files[number]], places):
+                like = _alike(_read_header(shard, places, texts), files[number], like)
+                found.append(like)
+            shards[number] = tuple(found)
+        except DataError as reason:
+            error = (number, reason)
+            break
+    return HeadersRead(shards=shards, files=_identities(files, rank, neighbours), error=error)
+
+
+def join_headers(files: Sequence[Found], read: Sequence[HeadersRead]) -> list[list[tuple[ShardInfo, Origin]]]:
+    """The shards of each file, by what all ranks have read. Raises the `DataError` of the first file that one
+    of them could not use."""
+    errors = [part.error for part in read if part.error is not None]
+    if errors:
+        raise min(errors, key=lambda error: error[0])[1]
+    shards = {number: found for part in read for number, found in part.shards.items()}
+    identities = {number: known for part in read for number, known in part.files.items()}
+    folders = {folder: os.path.realpath(folder) for folder in set(map(_folder_of_manifest, files)) if folder}
+    joined = []
+    for number, file in enumerate(files):
+        manifest = folders.get(_folder_of_manifest(file), "")
+        of_file = []
+        for info, contents, stretches in shards[number]:
+            path = file.path + info.path
+            known = (identities.get(number, path), info.path)
+            origin = Origin(path=path, file=known, contents=contents, manifest=manifest, stretches=stretches)
+            of_file.append((replace(info, path=path), origin))
+        joined.append(of_file)
+    return joined
+
+
+def _folder_of_manifest(file: Found) -> str:
+    return file.path.removesuffix(file.entry.file) if file.entry else ""
+
+
+def _part(files: Sequence[Found], rank: int, ranks: Sequence[int]) -> range:
+    if rank not in ranks:
+        return range(0)
+    return range(ranks.index(rank), len(files), len(ranks))
+
+
+def _identities(files: Sequence[Found], rank: int, ranks: Sequence[int]) -> dict[int, Hashable]:
+    found: dict[int, Hashable] = {}
+    for number in _part(files, rank, ranks):
+        try:
+            status = os.stat(files[number].path)
+        except OSError:  # the rank that reads it says so
+            continue
+        found[number] = (status.st_dev, status.st_ino)
+    return found
+
+
+def _read_header(shard: Found, places: Places, texts: bool) -> Header:
+    with ShardFile(shard.path, places, texts=texts) as file:
+        info = file.info
+        digests = [file.checksums_digest(name) for name in info.fields]
+        stretches = tuple(file.stretches(places.inputs))
+    for difference in shard.differences(info):
+        raise DataError(difference)
+    known = repr((info.num_samples, info.checksum_rows, list(info.fields.items()), digests))
+    return Header(info, xxhash.xxh3_128_hexdigest(known.encode()) if all(digests) else "", stretches)
+
+
+def _alike(header: Header, file: Found, like: Header | None) -> Header:
+    """The header without the name of its file, and with the parts that are equal in `like` taken from it."""
+    info = replace(header.info, path=header.info.path.removeprefix(file.path))
+    if like is None:
+        return header._replace(info=info)
+    same = {
+        name: getattr(like.info, name)
+        for name in ("fields", "layouts", "class_counts", "unpacked")
+        if getattr(info, name) == getattr(like.info, name)
+    }
+    return header._replace(info=replace(info, **same))
