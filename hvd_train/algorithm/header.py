@@ -20,7 +20,7 @@ class Work:
     loss_sum: float = 0.0
     """Sum of their losses."""
     data_s: float = 0.0
-    """Seconds spent on getting batches."""
+    """Seconds spent on getting batches, with their transform."""
     compute_s: float = 0.0
     """Seconds spent on forward, backward and optimizer."""
     left_out: Mapping[str, int] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Row:
     hash_low: float = -1.0
     """Halves of the 64-bit hash of this rank's parameters after the last average; -1 if not taken."""
     data_s: float = 0.0
-    """Seconds spent on getting batches."""
+    """Seconds spent on getting batches, with their transform."""
     compute_s: float = 0.0
     """Seconds spent on forward, backward and optimizer."""
     communication_s: float = 0.0

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, final
 
@@ -22,6 +23,9 @@ from hvd_train.errors import TaskError, WorkerLost
 from hvd_train.tasks.base import Batch, Task
 
 _PROGRAM = "import sys; from hvd_train.algorithm.workers.process import main; main(int(sys.argv[1]))"
+
+_OF_A_JOB = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""What launchers send to all processes of a job. The rank then decides when it needs no more batches."""
 
 _PATIENCE_S = 2.0
 """How long a worker may go on with its last batch at the end of a run."""
@@ -42,7 +46,7 @@ class Workers:
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         for _ in range(count):
             ours, theirs = socket.socketpair()
-            with theirs:
+            with theirs, _blocked(_OF_A_JOB):
                 process = subprocess.Popen(
                     [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
@@ -96,6 +100,16 @@ class Workers:
             "batches until the end of the run. If memory was short, as SIGKILL often means, set a lower "
             "data.workers or data.batch_size; else see what it printed."
         )
+
+
+@contextlib.contextmanager
+def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    """In this thread, and for as long as they live in the processes that it starts in the body."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def make_transformer(workers: Workers | None, task: Task, config: Config, sample: SampleSpec) -> Transformer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import signal
 import socket
 import traceback
 from typing import NamedTuple
@@ -39,9 +38,6 @@ class Failed(NamedTuple):
 
 def main(fd: int) -> None:
     """Works until the other end of the socket `fd` is closed: its rank has ended, or needs it no longer."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        # Launchers send them to all processes of a job. Then the rank decides when it needs no more batches.
-        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, ConnectionError):
         _serve(Channel(socket.socket(fileno=fd)))

@@ -72,3 +72,20 @@ class Endless(Noisy):
             (Path(os.environ["AUGMENTING_FOLDER"]) / str(os.getpid())).touch()
             time.sleep(0.05)
         return batch
+
+
+class Flat(Noisy):
+    """Of images."""
+
+    def build_model(self, spec: hvd_train.SampleSpec) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def transform(self, batch: Batch, training: hvd_train.Draws | None) -> Batch:
+        images = batch["inputs"].float() / 16
+        if training is not None:
+            images += training.normal((8, 8), std=0.1)
+        return {**batch, "inputs": images, "targets": batch["targets"].long()}
+
+    def metrics(self, model: nn.Module, batch: Batch) -> dict[str, tuple[float, float]]:
+        wrong = model(batch["inputs"]).argmax(1) != batch["targets"]
+        return {"error": (float(wrong.sum()), float(len(wrong)))}

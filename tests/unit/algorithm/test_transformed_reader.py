@@ -125,13 +125,20 @@ def reader_of(
     return TransformedReader(reader, transformer, Numbering(catalog.shards), batch_size=batch_size)
 
 
+def batches_of(reader: TransformedReader) -> Iterator[Batch]:
+    """What is left of the epoch."""
+    while (drawn := reader.next_batch()) is not None:
+        assert drawn.batch is not None
+        yield drawn.batch
+
+
 def noise(readers: Sequence[TransformedReader], epochs: Sequence[int]) -> dict[tuple[int, int], list[float]]:
     """What is drawn for each row in each epoch, by epoch and row."""
     found = {}
     for reader in readers:
         for epoch in epochs:
             reader.start_epoch(epoch)
-            for batch in iter(reader.next_batch, None):
+            for batch in batches_of(reader):
                 for row, drawn in zip(batch["inputs"][:, 0].tolist(), batch["noise"].tolist(), strict=True):
                     assert found.setdefault((epoch, int(row)), drawn) is drawn
         reader.close()
@@ -163,10 +170,10 @@ def test_a_resumed_reader_draws_the_same(reader: TransformedReader) -> None:
     for _ in range(3):
         reader.next_batch()
     state = reader.state_dict()
-    rest = list(iter(reader.next_batch, None))
+    rest = list(batches_of(reader))
     reader.start_epoch(5)
     reader.load_state_dict(state)
-    again = list(iter(reader.next_batch, None))
+    again = list(batches_of(reader))
     assert len(again) == len(rest) == 5
     for first, second in zip(rest, again, strict=True):
         assert first.keys() == second.keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -224,6 +225,14 @@ def test_workers_end_when_their_rank_is_killed(config: Config, tmp_path: Path) -
     deadline = Deadline(120)
     try:
         while len(list(folder.iterdir())) < 2:
+            assert rank.poll() is None
+            assert not deadline.passed()
+            threading.Event().wait(0.05)
+        for pid in folder.iterdir():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # as a launcher does
+                os.kill(int(pid.name), number)
+            pid.unlink()
+        while len(list(folder.iterdir())) < 2:  # they go on
             assert rank.poll() is None
             assert not deadline.passed()
             threading.Event().wait(0.05)
