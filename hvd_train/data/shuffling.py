@@ -66,6 +66,7 @@ def arranged(
             if splits:
                 bucket = bucket | (keys >> np.uint64(64 - splits)).astype(np.intp)
             _deal(block, bucket, keys, buckets)
+            del block  # a large row need not be there while the next is read
         for spool in buckets:
             yield from spool.blocks() if seed is None else spool.sorted_blocks()
             spool.remove()

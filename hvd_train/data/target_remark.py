@@ -62,7 +62,9 @@ class TargetRemark(Source):
                     self._labels = labels.join((self._labels, seen))
                 self._values = values.join((self._values, values.values_of(targets)))
                 row += len(targets)
+                del targets
             yield block
+            del block  # a large row need not be there while the next is read
 
     def remark(self) -> str:
         """Why a classification would refuse the targets that passed; empty if it would not."""

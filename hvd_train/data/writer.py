@@ -197,6 +197,7 @@ def _write(
         rest.skip(start)
         for block in _parted(source, splitter, writers, start, seen, progress):
             rest.append(block)
+            del block  # a large row need not be there while the next is read
         return
     if rest.is_complete and all(writer.is_complete for writer in writers):
         return
@@ -232,6 +233,7 @@ def _parted(
                     writer.append(piece)
                 else:
                     yield piece
+        del block  # as above
         progress(row, seen.num_rows)
     if row != seen.num_rows:
         raise DataError(

@@ -57,7 +57,7 @@ class WriteArgs:
     """Seed of --shuffle and --split."""
 
     compression: Literal["none", "gzip", "lz4", "zstd", "blosc"] = "none"
-    """Of chunks; all but gzip need hdf5plugin, also where they are read. `lz4` is the fastest to read."""
+    """Of chunks; all but gzip need hdf5plugin, also where they are read. `lz4` and `blosc` are read fast."""
 
     chunk_rows: int | None = None
     """Rows of one HDF5 chunk. Default: contiguous, with compression chunks of about 256 KiB."""

@@ -74,11 +74,15 @@ class ImageFolder(Source):
             files = self._files(folder) if start < count else []
             for first in range(start, len(files), rows):
                 paths = [os.path.join(self._path, folder, file) for file in files[first : first + rows]]
-                block: dict[str, Array] = {TARGETS: np.full(len(paths), number, np.int64)}
-                if not names or INPUTS in names:
-                    block[INPUTS] = np.stack([self._reader.read(path) for path in paths])
-                yield block
+                yield self._block(paths, number, not names or INPUTS in names)
             start = max(0, start - count)
+
+    def _block(self, paths: list[str], number: int, with_images: bool) -> Block:
+        block: dict[str, Array] = {TARGETS: np.full(len(paths), number, np.int64)}
+        if with_images:
+            images = [self._reader.read(path) for path in paths]
+            block[INPUTS] = np.stack(images) if len(images) > 1 else images[0][np.newaxis]
+        return block
 
     def _files(self, folder: str) -> list[str]:
         entries = os.scandir(os.path.join(self._path, folder))

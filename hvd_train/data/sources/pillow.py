@@ -64,7 +64,8 @@ class ImageReader:
                         "colours: convert the images, or leave some out."
                     )
                 self._mode = self._mode or mode
-                pixels: Any = image.convert(self._mode)
+                # Even where nothing changes `convert` is a copy.
+                pixels: Any = image if image.mode == self._mode else image.convert(self._mode)
                 if self._resize is not None:
                     pixels = pixels.resize(self._resize[::-1], Image.Resampling.BILINEAR)
                 return np.asarray(pixels, np.uint8)
