@@ -67,7 +67,9 @@ class ShardFile:
         with _explained(self.file_path, _NOT_HDF5):
             require_regular(self.file_path, "an HDF5 file")
             self._file = self._in_hdf5(open_file, self.file_path)
-        status = os.fstat(self._file.id.get_vfd_handle())
+        # Only the default driver, which HDF5_DRIVER may change, has a file descriptor.
+        self._handle = self._file.id.get_vfd_handle() if self._file.driver == "sec2" else None
+        status = os.stat(self.file_path if self._handle is None else self._handle)
         self._num_bytes = status.st_size
         self.identity = (status.st_ino, status.st_mtime_ns)
         """Of two files of one name, both numbers differ. One of them may change without another file: a file
@@ -125,7 +127,7 @@ class ShardFile:
 
     def _require_whole(self) -> None:
         # HDF5 takes bytes beyond the end of a file as zeros, without an error.
-        now = os.fstat(self._file.id.get_vfd_handle()).st_size
+        now = self._num_bytes if self._handle is None else os.fstat(self._handle).st_size
         if now < self._num_bytes:
             raise DataError(
                 f"{self._path}: {now:,} bytes, but {self._num_bytes:,} when it was opened: it was "
@@ -228,6 +230,7 @@ class ShardFile:
             name,
             dataset,
             place,
+            file_path=self.file_path,
             file_bytes=file_bytes,
             texts=self._texts,
             foreign=fmt.ATTR_SCHEMA not in self._file.attrs,
