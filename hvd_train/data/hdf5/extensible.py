@@ -18,13 +18,14 @@ _MOST_BLOCKS = 100
 _MOST_BLOCK_BYTES = 1 << 24
 
 
-def largest_number(dataset: h5py.Dataset) -> int:
-    """The chunks of an extensible array have numbers below this one; 0 for every other dataset."""
+def largest_number(dataset: h5py.Dataset, path: str) -> int:
+    """The chunks of an extensible array have numbers below this one; 0 for every other dataset of the file
+    `path`."""
     creation = h5py.h5i.get_file_id(dataset.id).get_create_plist()
     if creation.get_sizes() != (8, 8):
         return 0
     base = creation.get_userblock()
-    with open(dataset.file.filename, "rb") as file:
+    with open(path, "rb") as file:
         for kind, content in _messages(file, base, _address(dataset)):
             if kind == _LAYOUT and len(content) > 5 and content[0] >= 4 and content[1] == _CHUNKED:
                 # Flags, number of axes, bytes of a length, lengths of a chunk, kind of index, ..., address.

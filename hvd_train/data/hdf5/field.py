@@ -61,6 +61,7 @@ class Field:
     Args:
         path: of the shard, for messages.
         name: of the field.
+        file_path: of the file, in which the shard may be a group.
         file_bytes: of the whole file.
         texts: whether strings of a fixed number of bytes are taken as well.
         foreign: whether attributes may say that values are packed or missing; see `packing`.
@@ -75,6 +76,7 @@ class Field:
         dataset: h5py.Dataset,
         place: Place,
         *,
+        file_path: str,
         file_bytes: int,
         texts: bool,
         foreign: bool,
@@ -82,6 +84,7 @@ class Field:
         own: bool = True,
     ) -> None:
         self._name = dataset.name.strip("/")
+        self._file_path = file_path
         self._where = f"{path}: dataset `{self._name}`"
         self.path = path
         """Of the shard, or of the file that a link of it leads to."""
@@ -201,9 +204,9 @@ class Field:
     def _check_stored(self) -> None:
         """Refuses what HDF5 may not survive. When rows are first read: by the ranks that need them."""
         if self.virtual is None:
-            require_plausible_chunks(self.dataset, self.axis, self._where)
+            require_plausible_chunks(self.dataset, self.axis, self._file_path, self._where)
         if self._raw.kind == "O":
-            require_sound_heaps(self.dataset, self.dataset.file.filename, self._where)
+            require_sound_heaps(self.dataset, self._file_path, self._where)
 
     def _read_piece(self, start: int, stop: int, out: Array) -> None:
         if self._reader is not None:

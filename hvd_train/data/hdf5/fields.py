@@ -114,6 +114,7 @@ class Opening:
             name,
             dataset,
             place,
+            file_path=dataset.file.filename,
             file_bytes=file_bytes + (virtual.num_bytes if virtual else 0),
             texts=self._texts,
             foreign=fmt.ATTR_SCHEMA not in dataset.file.attrs,

@@ -60,7 +60,9 @@ class ShardFile:
         with explained(where, NOT_HDF5):
             require_regular(self.file_path, "an HDF5 file")
             self._file = self._in_hdf5(open_file, self.file_path)
-        status = os.fstat(self._file.id.get_vfd_handle())
+        # Only the default driver, which HDF5_DRIVER may change, has a file descriptor.
+        self._handle = self._file.id.get_vfd_handle() if self._file.driver == "sec2" else None
+        status = os.stat(self.file_path if self._handle is None else self._handle)
         self._num_bytes = status.st_size
         self.identity = (status.st_ino, status.st_mtime_ns)
         """Of two files of one name, both numbers differ. One of them may change without another file: a file
@@ -163,7 +165,7 @@ class ShardFile:
 
     def _require_whole(self) -> None:
         # HDF5 takes bytes beyond the end of a file as zeros, without an error.
-        now = os.fstat(self._file.id.get_vfd_handle()).st_size
+        now = self._num_bytes if self._handle is None else os.fstat(self._handle).st_size
         if now < self._num_bytes:
             raise DataError(
                 f"{self._path}: {now:,} bytes, but {self._num_bytes:,} when it was opened: it was "

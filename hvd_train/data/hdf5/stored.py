@@ -50,20 +50,21 @@ def require_one_compression(dataset: h5py.Dataset, where: str) -> None:
         )
 
 
-def require_plausible_chunks(dataset: h5py.Dataset, axis: int, where: str) -> None:
+def require_plausible_chunks(dataset: h5py.Dataset, axis: int, path: str, where: str) -> None:
     """Raises `DataError` for a chunk that is outside of the dataset, or that is stored in far more bytes than
     its values have, or in fewer than its checksum, and for more chunks than the dataset can have: HDF5 would
     exhaust the memory, fail, or go on without an end. Goes through the index of all chunks.
 
     Args:
         axis: of the samples.
+        path: of the file.
     """
     if dataset.chunks is None or not hasattr(dataset.id, "chunk_iter"):
         return
     pipeline, shape = dataset.id.get_create_plist(), dataset.shape
     num_chunks = math.prod(-(-n // c) for n, c in zip(shape, dataset.chunks, strict=True))
     # Numbers of chunks that are there no longer cost little.
-    if largest_number(dataset) > _MOST_MORE * num_chunks + _MOST_FREE:
+    if largest_number(dataset, path) > _MOST_MORE * num_chunks + _MOST_FREE:
         raise DataError(f"{where}{_too_many(shape)}{_REMEDY}")
     filters = [pipeline.get_filter(index)[0] for index in range(pipeline.get_nfilters())]
     num_bytes = math.prod(dataset.chunks) * dataset.id.get_type().get_size()

@@ -11,7 +11,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hvd_train.data.reader import StreamReader
 
 from hvd_train.config import DataConfig
 from hvd_train.data.catalog import open_catalog
@@ -19,6 +18,7 @@ from hvd_train.data.crash import in_child
 from hvd_train.data.hdf5.file import read_info
 from hvd_train.data.manifest import load_manifest
 from hvd_train.data.places import plain
+from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.rows import Rows
 from hvd_train.errors import DataError
 
