@@ -166,15 +166,19 @@ def _find_shards(data: DataConfig, comm: Communicator) -> Shards:
 
 
 def _names(files: Files) -> dict[str, Any]:
-    """What must be the same on every rank: the names of files, and what manifests say; the folders may be
-    mounted elsewhere."""
-    names = {f"file {i}": Path(found.path).name for i, found in enumerate(files.every)}
-    rows = {
-        f"rows of {names[f'file {i}']} in its manifest": found.entry.num_samples
-        for i, found in enumerate(files.every)
-        if found.entry
-    }
-    return {**names, **rows, "training files": len(files.train)}
+    """What must be the same on every rank, before any file is opened: names and sizes of files; the folders
+    may be mounted elsewhere."""
+    every = [(i, Path(found.path)) for i, found in enumerate(files.every)]
+    names = {f"file {i}": path.name for i, path in every}
+    sizes = {f"bytes of {path.name} (file {i})": _num_bytes(path) for i, path in every}
+    return {**sizes, **names, "training files": len(files.train)}
+
+
+def _num_bytes(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:  # the rank that reads it says so
+        return None
 
 
 def _build(

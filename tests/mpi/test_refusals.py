@@ -102,7 +102,9 @@ def test_shards_that_differ_between_hosts(tmp_path: Path) -> None:
     )
     job = run(command("mpirun", 2, ["-c", script]), deadline_s=40)
     (message,) = messages(job.output)
-    assert "the ranks have different data: rows of 1.h5 (shard 1) is 50 on rank 0 but 40 on rank 1" in message
+    sizes = [(place / "1.h5").stat().st_size for place in (folder, other)]
+    seen = f"bytes of 1.h5 (file 1) is {sizes[0]} on rank 0 but {sizes[1]} on rank 1"
+    assert f"the ranks have different data: {seen}. Every rank must see the same files." in message
     assert job.returncode == 2
 
 
