@@ -27,10 +27,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.averaging_cost import write_data
 from hvd_train.algorithm.local_step import LocalStep, make_optimizer
+from hvd_train.algorithm.transformed_reader import TransformedReader
 from hvd_train.algorithm.worker import Worker
+from hvd_train.algorithm.workers.pool import make_transformer
 from hvd_train.config import Config, DataConfig, ModelConfig, OptimConfig
 from hvd_train.data.catalog import Catalog, open_catalog
-from hvd_train.data.deal import deal
+from hvd_train.data.deal import Span, deal
+from hvd_train.data.numbering import Numbering, Origins
 from hvd_train.data.readers.ahead import ReadsAhead
 from hvd_train.data.readers.base import ArrayBatch, Reader
 from hvd_train.data.readers.make import make_reader
@@ -170,8 +173,10 @@ class Tensors(Reader):
 
     inputs: torch.Tensor
     targets: torch.Tensor
+    spans: tuple[Span, ...]
     mode: Any = "memory"
     restarted: bool = False
+    epoch: int = 0
     position: int = 0
     order: torch.Tensor = field(init=False)
 
@@ -184,7 +189,7 @@ class Tensors(Reader):
         return self.num_samples - self.position
 
     def start_epoch(self, epoch: int) -> None:
-        self.position, self.order = 0, torch.randperm(self.num_samples)
+        self.epoch, self.position, self.order = epoch, 0, torch.randperm(self.num_samples)
 
     def next_batch(self, size: int) -> ArrayBatch | None:
         rows = self.order[self.position : self.position + size]
@@ -192,13 +197,19 @@ class Tensors(Reader):
         return {"inputs": self.inputs[rows].numpy(), "targets": self.targets[rows].numpy()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"position": self.position}
+        return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.position = state["position"]
+        self.epoch, self.position = state["epoch"], state["position"]
 
     def not_finite_since(self, state: Mapping[str, Any]) -> str:
         return ""
+
+    def open(self) -> None: ...
+
+    def origins(self, start: int, stop: int) -> Origins:
+        rows = self.order[start:stop].numpy()
+        return Origins(self.spans, np.zeros(len(rows), np.intp), rows)
 
     def close(self) -> None: ...
 
@@ -214,13 +225,21 @@ def _worker(files: Mapping[str, Path], way: str, rank: int, ranks: int) -> Worke
         reader = ReadsAhead(reader, _BATCH)
     else:
         whole = cast(ArrayBatch, reader.next_batch(reader.num_samples))
-        reader = Tensors(torch.from_numpy(whole["inputs"]), torch.from_numpy(whole["targets"]))
+        tensors = [torch.from_numpy(whole[name]) for name in ("inputs", "targets")]
+        reader = Tensors(tensors[0], tensors[1], parts[rank])
     config = Config(data=data, model=ModelConfig(hidden=(500, 100)))
     task = make_task(config)
     model = build(task, catalog)
     step = LocalStep(model, make_optimizer(model, OptimConfig()), task, OptimConfig())
     rows = [sum(span.num_rows for span in part) for part in parts]
-    return Worker(reader, step, batch_size=_BATCH, accumulate=1, samples_per_rank=rows)
+    transformed = TransformedReader(
+        reader,
+        make_transformer(None, task, config, catalog.sample),
+        Numbering(catalog.shards),
+        batch_size=_BATCH,
+        last_batch="keep",
+    )
+    return Worker(transformed, step, batch_size=_BATCH, accumulate=1, samples_per_rank=rows)
 
 
 def _train(
