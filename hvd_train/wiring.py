@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +26,7 @@ from hvd_train.algorithm.transformed_reader import TransformedReader
 from hvd_train.algorithm.worker import Worker
 from hvd_train.algorithm.workers.pool import Workers, make_transformer
 from hvd_train.comm.agree import together
-from hvd_train.config import Config, flatten
+from hvd_train.config import Config
 from hvd_train.data.numbering import Numbering
 from hvd_train.data.readers.epochs import EpochReader
 from hvd_train.data.rows import Rows
@@ -51,8 +49,8 @@ from hvd_train.run.restore import restore, restore_model, saved_states
 from hvd_train.run.resuming import Settings, settings_before
 from hvd_train.run.saved_checkpoint import EMA_FILE, SavedCheckpoint
 from hvd_train.run.signals import StopRequest
+from hvd_train.starting import run_start
 from hvd_train.tasks.building import first_batch
-from hvd_train.tasks.models import describe
 from hvd_train.tasks.standardizing import standardize
 
 _SHARED = frozenset(("settings", "progress", "watch", "evaluator", "period", "moments", "ema"))
@@ -386,44 +384,7 @@ class Wiring:
 
     def header(self, run: RunDirectory, training: LocalSGD) -> RunStart:
         """What will run, in plain values."""
-        prepared = self.prepared
-        config = prepared.config
-        layers = training.observer.layers
-        rules = {f.name: getattr(config.stop, f.name) for f in dataclasses.fields(config.stop)}
-        return RunStart(
-            run=str(run.folder),
-            round=training.progress.rounds,
-            task=type(prepared.task).__name__ if prepared.task_is_given else config.task,
-            model=describe(prepared.model),
-            num_parameters=sum(p.numel() for p in prepared.model.parameters()),
-            layers=[entry.name for entry in layers],
-            init=self._init,
-            num_frozen=sum(p.numel() for p in prepared.model.parameters() if not p.requires_grad),
-            layer_sizes=[entry.holder.numel() for entry in layers],
-            world_size=prepared.comm.size,
-            hosts=prepared.hosts,
-            host_of_rank=prepared.host_of_rank,
-            backend=prepared.comm.name,
-            lost_rank="ends the job",
-            stall_timeout_s=config.sync.stall_timeout_s,
-            sees_signs=prepared.comm.size == 1 or prepared.comm.liveness.sees_signs,
-            compile_s=self._compile_s,
-            threads=prepared.threads,
-            period=config.sync.period if config.sync.mode == "average" else None,
-            batch_size=config.data.batch_size,
-            data=config.data.path,
-            shards_per_rank=prepared.plan.shards_per_rank,
-            samples_per_rank=prepared.plan.samples_per_rank,
-            reading=self._readings,
-            validation_samples=training.evaluator.num_samples,
-            values={name: found.values.figures() for name, found in prepared.surveys.items()},
-            remarks=prepared.remarks,
-            metric=config.evaluate.metric,
-            stop_rules={name: rule for name, rule in rules.items() if rule},
-            config_hash=hashlib.sha256(repr(sorted(flatten(config).items())).encode()).hexdigest()[:16],
-            task_is_given=prepared.task_is_given,
-            versions=prepared.versions,
-        )
+        return run_start(self.prepared, run.folder, training, self._init, self._compile_s, self._readings)
 
 
 def _fault(kind: str, message: str, rounds: int) -> FaultReport:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvd_train.data.format import Manifest, ShardEntry, ShardInfo
-from hvd_train.data.hdf5.file import groups_of
+from hvd_train.data.hdf5.groups import groups_of
 from hvd_train.data.manifest import differences, load_manifest
 from hvd_train.data.places import GROUP, Places
 from hvd_train.errors import DataError

@@ -6,7 +6,6 @@ import math
 import operator
 import os
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -351,34 +350,3 @@ def read_info(path: str | Path, places: Places, *, texts: bool = False) -> fmt.S
     """The header of a shard. Arguments and errors are those of `ShardFile`."""
     with ShardFile(path, places, texts=texts) as shard:
         return shard.info
-
-
-def groups_of(path: str, places: Places) -> list[str]:
-    """The groups of a file that hold fields of `places`, sorted by name: of those that are in groups. Raises
-    `DataError` where there are none, and for a file that cannot be read."""
-    first = next(place.dataset for place in places.places.values() if place.has_groups)
-    parent = [part for part in first.split("/") if part]
-    parent = parent[: parent.index("*")]
-    in_hdf5 = naming(path)
-    with explained(path, NOT_HDF5):
-        require_regular(path, "an HDF5 file")
-        file = in_hdf5(open_file, path)
-    linked = LinkedFiles(path, places.follow_links)
-    with file, closing(linked), explained(path, CHANGED):
-        groups = in_hdf5(_groups_in, file, "/".join(parent), path)
-        wanted = [place for place in places.places.values() if place.has_groups]
-        found = [
-            g
-            for g in groups
-            if any(find(file, p.in_group(g).dataset, path, linked) is not None for p in wanted)
-        ]
-    if not found:
-        raise DataError(
-            f"{path}: no group with `{first}`. Expected at least one: set data.fields to what is there."
-        )
-    return found
-
-
-def _groups_in(file: h5py.File, parent: str, path: str) -> list[str]:
-    node = find(file, parent, path) if parent else file
-    return sorted(node) if isinstance(node, h5py.Group) else []
