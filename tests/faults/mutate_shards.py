@@ -18,7 +18,7 @@ import numpy as np
 
 from hvd_train.config import DataConfig
 from hvd_train.data import format as fmt
-from hvd_train.data import writer
+from hvd_train.data import shard_file
 from hvd_train.data.blocks import checksums
 from hvd_train.data.catalog import open_catalog
 from hvd_train.data.check import check_shards
@@ -53,7 +53,7 @@ def prepare(folder: Path) -> None:
     numbers = random.normal(size=(ROWS, 4)).astype(np.float32)
     images = random.integers(0, 256, (ROWS, 3, 3)).astype(np.uint8)
     labels = np.arange(ROWS) % 5
-    whole, writer._CHECKSUM_BYTES = writer._CHECKSUM_BYTES, 200
+    whole, shard_file.CHECKSUM_BYTES = shard_file.CHECKSUM_BYTES, 200
     try:
         write_part(folder / "contiguous", Arrays(numbers, labels))
         write_part(folder / "images", Arrays(images, labels, 1 / 255), part="train")
@@ -61,7 +61,7 @@ def prepare(folder: Path) -> None:
         write_part(folder / "chunked", Arrays(numbers, numbers[:, 0].copy()), chunk_rows=7)
         write_part(folder / "gzip", Arrays(images, labels, 1 / 255), compression="gzip", chunk_rows=7)
     finally:
-        writer._CHECKSUM_BYTES = whole
+        shard_file.CHECKSUM_BYTES = whole
     for name, options in (("foreign-old", {}), ("foreign-new", {"libver": ("v108", "v108")})):
         (folder / name).mkdir()
         with h5py.File(folder / name / SHARD, "w", **options) as file:
