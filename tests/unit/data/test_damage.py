@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hvd_train.config import DataConfig
-from hvd_train.data import writer
+from hvd_train.data import shard_file
 from hvd_train.data.catalog import Catalog, open_catalog
 from hvd_train.data.check import check_shard
 from hvd_train.data.deal import Span, deal
@@ -44,7 +44,7 @@ def arrays_of(rows: int = ROWS, first: int = 0) -> Arrays:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """One shard of 40 rows with blocks of 4 rows, and its manifest."""
-    monkeypatch.setattr(writer, "_CHECKSUM_BYTES", 4 * (WIDTH + 8))
+    monkeypatch.setattr(shard_file, "CHECKSUM_BYTES", 4 * (WIDTH + 8))
     write_part(tmp_path / "d", arrays_of())
     return tmp_path / "d"
 
