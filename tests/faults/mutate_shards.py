@@ -19,10 +19,6 @@ import numpy as np
 
 from hvd_train.config import DataConfig
 from hvd_train.data import format as fmt
-<<<<<<< HEAD
-=======
-from hvd_train.data import shard_file
->>>>>>> write
 from hvd_train.data.blocks import checksums
 from hvd_train.data.catalog import open_catalog
 from hvd_train.data.check import check_shards
@@ -62,7 +58,6 @@ WRONG = (DIFFERS, UNNAMED, FOREIGN, UNSEEN, ALARM, CRASH_UNNAMED, HANG)
 _SEALED_ROWS = 7
 
 
-<<<<<<< HEAD
 @dataclass
 class Judgement:
     """What reading and checking a mutant came to."""
@@ -71,30 +66,6 @@ class Judgement:
     done: str
     """How it was damaged."""
     said: list[str] = field(default_factory=list)
-=======
-def prepare(folder: Path) -> None:
-    """Writes the shards that are to be damaged: each layout, and foreign files for `corrected`."""
-    random = np.random.default_rng(0)
-    numbers = random.normal(size=(ROWS, 4)).astype(np.float32)
-    images = random.integers(0, 256, (ROWS, 3, 3)).astype(np.uint8)
-    labels = np.arange(ROWS) % 5
-    whole, shard_file.CHECKSUM_BYTES = shard_file.CHECKSUM_BYTES, 200
-    try:
-        write_part(folder / "contiguous", Arrays(numbers, labels))
-        write_part(folder / "images", Arrays(images, labels, 1 / 255), part="train")
-        write_part(folder / "images", Arrays(images[:9], labels[:9], 1 / 255), part="validation")
-        write_part(folder / "chunked", Arrays(numbers, numbers[:, 0].copy()), chunk_rows=7)
-        write_part(folder / "gzip", Arrays(images, labels, 1 / 255), compression="gzip", chunk_rows=7)
-    finally:
-        shard_file.CHECKSUM_BYTES = whole
-    for name, options in (("foreign-old", {}), ("foreign-new", {"libver": ("v108", "v108")})):
-        (folder / name).mkdir()
-        with h5py.File(folder / name / SHARD, "w", **options) as file:
-            file.create_dataset("inputs", data=numbers, chunks=(7, 4), compression="gzip", shuffle=True)
-            file.create_dataset("targets", data=labels)
-    (folder / "schema-1").mkdir()
-    shutil.copy(OLD / "train-00000-of-00002.h5", folder / "schema-1" / SHARD)
->>>>>>> write
 
 
 def prepare(folder: Path, names: list[str]) -> None:
