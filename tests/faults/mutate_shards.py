@@ -1,6 +1,7 @@
 """Damaged shards: how they are made, and what reading and checking them comes to.
 
-A mutant is a pure function of the name of its layout and a number.
+A mutant is a pure function of the name of its layout and a number, where HDF5 writes the same bytes and
+the same layouts can be written: those with parts of other files are others without hdf5plugin.
 """
 
 from __future__ import annotations
