@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hvd_train.data import writer
+from hvd_train.data import shard_file
 from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part
 from tests.launching import ROOT
@@ -47,11 +47,11 @@ class Layout:
 def _written(folder: Path, **options: Any) -> None:
     images, rows = options.pop("images", False), options.pop("rows", ROWS)
     inputs, scale = (IMAGES, 1 / 255) if images else (NUMBERS, None)
-    whole, writer._CHECKSUM_BYTES = writer._CHECKSUM_BYTES, 200
+    whole, shard_file.CHECKSUM_BYTES = shard_file.CHECKSUM_BYTES, 200
     try:
         write_part(folder, Arrays(inputs[:rows], LABELS[:rows], scale), **options)
     finally:
-        writer._CHECKSUM_BYTES = whole
+        shard_file.CHECKSUM_BYTES = whole
 
 
 def _contiguous(folder: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hvd_train.config import DataConfig
-from hvd_train.data import writer
+from hvd_train.data import shard_file
 from hvd_train.data.catalog import open_catalog
 from hvd_train.data.damage import Damage, read_undamaged
 from hvd_train.data.hdf5.file import ShardFile
@@ -55,7 +55,7 @@ def spoil_chunks(path: Path, name: str, *rows: int) -> None:
 @pytest.fixture
 def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A shard with checksums of blocks of 4 rows."""
-    monkeypatch.setattr(writer, "_CHECKSUM_BYTES", 4 * (WIDTH * 4 + 8))
+    monkeypatch.setattr(shard_file, "CHECKSUM_BYTES", 4 * (WIDTH * 4 + 8))
     write_part(tmp_path / "d", Arrays(values(), np.arange(ROWS)))
     return tmp_path / "d" / "train-00000-of-00001.h5"
 
