@@ -108,7 +108,9 @@ def _digest(values: Mapping[str, Any]) -> str:
 def save_manifest(folder: str | Path, manifest: Manifest) -> Manifest:
     """Writes `manifest` into an existing folder, atomically; returns it as it was written, with its digest.
     Raises OSError."""
+    fields = {name: field.to_json() for name, field in manifest.sample.fields.items()}
     values = asdict(manifest)
+    values["sample"]["fields"] = fields
     if not manifest.class_names:
         del values["class_names"]
     values["digest"] = _digest(values)

@@ -203,7 +203,7 @@ class Field:
 
     def _check_stored(self) -> None:
         """Refuses what HDF5 may not survive. When rows are first read: by the ranks that need them."""
-        if self.virtual is None:
+        if self.virtual is None and not self.dataset.file.swmr_mode:  # whose chunks may be more than its rows
             require_plausible_chunks(self.dataset, self.axis, self._file_path, self._where)
         if self._raw.kind == "O":
             require_sound_heaps(self.dataset, self._file_path, self._where)

@@ -30,6 +30,7 @@ class Opening:
 
     Args:
         path: of the shard, for messages.
+        file_path: of the file on disk.
         group: that is the shard; empty where all of the file is.
         file_bytes: of the whole file.
         texts: whether strings of a fixed number of bytes are taken as well.
@@ -43,6 +44,7 @@ class Opening:
         self,
         file: h5py.File,
         path: str,
+        file_path: str,
         group: str,
         *,
         file_bytes: int,
@@ -52,6 +54,7 @@ class Opening:
     ) -> None:
         self._file = file
         self._path = path
+        self._file_path = file_path
         self._linked = linked
         self._group = group
         self._file_bytes = file_bytes
@@ -109,17 +112,18 @@ class Opening:
     def _plain(self, name: str, dataset: h5py.Dataset, place: Place) -> Field:
         virtual = Virtual(dataset, self._linked) if dataset.is_virtual else None
         where, file_bytes = self._place_of(dataset)
+        own = dataset.file == self._file
         return Field(
             where,
             name,
             dataset,
             place,
-            file_path=dataset.file.filename,
+            file_path=self._file_path if own else dataset.file.filename,
             file_bytes=file_bytes + (virtual.num_bytes if virtual else 0),
             texts=self._texts,
             foreign=fmt.ATTR_SCHEMA not in dataset.file.attrs,
             virtual=virtual,
-            own=dataset.file == self._file,
+            own=own,
         )
 
     def _place_of(self, dataset: h5py.Dataset) -> tuple[str, int]:

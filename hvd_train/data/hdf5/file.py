@@ -71,6 +71,7 @@ class ShardFile:
         self._opening = Opening(
             self._file,
             self._path,
+            self.file_path,
             self.group,
             file_bytes=self._num_bytes,
             texts=texts,

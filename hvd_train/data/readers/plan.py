@@ -71,7 +71,10 @@ class ReadingPlan:
         return Share(self.rank, self.world_size, min(2, self.data.batch_size))
 
     def reader(
-        self, memory_budget_bytes: int, screen: Screen | None, copies: Mapping[str, str]
+        self,
+        memory_budget_bytes: int,
+        screen: Screen | None = None,
+        copies: Mapping[str, str] | None = None,
     ) -> EpochReader:
         """Of this rank.
 

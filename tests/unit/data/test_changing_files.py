@@ -25,8 +25,8 @@ from hvd_train.errors import DataError
 ROWS = 4000
 OPTIONS = [{}, {"chunks": (50, 64), "compression": "gzip"}]
 REPLACED = (
-    "PATH: the file was replaced after the run began. Restore the file that the run began with, or start "
-    "a new run."
+    "PATH: the file was replaced after the run began, or this host sees another one under its name. Restore "
+    "the file that the run began with, or start a new run."
 )
 
 

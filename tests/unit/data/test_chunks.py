@@ -147,6 +147,7 @@ def test_what_is_too_large_to_hold_is_decoded_a_few_times(
     assert counter.decoded == 1
     rows.close()
     monkeypatch.setattr("hvd_train.data.layout.HELD_BYTES", MIB // 2)
+    rows = rows_of(path)
     with pytest.raises(DataError, match="each chunk has to be decoded 7 times; expected at most 4"):
         rows.require_in_order()
 
