@@ -40,7 +40,7 @@ FOREIGN_OPTIONS = {
     *("--hostfile", "--oversubscribe", "--bind-to", "--host", "--gloo", "--mpi", "--nodes", "--ntasks"),
     *("--with-ft", "--signal", "--batch", "--cpus-per-task", "--wait", "--kill-on-bad-exit", "--check-build"),
     *("--prompt", "--rounds"),  # of an example, and of a benchmark
-    *("--array", "--chdir", "--ntasks-per-node", "--output", "--time", "--version", "--logdir"),
+    *("--map-by", "--array", "--chdir", "--ntasks-per-node", "--output", "--time", "--version", "--logdir"),
 }
 """Long options in the documents that are not this program's."""
 
