@@ -16,7 +16,7 @@ from hvd_train.data.hdf5.filters import require_filters
 from hvd_train.data.hdf5.heaps import require_sound_heaps
 from hvd_train.data.hdf5.packing import packing_of
 from hvd_train.data.hdf5.recipes import conversion
-from hvd_train.data.hdf5.stored import require_one_compression, require_plausible_chunks
+from hvd_train.data.hdf5.stored import require_one_compression, require_plausible_storage
 from hvd_train.data.hdf5.types import columns, element_type, is_table, is_text, text_dtype
 from hvd_train.data.layout import HELD_BYTES, SMALL_BYTES, Layout
 from hvd_train.data.places import Cut, Place
@@ -146,7 +146,7 @@ class Field:
 
     def _check_stored(self) -> None:
         """Refuses what HDF5 may not survive. When rows are first read: by the ranks that need them."""
-        require_plausible_chunks(self.dataset, self.axis, self._file_path, self._where)
+        require_plausible_storage(self.dataset, self.axis, self._file_path, self._where)
         if self._raw.kind == "O":
             require_sound_heaps(self.dataset, self._file_path, self._where)
 
