@@ -18,7 +18,7 @@ from hvd_train.data.hdf5.filters import require_filters
 from hvd_train.data.hdf5.heaps import require_sound_heaps
 from hvd_train.data.hdf5.packing import packing_of
 from hvd_train.data.hdf5.recipes import by_h5py, conversion
-from hvd_train.data.hdf5.stored import require_one_compression, require_plausible_chunks
+from hvd_train.data.hdf5.stored import require_one_compression, require_plausible_storage
 from hvd_train.data.hdf5.types import columns, element_type, is_table, is_text, text_dtype
 from hvd_train.data.hdf5.virtual import Virtual
 from hvd_train.data.layout import HELD_BYTES, SMALL_BYTES, Layout
@@ -204,7 +204,7 @@ class Field:
     def _check_stored(self) -> None:
         """Refuses what HDF5 may not survive. When rows are first read: by the ranks that need them."""
         if self.virtual is None and not self.dataset.file.swmr_mode:  # whose chunks may be more than its rows
-            require_plausible_chunks(self.dataset, self.axis, self._file_path, self._where)
+            require_plausible_storage(self.dataset, self.axis, self._file_path, self._where)
         if self._raw.kind == "O":
             require_sound_heaps(self.dataset, self._file_path, self._where)
 

@@ -1,15 +1,16 @@
-"""How many bytes of a file the chunks of a dataset take: HDF5 decodes any number of them into memory."""
+"""How many bytes of a file a dataset takes: HDF5 trusts what the file says of it."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import operator
+import os
 from typing import Any
 
 import h5py
 
-from hvd_train.data.hdf5.extensible import largest_number
+from hvd_train.data.hdf5.chunk_index import largest_number
 from hvd_train.errors import DataError, UnsupportedShard
 from hvd_train.io.text import listed
 
@@ -21,7 +22,13 @@ _MORE_BYTES = 64 << 10
 
 _MOST_MORE = 16
 _MOST_FREE = 10_000_000
+_ENTRY_BYTES = 8
+"""Of a chunk in an index, at least."""
 
+_OTHER_SIZES = (h5py.h5t.STRING, h5py.h5t.VLEN, h5py.h5t.REFERENCE)
+"""Types with another size in a file than in memory."""
+
+_DAMAGED = "The file is damaged: copy or write it again."
 _REMEDY = ". The file is damaged, or was made to exhaust the memory: copy or write it again."
 
 _COMPRESSIONS = {
@@ -50,21 +57,25 @@ def require_one_compression(dataset: h5py.Dataset, where: str) -> None:
         )
 
 
-def require_plausible_chunks(dataset: h5py.Dataset, axis: int, path: str, where: str) -> None:
-    """Raises `DataError` for a chunk that is outside of the dataset, or that is stored in far more bytes than
-    its values have, or in fewer than its checksum, and for more chunks than the dataset can have: HDF5 would
-    exhaust the memory, fail, or go on without an end. Goes through the index of all chunks.
+def require_plausible_storage(dataset: h5py.Dataset, axis: int, path: str, where: str) -> None:
+    """Raises `DataError` for values that are stored in another number of bytes than they have, for a chunk
+    that is outside of the dataset, is stored in far more bytes than its values have, or in fewer than its
+    checksum, and for more chunks than the dataset can have: HDF5 would read other values, exhaust the memory,
+    fail, or go on without an end. Goes through the index of all chunks.
 
     Args:
         axis: of the samples.
         path: of the file.
     """
+    pipeline, shape = dataset.id.get_create_plist(), dataset.shape
+    if pipeline.get_layout() == h5py.h5d.CONTIGUOUS:
+        _require_all_bytes(dataset, where)
     if dataset.chunks is None or not hasattr(dataset.id, "chunk_iter"):
         return
-    pipeline, shape = dataset.id.get_create_plist(), dataset.shape
     num_chunks = math.prod(-(-n // c) for n, c in zip(shape, dataset.chunks, strict=True))
-    # Numbers of chunks that are there no longer cost little.
-    if largest_number(dataset, path) > _MOST_MORE * num_chunks + _MOST_FREE:
+    # Numbers of chunks that are there no longer, or not yet, cost little.
+    most_numbers = _MOST_MORE * num_chunks + _MOST_FREE + os.path.getsize(path) // _ENTRY_BYTES
+    if largest_number(dataset, path) > most_numbers:
         raise DataError(f"{where}{_too_many(shape)}{_REMEDY}")
     filters = [pipeline.get_filter(index)[0] for index in range(pipeline.get_nfilters())]
     num_bytes = math.prod(dataset.chunks) * dataset.id.get_type().get_size()
@@ -91,6 +102,18 @@ def require_plausible_chunks(dataset: h5py.Dataset, axis: int, path: str, where:
     found = dataset.id.chunk_iter(wrong)
     if found is not None:
         raise DataError(f"{where}{found}{_REMEDY}")
+
+
+def _require_all_bytes(dataset: h5py.Dataset, where: str) -> None:
+    # HDF5 would read some values from other places, according to how many are read at a time.
+    kind = dataset.id.get_type()
+    if any(map(kind.detect_class, _OTHER_SIZES)):
+        return
+    stored, expected = dataset.id.get_storage_size(), dataset.size * kind.get_size()
+    if dataset.id.get_offset() is not None and stored != expected:
+        raise DataError(
+            f"{where}: its values are stored in {stored:,} bytes, but have {expected:,}. {_DAMAGED}"
+        )
 
 
 def _too_many(shape: tuple[int, ...]) -> str:

@@ -175,6 +175,32 @@ def test_an_index_that_claims_more_chunks_than_there_are(tmp_path: Path) -> None
     )
 
 
+def test_an_index_of_a_fixed_array_that_claims_more_chunks(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        file.create_dataset("inputs", data=np.arange(300.0), chunks=(7,))
+        file["targets"] = np.arange(300)
+    patched(path, b"FAHD", 8, 2**60)
+    patched(path, b"FAHD", 16, 2**64 - 1)  # as if no chunk had been written
+    assert refused(path) == (
+        f"{path}: dataset `inputs`: its index has more chunks than its shape [300] can have. {DAMAGED}"
+    )
+
+
+def test_values_that_are_stored_in_fewer_bytes_than_they_have(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["inputs"], file["targets"] = np.arange(300.0), np.arange(300)
+        place = struct.pack("<QQ", file["inputs"].id.get_offset(), 2400)
+    raw = path.read_bytes()
+    assert raw.count(place) == 1
+    path.write_bytes(raw.replace(place, place[:8] + struct.pack("<Q", 1200)))
+    assert refused(path) == (
+        f"{path}: dataset `inputs`: its values are stored in 1,200 bytes, but have 2,400. The file is "
+        "damaged: copy or write it again."
+    )
+
+
 def test_datasets_that_shrank_and_grew_are_read(tmp_path: Path) -> None:
     for libver in ("earliest", "latest"):
         for maxshape in ((1000, 8), (None, 8), (None, None)):

@@ -1,7 +1,8 @@
-"""How many chunks the index of a dataset that can grow says to have.
+"""How many chunks the index of a dataset says to have.
 
-HDF5 has these chunks in an extensible array, and goes through all numbers up to the largest one that the
-header of the array records. That header is read here, from the file: h5py does not tell it.
+In its newer formats HDF5 has the chunks in a fixed or an extensible array, and goes through all numbers up to
+the largest one that the header of the array records. That header is read here, from the file: h5py does not
+tell it.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from typing import BinaryIO
 import h5py
 
 _LAYOUT, _CONTINUATION = 8, 16
-_CHUNKED, _EXTENSIBLE_ARRAY = 2, 4
+_CHUNKED = 2
+_ARRAYS = {3: (b"FAHD", 1, 8), 4: (b"EAHD", 5, 44)}
+"""By the kind of index, fixed and extensible array: the signature of the header, how many bytes are between
+the kind and the address of the header, and where the header has the number."""
 _MOST_BLOCKS = 100
 _MOST_BLOCK_BYTES = 1 << 24
 
 
 def largest_number(dataset: h5py.Dataset, path: str) -> int:
-    """The chunks of an extensible array have numbers below this one; 0 for every other dataset of the file
-    `path`."""
+    """The chunks of an array have numbers below this one; 0 for datasets with another index. `path`: of the
+    file."""
     creation = h5py.h5i.get_file_id(dataset.id).get_create_plist()
     if creation.get_sizes() != (8, 8):
         return 0
@@ -29,9 +33,7 @@ def largest_number(dataset: h5py.Dataset, path: str) -> int:
         for kind, content in _messages(file, base, _address(dataset)):
             if kind == _LAYOUT and len(content) > 5 and content[0] >= 4 and content[1] == _CHUNKED:
                 # Flags, number of axes, bytes of a length, lengths of a chunk, kind of index, ..., address.
-                at = 5 + content[3] * content[4]
-                if content[at : at + 1] == bytes([_EXTENSIBLE_ARRAY]) and len(content) >= at + 14:
-                    return _recorded(file, base + struct.unpack_from("<Q", content, at + 6)[0])
+                return _recorded(file, base, content[5 + content[3] * content[4] :])
     return 0
 
 
@@ -40,10 +42,14 @@ def _address(dataset: h5py.Dataset) -> int:
     return int(dataset.file.id.links.get_info(h5py.h5i.get_name(dataset.id)).u)
 
 
-def _recorded(file: BinaryIO, address: int) -> int:
-    """By the header of the array."""
-    header = _read(file, address, 52)
-    return struct.unpack_from("<Q", header, 44)[0] if header[:4] == b"EAHD" and len(header) == 52 else 0
+def _recorded(file: BinaryIO, base: int, index: bytes) -> int:
+    """By the header of the array; `index`: what the object header says of the index, from its kind on."""
+    if not index or index[0] not in _ARRAYS:
+        return 0
+    signature, skipped, at = _ARRAYS[index[0]]
+    address = int.from_bytes(index[1 + skipped : 9 + skipped], "little")
+    header = _read(file, base + address, at + 8)
+    return int.from_bytes(header[at:], "little") if header.startswith(signature) else 0
 
 
 def _messages(file: BinaryIO, base: int, address: int) -> Iterator[tuple[int, bytes]]:
