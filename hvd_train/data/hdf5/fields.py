@@ -17,6 +17,7 @@ from hvd_train.data.hdf5.following import LinkedFiles
 from hvd_train.data.hdf5.links import open_dataset
 from hvd_train.data.hdf5.packed import PackedRows
 from hvd_train.data.hdf5.ragged import PaddedField, RaggedRows
+from hvd_train.data.hdf5.recipes import is_pickled
 from hvd_train.data.hdf5.types import has_rows_of_numbers
 from hvd_train.data.hdf5.virtual import Virtual
 from hvd_train.data.hdf5.vlen import VlenRows
@@ -136,7 +137,7 @@ class Opening:
         return open_dataset(self._file, self.path_of(place), self._path, self._linked)
 
     def _is_ragged(self, dataset: h5py.Dataset, place: Place) -> bool:
-        if dataset.is_virtual:
+        if dataset.is_virtual or is_pickled(dataset):
             return False
         whole = len(dataset.shape) == 1 and not (place.columns or place.cut)
         return whole and has_rows_of_numbers(dataset.id.get_type())

@@ -24,7 +24,7 @@ def by_h5py(statements: str) -> str:
 
 def conversion(dataset: h5py.Dataset, name: str) -> str:
     """What to do about `dataset`, the values of which are of a type that `numpy_dtype` refuses."""
-    if _is_pickled(dataset):
+    if is_pickled(dataset):
         return (
             "They are Python objects, which PyTables or pandas pickled: to load them could run any program, "
             "so it is not done. Write them again as numbers; of a DataFrame, with format='table', "
@@ -49,7 +49,8 @@ def conversion(dataset: h5py.Dataset, name: str) -> str:
     return _AS_NUMBERS
 
 
-def _is_pickled(dataset: h5py.Dataset) -> bool:
+def is_pickled(dataset: h5py.Dataset) -> bool:
+    """Whether it holds Python objects, as rows of bytes."""
     return "PSEUDOATOM" in dataset.attrs and dataset.attrs["PSEUDOATOM"] in (b"object", "object")
 
 
