@@ -54,6 +54,7 @@ class Opening:
         call: Callable[..., Any],
     ) -> None:
         self._file = file
+        self._is_foreign = fmt.ATTR_SCHEMA not in file.attrs
         self._path = path
         self._file_path = file_path
         self._linked = linked
@@ -89,8 +90,8 @@ class Opening:
         parts = [part for field in fields.values() for part in field.parts]
         datasets = reopened([(part.dataset, part.cache_bytes) for part in parts])
         for part, dataset in zip(parts, datasets, strict=True):
-            own = dataset.file == self._file
-            part.read_from(dataset, self._call if own else naming(dataset.file.filename))
+            call = self._call if self._is_own(dataset) else naming(dataset.file.filename)
+            part.read_from(dataset, call)
         return fields
 
     def field(self, name: str, place: Place) -> Field | PaddedField:
@@ -113,7 +114,7 @@ class Opening:
     def _plain(self, name: str, dataset: h5py.Dataset, place: Place) -> Field:
         virtual = Virtual(dataset, self._linked) if dataset.is_virtual else None
         where, file_bytes = self._place_of(dataset)
-        own = dataset.file == self._file
+        own = self._is_own(dataset)
         return Field(
             where,
             name,
@@ -122,16 +123,20 @@ class Opening:
             file_path=self._file_path if own else dataset.file.filename,
             file_bytes=file_bytes + (virtual.num_bytes if virtual else 0),
             texts=self._texts,
-            foreign=fmt.ATTR_SCHEMA not in dataset.file.attrs,
+            foreign=self._is_foreign if own else fmt.ATTR_SCHEMA not in dataset.file.attrs,
             virtual=virtual,
             own=own,
         )
 
     def _place_of(self, dataset: h5py.Dataset) -> tuple[str, int]:
         """The file that a dataset is in, for messages, and its bytes."""
-        if dataset.file == self._file:
+        if self._is_own(dataset):
             return self._path, self._file_bytes
         return dataset.file.filename, os.path.getsize(dataset.file.filename)
+
+    def _is_own(self, dataset: h5py.Dataset) -> bool:
+        # h5py makes an object for every file that is asked for.
+        return not self._linked.follow or dataset.file == self._file
 
     def _open(self, place: Place) -> h5py.Dataset:
         return open_dataset(self._file, self.path_of(place), self._path, self._linked)

@@ -172,6 +172,12 @@ class ShardFile:
                 "shortened while it was read. Restore the file that the run began with, or start a new run."
             )
 
+    def _files(self) -> list[h5py.File]:
+        """Those that the datasets are in."""
+        if not self._linked.follow:
+            return [self._file]
+        return [field.dataset.file for field in self._fields.values()]
+
     def is_whole(self, name: str) -> bool:
         """Whether a row of field `name` is a row of its dataset."""
         return self._fields[name].is_whole
@@ -221,7 +227,7 @@ class ShardFile:
         self._paths = {name: self._opening.path_of(place) for name, place in wanted.items()}
         self._fields = self._opening.fields(wanted)
         lengths = {name: self._fields[name].num_rows for name in places.places}
-        growing = any(field.dataset.file.swmr_mode for field in self._fields.values())
+        growing = any(file.swmr_mode for file in self._files())
         if len(set(lengths.values())) > 1 and not growing:
             seen = ", ".join(f"`{name}` has {n} rows" for name, n in lengths.items())
             raise DataError(
@@ -247,7 +253,7 @@ class ShardFile:
             and all(
                 plan.get_layout() == h5py.h5d.CONTIGUOUS and not plan.get_external_count() for plan in plans
             )
-            and all(field.dataset.file == self._file for field in fields),
+            and all(file == self._file for file in self._files()),
             class_counts=self._class_counts(places.targets),
             scale=self._scale(places.inputs),
             checksum_rows=checksum_rows,

@@ -143,6 +143,8 @@ def packing_of(
 
     Raises `DataError` for an attribute that cannot be applied.
     """
+    if not h5py.h5a.get_num_attrs(dataset.id):
+        return None
     given = Attributes(dataset, path, name)
     if not any(attribute in given for attribute in _NAMES):
         return None
