@@ -200,7 +200,7 @@ class ShardFile:
         return "" if sums is None else digest_of(sums)
 
     def _read_checksums(self, path: str) -> npt.NDArray[np.uint64] | None:
-        dataset = find(self._file, f"{fmt.CHECKSUMS}/{path}")
+        dataset = self._recorded(f"{fmt.CHECKSUMS}/{path}")
         written = self._facts.datasets.get(path) if self._facts else None
         if written is None and (dataset is None or self._facts):
             return None
@@ -211,6 +211,10 @@ class ShardFile:
                 f"{self._path}: the checksums of `{path}` are not those that were written. {CHANGED}"
             )
         return sums
+
+    def _recorded(self, name: str) -> h5py.HLObject | None:
+        """What `shard write` recorded; None if it did not write the file, or not this."""
+        return find(self._file, name) if self._has_group else None
 
     def _read_array(self, dataset: Any, shape: tuple[int, ...] | None, dtype: type) -> npt.NDArray[Any]:
         """A small dataset of integers; `shape` None for any number of them."""
@@ -223,6 +227,7 @@ class ShardFile:
 
     def _read_header(self, places: Places) -> None:
         self._facts: fmt.Facts | None = None
+        self._has_group = find(self._file, fmt.GROUP) is not None
         wanted = self._opening.with_masks(places)
         self._paths = {name: self._opening.path_of(place) for name, place in wanted.items()}
         self._fields = self._opening.fields(wanted)
@@ -285,7 +290,7 @@ class ShardFile:
                 "Use the version of hvd_train that wrote it, or write the shards anew."
             )
         facts = [attributes[key] for key in (fmt.ATTR_FACTS, fmt.ATTR_FACTS_DIGEST) if key in attributes]
-        marked = facts or fmt.ATTR_NUM_SAMPLES in attributes or find(self._file, fmt.GROUP) is not None
+        marked = facts or fmt.ATTR_NUM_SAMPLES in attributes or self._has_group
         expected = {None: not marked, 1: not facts, 2: len(facts) == 2}
         if not expected[schema]:
             raise DataError(f"{self._path}: written by hvd_train, but its metadata is missing. {CHANGED}")
@@ -314,7 +319,7 @@ class ShardFile:
     def _checksum_rows(self) -> int | None:
         if self._facts is not None:
             return self._facts.checksum_rows
-        blocks = find(self._file, fmt.CHECKSUMS)
+        blocks = self._recorded(fmt.CHECKSUMS)
         rows = None if blocks is None else _integer(blocks.attrs[fmt.ATTR_CHECKSUM_ROWS])
         if rows is not None and rows < 1:
             raise ValueError(f"checksums of blocks of {rows} rows")
@@ -335,7 +340,7 @@ class ShardFile:
         if name not in self._fields or not self._fields[name].is_whole:
             return None
         path = self._paths[name]
-        dataset = find(self._file, f"{fmt.CLASS_COUNTS}/{path}")
+        dataset = self._recorded(f"{fmt.CLASS_COUNTS}/{path}")
         written = self._facts.datasets.get(path) if self._facts else None
         expected = written.class_counts if written else None
         if expected is None and (dataset is None or self._facts):
