@@ -53,7 +53,9 @@ class Watched(hvd_train.Task):
             now = anonymous_bytes()
             if now > self._peak:
                 self._peak = now
-                result.write_text(str(now))
+                new = result.with_suffix(".new")
+                new.write_text(str(now))
+                new.replace(result)
             time.sleep(0.005)
 
     def build_model(self, spec: hvd_train.SampleSpec) -> nn.Module:
@@ -108,7 +110,7 @@ def peak(folder: Path, data: Path, ranks: int, name: str) -> int:
     """Bytes of the rank that needs most."""
     done = trained(folder, data, ranks, name)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = [int(file.read_text()) for file in (folder / name).iterdir()]
+    found = [int(file.read_text()) for file in (folder / name).iterdir() if not file.suffix]
     assert len(found) == ranks
     return max(found)
 
