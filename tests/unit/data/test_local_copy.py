@@ -87,12 +87,16 @@ def test_the_last_that_holds_the_folder_removes_it(cache: Path) -> None:
 
 def test_what_a_killed_job_left_is_removed_and_nothing_else(cache: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from hvd_train.data.local_copy import LocalFolder\n"
+        "import sys; from pathlib import Path; from hvd_train.data.local_copy import LocalFolder\n"
         "folder = LocalFolder.make(Path(sys.argv[1])); (folder.path / 'copy.part').write_text('half')\n"
-        "print(folder.path, flush=True); time.sleep(600)"
+        "print(folder.path, flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", script, str(cache)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        [sys.executable, "-c", script, str(cache)],
+        stdin=subprocess.PIPE,  # closed if this test ends early
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     ) as job:
         assert job.stdout is not None
         left = Path(job.stdout.readline().strip())
