@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
-from hvd_train.data.finite import first_not_finite
 from hvd_train.data.mapped import MappedShard
-from hvd_train.data.numbering import Origins
-from hvd_train.data.readers.base import ArrayBatch, Reader, RowNumbers
+from hvd_train.data.readers.base import ArrayBatch, RowNumbers
 from hvd_train.data.readers.cursor import ALONE, Share
-from hvd_train.data.readers.permutation import Permutation
+from hvd_train.data.readers.permuted import PermutedReader
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import MARK, USABLE
 
 
 @final
-class MmapReader(Reader):
+class MmapReader(PermutedReader):
     """Maps the files of all rows, and copies out of them the rows of a batch. Every file stays open.
 
     What has been read is in the page cache of the host, once for all of its ranks, and can be dropped from
     there when memory is short. `DataError` for datasets that are not one piece of their file.
     """
 
+    _rows: Rows
+
     def __init__(self, rows: Rows, seed: int, *, share: Share = ALONE) -> None:
+        super().__init__(rows, seed, share)
         self.mode = "mmap"
-        self.num_samples = len(rows)
-        self.restarted = False
-        self._rows = rows
         self._shards: list[MappedShard] = []
         self._ranges: dict[str, list[tuple[int, int]]] = {}
         for span in rows.spans:
@@ -43,12 +40,6 @@ class MmapReader(Reader):
         self._is_one_file = self._shifts.tolist() == [0]
         """Whether the rows are those of a file from its first on, with the same numbers."""
         self._paths = paths
-        self._is_closed = False
-        self._order = Permutation(rows, seed, share)
-
-    @property
-    def left(self) -> int:
-        return self._order.left
 
     def open(self) -> None:
         if self._shards or self._is_closed:
@@ -61,28 +52,6 @@ class MmapReader(Reader):
             self.close()
             raise
         self._rows.close()
-
-    def start_epoch(self, epoch: int) -> None:
-        self._order.go_to(epoch)
-
-    def next_batch(self, size: int) -> ArrayBatch | None:
-        if self._is_closed:
-            raise RuntimeError("the reader is closed")
-        self.open()
-        numbers = self._order.next(size)
-        return self._gather(numbers) if len(numbers) else None
-
-    def origins(self, start: int, stop: int) -> Origins:
-        return self._rows.origins(self._order.rows_at(start, stop))
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._order.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.restarted = self._order.load_state_dict(state)
-
-    def not_finite_since(self, state: Mapping[str, Any]) -> str:
-        return first_not_finite(self._rows, self._order.drawn_since(state))
 
     def close(self) -> None:
         self._is_closed = True

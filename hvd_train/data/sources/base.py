@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -26,6 +26,11 @@ BLOCK_BYTES = 4 << 20
 
 Block = Mapping[str, Array]
 """Consecutive rows by the name of the field, [rows, ...] each, in native byte order."""
+
+
+def name_of(paths: Sequence[str]) -> str:
+    """Some files, for messages."""
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
 
 
 class Source(ABC):

@@ -9,7 +9,16 @@ from hvd_train.data.format import FieldSpec, ShardInfo
 from hvd_train.data.hdf5.file import ShardFile, read_info
 from hvd_train.data.locate import Found, in_groups, locate
 from hvd_train.data.places import Places, parse_place
-from hvd_train.data.sources.base import GROUP, INPUTS, TARGETS, Block, Source, group_numbers, rows_of_block
+from hvd_train.data.sources.base import (
+    GROUP,
+    INPUTS,
+    TARGETS,
+    Block,
+    Source,
+    group_numbers,
+    name_of,
+    rows_of_block,
+)
 from hvd_train.errors import DataError
 
 
@@ -37,7 +46,7 @@ class Hdf5Source(Source):
         self._infos = [(shard, info) for shard, info in infos if info.num_samples]
         if not self._infos:
             raise DataError(f"{' '.join(paths)}: no samples. Expected at least 1.")
-        self._name = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+        self._name = name_of(paths)
         self._first = self._infos[0][1]
         for shard, info in self._infos:
             self._require_alike(shard, info)

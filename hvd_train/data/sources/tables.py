@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hvd_train.data.format import FieldSpec
-from hvd_train.data.sources.base import Source
+from hvd_train.data.sources.base import Source, name_of
 from hvd_train.errors import DataError
 
 
@@ -36,9 +36,7 @@ class Tables(Source):
 
     @property
     def name(self) -> str:
-        return (
-            self._paths[0] if len(self._paths) == 1 else f"{self._paths[0]} and {len(self._paths) - 1} more"
-        )
+        return name_of(self._paths)
 
     @property
     def fields(self) -> Mapping[str, FieldSpec]:

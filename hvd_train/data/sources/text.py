@@ -10,7 +10,7 @@ import numpy as np
 
 from hvd_train.data.files import require_regular
 from hvd_train.data.format import Array, FieldSpec
-from hvd_train.data.sources.base import INPUTS, TARGETS, Block, Source, rows_of_block
+from hvd_train.data.sources.base import INPUTS, TARGETS, Block, Source, name_of, rows_of_block
 from hvd_train.errors import DataError
 from hvd_train.io.user_module import load_module
 
@@ -50,9 +50,7 @@ class TextSource(Source):
 
     @property
     def name(self) -> str:
-        return (
-            self._paths[0] if len(self._paths) == 1 else f"{self._paths[0]} and {len(self._paths) - 1} more"
-        )
+        return name_of(self._paths)
 
     @property
     def fields(self) -> Mapping[str, FieldSpec]:

@@ -14,7 +14,16 @@ import numpy as np
 
 from hvd_train.data.files import require_regular
 from hvd_train.data.format import Array, FieldSpec
-from hvd_train.data.sources.base import GROUP, INPUTS, TARGETS, Block, Source, group_numbers, rows_of_block
+from hvd_train.data.sources.base import (
+    GROUP,
+    INPUTS,
+    TARGETS,
+    Block,
+    Source,
+    group_numbers,
+    name_of,
+    rows_of_block,
+)
 from hvd_train.data.sources.pillow import IMAGE_SUFFIXES, ImageReader
 from hvd_train.errors import DataError
 from hvd_train.io.text import listed, shown
@@ -70,9 +79,7 @@ class WebDataset(Source):
 
     @property
     def name(self) -> str:
-        return (
-            self._paths[0] if len(self._paths) == 1 else f"{self._paths[0]} and {len(self._paths) - 1} more"
-        )
+        return name_of(self._paths)
 
     @property
     def fields(self) -> Mapping[str, FieldSpec]:
