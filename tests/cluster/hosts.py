@@ -354,6 +354,12 @@ class Hosts:
                     found.append(int(process.name))
         return sorted(found)
 
+    def signal(self, host: int, pattern: str, number: int) -> None:
+        """Sends a signal to the processes that `pids` finds. One may end before it is reached."""
+        for pid in self.pids(host, pattern):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
 
 def placement(slots: Sequence[int]) -> str:
     """So many ranks on each of h1, h2, ..., as mpirun's --host and horovodrun's -H take it: `h1:3,h2:1`."""

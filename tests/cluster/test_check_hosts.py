@@ -80,8 +80,7 @@ def other_file(hosts: Hosts, host: int, path: Path, text: str, folder: Path) -> 
 
 @contextmanager
 def no_sshd(hosts: Hosts, folder: Path) -> Iterator[None]:
-    for pid in hosts.pids(2, "sshd"):
-        os.kill(pid, signal.SIGKILL)
+    hosts.signal(2, "sshd", signal.SIGKILL)
     try:
         yield
     finally:
@@ -91,14 +90,11 @@ def no_sshd(hosts: Hosts, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def stuck_sshd(hosts: Hosts, folder: Path) -> Iterator[None]:
-    pids = hosts.pids(2, "sshd")
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+    hosts.signal(2, "sshd", signal.SIGSTOP)
     try:
         yield
     finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        hosts.signal(2, "sshd", signal.SIGCONT)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, final
 
 import h5py
@@ -54,7 +55,6 @@ class Opening:
         call: Callable[..., Any],
     ) -> None:
         self._file = file
-        self._is_foreign = fmt.ATTR_SCHEMA not in file.attrs
         self._path = path
         self._file_path = file_path
         self._linked = linked
@@ -133,6 +133,10 @@ class Opening:
         if self._is_own(dataset):
             return self._path, self._file_bytes
         return dataset.file.filename, os.path.getsize(dataset.file.filename)
+
+    @cached_property
+    def _is_foreign(self) -> bool:
+        return fmt.ATTR_SCHEMA not in self._file.attrs
 
     def _is_own(self, dataset: h5py.Dataset) -> bool:
         # h5py makes an object for every file that is asked for.
