@@ -27,6 +27,10 @@ class WriteArgs:
     """Two idx files or two .npy files (inputs, targets), one .npz file, HDF5, CSV, Parquet, text (.txt) or
     WebDataset (.tar) files, or a folder of images with a folder for each class; or the word `digits`."""
 
+    from_: Annotated[str, arg(name="from")] = ""
+    """Instead of files a Python dataset: `file.py:make_dataset` or `package.module:make_dataset`, a function
+    or class without arguments. The fields have the names that its samples give them."""
+
     out: str
     """Folder for the shards and their manifest.json; created if missing."""
 
@@ -118,8 +122,9 @@ def write(args: WriteArgs) -> int:
         resize=args.resize,
         tokenizer=args.tokenizer,
         length=args.length,
+        python=args.from_,
     )
-    source = TargetRemark(open_source(args.sources, wanted), args.targets, args.sources[-1])
+    source = TargetRemark(open_source(args.sources, wanted), args.targets, args.from_ or args.sources[-1])
     try:
         with WriteProgress() as progress:
             manifest = write_shards(args.out, source, _request(args), progress.report)

@@ -40,7 +40,9 @@ class Hdf5Source(Source):
         if group:
             places[GROUP] = parse_place(group, "--group")
         self._places = Places(places, INPUTS, TARGETS)
-        found: list[Found] = [shard for path in paths for shard in locate(path, "SOURCE").train]
+        found: list[Found] = [
+            shard for path in paths for shard in locate(path, "SOURCE", files_only=True).train
+        ]
         shards = [shard.path for shard in in_groups(found, self._places)]
         infos = [(shard, read_info(shard, self._places, texts=bool(group))) for shard in shards]
         self._infos = [(shard, info) for shard, info in infos if info.num_samples]

@@ -30,6 +30,8 @@ class Wanted:
     tokenizer: str = "bytes"
     length: int = 128
     """Tokens of a sequence."""
+    python: str = ""
+    """The name of a Python dataset, in place of files."""
 
     @property
     def names(self) -> dict[str, str]:
@@ -55,6 +57,8 @@ def open_source(paths: Sequence[str], wanted: Wanted | None = None) -> Source:
 
 
 def _open(paths: Sequence[str], wanted: Wanted) -> Source:
+    if wanted.python:
+        return _open_python(paths, wanted)
     if list(paths) == ["digits"]:
         from hvd_train.data.sources.digits import load_digits
 
@@ -71,6 +75,14 @@ def _open(paths: Sequence[str], wanted: Wanted) -> Source:
 
         return open_idx_pair(paths[0], paths[1])
     raise DataError(f"sources {' '.join(paths)!r}: {EXPECTED}.")
+
+
+def _open_python(paths: Sequence[str], wanted: Wanted) -> Source:
+    from hvd_train.data.sources.python_dataset import PythonDataset
+
+    if paths:
+        raise DataError(f"{' '.join(paths)} and --from {wanted.python}: expected one source. Leave one out.")
+    return PythonDataset(wanted.python, wanted.names, wanted.group, wanted.classes)
 
 
 def _open_npy(paths: Sequence[str], wanted: Wanted) -> Source:
