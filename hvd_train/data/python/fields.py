@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import final
+from typing import Literal, final
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from hvd_train.errors import DataError
 
 Forms = Mapping[str, FieldSpec]
 
+_NAMING = ("inputs", "targets", "fields")
+"""The options that name fields."""
+
 
 @final
 class Fields:
@@ -25,13 +28,22 @@ class Fields:
         forms: of the fields of a sample, by their own names.
         places: of the fields of a row.
         texts: the fields of a row that may be text.
+        options: how the names of options begin, for messages.
 
     Raises `DataError` for a field that a sample lacks, a place that is more than a name, and text without
     classes.
     """
 
-    def __init__(self, dataset: str, forms: Forms, places: Places, texts: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        dataset: str,
+        forms: Forms,
+        places: Places,
+        texts: Collection[str] = (),
+        options: Literal["data.", "--"] = "data.",
+    ) -> None:
         self._dataset = dataset
+        self._options = options
         self._forms = forms
         self._keys = {name: self._key(name, place) for name, place in places.places.items()}
         self._encoders = {
@@ -78,8 +90,8 @@ class Fields:
         if place.dataset not in self._forms:
             raise DataError(
                 f"{self._dataset}: a sample has the fields {quoted(self._forms)}; expected "
-                f"`{place.dataset}`. Name them in data.inputs, data.targets and data.fields, or return such "
-                "a field."
+                f"`{place.dataset}`. Name them in {', '.join(self._options + o for o in _NAMING)}, or return "
+                "such a field."
             )
         return place.dataset
 
@@ -96,6 +108,6 @@ class Fields:
         if form.dtype == "object":
             raise DataError(
                 f"{self._dataset}: `{key}` of a sample is text; expected numbers. List the texts that are "
-                "classes in data.classes if it is the targets, else leave it out."
+                f"classes in {self._options}classes if it is the targets, else leave it out."
             )
         return FieldSpec(shape=form.shape, dtype=form.dtype, place=place)

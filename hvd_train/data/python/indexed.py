@@ -101,7 +101,7 @@ class Indexed(MadeSamples):
             raise DataError(
                 f"{self.name}: sample {index} cannot be read: {type(error).__name__}: {error}"
                 f"{place_of(error, self._file)}. Expected a sample for each of 0 to {self._count - 1}: "
-                "correct the dataset, or leave such samples out by data.on_damage = 'skip'."
+                "correct the dataset; a training leaves such samples out by data.on_damage = 'skip'."
             ) from error
 
     def _compare(self, index: int, seen: Any, expected: Any) -> None:

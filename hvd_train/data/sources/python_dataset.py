@@ -53,7 +53,7 @@ class PythonDataset(Source):
             places[GROUP] = Place(group)
         if self._made.known_length is not None:
             self._made.settle(names[TARGETS])
-        self._fields = Fields(name, self._made.forms, Places(places, INPUTS, TARGETS), texts=(GROUP,))
+        self._fields = Fields(name, self._made.forms, Places(places, INPUTS, TARGETS), (GROUP,), "--")
         self._names = list(places)
 
     @property

@@ -221,8 +221,8 @@ def test_a_sample_that_fails_is_an_error(tmp_path: Path) -> None:
     found = message(f"{path}:Plain")
     assert found == (
         f"{path}:Plain: sample 3 cannot be read: OSError: no such picture ({path}, line {line}). Expected a "
-        "sample for each of 0 to 59: correct the dataset, or leave such samples out by data.on_damage = "
-        "'skip'."
+        "sample for each of 0 to 59: correct the dataset; a training leaves such samples out by "
+        "data.on_damage = 'skip'."
     )
 
 
@@ -395,7 +395,7 @@ REFUSED = {
     "no such field": (
         {},
         "{name}: a sample has the fields `picture`, `animal`, `votes`, `n`; expected `inputs`. Name them in "
-        "data.inputs, data.targets and data.fields, or return such a field.",
+        "data.inputs, data.targets, data.fields, or return such a field.",
     ),
     "text": (
         {"inputs": "picture", "targets": "animal"},
