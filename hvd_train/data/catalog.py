@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from hvd_train.config import DataConfig
 from hvd_train.data.blocks import rows_per_block
 from hvd_train.data.check import unlike
+from hvd_train.data.class_names import listed_names, named_dataset, uncovered
 from hvd_train.data.deal import Span, deal, split_validation
 from hvd_train.data.demo import ensure_digits
 from hvd_train.data.format import MANIFEST_NAME, SampleSpec, ShardInfo, is_class_dtype, mask_name
@@ -130,6 +131,7 @@ def join_shards(files: Files, data: DataConfig, read: Sequence[HeadersRead]) -> 
     refuse_repeats(*([origin for _, origin in part] for part in parts))
     train_infos, validation_infos = (tuple(info for info, _ in part) for part in parts)
     sample = _agree((*train_infos, *validation_infos), data)
+    sample = replace(sample, names=listed_names(files.every, named_dataset(sample)))
     return Shards(
         train=train_infos,
         validation=validation_infos,
@@ -226,13 +228,15 @@ def make_catalog(
     fraction of rows for validation leaves one of the parts empty."""
     shards, said = _scaled(shards, join(inputs))
     train, validation = _parts(shards, data)
+    labels = join(train_labels for train_labels, _ in summaries)
+    shards, unnamed = _named(shards, join(part for parts in summaries for part in parts))
     return Catalog(
         sample=_with_classes(shards, summaries, tokens),
         shards=(*shards.train, *shards.validation),
         train=train,
         validation=validation,
-        labels=join(train_labels for train_labels, _ in summaries),
-        warnings=(*shards.warnings, *said),
+        labels=labels,
+        warnings=(*shards.warnings, *said, *unnamed),
     )
 
 
@@ -255,6 +259,12 @@ def _scaled(shards: Shards, inputs: Labels) -> tuple[Shards, tuple[str, ...]]:
     return replace(shards, sample=replace(sample, scale=1 / by)), (line,)
 
 
+def _named(shards: Shards, labels: Labels) -> tuple[Shards, tuple[str, ...]]:
+    """Without the names of the classes, and with a line that says so, if there are more classes."""
+    said = uncovered(shards.sample, labels)
+    return (replace(shards, sample=replace(shards.sample, names=())), (said,)) if said else (shards, ())
+
+
 def _with_classes(shards: Shards, summaries: Sequence[LabelSummary], tokens: bool) -> SampleSpec:
     sample = shards.sample
     if not is_class_dtype(sample.fields[sample.targets].dtype):
@@ -268,7 +278,7 @@ def _with_classes(shards: Shards, summaries: Sequence[LabelSummary], tokens: boo
     labels, path = empty[0] if empty else (every, shards.train[0].path)
     reason = objection(labels, sample.targets, path, tokens=tokens)
     coding = sample.fields[sample.targets].coding
-    named = len(coding.names) if coding else 0
+    named = len(coding.names if coding else sample.names)
     counted = replace(sample, num_classes=named or every.num_classes)
     return Unclassed(counted, reason) if reason else counted
 

@@ -111,6 +111,7 @@ def save_manifest(folder: str | Path, manifest: Manifest) -> Manifest:
     fields = {name: field.to_json() for name, field in manifest.sample.fields.items()}
     values = asdict(manifest)
     values["sample"]["fields"] = fields
+    del values["sample"]["names"]  # they are in `class_names`
     if not manifest.class_names:
         del values["class_names"]
     values["digest"] = _digest(values)

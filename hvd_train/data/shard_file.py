@@ -73,7 +73,7 @@ class Storage:
 @final
 class ShardBuilder:
     """A shard of `num_rows` rows that is being written to `path`, which must not exist. Every method raises
-    OSError."""
+    OSError, and `DataError` for a class without a name where classes have names."""
 
     def __init__(self, path: Path, storage: Storage, num_rows: int) -> None:
         self._storage = storage
@@ -127,9 +127,18 @@ class ShardBuilder:
         self._pending, self._num_pending = [rest] if left else [], left
         self._stream.append(rows)
         self._counts.take(rows[self._storage.targets])
+        self._require_names()
         for start in range(0, num_rows, self._block):
             for name, array in rows.items():
                 self._sums[name].append(checksum(array[start : start + self._block]))
+
+    def _require_names(self) -> None:
+        names, classes = self._storage.class_names, self._counts.num_classes or 0
+        if names and classes > len(names):
+            raise DataError(
+                f"`{self._storage.targets}` holds {classes - 1}, but {len(names)} classes have names. Expected "
+                f"class numbers from 0 to {len(names) - 1}: name every class."
+            )
 
     def _facts(
         self,

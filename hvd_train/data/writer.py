@@ -45,6 +45,8 @@ class Request:
     chunk_rows: int | None = None
     scale: float | None = None
     """Instead of the scale of the source."""
+    class_names: tuple[str, ...] = ()
+    """Where the source knows none."""
     force: bool = False
 
 
@@ -79,7 +81,7 @@ def write_shards(
     storage = Storage(
         fields=source.fields,
         scale=source.scale if request.scale is None else request.scale,
-        class_names=source.class_names,
+        class_names=source.class_names or request.class_names,
         compression=request.compression,
         chunk_rows=request.chunk_rows,
     )
@@ -99,7 +101,9 @@ def _require(request: Request, source: Source) -> None:
     if request.chunk_rows is not None and request.chunk_rows < 1:
         raise DataError(f"--chunk-rows {request.chunk_rows}: expected at least 1 row.")
     targets = source.fields[TARGETS]
-    for option, on in (("--by-class", request.by_class), ("--stratify", request.stratify)):
+    of_classes = {"--by-class": request.by_class, "--stratify": request.stratify}
+    of_classes["--classes"] = bool(request.class_names)
+    for option, on in of_classes.items():
         if on and (targets.shape or not is_class_dtype(targets.dtype)):
             raise DataError(
                 f"{option}: targets are {targets.dtype} {list(targets.shape)}. Expected one class number "

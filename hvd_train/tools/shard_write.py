@@ -74,7 +74,8 @@ class WriteArgs:
     """Further fields of a sample: names, and arrays, places, columns or .npy files."""
 
     classes: tuple[str, ...] = ()
-    """Texts in the column of targets that are classes, in the order of their numbers."""
+    """Names of the classes, in the order of their numbers: the texts in the column of targets, the folders of
+    images, or for targets that are numbers what 0, 1, ... stand for."""
 
     resize: tuple[int, int] | None = None
     """Height and width to which images are resized. Default: all must have the same."""
@@ -167,5 +168,6 @@ def _request(args: WriteArgs) -> Request:
         compression=args.compression,
         chunk_rows=args.chunk_rows,
         scale=args.scale,
+        class_names=args.classes,
         force=args.force,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import final
 
+from hvd_train.data.class_names import listed_names
 from hvd_train.data.format import FieldSpec, ShardInfo
 from hvd_train.data.hdf5.file import ShardFile, read_info
 from hvd_train.data.locate import Found, in_groups, locate
@@ -41,6 +42,7 @@ class Hdf5Source(Source):
             places[GROUP] = parse_place(group, "--group")
         self._places = Places(places, INPUTS, TARGETS)
         found: list[Found] = [shard for path in paths for shard in locate(path, "SOURCE").train]
+        self._class_names = listed_names(found, names[TARGETS])
         shards = [shard.path for shard in in_groups(found, self._places)]
         infos = [(shard, read_info(shard, self._places, texts=bool(group))) for shard in shards]
         self._infos = [(shard, info) for shard, info in infos if info.num_samples]
@@ -67,6 +69,10 @@ class Hdf5Source(Source):
     @property
     def scale(self) -> float | None:
         return self._first.scale
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._class_names
 
     @property
     def files(self) -> Collection[str]:

@@ -24,7 +24,7 @@ class Wanted:
     group: str = ""
     """What says which group a row belongs to."""
     classes: tuple[str, ...] = ()
-    """Texts that are classes, in the order of their numbers."""
+    """Texts or folders that are classes, in the order of their numbers."""
     resize: tuple[int, int] | None = None
     """Height and width of images."""
     tokenizer: str = "bytes"
@@ -109,7 +109,7 @@ def _open_images(paths: Sequence[str], wanted: Wanted) -> Source:
         raise DataError(
             f"{' '.join(paths)}: {len(paths)} folders. Expected one, with a folder for each class."
         )
-    return ImageFolder(paths[0], wanted.resize)
+    return ImageFolder(paths[0], wanted.resize, wanted.classes)
 
 
 def _open_text(paths: Sequence[str], wanted: Wanted) -> Source:
