@@ -33,6 +33,27 @@ Box = tuple[slice, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Whole:
+    """The dataset that rows are a part of: of which columns or a range are read, or the samples are along
+    another axis than the first. Chunks are read and decoded as they are there."""
+
+    shape: tuple[int, ...]
+    """With the axes of the file."""
+
+    chunk: tuple[int, ...]
+    """Shape of a chunk."""
+
+    itemsize: int
+    """Bytes of one value, or of one row of a table."""
+
+    axis: int = 0
+    """Of the samples."""
+
+    band_chunks: int = 1
+    """Chunks of a band of which something is read."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """The shape of a dataset and of its chunks."""
 
@@ -48,6 +69,9 @@ class Layout:
     filtered: bool = False
     """Whether chunks pass through a filter (compression, shuffle, checksum)."""
 
+    whole: Whole | None = None
+    """What it is a part of; None if rows are those of the dataset."""
+
     dataset: str = field(default="", compare=False)
     """Its name in its file, for messages; empty: that of the field."""
 
@@ -62,7 +86,8 @@ class Layout:
     @property
     def chunk_bytes(self) -> int:
         """Bytes of one chunk, decoded; 0 for a dataset that is not chunked."""
-        return prod(self.chunk) * self.itemsize if self.chunk else 0
+        stored = self.whole or self
+        return prod(stored.chunk or ()) * stored.itemsize if self.chunk else 0
 
     @property
     def band_rows(self) -> int:
@@ -71,8 +96,8 @@ class Layout:
 
     @cached_property
     def band_chunks(self) -> int:
-        """Chunks of a band."""
-        return prod(self._tiles())
+        """Chunks of a band of which something is read."""
+        return self.whole.band_chunks if self.whole else prod(self._tiles())
 
     @cached_property
     def band_bytes(self) -> int:
@@ -151,15 +176,17 @@ class Layout:
 
     def in_words(self) -> str:
         """Its chunks, for messages."""
-        count = prod(self.chunk or ())
-        return f"chunks of {_by(self.chunk or ())} ({count:,} values, {count * self.itemsize:,} bytes)"
+        chunk = (self.whole or self).chunk or ()
+        return f"chunks of {_by(chunk)} ({prod(chunk):,} values, {self.chunk_bytes:,} bytes)"
 
     def suggested_chunk(self) -> tuple[int, ...]:
-        """Whole samples, about 512 KiB."""
-        rows = max(1, _SUGGESTED_BYTES // max(1, self.row_bytes))
+        """Whole samples, about 512 KiB, with the axes of the file."""
+        stored, axis = self.whole or self, self.whole.axis if self.whole else 0
+        before, others = stored.shape[:axis], stored.shape[axis + 1 :]
+        rows = max(1, _SUGGESTED_BYTES // max(1, prod((*before, *others)) * stored.itemsize))
         # A power of two, as block sizes are.
         rows = 1 << (rows.bit_length() - 1)
-        return (max(1, min(rows, self.shape[0])), *self.shape[1:])
+        return (*before, max(1, min(rows, stored.shape[axis])), *others)
 
     def _tiles(self) -> tuple[int, ...]:
         """Chunks along each axis but the first."""
