@@ -17,6 +17,8 @@ from functools import cached_property
 from itertools import product
 from math import ceil, prod
 
+from hvd_train.errors import DataError
+
 SMALL_BYTES = 1 << 20
 """Of a dataset whose bands have at most so many bytes, the chunk cache of HDF5 holds one band."""
 
@@ -27,6 +29,9 @@ _PARTIAL_BYTES = 1 << 20
 """The same where nothing is decoded: enough that reads of a few bytes a chunk are rare."""
 
 _SUGGESTED_BYTES = 512 << 10
+
+_MOST_DECODES = 4
+"""In one pass over rows in order, of each chunk."""
 
 Box = tuple[slice, ...]
 """A part of a sample: a slice of each axis of the dataset but the first."""
@@ -208,4 +213,17 @@ def repack_line(path: str, name: str, layouts: Mapping[str, Layout]) -> str:
         for field, layout in layouts.items()
         if layout.is_large and layout.filtered and layout.file == file
     ]
-    return f"h5repack {' '.join(options)} {shlex.quote(file or path)} repacked.h5"
+    return f"h5repack {' '.join(dict.fromkeys(options))} {shlex.quote(file or path)} repacked.h5"
+
+
+def require_few_decodings(path: str, layouts: Mapping[str, Layout]) -> None:
+    """Raises `DataError` if reading the rows of the shard `path` in order, a few at a time, would decode a
+    chunk many times."""
+    for name, layout in layouts.items():
+        if layout.decodes > _MOST_DECODES:
+            raise DataError(
+                f"{path}: dataset `{name}` is compressed in {layout.in_words()}. To read its rows in "
+                f"order, each chunk has to be decoded {layout.decodes} times; expected at most "
+                f"{_MOST_DECODES}. Write the file in smaller chunks: "
+                f"`{repack_line(path, name, layouts)}`."
+            )

@@ -17,7 +17,7 @@ from hvd_train.data.hdf5.extent import Extent, Obstacle, converted, extent_of
 from hvd_train.data.hdf5.filters import require_filters
 from hvd_train.data.hdf5.heaps import require_sound_heaps
 from hvd_train.data.hdf5.packing import packing_of, refuse_packing, unapplied
-from hvd_train.data.hdf5.recipes import by_h5py, conversion
+from hvd_train.data.hdf5.recipes import by_h5py, conversion, from_rows
 from hvd_train.data.hdf5.stored import require_one_compression, require_plausible_storage
 from hvd_train.data.hdf5.types import columns, element_type, is_table, is_text, text_dtype
 from hvd_train.data.hdf5.virtual import Virtual
@@ -336,7 +336,7 @@ class Field:
                 f"{self._where} {seen}; expected {_some(chosen)} in it. Name columns that it has, or the "
                 "dataset without brackets."
             )
-        return {column: self._numbers(table[column], f", column `{column}`,", False) for column in chosen}
+        return {column: self._numbers(table[column], column, False) for column in chosen}
 
     def _numbers(self, kind: Any, column: str, texts: bool) -> tuple[np.dtype[Any], tuple[int, ...]]:
         dtype, inner = element_type(kind)
@@ -348,10 +348,12 @@ class Field:
         remedy = conversion(self.dataset, self._name)
         if column:
             classes = "If they are classes, list them in data.classes; else name" if is_text(kind) else "Name"
-            remedy = f"{classes} other columns."
+            rows = from_rows(kind, f"old[{self._name!r}][{column!r}]")
+            remedy = rows or f"{classes} other columns."
+        of_column = f", column `{column}`," if column else ""
         raise UnsupportedShard(
-            f"{self._where}{column} holds {dtype}. Expected integers of 8 to 64 bits, floating-point numbers "
-            f"of 16 to 64 bits, {allowed}or booleans. {remedy}"
+            f"{self._where}{of_column} holds {dtype}. Expected integers of 8 to 64 bits, floating-point "
+            f"numbers of 16 to 64 bits, {allowed}or booleans. {remedy}"
         )
 
 

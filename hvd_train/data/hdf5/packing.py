@@ -190,9 +190,9 @@ def refuse_packing(dataset: h5py.Dataset, path: str, name: str) -> None:
     given = Attributes(dataset, path, name)
     if found := [attribute for attribute in _NAMES if attribute in given]:
         raise UnsupportedShard(
-            f"{path}: dataset `{name}` is a table with the attributes {listed(found)}. Expected such attributes "
-            "at datasets of numbers only: write the columns as datasets of their own, each with its "
-            "attributes, or, if the values are stored as they are meant, remove them, "
+            f"{path}: dataset `{name}` is a table with the attributes {listed(found)}. Expected such "
+            "attributes at datasets of numbers only: write the columns as datasets of their own, each with "
+            "its attributes, or, if the values are stored as they are meant, remove them, "
             f"{given.removal(found)}."
         )
 

@@ -117,8 +117,14 @@ class PaddedField:
             band_chunks=stored.band_chunks,
         )
         rows = max(1, stored.band_rows * self.num_rows // max(1, stored.shape[0]))
-        chunk, names = (rows, *self.spec.shape), {"dataset": stored.dataset, "file": stored.file}
-        return replace(padded, chunk=chunk, filtered=True, whole=stored.whole or own, **names)
+        return replace(
+            padded,
+            chunk=(rows, *self.spec.shape),
+            filtered=True,
+            whole=stored.whole or own,
+            dataset=stored.dataset,
+            file=stored.file,
+        )
 
     @property
     def parts(self) -> Sequence[Part]:
