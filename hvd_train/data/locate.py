@@ -18,7 +18,7 @@ SUFFIXES = (".h5", ".hdf5")
 UNFINISHED_SUFFIX = ".unfinished.json"
 """Of what is known of shards that are being written."""
 
-OTHER_SUFFIXES = (".hdf", ".he5", ".nc", ".nc4", ".cdf", ".mat", ".h5ad")
+OTHER_SUFFIXES = (".hdf", ".he5", ".nc", ".nc4", ".cdf", ".mat", ".h5ad", ".loom", ".nxs", ".cxi")
 """Of formats that are HDF5, or were before. In a folder they count only if it has none of `SUFFIXES`: a file
 may be there in both forms."""
 
@@ -97,7 +97,7 @@ def in_groups(shards: Sequence[Found], layout: Places) -> Iterator[Found]:
 def _files_in(folder: str, key: str) -> list[str]:
     visible = [p for p in Path(folder).iterdir() if not p.name.startswith(".")]
     for suffixes in (SUFFIXES, OTHER_SUFFIXES):
-        if files := sorted(str(p) for p in visible if p.suffix in suffixes):
+        if files := sorted(str(p) for p in visible if p.suffix.lower() in suffixes):
             return files
     raise DataError(
         f"{key} = {folder!r}: the folder holds neither manifest.json nor files ending in "

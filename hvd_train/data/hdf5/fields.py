@@ -23,7 +23,7 @@ from hvd_train.data.hdf5.types import has_rows_of_numbers
 from hvd_train.data.hdf5.virtual import Virtual
 from hvd_train.data.hdf5.vlen import VlenRows
 from hvd_train.data.places import Place, Places
-from hvd_train.errors import DataError
+from hvd_train.errors import DataError, UnsupportedShard
 
 
 @final
@@ -148,5 +148,12 @@ class Opening:
     def _is_ragged(self, dataset: h5py.Dataset, place: Place) -> bool:
         if dataset.is_virtual or is_pickled(dataset):
             return False
-        whole = len(dataset.shape) == 1 and not (place.columns or place.cut)
-        return whole and has_rows_of_numbers(dataset.id.get_type())
+        if len(dataset.shape) > 1 or place.columns or not has_rows_of_numbers(dataset.id.get_type()):
+            return False
+        if place.cut:
+            raise UnsupportedShard(
+                f"{self._path}: dataset `{self.path_of(place)}` holds rows of variable length, and a part of "
+                f"each is named: `{place}`. Expected the dataset alone: set data.max_length to the number of "
+                "values that are read of each row, and data.truncate = true to cut longer ones."
+            )
+        return True

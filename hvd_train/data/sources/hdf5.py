@@ -8,6 +8,7 @@ from typing import final
 from hvd_train.data.class_names import listed_names
 from hvd_train.data.format import FieldSpec, ShardInfo
 from hvd_train.data.hdf5.file import ShardFile, read_info
+from hvd_train.data.layout import require_few_decodings
 from hvd_train.data.locate import Found, in_groups, locate
 from hvd_train.data.places import Places, parse_place
 from hvd_train.data.sources.base import (
@@ -46,6 +47,8 @@ class Hdf5Source(Source):
         shards = [shard.path for shard in in_groups(found, self._places)]
         infos = [(shard, read_info(shard, self._places, texts=bool(group))) for shard in shards]
         self._infos = [(shard, info) for shard, info in infos if info.num_samples]
+        for shard, info in self._infos:
+            require_few_decodings(shard, info.layouts)
         if not self._infos:
             raise DataError(f"{' '.join(paths)}: no samples. Expected at least 1.")
         self._name = name_of(paths)

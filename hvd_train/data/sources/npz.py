@@ -129,3 +129,8 @@ def _explained(path: str | Path, kind: str, expected: str) -> Iterator[None]:
         raise DataError(f"{path}: no such file. Expected {kind}.") from None
     except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: {error}. Expected {expected}.") from None
+    except RuntimeError as error:  # encrypted, or compressed by what Python does not have here
+        raise DataError(
+            f"{path}: {error}. Expected {expected}: write it again by numpy.savez, or by "
+            "numpy.savez_compressed."
+        ) from None

@@ -66,7 +66,7 @@ def _open(paths: Sequence[str], wanted: Wanted) -> Source:
     for is_kind, opened in _KINDS:
         if paths and all(map(is_kind, paths)):
             return opened(paths, wanted)
-    if len(paths) == 2 and not any(Path(path).suffix in _KNOWN for path in paths):
+    if len(paths) == 2 and not any(Path(path).suffix.lower() in _KNOWN for path in paths):
         from hvd_train.data.sources.idx import open_idx_pair
 
         return open_idx_pair(paths[0], paths[1])
@@ -134,7 +134,7 @@ def _is_csv(path: str) -> bool:
 
 
 def _is_hdf5(path: str) -> bool:
-    return os.path.isdir(path) or os.path.splitext(path)[1] in (*SUFFIXES, *OTHER_SUFFIXES)
+    return os.path.isdir(path) or os.path.splitext(path)[1].lower() in (*SUFFIXES, *OTHER_SUFFIXES)
 
 
 _KINDS: list[tuple[Callable[[str], bool], Callable[[Sequence[str], Wanted], Source]]] = [
