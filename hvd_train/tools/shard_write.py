@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -107,30 +108,40 @@ def write(args: WriteArgs) -> int:
     """`shard write`. Raises `DataError` where a source cannot be read or a shard not be written."""
     from hvd_train.data.sources.opening import Wanted, open_source
     from hvd_train.data.target_remark import TargetRemark
-    from hvd_train.data.writer import write_shards
+    from hvd_train.data.writer import refuse_written, write_shards
     from hvd_train.tools.shard_progress import WriteProgress
 
-    wanted = Wanted(
-        inputs=args.inputs,
-        targets=args.targets,
-        others=args.fields,
-        group=args.group,
-        classes=args.classes,
-        resize=args.resize,
-        tokenizer=args.tokenizer,
-        length=args.length,
-    )
-    source = TargetRemark(open_source(args.sources, wanted), args.targets, args.sources[-1])
-    try:
-        with WriteProgress() as progress:
-            manifest = write_shards(args.out, source, _request(args), progress.report)
-    except OSError as error:
-        raise DataError(f"{args.out}: cannot be written: {error}. Give --out a folder that can be.") from None
+    request = _request(args)
+    with _writing_to(args.out):
+        refuse_written(args.out, request)
+    with WriteProgress() as progress:
+        wanted = Wanted(
+            inputs=args.inputs,
+            targets=args.targets,
+            others=args.fields,
+            group=args.group,
+            classes=args.classes,
+            resize=args.resize,
+            tokenizer=args.tokenizer,
+            length=args.length,
+            progress=progress.report,
+        )
+        source = TargetRemark(open_source(args.sources, wanted), args.targets, args.sources[-1])
+        with _writing_to(args.out):
+            manifest = write_shards(args.out, source, request, progress.report)
     said = source.remark()
     if said:
         warn(f"written, but the task `classification` would refuse it: {said}")
     _show(args, manifest)
     return 0
+
+
+@contextmanager
+def _writing_to(out: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written: {error}. Give --out a folder that can be.") from None
 
 
 def _show(args: WriteArgs, manifest: Manifest) -> None:

@@ -11,6 +11,7 @@ from hvd_train.data.hdf5.file import ShardFile, read_info
 from hvd_train.data.layout import require_few_decodings
 from hvd_train.data.locate import Found, in_groups, locate
 from hvd_train.data.places import Places, parse_place
+from hvd_train.data.progress import Progress, Step, unseen
 from hvd_train.data.sources.base import (
     GROUP,
     INPUTS,
@@ -32,11 +33,18 @@ class Hdf5Source(Source):
         paths: files, folders or glob patterns; of a folder with a manifest, its train part.
         names: the place of each field.
         group: the place of what says to which group a row belongs; empty for none.
+        progress: of the headers that are read.
 
     Raises `DataError`.
     """
 
-    def __init__(self, paths: Sequence[str], names: Mapping[str, str], group: str = "") -> None:
+    def __init__(
+        self,
+        paths: Sequence[str],
+        names: Mapping[str, str],
+        group: str = "",
+        progress: Progress = unseen,
+    ) -> None:
         options = {INPUTS: "--inputs", TARGETS: "--targets"}
         places = {name: parse_place(text, options.get(name, "--fields")) for name, text in names.items()}
         if group:
@@ -45,7 +53,10 @@ class Hdf5Source(Source):
         found: list[Found] = [shard for path in paths for shard in locate(path, "SOURCE").train]
         self._class_names = listed_names(found, names[TARGETS])
         shards = [shard.path for shard in in_groups(found, self._places)]
-        infos = [(shard, read_info(shard, self._places, texts=bool(group))) for shard in shards]
+        infos = []
+        for shard in shards:
+            infos.append((shard, read_info(shard, self._places, texts=bool(group))))
+            progress(Step("opened", len(infos), len(shards), "files"))
         self._infos = [(shard, info) for shard, info in infos if info.num_samples]
         for shard, info in self._infos:
             require_few_decodings(shard, info.layouts)

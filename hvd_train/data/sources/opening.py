@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hvd_train.data.locate import OTHER_SUFFIXES, SUFFIXES
+from hvd_train.data.progress import Progress, unseen
 from hvd_train.data.sources.base import INPUTS, TARGETS, Source
 from hvd_train.errors import DataError
 
@@ -30,6 +31,8 @@ class Wanted:
     tokenizer: str = "bytes"
     length: int = 128
     """Tokens of a sequence."""
+    progress: Progress = unseen
+    """Of what is read before the first row is asked for."""
 
     @property
     def names(self) -> dict[str, str]:
@@ -69,7 +72,7 @@ def _open(paths: Sequence[str], wanted: Wanted) -> Source:
     if len(paths) == 2 and not any(Path(path).suffix.lower() in _KNOWN for path in paths):
         from hvd_train.data.sources.idx import open_idx_pair
 
-        return open_idx_pair(paths[0], paths[1])
+        return open_idx_pair(paths[0], paths[1], wanted.progress)
     raise DataError(f"sources {' '.join(paths)!r}: {EXPECTED}.")
 
 
@@ -87,19 +90,19 @@ def _open_npy(paths: Sequence[str], wanted: Wanted) -> Source:
 def _open_hdf5(paths: Sequence[str], wanted: Wanted) -> Source:
     from hvd_train.data.sources.hdf5 import Hdf5Source
 
-    return Hdf5Source(paths, wanted.names, wanted.group)
+    return Hdf5Source(paths, wanted.names, wanted.group, wanted.progress)
 
 
 def _open_csv(paths: Sequence[str], wanted: Wanted) -> Source:
     from hvd_train.data.sources.csv_files import CsvSource
 
-    return CsvSource(paths, wanted.names, wanted.group, wanted.classes)
+    return CsvSource(paths, wanted.names, wanted.group, wanted.classes, wanted.progress)
 
 
 def _open_parquet(paths: Sequence[str], wanted: Wanted) -> Source:
     from hvd_train.data.sources.parquet_files import ParquetSource
 
-    return ParquetSource(paths, wanted.names, wanted.group, wanted.classes)
+    return ParquetSource(paths, wanted.names, wanted.group, wanted.classes, wanted.progress)
 
 
 def _open_images(paths: Sequence[str], wanted: Wanted) -> Source:
