@@ -1,8 +1,7 @@
 """Relatives of faults that users met: the same mechanism by another option, layout, reader or command.
 
 Each part names the mechanism: a fault of the environment is not one of the file; what attributes say of
-values is applied or refused; a message says what rows are, not how HDF5 has them. test_parts_of_chunks.py has
-another one.
+values is applied or refused. test_parts_of_chunks.py and test_rows_of_any_length.py have others.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from hvd_train.data.sources.npz import load_npz
 from hvd_train.data.sources.parquet_files import ParquetSource
 from hvd_train.errors import DataError, UnsupportedShard
 from tests.unit.data.chunked import MIB, NAMES, all_rows, catalog_of
-from tests.unit.data.recipes import refusal, written_again
+from tests.unit.data.recipes import refusal
 from tests.unit.data.shards import write_foreign
 
 # A fault of the environment is not one of the file
@@ -302,82 +301,3 @@ def test_the_frames_of_an_image_after_the_first_are_not_dropped(tmp_path: Path) 
     assert str(error.value) == (
         f"{tmp_path}/a/0.tif: has 2 frames. Expected one: save each as a file of its own."
     )
-
-
-# A message says what rows are
-
-LENGTHS = 1 + np.arange(10) % 3
-AGAIN = (
-    "Expected integers of 8 to 64 bits, floating-point numbers of 16 to 64 bits, or booleans. Write them as "
-    "values and offsets, and name them `packed(values, offsets)`, with h5py, from an open file `old` to a "
-    "new one, `new`: `rows = {}.reshape(-1); new['values'] = np.concatenate(rows); new['offsets'] = "
-    "np.cumsum([0, *map(len, rows)])`. Copy the other datasets to the new file as well."
-)
-
-
-def rows_of_any_length(dtype: Any = "f4") -> Any:
-    rows = np.empty(10, object)
-    rows[:] = [RAW[row, :length].astype(dtype) for row, length in enumerate(LENGTHS)]
-    return rows
-
-
-def in_a_table(file: h5py.File) -> None:
-    table = file.create_dataset("a", (10,), [("w", h5py.vlen_dtype("f4")), ("y", "f4")])
-    table[...] = np.array([(row, 0) for row in rows_of_any_length()], table.dtype)
-
-
-def along_the_last_axis(file: h5py.File) -> None:
-    file.create_dataset("a", (1, 10), h5py.vlen_dtype("f4"))[0] = rows_of_any_length()
-
-
-def as_values_of_packed_rows(file: h5py.File) -> None:
-    file.create_dataset("a", (10,), h5py.vlen_dtype("f4"))[...] = rows_of_any_length()
-    file["b"] = np.arange(11)
-
-
-def in_a_virtual_dataset(file: h5py.File) -> None:
-    file.create_dataset("b", (10,), h5py.vlen_dtype("f4"))[...] = rows_of_any_length()
-    layout = h5py.VirtualLayout((10,), h5py.vlen_dtype("f4"))
-    layout[:] = h5py.VirtualSource(".", "b", (10,))
-    file.create_virtual_dataset("a", layout)
-
-
-@pytest.mark.parametrize(
-    ("make", "data", "what", "rows"),
-    [
-        (in_a_table, {"inputs": "a[w]"}, "dataset `a`, column `w`,", "old['a']['w']"),
-        (along_the_last_axis, {"inputs": "a", "samples_axis": -1}, "dataset `a`", "old['a'][...]"),
-        (as_values_of_packed_rows, {"inputs": "packed(a, b)"}, "dataset `a`", "old['a'][...]"),
-        (in_a_virtual_dataset, {"inputs": "a", "follow_links": True}, "dataset `a`", "old['a'][...]"),
-    ],
-)
-def test_rows_of_any_length_where_they_cannot_be_padded(
-    make: Any, data: dict[str, Any], what: str, rows: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "a.h5"
-    with h5py.File(path, "w", libver="v110") as file:
-        make(file)
-        targets(file)
-    with pytest.raises(UnsupportedShard) as error:
-        catalog_of(path, max_length=3, **data)
-    message = str(error.value)
-    assert message == f"{path}: {what} holds rows of variable length (float32). " + AGAIN.format(rows)
-    found = all_rows(written_again(path, message, "targets"), inputs="packed(values, offsets)", max_length=3)
-    marks = np.arange(3) < LENGTHS[:, np.newaxis]
-    np.testing.assert_array_equal(found["packed(values, offsets)"], np.where(marks, RAW, 0))
-
-
-def test_a_part_of_rows_of_variable_length_is_named_as_such(tmp_path: Path) -> None:
-    path = tmp_path / "a.h5"
-    with h5py.File(path, "w") as file:
-        file.create_dataset("a", (10,), h5py.vlen_dtype("f4"))[...] = rows_of_any_length()
-        targets(file)
-    with pytest.raises(UnsupportedShard) as error:
-        catalog_of(path, inputs="a[0:2]", max_length=3)
-    assert str(error.value) == (
-        f"{path}: dataset `a` holds rows of variable length, and a part of each is named: `a[0:2]`. Expected "
-        "the dataset alone: set data.max_length to the number of values that are read of each row, and "
-        "data.truncate = true to cut longer ones."
-    )
-    found = all_rows(path, inputs="a", max_length=2, truncate=True)
-    np.testing.assert_array_equal(found["a"], np.where(np.arange(2) < LENGTHS[:, None], RAW[:, :2], 0))
