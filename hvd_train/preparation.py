@@ -31,6 +31,8 @@ from hvd_train.data.deal import Span
 from hvd_train.data.growing import growing, rows_of, settled
 from hvd_train.data.headers import read_headers
 from hvd_train.data.labels import IGNORED
+from hvd_train.data.python import registry
+from hvd_train.data.python.facts import facts_of, reading_lines
 from hvd_train.data.readers.plan import ReadingPlan
 from hvd_train.data.screen import damage_screen
 from hvd_train.data.survey import Survey, join_surveys, survey
@@ -93,6 +95,7 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
     plan = ReadingPlan(
         catalog=catalog, data=config.data, seed=config.seed, rank=comm.rank, world_size=comm.size
     )
+    together(comm, lambda: registry.hold((*plan.parts[comm.rank % len(plan.parts)], *catalog.validation)))
     model, optimizer = together(comm, lambda: _build(config, chosen, catalog, parts[comm.rank], comm.rank))
     shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in saved_state(model)[0].items()}
     require_equal(comm, "models", shapes, "The task must build the same model on every rank.")
@@ -143,7 +146,13 @@ def _open_catalog(data: DataConfig, task: Task, comm: Communicator) -> Catalog:
     found = _find_shards(data, comm)
     shards = together(comm, lambda: settled(found, rows_of(found, growing(found))))
     tokens = takes_tokens(task)
-    mine = together(comm, lambda: summarize_labels(shards, comm.rank, comm.size, tokens=tokens))
+    counted = targets_of(task, shards.sample) != "quantities"
+    infos = (*shards.train, *shards.validation) if counted and comm.rank == 0 else ()
+    for line in reading_lines(infos, shards.sample.targets):
+        warn(line)
+    mine = together(
+        comm, lambda: summarize_labels(shards, comm.rank, comm.size, tokens=tokens, counted=counted)
+    )
     labels = comm.allgather(mine)
     values = together(comm, lambda: summarize_inputs(shards, data, comm.rank, comm.size, tokens=tokens))
     inputs = comm.allgather(values)
@@ -152,8 +161,9 @@ def _open_catalog(data: DataConfig, task: Task, comm: Communicator) -> Catalog:
 
 def _find_shards(data: DataConfig, comm: Communicator) -> Shards:
     """Finds the shards: every rank lists the files, and reads the headers of its part of them. Collective."""
+    registry.share_with(comm.local_size, comm.size)
     files = together(comm, lambda: list_files(data))
-    names = _names(files)
+    names = together(comm, lambda: _names(files))
     digests = comm.allgather(xxhash.xxh3_128_hexdigest(json.dumps(names).encode()))
     if len(set(digests)) > 1:
         require_equal(comm, "data", names, "Every rank must see the same files.")
@@ -166,12 +176,17 @@ def _find_shards(data: DataConfig, comm: Communicator) -> Shards:
 
 
 def _names(files: Files) -> dict[str, Any]:
-    """What must be the same on every rank, before any file is opened: names and sizes of files; the folders
-    may be mounted elsewhere."""
+    """What must be the same on every rank, before any file is opened: names and sizes of files, the folders
+    of which may be mounted elsewhere, and what Python datasets are. Raises `DataError`."""
     every = [(i, Path(found.path)) for i, found in enumerate(files.every)]
     names = {f"file {i}": path.name for i, path in every}
     sizes = {f"bytes of {path.name} (file {i})": _num_bytes(path) for i, path in every}
-    return {**sizes, **names, "training files": len(files.train)}
+    made = {
+        f"{what} of {Path(found.path).name}": fact
+        for found in files.every
+        for what, fact in facts_of(found.path, files.places).items()
+    }
+    return {**sizes, **names, **made, "training files": len(files.train)}
 
 
 def _num_bytes(path: Path) -> int | None:

@@ -18,6 +18,8 @@ from hvd_train.data.labels import Labels, Unclassed, divisor, join, labels_of, l
 from hvd_train.data.lengths import check_lengths, with_mask
 from hvd_train.data.locate import Found, locate
 from hvd_train.data.places import Places, places_of
+from hvd_train.data.python.facts import is_read_for_targets
+from hvd_train.data.python.registry import made_of
 from hvd_train.data.repeats import Origin, refuse_repeats
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import Screen, damage_screen, stretches
@@ -118,6 +120,12 @@ def find_shards(data: DataConfig) -> Shards:
 def list_files(data: DataConfig) -> Files:
     """The files that a configuration names. Not collective. Raises `DataError`."""
     train, validation = _find_parts(data)
+    for found in train if data.cache else ():
+        if made_of(found.path):
+            raise DataError(
+                f"data.cache = {data.cache!r}: {found.path} is a Python dataset; expected files, which are "
+                "copied. Leave data.cache out."
+            )
     return Files(train=train, validation=validation, places=places_of(data))
 
 
@@ -146,22 +154,30 @@ LabelSummary = tuple[Labels, Labels]
 
 
 def summarize_labels(
-    shards: Shards, rank: int = 0, world_size: int = 1, *, tokens: bool = False
+    shards: Shards, rank: int = 0, world_size: int = 1, *, tokens: bool = False, counted: bool = True
 ) -> LabelSummary:
     """What this rank's part of the integer targets looks like; together the parts are all of them.
 
     Rows of any length are compared with the length to which they are padded. Shards that record their classes
     are not read, unless they hold values that are no class. The rows of the
     others are dealt to the ranks as for training, and each is read once. Not collective. Raises `DataError`.
+
+    Args:
+        counted: whether the task asks for the number of classes. If not, Python datasets are left out, which
+            have to make a whole sample for its target.
     """
     check_lengths(deal(whole((*shards.train, *shards.validation)), world_size)[rank], shards.sample.fields)
     if not is_class_dtype(shards.sample.fields[shards.sample.targets].dtype):
         return Labels(), Labels()
     train, validation = (
-        _summarize_part(infos, shards, rank, world_size, tokens)
+        _summarize_part(_cheap(infos, shards.sample, counted), shards, rank, world_size, tokens)
         for infos in (shards.train, shards.validation)
     )
     return train, validation
+
+
+def _cheap(infos: Sequence[ShardInfo], sample: SampleSpec, counted: bool) -> Sequence[ShardInfo]:
+    return [info for info in infos if counted or not is_read_for_targets(info, sample.targets)]
 
 
 def summarize_inputs(

@@ -20,6 +20,8 @@ from hvd_train.data.layout import HELD_BYTES, Layout, require_few_decodings
 from hvd_train.data.numbering import Origins
 from hvd_train.data.opened import Opener, OpenFile, OpenShard
 from hvd_train.data.places import places_of_fields
+from hvd_train.data.python.registry import made_of
+from hvd_train.data.python.shard import PythonShard
 from hvd_train.data.screen import MARK, USABLE, Screen
 from hvd_train.data.verify import Verifier
 from hvd_train.errors import DataError
@@ -199,4 +201,8 @@ class Rows:
         return sum(s.info.held_bytes for s in (shard, *self._open.values()))
 
     def _open_shard(self, path: str) -> OpenShard:
-        return OpenFile(partial(self._opener.open, path), self._verifiers.setdefault(path, {}))
+        made = made_of(path)
+        if made is None:
+            return OpenFile(partial(self._opener.open, path), self._verifiers.setdefault(path, {}))
+        spans = [(span.start, span.stop) for span in self.spans if span.shard == path]
+        return PythonShard(made, places_of_fields(self.fields), spans)

@@ -149,7 +149,7 @@ def _sources(paths: Sequence[str]) -> list[dict[str, tuple[Found, ...]]]:
 
     if not paths:
         raise DataError("no PATH was given. Expected files, folders or glob patterns.")
-    sources = [locate(path, "PATH") for path in paths]
+    sources = [locate(path, "PATH", files_only=True) for path in paths]
     return [
         {"": s.train} if s.manifest is None else {"train": s.train, "validation": s.validation}
         for s in sources

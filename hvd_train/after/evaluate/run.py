@@ -20,6 +20,7 @@ from hvd_train.comm.factory import connect
 from hvd_train.config import Config
 from hvd_train.data.deal import Span
 from hvd_train.data.labels import IGNORED
+from hvd_train.data.python import registry
 from hvd_train.data.readers.base import RowNumbers
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import evaluation_screen
@@ -52,6 +53,7 @@ def evaluate(options: Options, comm: Communicator) -> Evaluation:
     if options.page:
         together(comm, evaluation_page.require)
     share_cores(options.threads, comm)
+    registry.share_with(comm.local_size, comm.size)
     trained = together(comm, lambda: _open(options))
     spans, warnings = together(comm, lambda: _spans(options, trained))
     for line in warnings if comm.rank == 0 else ():

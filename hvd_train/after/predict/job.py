@@ -19,8 +19,10 @@ from hvd_train.after.predict.tables import require_fit
 from hvd_train.after.trained import Trained, open_trained
 from hvd_train.data.deal import Span
 from hvd_train.data.facts import digest
+from hvd_train.data.python.registry import made_of
 from hvd_train.data.rows import Rows
 from hvd_train.data.selection import needed_to_predict, select_rows
+from hvd_train.run.layout import absolute_data
 from hvd_train.tasks.base import Task
 
 _MOST_NAMES = 15_000
@@ -60,7 +62,7 @@ class Job:
             "run": str(self.trained.folder.resolve()),
             "checkpoint": self.trained.checkpoint,
             "round": self.trained.saved.round,
-            "data": data if data == "digits" else os.path.abspath(data),
+            "data": absolute_data(data),
             "hvd_train": __version__,
             **({"classes": names} if 2 < len(names) < _MOST_NAMES else {}),
         }
@@ -124,7 +126,10 @@ def _digest(predictor: Predictor, part_rows: int) -> str:
 
 
 def _shard(span: Span, rows: Rows) -> list[Any]:
-    """A shard by its place, and by the digest of its facts or, of a foreign file, its size and time."""
+    """A shard by its place, and by the digest of its facts or, of a foreign file, its size and time; a Python
+    dataset by what is known before its samples are read."""
+    if made := made_of(span.shard):
+        return [span.shard, span.start, span.stop, made.facts()]
     file = os.stat(span.shard)
     seen = rows.info(span).facts_digest or [file.st_size, file.st_mtime_ns]
     return [os.path.realpath(span.shard), span.start, span.stop, seen]

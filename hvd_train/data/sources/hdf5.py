@@ -54,7 +54,9 @@ class Hdf5Source(Source):
         padding = Padding(length=1, truncate=True)
         places = {name: replace(place, padding=padding) for name, place in places.items()}
         self._places = Places(places, INPUTS, TARGETS)
-        found: list[Found] = [shard for path in paths for shard in locate(path, "SOURCE").train]
+        found: list[Found] = [
+            shard for path in paths for shard in locate(path, "SOURCE", files_only=True).train
+        ]
         self._class_names = listed_names(found, names[TARGETS])
         shards = [shard.path for shard in in_groups(found, self._places)]
         infos = []

@@ -33,6 +33,8 @@ class Wanted:
     """Tokens of a sequence."""
     progress: Progress = unseen
     """Of what is read before the first row is asked for."""
+    python: str = ""
+    """The name of a Python dataset, in place of files."""
 
     @property
     def names(self) -> dict[str, str]:
@@ -58,6 +60,8 @@ def open_source(paths: Sequence[str], wanted: Wanted | None = None) -> Source:
 
 
 def _open(paths: Sequence[str], wanted: Wanted) -> Source:
+    if wanted.python:
+        return _open_python(paths, wanted)
     if list(paths) == ["digits"]:
         from hvd_train.data.sources.digits import load_digits
 
@@ -74,6 +78,14 @@ def _open(paths: Sequence[str], wanted: Wanted) -> Source:
 
         return open_idx_pair(paths[0], paths[1], wanted.progress)
     raise DataError(f"sources {' '.join(paths)!r}: {EXPECTED}.")
+
+
+def _open_python(paths: Sequence[str], wanted: Wanted) -> Source:
+    from hvd_train.data.sources.python_dataset import PythonDataset
+
+    if paths:
+        raise DataError(f"{' '.join(paths)} and --from {wanted.python}: expected one source. Leave one out.")
+    return PythonDataset(wanted.python, wanted.names, wanted.group, wanted.classes)
 
 
 def _open_npy(paths: Sequence[str], wanted: Wanted) -> Source:

@@ -1,0 +1,36 @@
+"""What is known of Python datasets before their samples are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hvd_train.data.format import ShardInfo, is_class_dtype
+from hvd_train.data.places import Places
+from hvd_train.data.python.registry import made_of
+from hvd_train.data.python.shard import header_of
+
+
+def facts_of(path: str, places: Places) -> dict[str, Any]:
+    """What must be the same on every rank, by what it is; empty for a file. Raises `DataError`."""
+    made = made_of(path)
+    if made is None:
+        return {}
+    header_of(made, places)
+    return made.facts()
+
+
+def is_read_for_targets(info: ShardInfo, targets: str) -> bool:
+    """Whether every sample has to be read where the field `targets` alone is asked for."""
+    made = made_of(info.path)
+    return made is not None and is_class_dtype(info.fields[targets].dtype) and not made.targets_known
+
+
+def reading_lines(infos: Sequence[ShardInfo], targets: str) -> list[str]:
+    """For each dataset whose samples are all read for their targets, a line that says so."""
+    return [
+        f"{info.path}: each rank reads its part of the {info.num_samples:,} samples once to count the "
+        "classes, as the dataset has no attribute `targets` or `labels` with one for each."
+        for info in infos
+        if is_read_for_targets(info, targets)
+    ]
