@@ -6,6 +6,7 @@ import operator
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import final
 
@@ -19,7 +20,7 @@ from hvd_train.data.format import Array, FieldSpec, ShardInfo
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.layout import HELD_BYTES, Layout, repack_line
 from hvd_train.data.numbering import Origins
-from hvd_train.data.places import places_of_fields
+from hvd_train.data.places import Places, places_of_fields
 from hvd_train.data.screen import MARK, USABLE, Screen
 from hvd_train.data.verify import Verifier
 from hvd_train.errors import DataError, UnsupportedShard
@@ -214,8 +215,7 @@ class Rows:
 
     def files(self) -> list[str]:
         """The files that the rows are in, each once."""
-        places = places_of_fields(self.fields)
-        return list(dict.fromkeys(places.file_of(span.shard)[0] for span in self.spans))
+        return list(dict.fromkeys(self._places.file_of(span.shard)[0] for span in self.spans))
 
     def layouts(self) -> Iterator[tuple[str, Mapping[str, Layout]]]:
         """The path of every shard, and how its datasets are stored. Opens every file that is not known."""
@@ -254,9 +254,13 @@ class Rows:
         """Of decoded rows, at most: in `shard` and in the files that are open."""
         return sum(s.info.held_bytes for s in (shard, *self._open.values()))
 
+    @cached_property
+    def _places(self) -> Places:
+        return places_of_fields(self.fields)
+
     def _open_shard(self, path: str) -> ShardFile:
         texts = any(field.dtype.startswith("S") for field in self.fields.values())
-        places = places_of_fields(self.fields)
+        places = self._places
         shard = ShardFile(path, places, texts=texts, copy=self.copies.get(places.file_of(path)[0], ""))
         first = self._infos.setdefault(path, shard.info)
         identity = self._identities.setdefault(path, shard.identity)
