@@ -16,6 +16,7 @@ from hvd_train.data.hdf5.chunks import Bands, DatasetReader, Range, layout_of, p
 from hvd_train.data.hdf5.extent import Extent, Obstacle, converted, extent_of
 from hvd_train.data.hdf5.filters import require_filters
 from hvd_train.data.hdf5.heaps import require_sound_heaps
+from hvd_train.data.hdf5.opening import is_swmr
 from hvd_train.data.hdf5.packing import packing_of, refuse_packing, unapplied
 from hvd_train.data.hdf5.recipes import by_h5py, conversion, from_rows
 from hvd_train.data.hdf5.stored import require_one_compression, require_plausible_storage
@@ -214,7 +215,7 @@ class Field:
 
     def _check_stored(self) -> None:
         """Refuses what HDF5 may not survive. When rows are first read: by the ranks that need them."""
-        if self.virtual is None and not self.dataset.file.swmr_mode:  # whose chunks may be more than its rows
+        if self.virtual is None and not is_swmr(self.dataset):  # whose chunks may be more than its rows
             require_plausible_storage(self.dataset, self.axis, self._file_path, self._where)
         if self._raw.kind == "O":
             require_sound_heaps(self.dataset, self._file_path, self._where)

@@ -135,8 +135,13 @@ class Opening:
         return dataset.file.filename, os.path.getsize(dataset.file.filename)
 
     @cached_property
+    def attributes(self) -> h5py.AttributeManager:
+        """Those of the file."""
+        return self._file.attrs
+
+    @cached_property
     def _is_foreign(self) -> bool:
-        return fmt.ATTR_SCHEMA not in self._file.attrs
+        return fmt.ATTR_SCHEMA not in self.attributes
 
     def _is_own(self, dataset: h5py.Dataset) -> bool:
         # h5py makes an object for every file that is asked for.

@@ -300,7 +300,7 @@ class ShardFile:
     def _read_facts(self, num_samples: int) -> str | None:
         """Reads the facts and compares them with the datasets; returns their digest, None for schema 1 and
         foreign files."""
-        attributes = self._file.attrs
+        attributes = self._opening.attributes
         schema = _integer(attributes.get(fmt.ATTR_SCHEMA))
         if schema is not None and schema not in fmt.READABLE_SCHEMAS:
             raise DataError(

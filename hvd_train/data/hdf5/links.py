@@ -119,13 +119,19 @@ def find(
             parts = [p for p in ([] if absolute else done) + link.path.split("/") + parts if p and p != "."]
             group, done = root, []
         elif isinstance(link, h5py.HardLink):
-            group = group[part]
+            group = _opened(group, part)
             done.append(part)
         elif links:
             raise UnsupportedShard(f"{path}: `{name}` {_broken(links[-1], root, root is file)}")
         else:
             return None
     return group
+
+
+def _opened(group: h5py.Group, name: str) -> h5py.HLObject:
+    """What a hard link leads to. Of a dataset h5py itself would ask the file whether it can be written."""
+    found = h5py.h5o.open(group.id, name.encode())
+    return h5py.Dataset(found, readonly=True) if isinstance(found, h5py.h5d.DatasetID) else group[name]
 
 
 def _broken(target: str, file: h5py.File, own: bool) -> str:
