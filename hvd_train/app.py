@@ -96,7 +96,8 @@ def _train(config: Config, task: Task | None, comm: Communicator, workers: Worke
         stop_request = stack.enter_context(StopRequest())
         prepared = wiring.prepared
         parts = prepared.plan.parts
-        files = Rows(parts[comm.rank % len(parts)], prepared.catalog.sample.fields).files()
+        rows = Rows(parts[comm.rank % len(parts)], prepared.catalog.sample.fields)
+        files = rows.files() if config.data.cache else []
         try:
             wiring.copies = stack.enter_context(node_cache(comm, config.data.cache, files))
             training = wiring.assemble(run, recorder, stop_request, claim)

@@ -353,7 +353,9 @@ class Wiring:
 
     def _compare_samples(self, saved: SavedCheckpoint) -> None:
         before, now = (s.contents() for s in (saved.sample, self.prepared.catalog.sample))
-        unlike = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        unnamed = {"names"} - (before.keys() & now.keys())  # where one says nothing, they do not differ
+        every = [key for key in {**before, **now} if key not in unnamed]
+        unlike = [key for key in every if before.get(key) != now.get(key)]
         if unlike:
             raise RunDirectoryError(
                 f"{saved.folder} was trained on samples with {_named(before, unlike)}; those of data.path "

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from hvd_train.config import DataConfig
 from hvd_train.data.blocks import rows_per_block
 from hvd_train.data.check import unlike
+from hvd_train.data.class_names import listed_names, named_dataset, uncovered
 from hvd_train.data.deal import Span, deal, split_validation
 from hvd_train.data.demo import ensure_digits
 from hvd_train.data.format import MANIFEST_NAME, SampleSpec, ShardInfo, is_class_dtype, mask_name
+from hvd_train.data.header_labels import HeaderLabels
 from hvd_train.data.headers import HeadersRead, join_headers, read_headers
 from hvd_train.data.labels import Labels, Unclassed, divisor, join, labels_of, labels_of_header, objection
 from hvd_train.data.lengths import check_lengths, with_mask
@@ -83,8 +85,9 @@ def open_catalog(data: DataConfig, *, tokens: bool = False) -> Catalog:
 
     Not collective. Raises `DataError`.
     """
-    shards = find_shards(data)
-    labels = summarize_labels(shards, tokens=tokens)
+    read = header_labels(data, tokens=tokens)
+    shards = find_shards(data, read)
+    labels = summarize_labels(shards, tokens=tokens, read=read)
     inputs = summarize_inputs(shards, data, tokens=tokens)
     return make_catalog(shards, data, [labels], [inputs], tokens=tokens)
 
@@ -106,14 +109,14 @@ class Files:
         return (*self.train, *self.validation)
 
 
-def find_shards(data: DataConfig) -> Shards:
+def find_shards(data: DataConfig, labels: HeaderLabels | None = None) -> Shards:
     """Reads the manifest and every shard's header, and settles what a sample is: the three steps of the ranks
-    of a job, in one process.
+    of a job, in one process. With `labels` these are read as well, where they are small.
 
     Not collective. Raises `DataError`, also where two names lead to the same rows.
     """
     files = list_files(data)
-    return join_shards(files, data, [read_headers(files.every, files.places)])
+    return join_shards(files, data, [read_headers(files.every, files.places, labels=labels)])
 
 
 def list_files(data: DataConfig) -> Files:
@@ -138,6 +141,7 @@ def join_shards(files: Files, data: DataConfig, read: Sequence[HeadersRead]) -> 
     refuse_repeats(*([origin for _, origin in part] for part in parts))
     train_infos, validation_infos = (tuple(info for info, _ in part) for part in parts)
     sample = _agree((*train_infos, *validation_infos), data)
+    sample = replace(sample, names=listed_names(files.every, named_dataset(sample)))
     return Shards(
         train=train_infos,
         validation=validation_infos,
@@ -151,8 +155,29 @@ LabelSummary = tuple[Labels, Labels]
 """The labels of the training and of the validation shards."""
 
 
+def header_labels(data: DataConfig, *, tokens: bool = False) -> HeaderLabels:
+    """What reads labels with the headers. None with a screen, which needs more than the header of one
+    shard."""
+    screened = data.on_damage == "skip"
+    return HeaderLabels({} if screened else _integers(data.inputs, data.targets, tokens))
+
+
+def _integers(inputs: str, targets: str, tokens: bool) -> dict[str, bool]:
+    """The fields whose integers are summarized, and whether some may be marked as ignored: not a target that
+    is also an input token."""
+    if not tokens:
+        return {targets: True}
+    return {targets: False} if inputs == targets else {targets: True, inputs: False}
+
+
 def summarize_labels(
-    shards: Shards, rank: int = 0, world_size: int = 1, *, tokens: bool = False, counted: bool = True
+    shards: Shards,
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    tokens: bool = False,
+    read: HeaderLabels | None = None,
+    counted: bool = True,
 ) -> LabelSummary:
     """What this rank's part of the integer targets looks like; together the parts are all of them.
 
@@ -161,14 +186,18 @@ def summarize_labels(
     others are dealt to the ranks as for training, and each is read once. Not collective. Raises `DataError`.
 
     Args:
+        read: what this rank has read with the headers, if every rank has; those labels are not read again.
         counted: whether the task asks for the number of classes. If not, Python datasets are left out, which
             have to make a whole sample for its target.
     """
-    check_lengths(deal(whole((*shards.train, *shards.validation)), world_size)[rank], shards.sample.fields)
-    if not is_class_dtype(shards.sample.fields[shards.sample.targets].dtype):
+    fields = shards.sample.fields
+    if any(field.padding for field in fields.values()):
+        check_lengths(deal(whole((*shards.train, *shards.validation)), world_size)[rank], fields)
+    if not is_class_dtype(fields[shards.sample.targets].dtype):
         return Labels(), Labels()
+    read = HeaderLabels({}) if read is None else read
     train, validation = (
-        _summarize_part(_cheap(infos, shards.sample, counted), shards, rank, world_size, tokens)
+        _summarize_part(_cheap(infos, shards.sample, counted), shards, rank, world_size, tokens, read)
         for infos in (shards.train, shards.validation)
     )
     return train, validation
@@ -192,19 +221,24 @@ def summarize_inputs(
 
 
 def _summarize_part(
-    infos: Sequence[ShardInfo], shards: Shards, rank: int, world_size: int, tokens: bool
+    infos: Sequence[ShardInfo],
+    shards: Shards,
+    rank: int,
+    world_size: int,
+    tokens: bool,
+    read: HeaderLabels,
 ) -> Labels:
-    spec, screen = shards.sample, shards.screen
+    spec = shards.sample
     known = [labels_of_header(info, spec.targets) for info in infos]
-    unread = [info for info, labels in zip(infos, known, strict=True) if labels is None]
+    unknown = [info for info, labels in zip(infos, known, strict=True) if labels is None]
     found = [labels for labels in known if labels is not None and rank == 0]
-    # A target that is also an input token cannot be a mark to be ignored.
-    ignore = not (tokens and spec.inputs == spec.targets)
-    mine = deal(whole(unread), world_size)[rank]
-    found.append(_read_labels(mine, spec, spec.targets, screen, ignore))
-    if tokens and spec.inputs != spec.targets and is_class_dtype(spec.fields[spec.inputs].dtype):
-        mine = deal(whole(infos), world_size)[rank]
-        found.append(_read_labels(mine, spec, spec.inputs, screen, ignore=False))
+    found += read.of(infos)
+    for name, ignore in _integers(spec.inputs, spec.targets, tokens).items():
+        if is_class_dtype(spec.fields[name].dtype):
+            every = unknown if name == spec.targets else infos
+            left = [info for info in every if not read.covers(info, name)]
+            mine = deal(whole(left), world_size)[rank]
+            found.append(_read_labels(mine, spec, name, shards.screen, ignore))
     return join(found)
 
 
@@ -242,13 +276,15 @@ def make_catalog(
     fraction of rows for validation leaves one of the parts empty."""
     shards, said = _scaled(shards, join(inputs))
     train, validation = _parts(shards, data)
+    labels = join(train_labels for train_labels, _ in summaries)
+    shards, unnamed = _named(shards, join(part for parts in summaries for part in parts))
     return Catalog(
         sample=_with_classes(shards, summaries, tokens),
         shards=(*shards.train, *shards.validation),
         train=train,
         validation=validation,
-        labels=join(train_labels for train_labels, _ in summaries),
-        warnings=(*shards.warnings, *said),
+        labels=labels,
+        warnings=(*shards.warnings, *said, *unnamed),
     )
 
 
@@ -271,6 +307,12 @@ def _scaled(shards: Shards, inputs: Labels) -> tuple[Shards, tuple[str, ...]]:
     return replace(shards, sample=replace(sample, scale=1 / by)), (line,)
 
 
+def _named(shards: Shards, labels: Labels) -> tuple[Shards, tuple[str, ...]]:
+    """Without the names of the classes, and with a line that says so, if there are more classes."""
+    said = uncovered(shards.sample, labels)
+    return (replace(shards, sample=replace(shards.sample, names=())), (said,)) if said else (shards, ())
+
+
 def _with_classes(shards: Shards, summaries: Sequence[LabelSummary], tokens: bool) -> SampleSpec:
     sample = shards.sample
     if not is_class_dtype(sample.fields[sample.targets].dtype):
@@ -284,7 +326,7 @@ def _with_classes(shards: Shards, summaries: Sequence[LabelSummary], tokens: boo
     labels, path = empty[0] if empty else (every, shards.train[0].path)
     reason = objection(labels, sample.targets, path, tokens=tokens)
     coding = sample.fields[sample.targets].coding
-    named = len(coding.names) if coding else 0
+    named = len(coding.names if coding else sample.names)
     counted = replace(sample, num_classes=named or every.num_classes)
     return Unclassed(counted, reason) if reason else counted
 

@@ -12,6 +12,7 @@ import xxhash
 from hvd_train.data.format import ShardInfo
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.hdf5.selections import Stretch
+from hvd_train.data.header_labels import HeaderLabels
 from hvd_train.data.locate import Found, in_groups
 from hvd_train.data.places import Places
 from hvd_train.data.python.registry import made_of
@@ -55,6 +56,7 @@ def read_headers(
     neighbours: Sequence[int] = (0,),
     *,
     texts: bool = False,
+    labels: HeaderLabels | None = None,
 ) -> HeadersRead:
     """Reads the headers of this rank's files: of p ranks, the one at place i takes files i, i + p, ...
 
@@ -64,6 +66,7 @@ def read_headers(
         neighbours: those of one host, which find out which names lead to the same file: the numbers by which
             a file system knows a file mean nothing on another host.
         texts: whether datasets may hold strings of a fixed number of bytes.
+        labels: reads labels while a file is open; None: no values are read.
 
     Not collective. Raises nothing of what a file causes.
     """
@@ -74,7 +77,7 @@ def read_headers(
         try:
             found = []
             for shard in in_groups([files[number]], places):
-                like = _alike(_read_header(shard, places, texts), files[number], like)
+                like = _alike(_read_header(shard, places, texts, labels), files[number], like)
                 found.append(like)
             shards[number] = tuple(found)
         except DataError as reason:
@@ -100,7 +103,7 @@ def join_headers(files: Sequence[Found], read: Sequence[HeadersRead]) -> list[li
             path = file.path + info.path
             known = (identities.get(number, path), info.path)
             origin = Origin(path=path, file=known, contents=contents, manifest=manifest, stretches=stretches)
-            of_file.append((replace(info, path=path), origin))
+            of_file.append((info.renamed(path), origin))
         joined.append(of_file)
     return joined
 
@@ -126,24 +129,30 @@ def _identities(files: Sequence[Found], rank: int, ranks: Sequence[int]) -> dict
     return found
 
 
-def _read_header(shard: Found, places: Places, texts: bool) -> Header:
+def _read_header(shard: Found, places: Places, texts: bool, labels: HeaderLabels | None) -> Header:
     if made := made_of(shard.path):
         return Header(header_of(made, places), "")
     with ShardFile(shard.path, places, texts=texts) as file:
         info = file.info
         digests = [file.checksums_digest(name) for name in info.fields]
         stretches = tuple(file.stretches(places.inputs))
-    for difference in shard.differences(info):
-        raise DataError(difference)
+        for difference in shard.differences(info):
+            raise DataError(difference)
+        if labels is not None:
+            labels.read(file)
+    if not all(digests):
+        return Header(info, "", stretches)
     known = repr((info.num_samples, info.checksum_rows, list(info.fields.items()), digests))
-    return Header(info, xxhash.xxh3_128_hexdigest(known.encode()) if all(digests) else "", stretches)
+    return Header(info, xxhash.xxh3_128_hexdigest(known.encode()), stretches)
 
 
 def _alike(header: Header, file: Found, like: Header | None) -> Header:
     """The header without the name of its file, and with the parts that are equal in `like` taken from it."""
-    info = replace(header.info, path=header.info.path.removeprefix(file.path))
+    info = header.info.renamed(header.info.path.removeprefix(file.path))
     if like is None:
         return header._replace(info=info)
+    if info == like.info and header[1:] == like[1:]:
+        return like
     same = {
         name: getattr(like.info, name)
         for name in ("fields", "layouts", "class_counts", "unpacked")

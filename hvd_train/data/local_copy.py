@@ -1,106 +1,26 @@
-"""A folder with copies of shards on a disk of this host, which is that of one job and does not outlive it.
+"""Copies of shards on a disk of this host, in a `HeldFolder` of one job that does not outlive it.
 
 No copy is used by a later job: such disks are purged, and a copy that is made anew cannot be out of date.
-Every process of the job on this host holds a shared lock on a file in the folder, which the kernel releases
-when the process ends, however it ends. The last process to close the folder removes it; what is left of jobs
-that were killed, the next job removes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import final
 
 import xxhash
 
 from hvd_train.errors import ConfigError, DataError
 from hvd_train.liveness import mark
 
-_PREFIX = "hvd_train-cache-"
-_OWNERS = "owners"
+PREFIX = "hvd_train-cache-"
+"""Of the name of a job's folder."""
+
 _PIECE_BYTES = 16 << 20
 
 _RESERVE = 0.05
 """Of the file system, which is left free."""
-
-_UNOWNED_S = 600.0
-"""Age from which a folder without owners is one that a job could not complete."""
-
-_ATTEMPTS = 10
-
-
-@final
-class LocalFolder:
-    """The job's folder, while this process uses it."""
-
-    def __init__(self, path: Path, owners: int) -> None:
-        self.path = path
-        self._owners: int | None = owners
-
-    @classmethod
-    def make(cls, parent: Path) -> LocalFolder:
-        """A new folder in `parent`, which is made if it is not there. Raises OSError."""
-        parent.mkdir(parents=True, exist_ok=True)
-        for _ in range(_ATTEMPTS):
-            path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-            os.close(os.open(path / _OWNERS, os.O_CREAT | os.O_RDWR, 0o600))
-            with contextlib.suppress(FileNotFoundError, BlockingIOError):  # taken for abandoned just now
-                return cls.hold(path)
-        raise OSError(f"another job removed each of {_ATTEMPTS} folders")
-
-    @classmethod
-    def hold(cls, path: Path) -> LocalFolder:
-        """The folder that another process of the job has made and holds. Raises OSError."""
-        owners = os.open(path / _OWNERS, os.O_RDWR)
-        try:
-            fcntl.flock(owners, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            if os.stat(path / _OWNERS).st_ino != os.fstat(owners).st_ino:
-                raise FileNotFoundError(f"{path} was removed")
-        except BaseException:
-            os.close(owners)
-            raise
-        return cls(path, owners)
-
-    def close(self) -> None:
-        """Removes the folder, unless other processes hold it. May be called twice."""
-        if self._owners is None:
-            return
-        owners, self._owners = self._owners, None
-        _remove_if_free(self.path, owners)
-
-
-def _remove_if_free(path: Path, owners: int) -> None:
-    """`owners`: its open file of locks; closed."""
-    try:
-        fcntl.flock(owners, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held by another process
-        return
-    else:
-        shutil.rmtree(path, ignore_errors=True)
-    finally:
-        os.close(owners)
-
-
-def remove_abandoned(parent: Path) -> None:
-    """Removes the folders of jobs of which no process is left on this host."""
-    for path in parent.glob(f"{_PREFIX}*"):
-        try:
-            owners = os.open(path / _OWNERS, os.O_RDWR)
-        except FileNotFoundError:
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > _UNOWNED_S:
-                    shutil.rmtree(path, ignore_errors=True)
-        except OSError:  # of another user
-            continue
-        else:
-            _remove_if_free(path, owners)
 
 
 def fitting(sizes: Mapping[str, int], folder: Path) -> list[str]:

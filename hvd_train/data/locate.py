@@ -20,7 +20,7 @@ SUFFIXES = (".h5", ".hdf5")
 UNFINISHED_SUFFIX = ".unfinished.json"
 """Of what is known of shards that are being written."""
 
-OTHER_SUFFIXES = (".hdf", ".he5", ".nc", ".nc4", ".cdf", ".mat", ".h5ad")
+OTHER_SUFFIXES = (".hdf", ".he5", ".nc", ".nc4", ".cdf", ".mat", ".h5ad", ".loom", ".nxs", ".cxi")
 """Of formats that are HDF5, or were before. In a folder they count only if it has none of `SUFFIXES`: a file
 may be there in both forms."""
 
@@ -109,10 +109,11 @@ def in_groups(shards: Sequence[Found], layout: Places) -> Iterator[Found]:
 
 
 def _files_in(folder: str, key: str) -> list[str]:
-    visible = [p for p in Path(folder).iterdir() if not p.name.startswith(".")]
+    visible = [name for name in os.listdir(folder) if not name.startswith(".")]
     for suffixes in (SUFFIXES, OTHER_SUFFIXES):
-        if files := sorted(str(p) for p in visible if p.suffix in suffixes):
-            return files
+        if files := sorted(name for name in visible if os.path.splitext(name)[1].lower() in suffixes):
+            start = str(Path(folder, "_"))[:-1]  # as pathlib has it, without `./`
+            return [start + name for name in files]
     raise DataError(
         f"{key} = {folder!r}: the folder holds neither manifest.json nor files ending in "
         f"{', '.join((*SUFFIXES, *OTHER_SUFFIXES))}. Write some with `hvd_train shard write`, or give a glob "

@@ -105,16 +105,17 @@ def _digest(values: Mapping[str, Any]) -> str:
     return digest(msgspec.json.encode(rest, order="deterministic"))
 
 
-def save_manifest(folder: str | Path, manifest: Manifest) -> Manifest:
+def save_manifest(folder: str | Path, manifest: Manifest, scratch: Path | None = None) -> Manifest:
     """Writes `manifest` into an existing folder, atomically; returns it as it was written, with its digest.
-    Raises OSError."""
+    The temporary file is in `scratch` if it is given. Raises OSError."""
     fields = {name: field.to_json() for name, field in manifest.sample.fields.items()}
     values = asdict(manifest)
     values["sample"]["fields"] = fields
+    del values["sample"]["names"]  # they are in `class_names`
     if not manifest.class_names:
         del values["class_names"]
     values["digest"] = _digest(values)
-    with replacing(Path(folder) / MANIFEST_NAME) as temporary:
+    with replacing(Path(folder) / MANIFEST_NAME, within=scratch) as temporary:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(values), indent=2) + b"\n")
     return replace(manifest, digest=values["digest"])
 

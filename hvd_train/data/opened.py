@@ -73,12 +73,13 @@ class Opener:
         self._copies = copies
         self._infos = known
         self._identities: dict[str, tuple[int, int]] = {}
+        self._texts = any(field.dtype.startswith("S") for field in fields.values())
+        self._places = places_of_fields(fields)
 
     def open(self, path: str) -> ShardFile:
         """The file of a shard. Raises `DataError` for another file than before."""
-        texts = any(field.dtype.startswith("S") for field in self._fields.values())
-        places = places_of_fields(self._fields)
-        shard = ShardFile(path, places, texts=texts, copy=self._copies.get(places.file_of(path)[0], ""))
+        copy = self._copies.get(self._places.file_of(path)[0], "")
+        shard = ShardFile(path, self._places, texts=self._texts, copy=copy)
         first = self._infos.setdefault(path, shard.info)
         identity = self._identities.setdefault(path, shard.identity)
         is_another = all(map(operator.ne, identity, shard.identity))

@@ -16,6 +16,7 @@ from hvd_train.data.format import (
     ShardEntry,
 )
 from hvd_train.data.manifest import load_manifest, save_manifest
+from hvd_train.data.scratch import locked
 from hvd_train.data.shard_file import ShardBuilder, Storage
 from hvd_train.data.sources.base import Block
 from hvd_train.data.unfinished import Unfinished
@@ -42,10 +43,10 @@ class Layout:
         """The names of the files."""
         return [shard_name(self.part, i, len(self.sizes)) for i in range(len(self.sizes))]
 
-    def unfinished(self) -> Unfinished:
-        """What an earlier call left."""
+    def unfinished(self, scratch: Path | None = None) -> Unfinished:
+        """What an earlier call left, with a folder for temporary files where it is changed."""
         fields = list(self.storage.fields)
-        return Unfinished(self.folder, self.part, self.request, self.names, fields)
+        return Unfinished(self.folder, self.part, self.request, self.names, fields, scratch)
 
 
 def shard_name(part: str, number: int, count: int) -> str:
@@ -54,10 +55,9 @@ def shard_name(part: str, number: int, count: int) -> str:
 
 
 def existing_shards(layout: Layout) -> list[Path]:
-    """The files that writing would replace, without those that an earlier call left unfinished."""
-    if layout.unfinished().goes_on:
-        return []
-    return _listed_or_named(layout.folder, layout.part, layout.names)
+    """The files that writing would replace."""
+    others = layout.unfinished().others
+    return _listed_or_named(layout.folder, layout.part, [*layout.names, *others])
 
 
 def _listed_or_named(folder: Path, part: Part, names: Sequence[str]) -> list[Path]:
@@ -69,15 +69,16 @@ def _listed_or_named(folder: Path, part: Part, names: Sequence[str]) -> list[Pat
 class PartWriter:
     """Takes the rows of a part in order, and writes its shards; those that are complete already are kept.
 
-    Makes the folder. Raises `DataError` where the manifest's other part has other samples, OSError where the
-    folder cannot be written.
+    Makes the folder; temporary files are in `scratch`. Raises `DataError` where the manifest's other part has
+    other samples, OSError where the folder cannot be written.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, scratch: Path) -> None:
         self._layout = layout
+        self._scratch = scratch
         join(layout.folder, layout.part, layout.storage)
         layout.folder.mkdir(parents=True, exist_ok=True)
-        self._unfinished = layout.unfinished()
+        self._unfinished = layout.unfinished(scratch)
         self._entries = self._unfinished.complete()
         self._num_classes = self._unfinished.num_classes
         self._unfinished.begin()
@@ -86,9 +87,9 @@ class PartWriter:
         self._room = 0
 
     @property
-    def folder(self) -> Path:
-        """Of the shards."""
-        return self._layout.folder
+    def scratch(self) -> Path:
+        """For temporary files."""
+        return self._scratch
 
     @property
     def fields(self) -> Mapping[str, FieldSpec]:
@@ -133,8 +134,10 @@ class PartWriter:
     def publish(self) -> Manifest:
         """Writes the manifest, after the last row, and removes what it replaces. Raises OSError."""
         layout = self._layout
-        stale = set(_listed_or_named(layout.folder, layout.part, layout.names))
-        manifest = listed(layout, self._entries, self._num_classes or None)
+        others = self._unfinished.others
+        with locked(layout.folder):
+            stale = set(_listed_or_named(layout.folder, layout.part, [*layout.names, *others]))
+            manifest = listed(layout, self._entries, self._num_classes or None, self._scratch)
         # Only now, when nothing refers to them any more.
         for path in stale - {layout.folder / name for name in layout.names}:
             path.unlink(missing_ok=True)
@@ -154,17 +157,18 @@ class PartWriter:
     def _begin(self) -> None:
         number = len(self._entries)
         self._room = self._layout.sizes[number]
-        self._temporary = temporary_beside(self.folder / self._layout.names[number])
+        self._temporary = temporary_beside(self._scratch / self._layout.names[number])
         self._builder = ShardBuilder(self._temporary, self._layout.storage, self._room)
 
     def _end(self) -> None:
         assert self._builder is not None  # it has all rows of its shard
-        path = self.folder / self._layout.names[len(self._entries)]
+        path = self._layout.folder / self._layout.names[len(self._entries)]
         entry = replace(self._builder.finish(), file=path.name)
+        self._num_classes = max(self._num_classes, self._builder.num_classes or 0)
+        # Recorded first: a file of this name is then known, even if this process ends in between.
+        self._unfinished.add([entry], self._num_classes)
         complete(self._temporary, path)
         self._entries.append(entry)
-        self._num_classes = max(self._num_classes, self._builder.num_classes or 0)
-        self._unfinished.add(entry, self._num_classes)
         self._builder = None
 
 
@@ -198,9 +202,9 @@ def join(folder: Path, part: Part, storage: Storage) -> Manifest | None:
     return manifest
 
 
-def listed(layout: Layout, entries: Sequence[ShardEntry], num_classes: int | None) -> Manifest:
-    """Writes the manifest with these shards as the part, beside the other part. Raises `DataError` and
-    OSError."""
+def listed(layout: Layout, entries: Sequence[ShardEntry], num_classes: int | None, scratch: Path) -> Manifest:
+    """Writes the manifest with these shards as the part, beside the other part. Its folder should be
+    `locked`, and the temporary file is in `scratch`. Raises `DataError` and OSError."""
     storage = layout.storage
     before = join(layout.folder, layout.part, storage)
     known = before.sample.num_classes if before else None
@@ -216,4 +220,4 @@ def listed(layout: Layout, entries: Sequence[ShardEntry], num_classes: int | Non
         names = storage.class_names or before.class_names
         manifest = replace(before, schema=SCHEMA_VERSION, sample=sample, class_names=names)
     part = {layout.part: tuple(entries)}
-    return save_manifest(layout.folder, replace(manifest, **part))  # type: ignore[arg-type]
+    return save_manifest(layout.folder, replace(manifest, **part), scratch)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from hvd_train.data.blocks import row_bytes
 from hvd_train.data.damage import Range
 from hvd_train.data.deal import Span, rows_of
 from hvd_train.data.format import Array, FieldSpec, ShardInfo
-from hvd_train.data.layout import HELD_BYTES, Layout, repack_line
+from hvd_train.data.layout import HELD_BYTES, Layout, require_few_decodings
 from hvd_train.data.numbering import Origins
 from hvd_train.data.opened import Opener, OpenFile, OpenShard
 from hvd_train.data.places import places_of_fields
@@ -31,9 +31,6 @@ _MAX_OPEN = 32
 
 _MOST_HELD_BYTES = 2 * HELD_BYTES
 """Decoded rows that the open files hold together (see `Layout.held_rows`), if they are more than one."""
-
-_MOST_DECODES = 4
-"""In one pass over rows in order, of each chunk."""
 
 
 @final
@@ -187,14 +184,7 @@ class Rows:
         """Raises `DataError` if reading these rows in order, a batch at a time, would decode a chunk many
         times. Opens every file."""
         for path, layouts in self.layouts():
-            for name, layout in layouts.items():
-                if layout.decodes > _MOST_DECODES:
-                    raise DataError(
-                        f"{path}: dataset `{name}` is compressed in {layout.in_words()}. To read its rows in "
-                        f"order, each chunk has to be decoded {layout.decodes} times; expected at most "
-                        f"{_MOST_DECODES}. Write the file in smaller chunks: "
-                        f"`{repack_line(path, name, layouts)}`."
-                    )
+            require_few_decodings(path, layouts)
 
     def close(self) -> None:
         """Closes all files; a later read opens them again."""

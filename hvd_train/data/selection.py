@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hvd_train.config import DataConfig
 from hvd_train.data.catalog import find_shards, read_shards, whole
+from hvd_train.data.class_names import require_names
 from hvd_train.data.deal import Span, split_validation
 from hvd_train.data.demo import ensure_digits
 from hvd_train.data.format import FieldSpec, SampleSpec
@@ -52,7 +53,10 @@ def select_rows(path: str, sample: SampleSpec, names: Sequence[str]) -> Selectio
     warnings: list[str] = []
     fields = {name: sample.fields.get(name) or FieldSpec(shape=(), dtype="") for name in names}
     layout = places_of_fields(fields, sample.inputs, sample.targets)
-    read = read_shards(source.validation or source.train, layout, warnings, texts=True)
+    files = source.validation or source.train
+    if sample.targets in names:
+        require_names(files, sample)
+    read = read_shards(files, layout, warnings, texts=True)
     infos = [info for info, _ in read]
     refuse_growing(infos)
     for info in infos:

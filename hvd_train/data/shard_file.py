@@ -26,6 +26,7 @@ from hvd_train.data.format import (
 from hvd_train.data.hdf5.write import ShardStream
 from hvd_train.data.sources.base import INPUTS, TARGETS, Block
 from hvd_train.errors import DataError
+from hvd_train.io.text import counted
 
 CHECKSUM_BYTES = 64 << 10
 COMPRESSED_CHUNK_BYTES = 256 << 10
@@ -73,7 +74,7 @@ class Storage:
 @final
 class ShardBuilder:
     """A shard of `num_rows` rows that is being written to `path`, which must not exist. Every method raises
-    OSError."""
+    OSError, and `DataError` for a class without a name where classes have names."""
 
     def __init__(self, path: Path, storage: Storage, num_rows: int) -> None:
         self._storage = storage
@@ -127,13 +128,23 @@ class ShardBuilder:
         self._pending, self._num_pending = [rest] if left else [], left
         self._stream.append(rows)
         self._counts.take(rows[self._storage.targets])
+        self._require_names()
         for start in range(0, num_rows, self._block):
             for name, array in rows.items():
                 self._sums[name].append(checksum(array[start : start + self._block]))
 
+    def _require_names(self) -> None:
+        names, classes = self._storage.class_names, self._counts.num_classes or 0
+        if names and classes > len(names):
+            given = counted(len(names), "name")
+            raise DataError(
+                f"`{self._storage.targets}` holds {classes - 1}, but {given} of classes were given. Expected "
+                f"class numbers from 0 to {len(names) - 1}: name every class."
+            )
+
     def _facts(
         self,
-        counted: bool,
+        are_counted: bool,
         counts: npt.NDArray[np.int64] | None = None,
         sums: Mapping[str, npt.NDArray[np.uint64]] | None = None,
     ) -> Facts:
@@ -147,7 +158,7 @@ class ShardBuilder:
                     shape=(self._num_rows, *field.shape),
                     dtype=field.dtype,
                     scale=self._storage.scale if name == self._storage.inputs else None,
-                    class_counts=of_counts if name == self._storage.targets and counted else None,
+                    class_counts=of_counts if name == self._storage.targets and are_counted else None,
                     checksums=_NO_DIGEST if sums is None else digest_of(sums[name]),
                 )
                 for name, field in self._storage.fields.items()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -16,8 +16,10 @@ from hvd_train.data.format import Compression, FieldSpec, Manifest, ShardEntry
 from hvd_train.data.manifest import load_manifest
 from hvd_train.data.part_writer import Layout, Part, entries_of, join, listed, shard_name
 from hvd_train.data.samples import Samples
+from hvd_train.data.scratch import Scratch, locked, tidy
 from hvd_train.data.shard_file import ShardBuilder, Storage
 from hvd_train.data.spool import Spool
+from hvd_train.data.unfinished import Unfinished
 from hvd_train.errors import DataError
 from hvd_train.io.atomic import complete
 
@@ -113,12 +115,15 @@ class ShardWriter:
             compression=compression,
             chunk_rows=chunk_rows,
         )
-        if not force:
-            self._refuse_existing()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._stem = self._folder / f".{part}-{self._comm.rank}-{secrets.token_hex(4)}"
+        self._force = force
+        tidy(self._folder)
+        self._remove_unfinished()
+        self._refuse_existing()
         self._samples = Samples(fields, (inputs, targets))
+        self._scratch = Scratch(self._folder, [part], "beside")
         self._spool: Spool | None = None
+        self._renamed: list[Path] = []
+        self._is_recorded = False
         self._made: list[tuple[Path, ShardEntry, int]] = []
         self._closed = False
 
@@ -136,7 +141,8 @@ class ShardWriter:
     def append(self, sample: Mapping[str, Any]) -> None:
         """Takes one sample: each field an array, or a scalar. Raises `DataError` with the number of the row,
         counted on this rank, for one that is not like the first."""
-        self.append_batch({name: np.asarray(value)[np.newaxis] for name, value in sample.items()})
+        arrays = {name: self._samples.array(name, value) for name, value in sample.items()}
+        self.append_batch({name: array[np.newaxis] for name, array in arrays.items()})
 
     def append_batch(self, batch: Mapping[str, Any]) -> None:
         """Takes several samples: each field an array [samples, ...]. Errors are those of `append`."""
@@ -172,11 +178,15 @@ class ShardWriter:
             counts = [len(made) for _, made in reports]
             names = [shard_name(self._part, i, sum(counts)) for i in range(sum(counts))]
             first = sum(counts[: self._comm.rank])
-            self._agree(lambda: self._rename(names[first:]))
             made = [made for _, shards in reports for made in shards]
             entries = [replace(entry, file=name) for (entry, _), name in zip(made, names, strict=True)]
             num_classes = max(classes for _, classes in made) or None
-            self._agree(lambda: self._publish(names, entries, num_classes) if self._comm.rank == 0 else None)
+            is_first = self._comm.rank == 0
+            with locked(self._folder) if is_first else nullcontext():
+                self._agree(lambda: self._record(entries) if is_first else None)
+                self._agree(lambda: self._rename(names[first:]))
+                self._agree(lambda: self._publish(entries, num_classes) if is_first else None)
+            self._renamed = []
         finally:
             self.abandon()
         manifest = load_manifest(self._folder)
@@ -186,12 +196,18 @@ class ShardWriter:
     def abandon(self) -> None:
         """Removes what is not published. Not collective; may be called twice."""
         self._closed = True
-        if self._spool is not None:
-            self._spool.remove()
-        for path, _, _ in self._made:
+        for path in self._renamed:
             path.unlink(missing_ok=True)
+        self._renamed = []
+        if self._is_recorded:
+            self._unfinished([]).end()
+            self._is_recorded = False
+        self._scratch.close()
 
     def _refuse_existing(self) -> None:
+        """Also at the end: another program may have written it meanwhile."""
+        if self._force:
+            return
         there = [self._folder / entry.file for entry in entries_of(load_manifest(self._folder), self._part)]
         there += self._folder.glob(f"{self._part}-*-of-*.h5")
         if there:
@@ -200,7 +216,7 @@ class ShardWriter:
             )
 
     def _new_spool(self) -> Spool:
-        return Spool(self._stem.with_name(f"{self._stem.name}.rows.tmp"), self._storage.fields)
+        return Spool(self._scratch.path / "rows", self._storage.fields)
 
     def _finish(self) -> None:
         """The shards of the rows that are left."""
@@ -215,7 +231,7 @@ class ShardWriter:
         """Makes shards of the rows so far."""
         assert self._spool is not None  # there are rows
         for start, size in zip(accumulate(sizes, initial=0), sizes, strict=False):
-            path = self._stem.with_name(f"{self._stem.name}.{len(self._made)}.tmp")
+            path = self._scratch.path / f"{len(self._made)}.h5"
             builder = ShardBuilder(path, self._storage, size)
             try:
                 left = size
@@ -262,16 +278,36 @@ class ShardWriter:
         join(self._folder, self._part, self._storage)
         for (path, _, _), name in zip(self._made, names, strict=False):
             complete(path, self._folder / name)
-        self._made = []
+            self._renamed.append(self._folder / name)
 
-    def _publish(self, names: list[str], entries: list[ShardEntry], num_classes: int | None) -> None:
+    def _remove_unfinished(self) -> None:
+        """What a writer renamed that was killed before it wrote the manifest."""
+        if self._comm.rank == 0 and self._folder.is_dir():
+            with locked(self._folder):
+                self._unfinished([]).remove()
+
+    def _unfinished(self, names: list[str]) -> Unfinished:
+        scratch = self._scratch.path if names else None
+        return Unfinished(self._folder, self._part, _REQUEST, names, list(self._storage.fields), scratch)
+
+    def _record(self, entries: list[ShardEntry]) -> None:
+        self._refuse_existing()
+        self._is_recorded = True
+        self._unfinished([entry.file for entry in entries]).add(entries, None)
+
+    def _publish(self, entries: list[ShardEntry], num_classes: int | None) -> None:
+        names = [entry.file for entry in entries]
+        unfinished = self._unfinished(names)
         stale = {entry.file for entry in entries_of(load_manifest(self._folder), self._part)}
+        stale.update(unfinished.others)
         layout = Layout(self._folder, self._part, [entry.num_samples for entry in entries], self._storage, "")
-        listed(layout, entries, num_classes)
+        listed(layout, entries, num_classes, self._scratch.path)
         for name in stale - set(names):
             (self._folder / name).unlink(missing_ok=True)
+        unfinished.end()
 
 
+_REQUEST = "ShardWriter"
 _PENDING_BYTES = 8 << 20
 
 

@@ -45,6 +45,11 @@ def parse_split(text: str) -> dict[str, float]:
 class Splitter(ABC):
     """Says for each row, in order, which part it is for: a number from 0, the part that gets the rest."""
 
+    @property
+    @abstractmethod
+    def needed(self) -> tuple[str, ...]:
+        """The fields of a block that it looks at."""
+
     @abstractmethod
     def parts_of(self, block: Block) -> npt.NDArray[np.intp]:
         """For the next rows."""
@@ -80,6 +85,10 @@ class ByFraction(Splitter):
         self._roundings = dict(zip(counts, roundings, strict=True))
         self._places = {stratum: place for place, stratum in enumerate(counts, _FIRST_STREAM)}
         self._stretches: dict[int, npt.NDArray[np.intp]] = {}
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        return () if self._field is None else (self._field,)
 
     def sizes(self) -> list[int]:
         ends = np.array([self._ends(stratum, count) for stratum, count in self._counts.items()]).sum(axis=0)
@@ -166,6 +175,10 @@ class ByGroup(Splitter):
                 f"--group {name}: {counted(len(counts), 'group')}, none of them for the part `{empty[0]}`. "
                 "Expected a group for each part at least: leave out the part, or give it a larger fraction."
             )
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        return (GROUP,)
 
     def sizes(self) -> list[int]:
         return self._sizes

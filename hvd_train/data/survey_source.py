@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hvd_train.data.format import Array
+from hvd_train.data.progress import Progress, Step, unseen
 from hvd_train.data.sources.base import GROUP, TARGETS, Source
+from hvd_train.data.splitting import Splitter
 
 
 @dataclass
@@ -22,7 +24,7 @@ class Seen:
     """Of each group."""
 
 
-def survey_source(source: Source, *, strata: bool, groups: bool) -> Seen:
+def survey_source(source: Source, *, strata: bool, groups: bool, progress: Progress = unseen) -> Seen:
     """Reads what it takes of the source, nothing if all is known. Raises `DataError`."""
     if source.num_rows is not None and not strata and not groups:
         return Seen(source.num_rows)
@@ -34,7 +36,25 @@ def survey_source(source: Source, *, strata: bool, groups: bool) -> Seen:
             _count(seen.strata, block[TARGETS])
         if groups:
             _count(seen.groups, block[GROUP])
+        progress(_step(source, seen.num_rows))
     return Seen(seen.num_rows, dict(sorted(seen.strata.items())), dict(sorted(seen.groups.items())))
+
+
+def classes_of_first(source: Source, splitter: Splitter, num_rows: int, progress: Progress) -> dict[int, int]:
+    """Rows of each class in the first of the parts of a new `splitter`. Raises `DataError`."""
+    counts: dict[int, int] = {}
+    row = 0
+    for block in source.blocks([TARGETS, *splitter.needed]):
+        row += len(block[TARGETS])
+        _count(counts, block[TARGETS][splitter.parts_of(block) == 0])
+        progress(Step("read to count classes", row, num_rows))
+    return dict(sorted(counts.items()))
+
+
+def _step(source: Source, row: int) -> Step:
+    if source.num_rows is None:
+        return Step("read to count rows", *source.position, "bytes")
+    return Step("read to count classes or groups", row, source.num_rows)
 
 
 def _count(counts: dict[int, int], values: Array) -> None:

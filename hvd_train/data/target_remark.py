@@ -51,6 +51,10 @@ class TargetRemark(Source):
     def files(self) -> Collection[str]:
         return self._source.files
 
+    @property
+    def position(self) -> tuple[int, int]:
+        return self._source.position
+
     def blocks(self, names: Collection[str] = (), start: int = 0) -> Iterator[Block]:
         row = start
         is_class = is_class_dtype(self.fields[TARGETS].dtype)

@@ -19,7 +19,11 @@ from hvd_train.io.atomic import replacing
 class _Record(msgspec.Struct, kw_only=True):
     request: str
     shards: dict[str, ShardEntry]
+    fields: list[str]
+    """The datasets in them."""
     num_classes: int = 0
+    others: list[str] = []
+    """Files of earlier requests, which were not finished either."""
 
 
 @final
@@ -30,24 +34,40 @@ class Unfinished:
         names: of the shards.
         fields: the datasets in them.
         request: a digest of what was asked for and of the files that are read: others begin anew.
+        scratch: for temporary files; None for one that only reads.
     """
 
     def __init__(
-        self, folder: Path, part: str, request: str, names: Sequence[str], fields: Sequence[str]
+        self,
+        folder: Path,
+        part: str,
+        request: str,
+        names: Sequence[str],
+        fields: Sequence[str],
+        scratch: Path | None = None,
     ) -> None:
         self._folder = folder
         self._path = folder / f".{part}{UNFINISHED_SUFFIX}"
         self._names = names
-        self._fields = fields
-        self._record = _Record(request=request, shards={})
+        self._scratch = scratch
+        self._record = _Record(request=request, shards={}, fields=list(fields))
         try:
             found = msgspec.json.decode(self._path.read_bytes(), type=_Record)
         except (OSError, msgspec.MsgspecError):
             found = None
         self.goes_on = found is not None and found.request == request
         """Whether the same was asked for before, and was not finished."""
+        self.was_begun = found is not None
+        """Whether that, or something else."""
         if found is not None and self.goes_on:
             self._record = found
+        elif found is not None:
+            self._record.others = [*found.others, *found.shards]
+
+    @property
+    def others(self) -> list[str]:
+        """Files that earlier requests have written, and that no manifest lists because of those."""
+        return list(dict.fromkeys(self._record.others))
 
     @property
     def num_classes(self) -> int:
@@ -65,16 +85,23 @@ class Unfinished:
         return entries
 
     def begin(self) -> None:
-        """Removes what an earlier call left behind of its temporary files. Raises OSError."""
-        for name in self._names:
-            for stale in self._folder.glob(f".{name[:50]}.*.tmp"):
-                stale.unlink(missing_ok=True)
+        """Records what is asked for, unless the same was before. Raises OSError."""
         if not self.goes_on:
             self.end()
+            if self._record.others:
+                self._save()
 
-    def add(self, entry: ShardEntry, num_classes: int | None) -> None:
-        """Records a shard that is complete. Raises OSError."""
-        self._record.shards[entry.file] = entry
+    def remove(self) -> None:
+        """Removes the shards that were recorded, if the same was asked for before. Raises OSError."""
+        if self.goes_on:
+            for entry in self._record.shards.values():
+                if self._is_there(entry):
+                    (self._folder / entry.file).unlink()
+            self.end()
+
+    def add(self, entries: Sequence[ShardEntry], num_classes: int | None) -> None:
+        """Records shards that are complete. Raises OSError."""
+        self._record.shards.update({entry.file: entry for entry in entries})
         self._record.num_classes = max(self._record.num_classes, num_classes or 0)
         self._save()
 
@@ -83,12 +110,12 @@ class Unfinished:
         self._path.unlink(missing_ok=True)
 
     def _save(self) -> None:
-        with replacing(self._path, durable=False) as temporary:
+        with replacing(self._path, durable=False, within=self._scratch) as temporary:
             temporary.write_bytes(msgspec.json.encode(self._record))
 
     def _is_there(self, entry: ShardEntry) -> bool:
         try:
-            info = read_info(self._folder / entry.file, plain(self._fields))
+            info = read_info(self._folder / entry.file, plain(self._record.fields))
         except DataError:
             return False
         return info.facts_digest == entry.facts_digest

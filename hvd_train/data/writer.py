@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,16 +15,15 @@ import numpy.typing as npt
 
 from hvd_train.data.facts import digest
 from hvd_train.data.format import Compression, Manifest, is_class_dtype
-from hvd_train.data.part_writer import Layout, Part, PartWriter, existing_shards
+from hvd_train.data.part_writer import Layout, Part, PartWriter, existing_shards, join
+from hvd_train.data.progress import Progress, Step, unseen
+from hvd_train.data.scratch import Scratch, tidy
 from hvd_train.data.shard_file import Storage
 from hvd_train.data.shuffling import arranged
 from hvd_train.data.sources.base import TARGETS, Block, Source
 from hvd_train.data.splitting import ByFraction, ByGroup, Splitter
-from hvd_train.data.survey_source import Seen, survey_source
+from hvd_train.data.survey_source import Seen, classes_of_first, survey_source
 from hvd_train.errors import DataError
-
-Progress = Callable[[int, int], None]
-"""Called with the rows that are written, and those there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,14 @@ class Request:
     chunk_rows: int | None = None
     scale: float | None = None
     """Instead of the scale of the source."""
+    class_names: tuple[str, ...] = ()
+    """Where the source knows none."""
     force: bool = False
+
+    @property
+    def parts(self) -> list[str]:
+        """The names of all parts, that of the rest first."""
+        return [self.part, *(name for name, _ in self.split)]
 
 
 def write_part(folder: str | Path, source: Source, **options: object) -> Manifest:
@@ -54,7 +61,7 @@ def write_part(folder: str | Path, source: Source, **options: object) -> Manifes
 
 
 def write_shards(
-    folder: str | Path, source: Source, request: Request, progress: Progress = lambda *_: None
+    folder: str | Path, source: Source, request: Request, progress: Progress = unseen
 ) -> Manifest:
     """Writes the rows of `source` as HDF5 shards into `folder`, and adds them to its manifest.
 
@@ -66,40 +73,39 @@ def write_shards(
 
     Returns the manifest.
 
-    Raises `DataError` where the part exists already and `force` is not set, the rows cannot be cut so, or
-    the other part has other samples; OSError where the folder cannot be written.
+    Raises `DataError` where the part exists already and `force` is not set, another program is writing it,
+    the rows cannot be cut so, or the other part has other samples; OSError where the folder cannot be
+    written.
     """
     _require(request, source)
     folder = Path(folder)
-    seen = survey_source(source, strata=request.stratify or request.by_class, groups=bool(request.group))
-    if not seen.num_rows:
-        raise DataError(f"{source.name}: has no rows. Expected at least 1.")
-    splitter = _splitter(request, seen)
-    sizes = splitter.sizes() if splitter else [seen.num_rows]
-    storage = Storage(
-        fields=source.fields,
-        scale=source.scale if request.scale is None else request.scale,
-        class_names=source.class_names,
-        compression=request.compression,
-        chunk_rows=request.chunk_rows,
-    )
-    writers = _writers(folder, source, request, storage, sizes, seen)
-    try:
-        _write(source, request, splitter, writers, seen, progress)
-        manifests = [writer.publish() for writer in reversed(writers)]
-        for writer in writers:
-            writer.end()
-        return manifests[-1]
-    finally:
-        for writer in writers:
-            writer.abandon()
+    with closing(Scratch(folder, request.parts, "alone")) as scratch:
+        storage = _storage(source, request)
+        layouts = _layouts(folder, request, storage, _identity(source, request, storage))
+        for layout in layouts:
+            join(layout.folder, layout.part, storage)
+        _refuse_existing(layouts, request)
+        plan = _plan(source, request, progress)
+        cut = [plan.first, *([size] for size in plan.others)]
+        layouts = [replace(layout, sizes=sizes) for layout, sizes in zip(layouts, cut, strict=True)]
+        with ExitStack() as stack:
+            writers = [PartWriter(layout, scratch.path) for layout in layouts]
+            for writer in writers:
+                stack.callback(writer.abandon)
+            _write(source, request, plan, writers, progress)
+            manifests = [writer.publish() for writer in reversed(writers)]
+            for writer in writers:
+                writer.end()
+            return manifests[-1]
 
 
 def _require(request: Request, source: Source) -> None:
     if request.chunk_rows is not None and request.chunk_rows < 1:
         raise DataError(f"--chunk-rows {request.chunk_rows}: expected at least 1 row.")
     targets = source.fields[TARGETS]
-    for option, on in (("--by-class", request.by_class), ("--stratify", request.stratify)):
+    of_classes = {"--by-class": request.by_class, "--stratify": request.stratify}
+    of_classes["--classes"] = bool(request.class_names)
+    for option, on in of_classes.items():
         if on and (targets.shape or not is_class_dtype(targets.dtype)):
             raise DataError(
                 f"{option}: targets are {targets.dtype} {list(targets.shape)}. Expected one class number "
@@ -113,8 +119,35 @@ def _require(request: Request, source: Source) -> None:
         raise DataError(
             "--stratify and --group say how --split divides the rows. Expected --split with them."
         )
-    if len({request.part, *dict(request.split)}) <= len(request.split):
+    if len(set(request.parts)) < len(request.parts):
         raise DataError(f"--part {request.part}: is in --split as well. Expected each part once.")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which rows go where."""
+
+    num_rows: int
+    first: list[int]
+    """Rows of each shard of the first part."""
+    others: list[int]
+    """Rows of the other parts."""
+    classes: list[int]
+    """Of the first part, in order; empty unless they are counted."""
+    splitter: Splitter | None
+
+
+def _plan(source: Source, request: Request, progress: Progress) -> _Plan:
+    strata = request.stratify or request.by_class
+    seen = survey_source(source, strata=strata, groups=bool(request.group), progress=progress)
+    if not seen.num_rows:
+        raise DataError(f"{source.name}: has no rows. Expected at least 1.")
+    splitter = _splitter(request, seen)
+    classes, sizes = seen.strata, splitter.sizes() if splitter else [seen.num_rows]
+    if splitter and request.by_class:
+        classes = classes_of_first(source, splitter, seen.num_rows, progress)
+        splitter = _splitter(request, seen)  # from the first row on again
+    return _Plan(seen.num_rows, _cut(request, sizes[0], classes), sizes[1:], sorted(classes), splitter)
 
 
 def _splitter(request: Request, seen: Seen) -> Splitter | None:
@@ -134,25 +167,45 @@ def _splitter(request: Request, seen: Seen) -> Splitter | None:
     return splitter
 
 
-def _writers(
-    folder: Path, source: Source, request: Request, storage: Storage, sizes: Sequence[int], seen: Seen
-) -> list[PartWriter]:
-    """A writer for each part, after everything that can be refused was."""
-    identity = _identity(source, request, storage)
+def _storage(source: Source, request: Request) -> Storage:
+    return Storage(
+        fields=source.fields,
+        scale=source.scale if request.scale is None else request.scale,
+        class_names=source.class_names or request.class_names,
+        compression=request.compression,
+        chunk_rows=request.chunk_rows,
+    )
+
+
+def _layouts(folder: Path, request: Request, storage: Storage, identity: str) -> list[Layout]:
+    """Of each part, with shards whose rows are not known yet."""
     layouts: list[Layout] = []
-    for name, size in zip([request.part, *dict(request.split)], sizes, strict=True):
-        is_first = not layouts
-        cut = _cut(request, size, seen) if is_first else [size]
+    for name in request.parts:
         own = name in ("train", "validation")
         part: Part = "validation" if name == "validation" else "train"
-        layouts.append(Layout(folder if own else folder / name, part, cut, storage, identity))
+        sizes = [0] * (1 if layouts else max(0, request.shards))
+        layouts.append(Layout(folder if own else folder / name, part, sizes, storage, identity))
+    return layouts
+
+
+def refuse_written(folder: str | Path, request: Request) -> None:
+    """Raises `DataError` where a part exists already, and no earlier call was ended that this one might go on
+    with. For what can be known before the source is opened, which may take long. Raises OSError."""
+    tidy(Path(folder))
+    layouts = _layouts(Path(folder), request, Storage(fields={}), "")
+    if not any(layout.unfinished().was_begun for layout in layouts):
+        _refuse_existing(layouts, request)
+
+
+def _refuse_existing(layouts: Sequence[Layout], request: Request) -> None:
+    if any(layout.unfinished().goes_on for layout in layouts):
+        return  # the others may be complete, and are written again
     for layout in layouts:
         existing = existing_shards(layout)
         if existing and not request.force:
             raise DataError(
                 f"{existing[0]}: exists. Give --force to replace the {layout.part} part, or another --out."
             )
-    return [PartWriter(layout) for layout in layouts]
 
 
 def _identity(source: Source, request: Request, storage: Storage) -> str:
@@ -162,68 +215,61 @@ def _identity(source: Source, request: Request, storage: Storage) -> str:
     return digest(msgspec.json.encode([values, source.name], order="deterministic"))
 
 
-def _cut(request: Request, num_rows: int, seen: Seen) -> list[int]:
-    """Rows of each shard of the first part."""
+def _cut(request: Request, num_rows: int, classes: Mapping[int, int]) -> list[int]:
+    """Rows of each shard of the first part, which has so many rows of each of its `classes`."""
     shards = request.shards
     if not 1 <= shards <= num_rows:
         raise DataError(f"--shards {shards}: expected 1 to {num_rows}, the number of samples.")
     if not request.by_class:
         return [b - a for a, b in pairwise(num_rows * i // shards for i in range(shards + 1))]
-    if request.split:
-        raise DataError("--by-class with --split: expected one of them. Write the parts one after the other.")
-    if shards > len(seen.strata):
+    if shards > len(classes):
         raise DataError(
-            f"--by-class --shards {shards}: the targets have {len(seen.strata)} classes. "
+            f"--by-class --shards {shards}: the targets have {len(classes)} classes. "
             "Expected at least one for each shard: ask for fewer shards."
         )
     sizes = [0] * shards
-    for place, label in enumerate(sorted(seen.strata)):
-        sizes[place * shards // len(seen.strata)] += seen.strata[label]
+    for place, label in enumerate(sorted(classes)):
+        sizes[place * shards // len(classes)] += classes[label]
     return sizes
 
 
 def _write(
-    source: Source,
-    request: Request,
-    splitter: Splitter | None,
-    writers: Sequence[PartWriter],
-    seen: Seen,
-    progress: Progress,
+    source: Source, request: Request, plan: _Plan, writers: Sequence[PartWriter], progress: Progress
 ) -> None:
     rest = writers[0]
     if request.shuffle_seed is None and not request.by_class:
         # Without a splitter the rows of shards that are complete need not be read at all.
-        start = 0 if splitter else rest.num_complete_rows
+        start = 0 if plan.splitter else rest.num_complete_rows
         rest.skip(start)
-        for block in _parted(source, splitter, writers, start, seen, progress):
+        for block in _parted(source, plan, writers, start, progress):
             rest.append(block)
             del block  # a large row need not be there while the next is read
         return
     if rest.is_complete and all(writer.is_complete for writer in writers):
         return
-    blocks = _parted(source, splitter, writers, 0, seen, progress)
-    sizes = rest.sizes if request.by_class else [sum(rest.sizes)]
-    shard_of = _shard_of_class(sorted(seen.strata), request.shards) if request.by_class else None
-    for block in arranged(blocks, rest.fields, sizes, shard_of, request.shuffle_seed, rest.folder):
+    blocks = _parted(source, plan, writers, 0, progress)
+    num_rows = sum(rest.sizes)
+    sizes = rest.sizes if request.by_class else [num_rows]
+    shard_of = _shard_of_class(plan.classes, request.shards) if request.by_class else None
+    row = 0
+    for block in arranged(blocks, rest.fields, sizes, shard_of, request.shuffle_seed, rest.scratch):
         rest.append(block)
+        row += len(block[TARGETS])
+        del block
+        progress(Step("written", row, num_rows))
 
 
 def _parted(
-    source: Source,
-    splitter: Splitter | None,
-    writers: Sequence[PartWriter],
-    start: int,
-    seen: Seen,
-    progress: Progress,
+    source: Source, plan: _Plan, writers: Sequence[PartWriter], start: int, progress: Progress
 ) -> Iterator[Block]:
     """The rows of the first part; those of the others are given to their writers."""
     row = start
     for block in source.blocks((), start):
         row += len(block[TARGETS])
-        if splitter is None:
+        if plan.splitter is None:
             yield block
         else:
-            parts = splitter.parts_of(block)
+            parts = plan.splitter.parts_of(block)
             for number, writer in enumerate(writers):
                 rows = np.flatnonzero(parts == number)
                 if not len(rows):
@@ -234,10 +280,10 @@ def _parted(
                 else:
                     yield piece
         del block  # as above
-        progress(row, seen.num_rows)
-    if row != seen.num_rows:
+        progress(Step("read", row, plan.num_rows))
+    if row != plan.num_rows:
         raise DataError(
-            f"{source.name}: {row} rows, but {seen.num_rows} when it was first read. It was changed "
+            f"{source.name}: {row} rows, but {plan.num_rows} when it was first read. It was changed "
             "meanwhile: write the shards again."
         )
 

@@ -22,7 +22,7 @@ _warned = False
 
 
 @contextmanager
-def replacing(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
+def replacing(path: str | Path, *, durable: bool = True, within: Path | None = None) -> Iterator[Path]:
     """Yields a temporary name next to `path`; what the body wrote there becomes `path` when it ends.
 
     The file's bytes and then its name are forced to disk. If the body raises, `path` stays as it was
@@ -31,9 +31,10 @@ def replacing(path: str | Path, *, durable: bool = True) -> Iterator[Path]:
     Args:
         durable: False for a file that carries a checksum and can be made again. It is not forced to disk,
             which takes long: it is complete however this process ends, unless the host goes down as well.
+        within: a folder of the same file system for the temporary file, instead of that of `path`.
     """
     path = Path(path)
-    temporary = temporary_beside(path)
+    temporary = temporary_beside(path if within is None else within / path.name)
     try:
         yield temporary
         complete(temporary, path, durable=durable)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from hvd_train.comm.agree import together
 from hvd_train.comm.base import Communicator
-from hvd_train.data.local_copy import LocalFolder, copy, fitting, folder_of, remove_abandoned
+from hvd_train.data.local_copy import PREFIX, copy, fitting, folder_of
 from hvd_train.errors import ConfigError, DataError
+from hvd_train.io.held_folder import HeldFolder, remove_abandoned
 from hvd_train.io.output import warn
 from hvd_train.io.text import counted
 from hvd_train.liveness import phase
@@ -62,8 +63,8 @@ def _make(cache: str, wanted: Sequence[str], stack: ExitStack) -> tuple[Path, li
     """A new folder, which is closed with `stack`, and which of the files there is room for."""
     parent = folder_of(cache)
     try:
-        remove_abandoned(parent)
-        folder = LocalFolder.make(parent)
+        remove_abandoned(parent, PREFIX)
+        folder = HeldFolder.make(parent, PREFIX)
     except OSError as error:
         raise _unusable(cache, error) from None
     stack.callback(folder.close)
@@ -75,7 +76,7 @@ def _make(cache: str, wanted: Sequence[str], stack: ExitStack) -> tuple[Path, li
 
 def _hold(cache: str, path: Path, stack: ExitStack) -> None:
     try:
-        stack.callback(LocalFolder.hold(path).close)
+        stack.callback(HeldFolder.hold(path).close)
     except OSError as error:
         raise _unusable(cache, error) from None
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from hvd_train.io.output import warn
 
+if TYPE_CHECKING:
+    from hvd_train.data.progress import Step
+
 _LINE_S = 30.0
 _DRAW_S = 0.1
+_MIB = 1 << 20
 
 
 @final
@@ -20,16 +24,16 @@ class WriteProgress:
     def __init__(self) -> None:
         self._is_terminal = sys.stderr.isatty()
         self._next = time.monotonic() + (_DRAW_S if self._is_terminal else _LINE_S)
+        self._doing = ""
 
     def __enter__(self) -> WriteProgress:
         if self._is_terminal:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._progress = Progress(
-                TextColumn("rows"),
+                TextColumn("{task.description}"),
                 BarColumn(),
-                MofNCompleteColumn(),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
                 auto_refresh=False,
@@ -45,13 +49,25 @@ class WriteProgress:
         if self._is_terminal:
             self._progress.stop()
 
-    def report(self, rows: int, of: int) -> None:
-        """So many rows were read, of so many."""
+    def report(self, step: Step) -> None:
+        """So much of a step is done."""
         now = time.monotonic()
         if now < self._next:
             return
         self._next = now + (_DRAW_S if self._is_terminal else _LINE_S)
-        if self._is_terminal:
-            self._progress.update(self._bar, completed=rows, total=of, refresh=True)
-        else:
-            warn(f"{rows:,} of {of:,} rows read ({100 * rows // max(1, of)} %)")
+        if not self._is_terminal:
+            warn(f"{text(step)} ({100 * step.done // max(1, step.of)} %)")
+            return
+        if step.doing != self._doing:  # its speed is another
+            self._doing = step.doing
+            self._progress.reset(self._bar)
+        self._progress.update(
+            self._bar, description=text(step), completed=step.done, total=step.of, refresh=True
+        )
+
+
+def text(step: Step) -> str:
+    """A step in words."""
+    size = _MIB if step.unit == "bytes" else 1
+    unit = "MiB" if step.unit == "bytes" else step.unit
+    return f"{step.done // size:,} of {step.of // size:,} {unit} {step.doing}"

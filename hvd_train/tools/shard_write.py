@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -78,7 +79,8 @@ class WriteArgs:
     """Further fields of a sample: names, and arrays, places, columns or .npy files."""
 
     classes: tuple[str, ...] = ()
-    """Texts in the column of targets that are classes, in the order of their numbers."""
+    """Names of the classes, in the order of their numbers: the texts in the column of targets, the folders of
+    images, or for targets that are numbers what 0, 1, ... stand for."""
 
     resize: tuple[int, int] | None = None
     """Height and width to which images are resized. Default: all must have the same."""
@@ -110,31 +112,41 @@ def write(args: WriteArgs) -> int:
     """`shard write`. Raises `DataError` where a source cannot be read or a shard not be written."""
     from hvd_train.data.sources.opening import Wanted, open_source
     from hvd_train.data.target_remark import TargetRemark
-    from hvd_train.data.writer import write_shards
+    from hvd_train.data.writer import refuse_written, write_shards
     from hvd_train.tools.shard_progress import WriteProgress
 
-    wanted = Wanted(
-        inputs=args.inputs,
-        targets=args.targets,
-        others=args.fields,
-        group=args.group,
-        classes=args.classes,
-        resize=args.resize,
-        tokenizer=args.tokenizer,
-        length=args.length,
-        python=args.from_,
-    )
-    source = TargetRemark(open_source(args.sources, wanted), args.targets, args.from_ or args.sources[-1])
-    try:
-        with WriteProgress() as progress:
-            manifest = write_shards(args.out, source, _request(args), progress.report)
-    except OSError as error:
-        raise DataError(f"{args.out}: cannot be written: {error}. Give --out a folder that can be.") from None
+    request = _request(args)
+    with _writing_to(args.out):
+        refuse_written(args.out, request)
+    with WriteProgress() as progress:
+        wanted = Wanted(
+            inputs=args.inputs,
+            targets=args.targets,
+            others=args.fields,
+            group=args.group,
+            classes=args.classes,
+            resize=args.resize,
+            tokenizer=args.tokenizer,
+            length=args.length,
+            python=args.from_,
+            progress=progress.report,
+        )
+        source = TargetRemark(open_source(args.sources, wanted), args.targets, args.from_ or args.sources[-1])
+        with _writing_to(args.out):
+            manifest = write_shards(args.out, source, request, progress.report)
     said = source.remark()
     if said:
         warn(f"written, but the task `classification` would refuse it: {said}")
     _show(args, manifest)
     return 0
+
+
+@contextmanager
+def _writing_to(out: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written: {error}. Give --out a folder that can be.") from None
 
 
 def _show(args: WriteArgs, manifest: Manifest) -> None:
@@ -172,5 +184,6 @@ def _request(args: WriteArgs) -> Request:
         compression=args.compression,
         chunk_rows=args.chunk_rows,
         scale=args.scale,
+        class_names=args.classes,
         force=args.force,
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hvd_train.data.local_copy import LocalFolder
+from hvd_train.data.local_copy import PREFIX
+from hvd_train.io.held_folder import HeldFolder
 from tests.mpi.jobs import events, train
 from tests.unit.data.shards import write_foreign
 
@@ -16,7 +17,7 @@ def test_two_ranks_share_copies_which_are_gone_afterwards(tmp_path: Path) -> Non
     data.mkdir()
     for i in range(3):
         write_foreign(data / f"s{i}.h5", 200, first=200 * i)
-    alive, left = LocalFolder.make(cache), LocalFolder.make(cache)
+    alive, left = HeldFolder.make(cache, PREFIX), HeldFolder.make(cache, PREFIX)
     (left.path / "00000-s0.h5").write_text("of a killed job")
     assert left._owners is not None
     os.close(left._owners)  # as the kernel does when a process ends

@@ -69,6 +69,12 @@ class Source(ABC):
         """The files that are read. A source whose files have not changed gives the same rows again."""
         return ()
 
+    @property
+    def position(self) -> tuple[int, int]:
+        """Bytes of the files that the `blocks` under way have read, and those there are; 0 of 0 where rows
+        can be counted."""
+        return 0, 0
+
     @abstractmethod
     def blocks(self, names: Collection[str] = (), start: int = 0) -> Iterator[Block]:
         """The rows from number `start` on, in order; may be called again.

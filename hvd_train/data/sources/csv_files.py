@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
 from hvd_train.data.files import require_regular
+from hvd_train.data.progress import Progress, Step, unseen
 from hvd_train.data.sources.base import BLOCK_BYTES, Block, rows_of_block
 from hvd_train.data.sources.columns import Converter, choose, text_refusal
 from hvd_train.data.sources.tables import LineTooLong, Tables, explained, load_pyarrow
@@ -24,19 +27,31 @@ class CsvSource(Tables):
         names: the columns of each field.
         group: the column that says to which group a row belongs; empty for none.
         classes: texts of the column of targets that are classes.
+        progress: of the first pass.
     """
 
     def __init__(
-        self, paths: Sequence[str], names: Mapping[str, str], group: str, classes: tuple[str, ...]
+        self,
+        paths: Sequence[str],
+        names: Mapping[str, str],
+        group: str,
+        classes: tuple[str, ...],
+        progress: Progress = unseen,
     ) -> None:
         super().__init__(paths, classes)
         self._arrow = load_pyarrow("CSV")
         self._rows = {}
         self._dtypes: dict[str, str] = {}
         self._block_bytes = BLOCK_BYTES
+        self._progress = progress
+        self._num_bytes = 0
         self._chosen = choose(self._header(paths[0]), names, group, classes, paths[0])
         for path in paths:
-            self._survey(path)
+            with explained(path, "CSV"):
+                require_regular(path, "a CSV file")
+                self._num_bytes += os.path.getsize(path)
+        for path in paths:
+            self._rows[path] = self._in_blocks(path, partial(self._count, path))
         for path in paths:
             converter = Converter(self._chosen, self._dtypes, path)
             for columns in self._batches(path, self._chosen.all):
@@ -63,16 +78,21 @@ class CsvSource(Tables):
     def _header(self, path: str) -> list[str]:
         with explained(path, "CSV"):
             require_regular(path, "a CSV file")
-            return list(self._open(path, None, {}).schema.names)
+        return list(self._in_blocks(path, lambda: self._open(path, None, {}).schema.names))
 
     def _open(self, path: str, columns: list[str] | None, types: Mapping[str, Any]) -> Any:
         from pyarrow import csv
 
-        suffixes = Path(path).suffixes
+        self._raw = self._arrow.OSFile(path)
+        file = self._raw
+        if path.endswith(".gz"):
+            file = self._arrow.CompressedInputStream(file, "gzip")
         return csv.open_csv(
-            path,
+            file,
             csv.ReadOptions(use_threads=False, block_size=self._block_bytes),
-            csv.ParseOptions(delimiter="\t" if ".tsv" in suffixes else ",", newlines_in_values=True),
+            csv.ParseOptions(
+                delimiter="\t" if ".tsv" in Path(path).suffixes else ",", newlines_in_values=True
+            ),
             csv.ConvertOptions(include_columns=columns, column_types=types, strings_can_be_null=True),
         )
 
@@ -85,11 +105,12 @@ class CsvSource(Tables):
                 if batch.num_rows:
                     yield dict(zip(batch.schema.names, batch.columns, strict=True))
 
-    def _survey(self, path: str) -> None:
-        """Finds the number of rows, and the types of the columns."""
+    def _in_blocks(self, path: str, read: Callable[[], Any]) -> Any:
+        """What `read` returns, with blocks in which each line fits."""
         while True:
             try:
-                self._rows[path] = self._count(path)
+                with explained(path, "CSV"):
+                    return read()
             except LineTooLong:
                 self._block_bytes *= 2
                 if self._block_bytes > _MOST_LINE_BYTES:
@@ -97,19 +118,19 @@ class CsvSource(Tables):
                         f"{path}: a line is longer than {_MOST_LINE_BYTES >> 20} MiB, or a quotation mark is "
                         "missing. Expected shorter lines."
                     ) from None
-            else:
-                return
 
     def _count(self, path: str) -> int:
+        """Rows of a file. Finds the types of the columns."""
         rows = 0
         texts = {name: self._arrow.string() for name in self._chosen.all}
-        with explained(path, "CSV"):
-            for batch in self._open(path, self._chosen.all, texts):
-                for name, column in zip(batch.schema.names, batch.columns, strict=True):
-                    if not self._chosen.is_text(name):
-                        known = self._dtypes.get(name, "int64")
-                        self._dtypes[name] = self._kind(column, known, name, path, rows)
-                rows += batch.num_rows
+        for batch in self._open(path, self._chosen.all, texts):
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                if not self._chosen.is_text(name):
+                    known = self._dtypes.get(name, "int64")
+                    self._dtypes[name] = self._kind(column, known, name, path, rows)
+            rows += batch.num_rows
+            done = sum(map(os.path.getsize, self._rows)) + self._raw.tell()
+            self._progress(Step("read to count rows", done, self._num_bytes, "bytes"))
         return rows
 
     def _kind(self, column: Any, known: str, name: str, path: str, row: int) -> str:

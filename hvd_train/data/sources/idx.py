@@ -15,6 +15,7 @@ import numpy as np
 
 from hvd_train.data.files import require_regular
 from hvd_train.data.format import Array
+from hvd_train.data.progress import Progress, Step, unseen
 from hvd_train.data.sources.base import INPUTS, TARGETS, Arrays, alike
 from hvd_train.data.sources.streamed import StreamedArray
 from hvd_train.errors import DataError
@@ -24,9 +25,9 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _COUNTED_BYTES = 1 << 20
 
 
-def open_idx_pair(inputs: str, targets: str) -> Arrays:
+def open_idx_pair(inputs: str, targets: str, progress: Progress = unseen) -> Arrays:
     """Inputs and targets from a file each. Raises `DataError`."""
-    first, second = open_idx(inputs), open_idx(targets)
+    first, second = open_idx(inputs, progress), open_idx(targets, progress)
     name = f"{inputs} and {targets}"
     if len(first) != len(second) or not len(first):
         raise DataError(alike(name, {INPUTS: len(first), TARGETS: len(second)}))
@@ -42,7 +43,7 @@ def read_idx(path: str | Path) -> Array:
     return np.asarray(array[:], array.dtype.newbyteorder("="))
 
 
-def open_idx(path: str | Path) -> Array:
+def open_idx(path: str | Path, progress: Progress = unseen) -> Array:
     """The array of an idx file, [rows, ...] in the file's byte order: mapped, or of a gzip file a
     `StreamedArray`. All of a gzip file is read once.
 
@@ -54,8 +55,7 @@ def open_idx(path: str | Path) -> Array:
         with path.open("rb") as file:
             # By content, not by name: browsers unpack .gz files and keep the name.
             packed = file.read(2) == _GZIP_MAGIC
-        with _opened(path, packed) as file:
-            num_bytes = _rest(file) if packed else os.path.getsize(path)
+        num_bytes = _unpacked_bytes(path, progress) if packed else os.path.getsize(path)
         with _opened(path, packed) as file:
             dtype, shape, header = _header(path, file)
         num_bytes -= header
@@ -101,10 +101,12 @@ def _at_values(path: Path, header: int) -> BinaryIO:
     return file
 
 
-def _rest(file: BinaryIO) -> int:
+def _unpacked_bytes(path: Path, progress: Progress) -> int:
     num_bytes = 0
-    while piece := file.read(_COUNTED_BYTES):
-        num_bytes += len(piece)
+    with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as file:
+        while piece := file.read(_COUNTED_BYTES):
+            num_bytes += len(piece)
+            progress(Step("read to check the size", raw.tell(), os.path.getsize(path), "bytes"))
     return num_bytes
 
 

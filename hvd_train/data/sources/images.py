@@ -12,21 +12,26 @@ from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.sources.base import INPUTS, TARGETS, Block, Source, rows_of_block
 from hvd_train.data.sources.pillow import IMAGE_SUFFIXES, ImageReader
 from hvd_train.errors import DataError
+from hvd_train.io.text import listed
 
 
 @final
 class ImageFolder(Source):
     """Inputs uint8 [height, width] of gray images, else [height, width, 3]; targets int64, the place of an
-    image's folder among all, sorted by name. The first image decides which.
+    image's folder among `classes`. The first image decides which.
 
     Args:
         path: each of its folders has the images of a class.
         resize: height and width that all get; None if they have the same.
+        classes: the names of the folders in the order of the classes' numbers, also of those that have no
+            images here; empty for the folders with images, sorted.
 
     Raises `DataError`.
     """
 
-    def __init__(self, path: str, resize: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, path: str, resize: tuple[int, int] | None = None, classes: tuple[str, ...] = ()
+    ) -> None:
         self._path = path
         self._reader = ImageReader(resize)
         folders = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
@@ -37,6 +42,14 @@ class ImageFolder(Source):
                 f"{path}: no images in its folders. Expected files ending in {', '.join(IMAGE_SUFFIXES)}, in "
                 "a "
                 "folder for each class."
+            )
+        self._classes = classes or tuple(self._counts)
+        unknown = [name for name in self._counts if name not in self._classes]
+        if unknown:
+            known = listed([f"`{name}`" for name in classes])
+            raise DataError(
+                f"{os.path.join(path, unknown[0])}: has images, but is not one of --classes: {known}. Add it "
+                "there, or move the folder elsewhere."
             )
         first = next(iter(self._counts))
         self._shape = self._reader.read(os.path.join(path, first, self._files(first)[0])).shape
@@ -62,7 +75,7 @@ class ImageFolder(Source):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return tuple(self._counts)
+        return self._classes
 
     @property
     def files(self) -> Collection[str]:
@@ -70,7 +83,8 @@ class ImageFolder(Source):
 
     def blocks(self, names: Collection[str] = (), start: int = 0) -> Iterator[Block]:
         rows = rows_of_block(self.fields)
-        for number, (folder, count) in enumerate(self._counts.items()):
+        for folder, count in self._counts.items():
+            number = self._classes.index(folder)
             files = self._files(folder) if start < count else []
             for first in range(start, len(files), rows):
                 paths = [os.path.join(self._path, folder, file) for file in files[first : first + rows]]

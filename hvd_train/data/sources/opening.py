@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hvd_train.data.locate import OTHER_SUFFIXES, SUFFIXES
+from hvd_train.data.progress import Progress, unseen
 from hvd_train.data.sources.base import INPUTS, TARGETS, Source
 from hvd_train.errors import DataError
 
@@ -24,12 +25,14 @@ class Wanted:
     group: str = ""
     """What says which group a row belongs to."""
     classes: tuple[str, ...] = ()
-    """Texts that are classes, in the order of their numbers."""
+    """Texts or folders that are classes, in the order of their numbers."""
     resize: tuple[int, int] | None = None
     """Height and width of images."""
     tokenizer: str = "bytes"
     length: int = 128
     """Tokens of a sequence."""
+    progress: Progress = unseen
+    """Of what is read before the first row is asked for."""
     python: str = ""
     """The name of a Python dataset, in place of files."""
 
@@ -70,10 +73,10 @@ def _open(paths: Sequence[str], wanted: Wanted) -> Source:
     for is_kind, opened in _KINDS:
         if paths and all(map(is_kind, paths)):
             return opened(paths, wanted)
-    if len(paths) == 2 and not any(Path(path).suffix in _KNOWN for path in paths):
+    if len(paths) == 2 and not any(Path(path).suffix.lower() in _KNOWN for path in paths):
         from hvd_train.data.sources.idx import open_idx_pair
 
-        return open_idx_pair(paths[0], paths[1])
+        return open_idx_pair(paths[0], paths[1], wanted.progress)
     raise DataError(f"sources {' '.join(paths)!r}: {EXPECTED}.")
 
 
@@ -99,19 +102,19 @@ def _open_npy(paths: Sequence[str], wanted: Wanted) -> Source:
 def _open_hdf5(paths: Sequence[str], wanted: Wanted) -> Source:
     from hvd_train.data.sources.hdf5 import Hdf5Source
 
-    return Hdf5Source(paths, wanted.names, wanted.group)
+    return Hdf5Source(paths, wanted.names, wanted.group, wanted.progress)
 
 
 def _open_csv(paths: Sequence[str], wanted: Wanted) -> Source:
     from hvd_train.data.sources.csv_files import CsvSource
 
-    return CsvSource(paths, wanted.names, wanted.group, wanted.classes)
+    return CsvSource(paths, wanted.names, wanted.group, wanted.classes, wanted.progress)
 
 
 def _open_parquet(paths: Sequence[str], wanted: Wanted) -> Source:
     from hvd_train.data.sources.parquet_files import ParquetSource
 
-    return ParquetSource(paths, wanted.names, wanted.group, wanted.classes)
+    return ParquetSource(paths, wanted.names, wanted.group, wanted.classes, wanted.progress)
 
 
 def _open_images(paths: Sequence[str], wanted: Wanted) -> Source:
@@ -121,7 +124,7 @@ def _open_images(paths: Sequence[str], wanted: Wanted) -> Source:
         raise DataError(
             f"{' '.join(paths)}: {len(paths)} folders. Expected one, with a folder for each class."
         )
-    return ImageFolder(paths[0], wanted.resize)
+    return ImageFolder(paths[0], wanted.resize, wanted.classes)
 
 
 def _open_text(paths: Sequence[str], wanted: Wanted) -> Source:
@@ -146,7 +149,7 @@ def _is_csv(path: str) -> bool:
 
 
 def _is_hdf5(path: str) -> bool:
-    return os.path.isdir(path) or os.path.splitext(path)[1] in (*SUFFIXES, *OTHER_SUFFIXES)
+    return os.path.isdir(path) or os.path.splitext(path)[1].lower() in (*SUFFIXES, *OTHER_SUFFIXES)
 
 
 _KINDS: list[tuple[Callable[[str], bool], Callable[[Sequence[str], Wanted], Source]]] = [

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, final
 
 from hvd_train.data.files import require_regular
+from hvd_train.data.progress import Progress, Step, unseen
 from hvd_train.data.sources.base import Block, rows_of_block
 from hvd_train.data.sources.columns import Chosen, Converter, choose
 from hvd_train.data.sources.tables import Tables, explained, load_pyarrow
@@ -20,13 +21,19 @@ class ParquetSource(Tables):
     """
 
     def __init__(
-        self, paths: Sequence[str], names: Mapping[str, str], group: str, classes: tuple[str, ...]
+        self,
+        paths: Sequence[str],
+        names: Mapping[str, str],
+        group: str,
+        classes: tuple[str, ...],
+        progress: Progress = unseen,
     ) -> None:
         super().__init__(paths, classes)
         self._arrow = load_pyarrow("Parquet")
         self._rows = {}
         self._converters: dict[str, Converter] = {}
-        for path in paths:
+        for number, path in enumerate(paths):
+            progress(Step("opened", number, len(paths), "files"))
             with explained(path, "Parquet"):
                 require_regular(path, "a Parquet file")
                 file = self._open(path)

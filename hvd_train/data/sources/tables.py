@@ -79,7 +79,10 @@ def explained(path: str, kind: str) -> Iterator[None]:
     except (OSError, pyarrow.ArrowException) as error:
         if "straddl" in str(error):
             raise LineTooLong from None
-        text = " ".join(str(error).split())
-        raise DataError(
-            f"{path}: {text}. Expected a complete {kind} file: correct it, or copy it again."
-        ) from None
+        text = " ".join(str(error).split()).rstrip(".")
+        remedy = f"Expected a complete {kind} file: correct it, or copy it again."
+        if isinstance(error, pyarrow.ArrowNotImplementedError) or "not supported" in text:  # a compression
+            remedy = (
+                "The file need not be damaged: write it again without that, such as by compression='zstd'."
+            )
+        raise DataError(f"{path}: {text}. {remedy}") from None

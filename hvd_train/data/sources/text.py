@@ -34,7 +34,7 @@ class TextSource(Source):
         self._length = length
         self._tokenizer_name = tokenizer
         self._tokenize = None if tokenizer == "bytes" else _load(tokenizer)
-        self._num_bytes = 0
+        self._num_bytes = self._read_bytes = 0
         for path in paths:
             try:
                 require_regular(path, "a text file")
@@ -66,18 +66,22 @@ class TextSource(Source):
         module = self._tokenizer_name.rpartition(":")[0]
         return [*self._paths, *([module] if module.endswith(".py") else [])]
 
+    @property
+    def position(self) -> tuple[int, int]:
+        return self._read_bytes, self._num_bytes
+
     def blocks(self, names: Collection[str] = (), start: int = 0) -> Iterator[Block]:
         most = rows_of_block(self.fields) * self._length + 1
-        dtype = np.dtype(self.fields[INPUTS].dtype)
         waiting: list[Array] = []
         count = 0
-        for tokens in self._tokens():
-            waiting.append(np.asarray(tokens, dtype))
+        for tokens in self._tokens(most):
+            waiting.append(tokens)
             count += len(tokens)
             if count >= most:
-                yield from self._cut(np.concatenate(waiting), start)
+                whole = np.concatenate(waiting)
+                yield from self._cut(whole, start)
                 rows = (count - 1) // self._length
-                waiting = [np.concatenate(waiting)[rows * self._length :]]
+                waiting = [whole[rows * self._length :].copy()]
                 start, count = max(0, start - rows), len(waiting[0])
         if count > self._length:
             yield from self._cut(np.concatenate(waiting), start)
@@ -91,15 +95,22 @@ class TextSource(Source):
             )
             yield {INPUTS: inputs, TARGETS: targets}
 
-    def _tokens(self) -> Iterator[Array]:
+    def _tokens(self, most: int) -> Iterator[Array]:
+        """All tokens, at most so many at once: a line may be long."""
+        dtype = np.dtype(self.fields[INPUTS].dtype)
+        self._read_bytes = 0
         for path in self._paths:
             with open(path, "rb") as file:
                 if self._tokenize is None:
                     while piece := file.read(_READ_BYTES):
+                        self._read_bytes += len(piece)
                         yield np.frombuffer(piece, np.uint8)
-                else:
-                    for number, line in enumerate(file, 1):
-                        yield self._of_line(f"{path}: line {number}", line)
+                    continue
+                for number, line in enumerate(file, 1):
+                    self._read_bytes += len(line)
+                    tokens = self._of_line(f"{path}: line {number}", line)
+                    for first in range(0, len(tokens), most):
+                        yield tokens[first : first + most].astype(dtype)
 
     def _of_line(self, where: str, line: bytes) -> Array:
         assert self._tokenize is not None  # bytes have no lines

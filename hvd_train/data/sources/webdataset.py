@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -61,6 +62,7 @@ class WebDataset(Source):
         self._classes = classes
         self._resize = resize
         self._images: ImageReader | None = None
+        self._read_bytes = 0
         where, first = next(self._samples(), ("", {}))
         if not first:
             raise DataError(f"{self.name}: no samples. Expected members such as `0001.png` and `0001.cls`.")
@@ -101,6 +103,10 @@ class WebDataset(Source):
     def files(self) -> Collection[str]:
         return self._paths
 
+    @property
+    def position(self) -> tuple[int, int]:
+        return self._read_bytes, sum(map(os.path.getsize, self._paths))
+
     def blocks(self, names: Collection[str] = (), start: int = 0) -> Iterator[Block]:
         wanted = [name for name in self._endings if not names or name in names]
         rows: list[dict[str, Array]] = []
@@ -116,12 +122,15 @@ class WebDataset(Source):
 
     def _samples(self) -> Iterator[tuple[str, Sample]]:
         """What each sample is called in messages, and its members."""
+        before = 0
         for path in self._paths:
             with _explained(path):
                 require_regular(path, "a WebDataset file")
                 key, sample = "", Sample()
-                with tarfile.open(path, "r|*") as file:
+                with open(path, "rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as file:
                     for member in file:
+                        self._read_bytes = before + raw.tell()
+                        file.members.clear()  # type: ignore[attr-defined] # it would keep the names of all
                         if not member.isfile():
                             continue
                         if member.size > _MOST_BYTES:
@@ -139,6 +148,7 @@ class WebDataset(Source):
                         sample[ending.lower()] = content.read() if content else b""
                 if sample:
                     yield f"{path}: {shown(key.lstrip('/'))}", sample
+            before += os.path.getsize(path)
 
     def _like_first(self, where: str, name: str, sample: Sample) -> Array:
         array = self._decoded(where, name, sample)

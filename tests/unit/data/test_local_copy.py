@@ -19,11 +19,12 @@ from hvd_train.config import DataConfig
 from hvd_train.data import local_copy
 from hvd_train.data.deal import Span
 from hvd_train.data.hdf5.file import read_info
-from hvd_train.data.local_copy import LocalFolder, copy, fitting, folder_of, remove_abandoned
+from hvd_train.data.local_copy import PREFIX, copy, fitting, folder_of
 from hvd_train.data.places import plain
 from hvd_train.data.readers.make import make_reader
 from hvd_train.data.rows import Rows
 from hvd_train.errors import ConfigError, DataError
+from hvd_train.io.held_folder import HeldFolder, remove_abandoned
 from tests.launching import ROOT
 from tests.unit.data.shards import row_numbers, write_foreign
 
@@ -73,8 +74,8 @@ def test_a_copy_that_a_disk_changes_is_an_error(
 
 
 def test_the_last_that_holds_the_folder_removes_it(cache: Path) -> None:
-    one = LocalFolder.make(cache)
-    other = LocalFolder.hold(one.path)
+    one = HeldFolder.make(cache, PREFIX)
+    other = HeldFolder.hold(one.path)
     (one.path / "copy").write_text("rows")
     one.close()
     one.close()
@@ -82,13 +83,14 @@ def test_the_last_that_holds_the_folder_removes_it(cache: Path) -> None:
     other.close()
     assert list(cache.iterdir()) == []
     with pytest.raises(FileNotFoundError):
-        LocalFolder.hold(one.path)
+        HeldFolder.hold(one.path)
 
 
 def test_what_a_killed_job_left_is_removed_and_nothing_else(cache: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from hvd_train.data.local_copy import LocalFolder\n"
-        "folder = LocalFolder.make(Path(sys.argv[1])); (folder.path / 'copy.part').write_text('half')\n"
+        "import sys; from pathlib import Path; from hvd_train.io.held_folder import HeldFolder\n"
+        "folder = HeldFolder.make(Path(sys.argv[1]), 'hvd_train-cache-')\n"
+        "(folder.path / 'copy.part').write_text('half')\n"
         "print(folder.path, flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -100,16 +102,16 @@ def test_what_a_killed_job_left_is_removed_and_nothing_else(cache: Path) -> None
     ) as job:
         assert job.stdout is not None
         left = Path(job.stdout.readline().strip())
-        remove_abandoned(cache)
+        remove_abandoned(cache, PREFIX)
         assert (left / "copy.part").exists(), "its owner lives"
         job.send_signal(signal.SIGKILL)
-    mine = LocalFolder.make(cache)
+    mine = HeldFolder.make(cache, PREFIX)
     begun, old, others = (cache / f"hvd_train-cache-{name}" for name in ("begun", "old", "x"))
     begun.mkdir()
     old.mkdir()
     os.utime(old, times=(time.time() - 700,) * 2)
     others.write_text("no folder")
-    remove_abandoned(cache)
+    remove_abandoned(cache, PREFIX)
     assert set(cache.iterdir()) == {mine.path, begun, others}
     mine.close()
 
@@ -118,15 +120,15 @@ def test_a_folder_that_is_taken_for_abandoned_is_made_again(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another job removes it between its making and its lock."""
-    hold, count = LocalFolder.hold, iter(range(9))
+    hold, count = HeldFolder.hold, iter(range(9))
 
-    def interrupted(path: Path) -> LocalFolder:
+    def interrupted(path: Path) -> HeldFolder:
         if next(count) == 0:
             shutil.rmtree(path)
         return hold(path)
 
-    monkeypatch.setattr(LocalFolder, "hold", interrupted)
-    folder = LocalFolder.make(cache)
+    monkeypatch.setattr(HeldFolder, "hold", interrupted)
+    folder = HeldFolder.make(cache, PREFIX)
     assert list(cache.iterdir()) == [folder.path]
     folder.close()
 
