@@ -37,6 +37,11 @@ class MadeSamples(ABC):
     def forms(self) -> Mapping[str, FieldSpec]:
         """Shape and dtype of each field of a sample. Text has the dtype `object`."""
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the classes are called, in the order of their numbers; empty if that is not known."""
+        return ()
+
     @abstractmethod
     def at_hand(self, keys: Collection[str]) -> bool:
         """Whether these fields are in memory, so that no sample has to be made for them."""

@@ -64,6 +64,14 @@ class Indexed(MadeSamples):
     def forms(self) -> Mapping[str, FieldSpec]:
         return self._forms.by_key
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By the attribute `classes`, as torchvision has it."""
+        names = getattr(self._dataset, "classes", None)
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            return ()
+        return tuple(names)
+
     def at_hand(self, keys: Collection[str]) -> bool:
         return self._known is not None and list(keys) == [self._targets]
 

@@ -90,6 +90,27 @@ def test_fields_by_name_with_classes_and_groups(tmp_path: Path) -> None:
     assert set(owners.values()) == {10}
 
 
+def test_names_of_classes(tmp_path: Path) -> None:
+    """Of texts, of numbers, and those of the dataset."""
+    path = write_module(tmp_path, NAMED + "\nclass Own(Plain):\n    classes = list('abcdefg')")
+    names = ["v", "w", "x", "y", "z", "q", "r"]
+    for out, dataset, args, expected in (
+        (
+            "a",
+            "Patients",
+            ["--inputs", "picture", "--targets", "animal", "--classes", "dog", "cat"],
+            "dog cat",
+        ),
+        ("b", "Plain", ["--classes", *names], " ".join(names)),
+        ("c", "Own", [], "a b c d e f g"),
+        ("d", "Plain", [], ""),
+    ):
+        assert main(["write", "--from", f"{path}:{dataset}", "--out", str(tmp_path / out), *args]) == 0
+        manifest = load_manifest(tmp_path / out)
+        assert manifest is not None
+        assert manifest.class_names == tuple(expected.split())
+
+
 @pytest.mark.parametrize("dataset", ["Plain", "generated"])
 def test_shuffled_and_by_class(dataset: str, tmp_path: Path) -> None:
     name = f"{write_module(tmp_path)}:{dataset}"
