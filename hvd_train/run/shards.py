@@ -16,7 +16,7 @@ from hvd_train.data.header_labels import HeaderLabels
 from hvd_train.data.headers import read_headers
 from hvd_train.data.locate import Found
 from hvd_train.data.python import registry
-from hvd_train.data.python.facts import facts_of
+from hvd_train.data.python.facts import facts_of, settle
 
 
 def find_shards_together(data: DataConfig, comm: Communicator, labels: HeaderLabels | None = None) -> Shards:
@@ -41,7 +41,9 @@ def _require_same(files: Files, comm: Communicator) -> None:
     """Raises `RanksDisagree` where the ranks see other names or sizes, before any file is opened. The folders
     may be mounted elsewhere. Collective."""
     every = files.every
-    made = together(comm, lambda: _made(files))
+    paths = [found.path for found in every]
+    together(comm, lambda: settle(paths, files.places))
+    made = facts_of(paths)
     names = "\0".join([str(len(files.train)), repr(made), *(os.path.basename(found.path) for found in every)])
     digest = xxhash.xxh3_128_hexdigest(names.encode(errors="surrogateescape"))
     # Ranks of a host that see one file as the first share the work of asking for the sizes. A sum of hashes
@@ -76,15 +78,6 @@ def _names(files: Files) -> dict[str, Any]:
     names = {f"file {i}": name for i, _, name in every}
     sizes = {f"bytes of {name} (file {i})": _num_bytes(path) for i, path, name in every}
     return {**sizes, **names, "training files": len(files.train)}
-
-
-def _made(files: Files) -> dict[str, Any]:
-    """What Python datasets are, and must be on every rank. Raises `DataError`."""
-    return {
-        f"{what} of {os.path.basename(found.path)}": fact
-        for found in files.every
-        for what, fact in facts_of(found.path, files.places).items()
-    }
 
 
 def _num_bytes(path: str) -> int | None:

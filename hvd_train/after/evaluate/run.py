@@ -14,13 +14,14 @@ from hvd_train.after.evaluate.text import text
 from hvd_train.after.evaluate.worst import WorstSamples, described
 from hvd_train.after.trained import Trained, open_trained
 from hvd_train.algorithm.evaluate import ValidationEvaluator
-from hvd_train.comm.agree import together
+from hvd_train.comm.agree import require_equal, together
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import connect
 from hvd_train.config import Config
 from hvd_train.data.deal import Span
 from hvd_train.data.labels import IGNORED
 from hvd_train.data.python import registry
+from hvd_train.data.python.facts import facts_of
 from hvd_train.data.readers.base import RowNumbers
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import evaluation_screen
@@ -56,6 +57,7 @@ def evaluate(options: Options, comm: Communicator) -> Evaluation:
     registry.share_with(comm.local_size, comm.size)
     trained = together(comm, lambda: _open(options))
     spans, warnings = together(comm, lambda: _spans(options, trained))
+    require_equal(comm, "data", facts_of(s.shard for s in spans), "Every rank must see the same samples.")
     for line in warnings if comm.rank == 0 else ():
         warn(line)
     screen = evaluation_screen(trained.config.data, trained.saved.sample)

@@ -19,6 +19,7 @@ from hvd_train.after.predict.tables import require_fit
 from hvd_train.after.trained import Trained, open_trained
 from hvd_train.data.deal import Span
 from hvd_train.data.facts import digest
+from hvd_train.data.python.facts import facts_of
 from hvd_train.data.python.registry import made_of
 from hvd_train.data.rows import Rows
 from hvd_train.data.selection import needed_to_predict, select_rows
@@ -47,6 +48,7 @@ class Job:
             "the model": _model_checksum(self.trained),
             "what is predicted": msgspec.json.encode(self.parts.fields).decode(),
             **rows,
+            **facts_of(s.shard for s in self.spans),
         }
 
     @property

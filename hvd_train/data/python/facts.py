@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hvd_train.data.format import ShardInfo, is_class_dtype
@@ -11,13 +12,19 @@ from hvd_train.data.python.registry import made_of
 from hvd_train.data.python.shard import header_of
 
 
-def facts_of(path: str, places: Places) -> dict[str, Any]:
-    """What must be the same on every rank, by what it is; empty for a file. Raises `DataError`."""
-    made = made_of(path)
-    if made is None:
-        return {}
-    header_of(made, places)
-    return made.facts()
+def settle(paths: Iterable[str], places: Places) -> None:
+    """Finds out what is known of those that are Python datasets. Raises `DataError`."""
+    for made in filter(None, map(made_of, paths)):
+        header_of(made, places)
+
+
+def facts_of(paths: Iterable[str]) -> dict[str, Any]:
+    """What must be the same on every rank of those that are Python datasets and settled, by what it is."""
+    return {
+        f"{what} of {os.path.basename(made.name)}": fact
+        for made in filter(None, map(made_of, paths))
+        for what, fact in made.facts().items()
+    }
 
 
 def is_read_for_targets(info: ShardInfo, targets: str) -> bool:

@@ -17,7 +17,7 @@ from hvd_train.data.deal import Span
 from hvd_train.data.format import FieldSpec
 from hvd_train.data.labels import labels_of
 from hvd_train.data.picked import Picked
-from hvd_train.data.python.facts import reading_lines
+from hvd_train.data.python.facts import facts_of, reading_lines
 from hvd_train.data.readers.plan import ReadingPlan
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import training_screen, usable
@@ -201,6 +201,23 @@ def test_else_every_sample_is_made_once_for_them(tmp_path: Path) -> None:
         f"{name}: each rank reads its part of the 60 samples once to count the classes, as the dataset has "
         "no attribute `targets` or `labels` with one for each."
     ]
+
+
+def test_what_the_ranks_compare(tmp_path: Path) -> None:
+    """A digest of the targets tells datasets apart that each rank has shuffled for itself."""
+    text = """
+    Other = type("Other", (Known,), {"__init__": lambda self: setattr(self, "targets", [5] * 60)})
+    """
+    path = write_module(tmp_path, text)
+    facts = []
+    for dataset in ("Plain", "Known", "Other", "generated"):
+        catalog_of(f"{path}:{dataset}")
+        facts.append({k.partition(" of mine.py")[0]: v for k, v in facts_of([f"{path}:{dataset}"]).items()})
+    sample = {"samples": 60, "sample 0": "`inputs` float32 [3], `targets` int64 []"}
+    assert facts[0] == sample
+    assert {**facts[1], **sample} == facts[1] != {**facts[2], **sample}
+    assert [len(found) for found in facts] == [2, 3, 3, 3]
+    assert facts_of([str(tmp_path / "a.h5")]) == {}
 
 
 @pytest.mark.parametrize("on_damage", ["error", "skip"])
