@@ -148,7 +148,7 @@ def test_drift_is_the_weighted_mean_squared_distance_from_the_mean() -> None:
     )
     for before, after, _, found in results:
         torch.testing.assert_close(found.double(), mean, rtol=1e-5, atol=1e-6)
-        assert drift(before, after) == pytest.approx(expected, rel=1e-4)
+        assert drift(before, after["moved"]) == pytest.approx(expected, rel=1e-4)
         check_bits(after)
 
 
@@ -162,7 +162,7 @@ def test_drift_of_ranks_that_agree_is_not_negative() -> None:
         before = exchange(comm, report(found, Work(samples=1)))
         average.average(1.0, healthy=True)
         after = report(average.inspect(distance=False, verify=True), Work(samples=1))
-        return drift(before, exchange(comm, after))
+        return drift(before, exchange(comm, after)["moved"])
 
     for value in on_ranks(3, run):
         assert 0 <= value < 1e-6
