@@ -15,7 +15,7 @@ from hvd_train.io.text import counted
 
 _ROUNDS = 10
 """Rounds over which the medians are taken."""
-_SLACK = 0.05
+_SLACK = 0.03
 """The part by which the best k may differ from the present one before the period changes."""
 
 
@@ -52,7 +52,7 @@ class AutoPeriod:
         self._begin()
         self.words = (
             f"average every {counted(k, 'local step')} at first, then as rarely as keeps communication at "
-            f"{share:.3g} of the time, at most every {most}"
+            f"{100 * share:g}% of the time, at most every {most}"
         )
 
     def _begin(self) -> None:
@@ -91,7 +91,7 @@ class AutoPeriod:
             before = communication / (communication + self._k * step)
             lines.append(
                 f"communication took {before:.1%} of the time with {counted(self._k, 'local step')}, and "
-                f"sync.target_share is {self._share:.3g}: every round has {k} from round {rounds + 1} on."
+                f"sync.target_share is {self._share:g}: every round has {k} from round {rounds + 1} on"
             )
             self._k = k
             self._begin()
@@ -99,9 +99,9 @@ class AutoPeriod:
             lines.append(
                 f"with sync.max_period = {k} communication takes about "
                 f"{communication / (communication + k * step):.1%} of the time, more than "
-                f"sync.target_share = {self._share:.3g}. Raise sync.max_period, or send less (sync.wire)."
+                f"sync.target_share = {self._share:g}. Raise sync.max_period, or send less (sync.wire)"
             )
-        return " And ".join(lines)
+        return f"{'; '.join(lines)}." if lines else ""
 
     def state_dict(self) -> dict[str, Any]:
         """The period. What was measured is not in it: a resumed run may have another network."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
+
 from hvd_train.algorithm.header import Header
-from hvd_train.io.stateful import State
+from hvd_train.io.stateful import State, checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +53,23 @@ class Period(Protocol):
 
     def load_state_dict(self, state: State) -> None:
         """Raises `RunDirectoryError` for a state of another kind of period."""
+
+
+class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """The state of a period that has none."""
+
+
+class Stateless:
+    """What periods share that depend on the arguments of `next` alone."""
+
+    def after_round(self, done: Done) -> str:
+        """Nothing to report."""
+        return ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: all that the periods depend on is in the configuration."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """Raises `RunDirectoryError` for a state of another kind of period."""
+        checked(state, _Nothing)

@@ -4,37 +4,14 @@ continues them by itself."""
 from __future__ import annotations
 
 import math
-from typing import Any, final
+from typing import final
 
-import msgspec
-
-from hvd_train.algorithm.period.base import Done
-from hvd_train.io.stateful import State, checked
+from hvd_train.algorithm.period.base import Stateless
 from hvd_train.io.text import counted
 
 
-class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    """The state of a period that is given."""
-
-
-class _Given:
-    """The state of these periods: none, as all that they need is in the configuration."""
-
-    def after_round(self, done: Done) -> str:
-        """Nothing to report."""
-        return ""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the period is a value of the configuration."""
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        """Raises `RunDirectoryError` for a state of another kind of period."""
-        checked(state, _Nothing)
-
-
 @final
-class FixedPeriod(_Given):
+class FixedPeriod(Stateless):
     """The same k in every round. A resumed run takes the k of its configuration, not that of its past."""
 
     def __init__(self, k: int) -> None:
@@ -47,7 +24,7 @@ class FixedPeriod(_Given):
 
 
 @final
-class WarmupPeriod(_Given):
+class WarmupPeriod(Stateless):
     """Post-local SGD: 1 in the first rounds, then `k` (Lin, Stich, Patel and Jaggi, "Don't Use Large
     Mini-Batches, Use Local SGD", arXiv:1808.07217, section 3: H_(t) = 1 for t <= t', else H).
 
@@ -68,7 +45,7 @@ class WarmupPeriod(_Given):
 
 
 @final
-class QsrPeriod(_Given):
+class QsrPeriod(Stateless):
     """The quadratic synchronization rule (QSR): k grows as the learning rate falls (Gu, Lyu, Arora, Zhang and
     Huang, "A Quadratic Synchronization Rule for Distributed Deep Learning", arXiv:2310.14423, section 2).
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
-from hvd_train.algorithm.period.base import Done
-from hvd_train.io.stateful import State
+from hvd_train.algorithm.period.base import Done, Stateless
 
 
 @final
-class ReplayedPeriods:
+class ReplayedPeriods(Stateless):
     """The k of each round of another run. Where its rounds end the last k stays.
 
     Args:
@@ -37,10 +36,3 @@ class ReplayedPeriods:
             return ""
         last = f"{self._run} ends with round {self._ends[-1]}"
         return f"{last}: this one and those after it have as many local steps, {done.k}."
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the other run has it."""
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        """Takes the state of any schedule: the run that goes on may have had another one."""

@@ -180,7 +180,7 @@ def test_auto_reaches_its_share_and_settles() -> None:
         "has 20 from round 12 on."
     )
     assert period.next(11, 0.1) == 20
-    for communication_s in (0.51, 0.49, 0.5, 0.52):
+    for communication_s in (0.51, 0.49, 0.5, 0.514):
         assert not any(rounds_of(period, 11, communication_s, 0.1))
     assert any(rounds_of(period, 21, 0.25, 0.1))
     assert period.next(0, 0.1) == 10
@@ -200,7 +200,7 @@ def test_auto_says_once_that_the_largest_period_does_not_do() -> None:
     (line,) = filter(None, rounds_of(period, 60, 1.0, 0.1))
     assert line == (
         "communication took 50.0% of the time with 10 local steps, and sync.target_share is 0.05: every "
-        "round has 48 from round 12 on. And with sync.max_period = 48 communication takes about 17.2% of the "
+        "round has 48 from round 12 on; with sync.max_period = 48 communication takes about 17.2% of the "
         "time, more than sync.target_share = 0.05. Raise sync.max_period, or send less (sync.wire)."
     )
     assert again(period, AutoPeriod(10, share=0.05, most=48)).next(0, 0.1) == 48
@@ -222,7 +222,6 @@ def test_replayed() -> None:
     assert period.after_round(done(7, 10)) == (
         "runs/a ends with round 9: this one and those after it have as many local steps, 7."
     )
-    again(DriftPeriod(3, bound=1.0, most=9), period)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +241,8 @@ def test_a_configuration_names_its_schedule(sync: SyncConfig) -> None:
     assert type(period).__name__.lower().removesuffix("period") == sync.schedule
     assert period.next(20, 0.1) == 4
     assert bool(period.words) is (sync.schedule != "fixed")
-    assert isinstance(make_period(sync, [(3, 5)]), ReplayedPeriods)
-    with pytest.raises(RunDirectoryError, match="unknown field `more`"):
-        period.load_state_dict({**period.state_dict(), "more": 1})
+    replayed = make_period(sync, [(3, 5)])
+    assert isinstance(replayed, ReplayedPeriods)
+    for any_period in (period, replayed):
+        with pytest.raises(RunDirectoryError, match="unknown field `more`"):
+            any_period.load_state_dict({**any_period.state_dict(), "more": 1})
