@@ -244,7 +244,7 @@ with connect("mpi") as comm:
     without = average(values, float(health.weights[comm.rank]))
     row = {
         **result, "share": share, "staged": staged, "owns": [buffer.start, buffer.stop], "far": far,
-        "moved": moved, "drift": drift(before, after), "without": without["live"],
+        "moved": moved, "drift": drift(before, after["moved"]), "without": without["live"],
         "share_without": float(health.shares[comm.rank]),
     }
     rows = comm.allgather(row)
