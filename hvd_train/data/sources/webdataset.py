@@ -110,15 +110,17 @@ class WebDataset(Source):
     def blocks(self, names: Collection[str] = (), start: int = 0) -> Iterator[Block]:
         wanted = [name for name in self._endings if not names or name in names]
         rows: list[dict[str, Array]] = []
-        for number, (where, sample) in enumerate(self._samples()):
-            if number < start:
-                continue
-            rows.append({name: self._like_first(where, name, sample) for name in wanted})
+        for where, sample in self._samples():
+            if start > 0:
+                start -= 1
+            else:
+                rows.append({name: self._like_first(where, name, sample) for name in wanted})
+            del sample  # a large one need not be there while the next is read
             if len(rows) == rows_of_block(self._fields):
-                yield {name: np.stack([row[name] for row in rows]) for name in wanted}
+                yield _block(rows)
                 rows = []
         if rows:
-            yield {name: np.stack([row[name] for row in rows]) for name in wanted}
+            yield _block(rows)
 
     def _samples(self) -> Iterator[tuple[str, Sample]]:
         """What each sample is called in messages, and its members."""
@@ -141,8 +143,9 @@ class WebDataset(Source):
                         folder, _, name = member.name.rpartition("/")
                         stem, _, ending = name.partition(".")
                         if key and f"{folder}/{stem}" != key:
-                            yield f"{path}: {shown(key.lstrip('/'))}", sample
-                            sample = {}
+                            whole, sample = sample, {}
+                            yield f"{path}: {shown(key.lstrip('/'))}", whole
+                            del whole
                         key = f"{folder}/{stem}"
                         content = file.extractfile(member)
                         sample[ending.lower()] = content.read() if content else b""
@@ -200,6 +203,13 @@ class WebDataset(Source):
             f"{place} holds `{shown(text)}`. Expected a number. If these are classes, name the ending in "
             "--targets and list its texts in --classes; else name another ending."
         )
+
+
+def _block(rows: list[dict[str, Array]]) -> dict[str, Array]:
+    """Some rows in arrays; a single one, which may be large, is not copied."""
+    if len(rows) == 1:
+        return {name: array[np.newaxis] for name, array in rows[0].items()}
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _array(place: str, content: bytes) -> Array:
