@@ -83,6 +83,11 @@ class Rows:
         """Bytes of one row of all fields."""
         return sum(row_bytes(field) for field in self.fields.values())
 
+    @property
+    def are_made(self) -> bool:
+        """Whether some of them are from Python datasets, which make a whole sample for a part of it."""
+        return any(made_of(path) for path in {span.shard for span in self.spans})
+
     def empty(self, num_rows: int) -> dict[str, Array]:
         """Uninitialised arrays of `num_rows` rows."""
         try:

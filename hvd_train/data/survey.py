@@ -10,7 +10,6 @@ from hvd_train.data.blocks import row_bytes
 from hvd_train.data.deal import Span
 from hvd_train.data.format import FieldSpec, mask_name
 from hvd_train.data.lengths import has_values, with_mask
-from hvd_train.data.python.registry import made_of
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import Screen, usable
 from hvd_train.data.values import Number, Values, join, values_of
@@ -86,7 +85,7 @@ def survey(
     """
     found: dict[str, Survey] = {}
     fields = {name: field for name, field in fields.items() if has_values(field)}
-    if any(made_of(span.shard) for span in spans):
+    if Rows(spans, fields).are_made:
         # A sample is made as a whole, and may take long.
         most = _MOST_SAMPLES * sum(map(row_bytes, fields.values()))
         return _survey(spans, fields, fills or {}, num_bytes and min(num_bytes, most), screen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from hvd_train.data.damage import Range
@@ -38,9 +38,13 @@ class MadeSamples(ABC):
         """Shape and dtype of each field of a sample. Text has the dtype `object`."""
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the classes are called, in the order of their numbers; empty if that is not known."""
+        return ()
+
     @abstractmethod
-    def targets_known(self) -> bool:
-        """Whether the targets can be read without the samples."""
+    def at_hand(self, keys: Collection[str]) -> bool:
+        """Whether these fields are in memory, so that no sample has to be made for them."""
 
     @abstractmethod
     def read_into(self, start: int, stop: int, out: Mapping[str, Array], part: Sequence[Range]) -> None:

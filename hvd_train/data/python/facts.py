@@ -21,9 +21,9 @@ def facts_of(path: str, places: Places) -> dict[str, Any]:
 
 
 def is_read_for_targets(info: ShardInfo, targets: str) -> bool:
-    """Whether every sample has to be read where the field `targets` alone is asked for."""
-    made = made_of(info.path)
-    return made is not None and is_class_dtype(info.fields[targets].dtype) and not made.targets_known
+    """Whether every sample has to be made where the field `targets`, of class numbers, is asked for."""
+    made, field = made_of(info.path), info.fields[targets]
+    return made is not None and is_class_dtype(field.dtype) and not made.at_hand([field.place or targets])
 
 
 def reading_lines(infos: Sequence[ShardInfo], targets: str) -> list[str]:

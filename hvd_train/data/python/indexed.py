@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -65,11 +65,18 @@ class Indexed(MadeSamples):
         return self._forms.by_key
 
     @property
-    def targets_known(self) -> bool:
-        return self._known is not None
+    def class_names(self) -> tuple[str, ...]:
+        """By the attribute `classes`, as torchvision has it."""
+        names = getattr(self._dataset, "classes", None)
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            return ()
+        return tuple(names)
+
+    def at_hand(self, keys: Collection[str]) -> bool:
+        return self._known is not None and list(keys) == [self._targets]
 
     def read_into(self, start: int, stop: int, out: Mapping[str, Array], part: Sequence[Range]) -> None:
-        if self._known is not None and list(out) == [self._targets]:
+        if self._known is not None and self.at_hand(out):
             out[self._targets][...] = self._known[start:stop]
             return
         for index in range(start, stop):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, final
@@ -98,9 +98,8 @@ class Iterated(MadeSamples):
     def forms(self) -> Mapping[str, FieldSpec]:
         return self._known_forms().by_key
 
-    @property
-    def targets_known(self) -> bool:
-        return self._known is not None
+    def at_hand(self, keys: Collection[str]) -> bool:
+        return True
 
     def read_into(self, start: int, stop: int, out: Mapping[str, Array], part: Sequence[Range]) -> None:
         targets = self._targets or ""

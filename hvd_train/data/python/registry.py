@@ -37,6 +37,11 @@ def made_of(shard: str) -> MadeSamples | None:
     return _made.get(shard)
 
 
+def clear() -> None:
+    """Drops the datasets, and what they hold in memory."""
+    _made.clear()
+
+
 def hold(part: Sequence[Span]) -> None:
     """Reads what this rank needs of datasets without an index, in one pass over each. Not collective. Raises
     `DataError`, also where it does not fit into memory."""

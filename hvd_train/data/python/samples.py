@@ -19,51 +19,40 @@ _EXPECTED = "expected (inputs, targets), a dict of named fields, or one array"
 _VALUES = "a tensor, an array, a number, a bool or an image"
 
 
-def parts_of(sample: Any, where: str) -> Mapping[str, Any]:
-    """The fields of a sample by name, as they are. Raises `DataError`.
+class Unfit(Exception):
+    """What is wrong with a sample, or with a value in it: the end of a message."""
 
-    Args:
-        where: the dataset and the number of the sample, for messages.
-    """
+
+def parts_of(sample: Any) -> Mapping[str, Any]:
+    """The fields of a sample by name, as they are. Raises `Unfit`."""
     if isinstance(sample, Mapping):
         if not sample or any(not isinstance(name, str) for name in sample):
-            raise DataError(f"{where} is a dict with the keys {list(sample)}; {_EXPECTED}. Name the fields.")
+            raise Unfit(f"is a dict with the keys {list(sample)}; {_EXPECTED}. Name the fields.")
         return sample
     if isinstance(sample, (tuple, list)):
         if len(sample) != 2:
-            raise DataError(f"{where} has {len(sample)} parts; {_EXPECTED}. Return one of these.")
+            raise Unfit(f"has {len(sample)} parts; {_EXPECTED}. Return one of these.")
         return {INPUTS: sample[0], TARGETS: sample[1]}
     return {INPUTS: sample}
 
 
-def array_of(value: Any, where: str) -> Array:
+def array_of(value: Any) -> Array:
     """A value of a field as an array of numbers or booleans in native byte order, or of one object, bytes in
-    UTF-8, for text. Raises `DataError`.
-
-    Args:
-        where: as of `parts_of`, with the field.
-    """
+    UTF-8, for text. Raises `Unfit`."""
     if isinstance(value, (str, bytes)):
         text: Array = np.empty((), object)
         text[()] = value.encode() if isinstance(value, str) else value
         return text
     try:
         array = np.asarray(value.detach() if hasattr(value, "detach") else value)
-    except (
-        Exception
-    ) as error:  # of whatever the value is: half types that numpy lacks, rows of unequal lengths
-        raise DataError(
-            f"{where} is a {type(value).__name__} without an array: {error}. Expected {_VALUES}: convert it."
+    except Exception as error:  # such as half types that numpy lacks, and rows of unequal lengths
+        raise Unfit(
+            f"is a {type(value).__name__} without an array: {error}. Expected {_VALUES}: convert it."
         ) from error
     if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         seen = "" if array.dtype == object else f" of {array.dtype}"
-        raise DataError(f"{where} is a {type(value).__name__}{seen}. Expected {_VALUES}: convert it.")
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def form_of(array: Array) -> FieldSpec:
-    """Its shape and dtype."""
-    return FieldSpec(shape=array.shape, dtype=array.dtype.name)
+        raise Unfit(f"is a {type(value).__name__}{seen}. Expected {_VALUES}: convert it.")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 class Forms:
@@ -76,11 +65,15 @@ class Forms:
 
     def __init__(self, name: str, first: Any) -> None:
         self._name = name
-        arrays = {
-            key: array_of(value, self._where(0, key))
-            for key, value in parts_of(first, self._where(0)).items()
+        try:
+            parts = parts_of(first)
+        except Unfit as why:
+            raise DataError(f"{self._where(0)} {why}") from why
+        arrays = {key: self._array(parts, 0, key) for key in parts}
+        self.by_key: Mapping[str, FieldSpec] = {
+            key: FieldSpec(shape=array.shape, dtype=array.dtype.name) for key, array in arrays.items()
         }
-        self.by_key: Mapping[str, FieldSpec] = {key: form_of(array) for key, array in arrays.items()}
+        self._kinds = {key: (array.dtype, array.shape) for key, array in arrays.items()}
 
     def empty(self, keys: Iterable[str], rows: int) -> dict[str, Array]:
         """Uninitialised arrays of so many samples."""
@@ -89,7 +82,10 @@ class Forms:
 
     def take(self, sample: Any, index: int, keys: Iterable[str]) -> dict[str, Array]:
         """Some fields of the sample of this number."""
-        parts = parts_of(sample, self._where(index))
+        try:
+            parts = parts_of(sample)
+        except Unfit as why:
+            raise DataError(f"{self._where(index)} {why}") from why
         arrays = {}
         for key in keys:
             if key not in parts:
@@ -97,14 +93,20 @@ class Forms:
                     f"{self._where(index)} has the fields {quoted(parts)}. Expected `{key}`, as in sample 0: "
                     "return the same fields for every sample."
                 )
-            arrays[key] = array_of(parts[key], self._where(index, key))
-            seen, form = form_of(arrays[key]), self.by_key[key]
-            if seen != form:
+            array = arrays[key] = self._array(parts, index, key)
+            if (array.dtype, array.shape) != self._kinds[key]:
+                seen = FieldSpec(shape=array.shape, dtype=array.dtype.name)
                 raise DataError(
-                    f"{self._where(index, key)} is {_words(seen)}. Expected {_words(form)}, as in sample 0: "
-                    "convert, pad or cut it."
+                    f"{self._where(index, key)} is {_words(seen)}. Expected {_words(self.by_key[key])}, as "
+                    "in sample 0: convert, pad or cut it."
                 )
         return arrays
+
+    def _array(self, parts: Mapping[str, Any], index: int, key: str) -> Array:
+        try:
+            return array_of(parts[key])
+        except Unfit as why:
+            raise DataError(f"{self._where(index, key)} {why}") from why
 
     def _where(self, index: int, key: str = "") -> str:
         return f"{self._name}: `{key}` of sample {index}" if key else f"{self._name}: sample {index}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import final
 
 import numpy as np
@@ -63,7 +64,11 @@ class PythonShard:
     def read_undamaged(
         self, fields: Mapping[str, Array], ranges: Sequence[Range], *, verify: bool
     ) -> Iterator[Unread]:
-        """See `OpenShard`. Reads sample by sample, each once."""
+        """See `OpenShard`. Makes sample by sample, each once."""
+        if self._made.at_hand(self._fields.keys_of(fields)):
+            with suppress(DataError):
+                self.read_into(fields, ranges, verify=verify)
+                return
         numbers = (row for start, stop in ranges for row in range(start, stop))
         for at, row in enumerate(numbers):
             one = {name: out[at : at + 1] for name, out in fields.items()}

@@ -30,7 +30,8 @@ class PythonDataset(Source):
     Args:
         names: what a sample calls each field.
         group: the field that says to which group a row belongs; empty for none.
-        classes: texts that are classes, in the order of their numbers.
+        classes: names of the classes, in the order of their numbers: the texts in the targets, or what
+            targets that are numbers stand for. Default: those of the dataset's attribute `classes`.
 
     Raises `DataError`.
     """
@@ -47,7 +48,9 @@ class PythonDataset(Source):
         self._file = parts[0]
         self._made = make(name, "--from")
         places = {field: Place(key) for field, key in names.items()}
-        if classes:
+        self._class_names = classes or self._made.class_names
+        form = self._made.forms.get(names[TARGETS])
+        if classes and form is not None and form.dtype == "object":
             places[TARGETS] = Place(names[TARGETS], coding=Coding(names=classes))
         if group:
             places[GROUP] = Place(group)
@@ -67,6 +70,10 @@ class PythonDataset(Source):
     @property
     def num_rows(self) -> int | None:
         return self._made.known_length
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._class_names
 
     @property
     def files(self) -> Collection[str]:

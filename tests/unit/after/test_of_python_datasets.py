@@ -13,6 +13,7 @@ import pytest
 import hvd_train
 from hvd_train.cli import main
 from hvd_train.config import Config, DataConfig, EvaluateConfig, ModelConfig, StopConfig
+from hvd_train.data.python.registry import made_of
 from hvd_train.errors import UserError
 from tests.mpi.jobs import events, model_bytes
 from tests.unit.data.python_datasets import seen, write_module
@@ -96,7 +97,8 @@ def test_a_quantity_is_not_read_for_classes(tmp_path: Path, capsys: pytest.Captu
     """Beside the survey, which reads all of these few samples, the training alone reads them."""
     name = f"{write_module(tmp_path)}:Plain"
     hvd_train.train(config(tmp_path, "regression", path=name))
-    assert len(seen(name)) == 1 + 60 + 60, "the first, the survey, the training"
+    assert made_of(name) is None, "it is dropped at the end of a run"
+    assert len(seen()) == 1 + 60 + 60, "the first, the survey, the training"
     assert "to count the classes" not in capsys.readouterr().err
 
 

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from hvd_train.config import DataConfig
+from hvd_train.data.bits import Bits
 from hvd_train.data.catalog import Catalog, open_catalog
 from hvd_train.data.damage import Damage
 from hvd_train.data.deal import Span
 from hvd_train.data.format import FieldSpec
 from hvd_train.data.labels import labels_of
+from hvd_train.data.picked import Picked
 from hvd_train.data.python.facts import reading_lines
 from hvd_train.data.readers.plan import ReadingPlan
 from hvd_train.data.rows import Rows
@@ -140,28 +142,37 @@ def test_each_sample_is_made_once_for_all_of_its_fields(tmp_path: Path) -> None:
     name = f"{write_module(tmp_path)}:Known"
     for reading, times in (("memory", 1), ("stream", 2)):
         reader = plan_of(name, reading=reading).reader(1 << 30)
-        assert seen(name) == [0]  # what a sample is
-        seen(name).clear()
+        assert seen() == [0]  # what a sample is
+        seen().clear()
         reader.open()
         for epoch in range(2):
             reader.start_epoch(epoch)
             while reader.next_batch(8) is not None:
                 pass
         reader.close()
-        counts = Counter(seen(name))
+        counts = Counter(seen())
         assert all(counts[row] >= times for row in range(ROWS))
-        assert len(seen(name)) <= ROWS * (times + (reading == "stream")), "a stream reads one window ahead"
+        assert len(seen()) <= ROWS * (times + (reading == "stream")), "a stream reads one window ahead"
 
 
 def test_a_survey_makes_a_thousand_samples_at_most_once_each(tmp_path: Path) -> None:
     name = f"{write_module(tmp_path, 'Known.rows = 5000')}:Known"
     catalog = catalog_of(name)
-    seen(name).clear()
+    seen().clear()
     found = survey(catalog.train, catalog.sample.fields)
-    assert {field.values.rows for field in found.values()} == {len(seen(name))}
-    assert set(Counter(seen(name)).values()) == {1}
-    assert 900 < len(seen(name)) <= 1000
+    assert {field.values.rows for field in found.values()} == {len(seen())}
+    assert set(Counter(seen()).values()) == {1}
+    assert 900 < len(seen()) <= 1000
     assert found["inputs"].num_rows == 5000
+
+
+def test_of_rows_that_an_epoch_has_left_these_alone_are_made(tmp_path: Path) -> None:
+    catalog = catalog_of(f"{write_module(tmp_path)}:Known")
+    left = Bits(ROWS)
+    left.set(np.array([3, 4, 20, 59]))
+    seen().clear()
+    picked = Picked(Rows(catalog.train, catalog.sample.fields), left)
+    assert row_numbers(picked.read(0, 4)) == seen() == [3, 4, 20, 59]
 
 
 LABELS = {
@@ -175,7 +186,7 @@ LABELS = {
 def test_classes_are_counted_by_the_attribute_of_the_dataset(kind: str, tmp_path: Path) -> None:
     name = f"{write_module(tmp_path, LABELS[kind])}:Plain"
     catalog = catalog_of(name)
-    assert seen(name) == [0]
+    assert seen() == [0]
     assert catalog.sample.num_classes == 7
     assert catalog.labels == labels_of(np.arange(60) % 7, "targets", name)
     assert reading_lines(catalog.shards, "targets") == []
@@ -184,7 +195,7 @@ def test_classes_are_counted_by_the_attribute_of_the_dataset(kind: str, tmp_path
 def test_else_every_sample_is_made_once_for_them(tmp_path: Path) -> None:
     name = f"{write_module(tmp_path)}:Plain"
     catalog = catalog_of(name)
-    assert sorted(seen(name)) == sorted([0, *range(ROWS)])
+    assert sorted(seen()) == sorted([0, *range(ROWS)])
     assert catalog.labels == labels_of(np.arange(60) % 7, "targets", name)
     assert reading_lines(catalog.shards, "targets") == [
         f"{name}: each rank reads its part of the 60 samples once to count the classes, as the dataset has "
@@ -234,10 +245,10 @@ def test_samples_that_fail_are_left_out_on_request(tmp_path: Path) -> None:
     assert catalog.labels.count == 57
     screen = training_screen(config, catalog.sample)
     assert screen is not None
-    seen(name).clear()
+    seen().clear()
     batch, kept, left_out = usable(Rows(catalog.train, catalog.sample.fields, screen=screen).read(0, ROWS))
     assert kept.tolist() == row_numbers(batch) == [row for row in range(ROWS) if row not in (3, 50, 51)]
-    assert seen(name) == kept.tolist()
+    assert seen() == kept.tolist()
     assert left_out == {"damaged": 3}
     (damage,) = screen.unreported_damage(new_files=True)
     assert isinstance(damage, Damage)
@@ -376,7 +387,7 @@ def test_texts_of_the_attribute_are_classes(tmp_path: Path) -> None:
     text = NAMED + "\nPlain.labels = ['cat', 'dog'] * 30"
     name = f"{write_module(tmp_path, text)}:Plain"
     catalog = catalog_of(name, inputs="picture", targets="animal", classes=("cat", "dog"))
-    assert seen(name) == [0]
+    assert seen() == [0]
     assert catalog.labels.count == 60
     assert Rows(catalog.train, catalog.sample.fields).read(2, 5)["animal"].tolist() == [0, 1, 0]
 

@@ -55,8 +55,8 @@ def test_rows_in_their_order(dataset: str, tmp_path: Path, monkeypatch: pytest.M
     assert (rows["inputs"].dtype, rows["targets"].dtype) == (np.float32, np.int64)
     assert row_numbers(rows) == list(range(60))
     if dataset == "Plain":
-        assert set(Counter(seen(name)).values()) <= {1, 2}, "the first sample twice"
-        assert len(seen(name)) == 61
+        assert set(Counter(seen()).values()) <= {1, 2}, "the first sample twice"
+        assert len(seen()) == 61
     made = registry.made_of(name)
     assert not isinstance(made, Iterated) or not made._held
 
@@ -90,6 +90,27 @@ def test_fields_by_name_with_classes_and_groups(tmp_path: Path) -> None:
     assert set(owners.values()) == {10}
 
 
+def test_names_of_classes(tmp_path: Path) -> None:
+    """Of texts, of numbers, and those of the dataset."""
+    path = write_module(tmp_path, NAMED + "\nclass Own(Plain):\n    classes = list('abcdefg')")
+    names = ["v", "w", "x", "y", "z", "q", "r"]
+    for out, dataset, args, expected in (
+        (
+            "a",
+            "Patients",
+            ["--inputs", "picture", "--targets", "animal", "--classes", "dog", "cat"],
+            "dog cat",
+        ),
+        ("b", "Plain", ["--classes", *names], " ".join(names)),
+        ("c", "Own", [], "a b c d e f g"),
+        ("d", "Plain", [], ""),
+    ):
+        assert main(["write", "--from", f"{path}:{dataset}", "--out", str(tmp_path / out), *args]) == 0
+        manifest = load_manifest(tmp_path / out)
+        assert manifest is not None
+        assert manifest.class_names == tuple(expected.split())
+
+
 @pytest.mark.parametrize("dataset", ["Plain", "generated"])
 def test_shuffled_and_by_class(dataset: str, tmp_path: Path) -> None:
     name = f"{write_module(tmp_path)}:{dataset}"
@@ -104,7 +125,7 @@ def test_shuffled_and_by_class(dataset: str, tmp_path: Path) -> None:
 def test_a_known_target_is_not_read_to_count_classes(tmp_path: Path) -> None:
     name = f"{write_module(tmp_path)}:Known"
     assert main(["write", "--from", name, "--out", str(tmp_path / "a"), "--by-class", "--shards", "7"]) == 0
-    assert len(seen(name)) == 61
+    assert len(seen()) == 61
 
 
 def test_a_call_that_was_ended_goes_on(
@@ -126,7 +147,7 @@ def test_a_call_that_was_ended_goes_on(
     assert refused(capsys, *args).startswith(f"{name}: sample 50 cannot be read: OSError: no network (")
     (tmp_path / "mended").touch()
     assert main(["write", *args]) == 0
-    assert sorted(seen(name)) == [0, *range(40, 60)]
+    assert sorted(seen()) == [0, *range(40, 60)]
     assert row_numbers(written(tmp_path / "a")) == list(range(60))
 
 
