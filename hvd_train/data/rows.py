@@ -6,6 +6,7 @@ import operator
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from typing import final
@@ -18,6 +19,7 @@ from hvd_train.data.damage import Range, read_undamaged
 from hvd_train.data.deal import Span, rows_of
 from hvd_train.data.format import Array, FieldSpec, ShardInfo
 from hvd_train.data.hdf5.file import ShardFile
+from hvd_train.data.header_labels import require_as_indexed
 from hvd_train.data.layout import HELD_BYTES, Layout, repack_line
 from hvd_train.data.numbering import Origins
 from hvd_train.data.places import Places, places_of_fields
@@ -254,14 +256,26 @@ class Rows:
         """Of decoded rows, at most: in `shard` and in the files that are open."""
         return sum(s.info.held_bytes for s in (shard, *self._open.values()))
 
+    def _shard_file(self, path: str, places: Places) -> ShardFile:
+        texts = any(field.dtype.startswith("S") for field in self.fields.values())
+        return ShardFile(path, places, texts=texts, copy=self.copies.get(places.file_of(path)[0], ""))
+
     @cached_property
     def _places(self) -> Places:
         return places_of_fields(self.fields)
 
     def _open_shard(self, path: str) -> ShardFile:
-        texts = any(field.dtype.startswith("S") for field in self.fields.values())
-        places = self._places
-        shard = ShardFile(path, places, texts=texts, copy=self.copies.get(places.file_of(path)[0], ""))
+        known = self._infos.get(path)
+        if known is not None and known.indexed is not None and path not in self._identities:
+            inputs, targets = known.indexed
+            shard = self._shard_file(path, replace(self._places, inputs=inputs, targets=targets))
+            try:
+                require_as_indexed(shard, known)
+            except DataError:
+                shard.close()
+                raise
+        else:
+            shard = self._shard_file(path, self._places)
         first = self._infos.setdefault(path, shard.info)
         identity = self._identities.setdefault(path, shard.identity)
         is_another = all(map(operator.ne, identity, shard.identity))
