@@ -30,6 +30,7 @@ from hvd_train.io.output import warn
 from hvd_train.liveness import phase
 from hvd_train.run.model_state import saved_state
 from hvd_train.run.random_state import seed_rank
+from hvd_train.run.replay import periods_of
 from hvd_train.run.shards import find_shards_together
 from hvd_train.tasks.base import Task
 from hvd_train.tasks.building import build, refuse_single_rows
@@ -64,6 +65,8 @@ class Prepared:
     """What the values of the training rows are, by dataset; empty on every rank but 0."""
     remarks: list[str]
     """What looks wrong in them, one sentence each; empty on every rank but 0."""
+    replayed: tuple[tuple[int, int], ...]
+    """The periods of `sync.replay_periods`: see `periods_of`; empty without it."""
 
 
 def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
@@ -72,6 +75,7 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
     phase("set-up")
     require_equal(comm, "configurations", flatten(config), "Give every rank the same file and flags.")
     its_versions = versions(comm)
+    replayed = _replayed(config, comm)
     bindings = share_cores(config.threads, comm)
     hosts = tuple(dict.fromkeys(binding.host for binding in bindings))
     chosen = together(comm, lambda: make_task(config) if task is None else task)
@@ -108,7 +112,17 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
         optimizer=optimizer,
         surveys=surveys,
         remarks=found,
+        replayed=replayed,
     )
+
+
+def _replayed(config: Config, comm: Communicator) -> tuple[tuple[int, int], ...]:
+    """The periods of the run whose periods are replayed, which rank 0 reads. Collective."""
+    run = config.sync.replay_periods
+    if not run:
+        return ()
+    mine = together(comm, lambda: periods_of(run) if comm.rank == 0 else ())
+    return tuple(comm.broadcast(mine))
 
 
 def share_cores(wanted: int, comm: Communicator) -> list[CoreBinding]:

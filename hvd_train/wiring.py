@@ -17,7 +17,7 @@ from hvd_train.algorithm.local_sgd import LocalSGD
 from hvd_train.algorithm.local_step import LocalStep
 from hvd_train.algorithm.observer import Observer
 from hvd_train.algorithm.optimizer_state import OptimizerState
-from hvd_train.algorithm.period import FixedPeriod
+from hvd_train.algorithm.period.chosen import make_period
 from hvd_train.algorithm.progress import Progress
 from hvd_train.algorithm.schedule import LearningRate
 from hvd_train.algorithm.stopping import Watch
@@ -138,7 +138,7 @@ class Wiring:
         progress, worker = Progress(), self._make_worker(self.reader)
         watch = Watch(config.stop, config.evaluate.mode)
         ema = Ema(flat, comm, config.sync.ema)
-        period, evaluator = FixedPeriod(config.sync.period), self._make_evaluator(ema)
+        period, evaluator = make_period(config.sync, prepared.replayed), self._make_evaluator(ema)
         parts: dict[str, Stateful] = {
             "settings": self.settings,
             "progress": progress,
@@ -243,7 +243,8 @@ class Wiring:
         chosen: Average = average if sync.mode == "average" else NoAverage(average)
         if sync.ema:
             chosen = AverageWithEma(chosen, ema)
-        return Synchronizer(chosen, comm, check_every=sync.check_every)
+        at_once = sync.schedule == "drift"
+        return Synchronizer(chosen, comm, check_every=sync.check_every, drift_at_once=at_once)
 
     def _make_observer(self, flat: FlatState) -> Observer:
         prepared = self.prepared
@@ -336,6 +337,8 @@ class Wiring:
         )
         self.settings.load_state_dict(states.pop("settings", settings_before(before)))
         self._compare_samples(saved)
+        if not self.settings.schedule_holds:
+            states.pop("period")
         if not self.settings.best_holds:
             states.pop("watch")
             states.pop("evaluator", None)

@@ -46,6 +46,9 @@ class Average(Protocol):
         """Inspects this rank's state: whether it is finite; with `distance` how far it is from the anchor;
         with `verify` the hash of the last average, and how far that moved. Not collective."""
 
+    def moved(self) -> float:
+        """||x_(t+1) - x_t||^2 of the last average over the slices that this rank owns. Not collective."""
+
     def average(self, weight: float, healthy: bool, verify: bool = True) -> bool:
         """Replaces the state by the weighted mean over the ranks; `verify` takes a hash of it, for the next
         `inspect`. Returns whether there was any weight; without, the state is the anchor again.
@@ -102,11 +105,14 @@ class StateAverage:
             finite = all(math.isfinite(_sum(b.live)) for b in self._buffers)
         if not verify:
             return Inspection(finite=finite, distance=far)
+        return Inspection(finite=finite, distance=far, moved=self.moved(), hash=self._hash)
+
+    def moved(self) -> float:
+        """See `Average`."""
         owned = [slice(b.start, b.stop) for b in self._buffers]
-        moved = sum(
+        return sum(
             squared_distance(b.anchor[s], b.previous[s]) for b, s in zip(self._buffers, owned, strict=True)
         )
-        return Inspection(finite=finite, distance=far, moved=moved, hash=self._hash)
 
     def average(self, weight: float, healthy: bool, verify: bool = True) -> bool:
         """See `Average`. An unhealthy rank takes the mean and drops its optimizer state where that is not
@@ -137,6 +143,10 @@ class NoAverage:
     def inspect(self, distance: bool, verify: bool) -> Inspection:
         """Whether this rank's state is finite; the ranks are meant to differ, nothing is compared."""
         return self._inner.inspect(distance=False, verify=False)
+
+    def moved(self) -> float:
+        """0: nothing is averaged."""
+        return 0.0
 
     def average(self, weight: float, healthy: bool, verify: bool = True) -> bool:
         """Does nothing."""
@@ -186,12 +196,16 @@ def _sum(a: Tensor) -> float:
     return float(a.sum(dtype=torch.float32) if a.dtype is torch.float16 else a.sum())
 
 
-def drift(before: Header, after: Header) -> float:
-    """The mean squared distance of the y_i from their mean in the round of `before`, of which `after` is the
-    next: sum of w_i ||y_i - x_t||^2 minus ||x_(t+1) - x_t||^2, as the variance is the mean of the squares
-    minus the square of the mean."""
-    distances = np.where(before.shares > 0, before["distance"], 0.0)
-    return max(0.0, float((before.shares * distances).sum() - after["moved"].sum()))
+def drift(header: Header, moved: np.ndarray) -> float:
+    """The mean squared distance of the y_i from their mean in the round of `header`: sum of w_i
+    ||y_i - x_t||^2 minus ||x_(t+1) - x_t||^2, as the variance is the mean of the squares minus the square of
+    the mean.
+
+    Args:
+        moved: each rank's part of ||x_(t+1) - x_t||^2.
+    """
+    distances = np.where(header.shares > 0, header["distance"], 0.0)
+    return max(0.0, float((header.shares * distances).sum() - moved.sum()))
 
 
 def check_bits(header: Header) -> None:

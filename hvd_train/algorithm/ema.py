@@ -150,6 +150,10 @@ class AverageWithEma:
         """See `Average`."""
         return self._inner.inspect(distance, verify)
 
+    def moved(self) -> float:
+        """See `Average`."""
+        return self._inner.moved()
+
     def average(self, weight: float, healthy: bool, verify: bool = True) -> bool:
         """See `Average`. Without any weight there is no new anchor, and the moving average stays."""
         averaged = self._inner.average(weight, healthy, verify)

@@ -34,12 +34,21 @@ class LearningRate:
         c = self._config
         u = rounds if c.unit == "rounds" else samples
         warm_up = min(1.0, (u + 1) / c.warmup) if c.warmup else 1.0
+        return warm_up * self._decay(u)
+
+    def _decay(self, u: int) -> float:
+        c = self._config
         if c.schedule == "step":
-            return warm_up * c.factor ** (u // c.every)
+            return c.factor ** (u // c.every)
         if c.schedule == "cosine":
             done = min(1.0, max(0, u - c.warmup) / (c.total - c.warmup))
-            return warm_up * (c.floor + (1 - c.floor) * (1 + math.cos(math.pi * done)) / 2)
-        return warm_up
+            return c.floor + (1 - c.floor) * (1 + math.cos(math.pi * done)) / 2
+        return 1.0
+
+    def without_warm_up(self, rounds: int, samples: int) -> float:
+        """The rate of the first parameter group in that round as if there were no warm-up: during one, the
+        rate that it leads to."""
+        return self._rates[0] * self._decay(rounds if self._config.unit == "rounds" else samples)
 
     def apply(self, rounds: int, samples: int) -> None:
         """Sets the rate of each parameter group to its first one times `factor`."""

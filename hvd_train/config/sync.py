@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -18,7 +19,37 @@ class SyncConfig:
     """`none` never averages: a baseline for the gain and the cost of averaging."""
 
     period: Annotated[int, arg(aliases=["--period"])] = 10
-    """Local steps between two averages (k)."""
+    """Local steps between two averages (k); where the schedule changes that, the k that it starts from."""
+
+    schedule: Annotated[
+        Literal["fixed", "warmup", "qsr", "adacomm", "drift", "auto"], arg(aliases=["--schedule"])
+    ] = "fixed"
+    """How k changes. `warmup`: 1 in the first rounds. `qsr`: grows as the learning rate falls. `adacomm`:
+    falls with the training loss. `drift`: keeps the drift near a bound. `auto`: keeps the share of the time
+    that communication takes."""
+
+    warmup_rounds: int = 0
+    """With `warmup`: rounds of one local step before those of `period`."""
+
+    qsr_alpha: float = 0.0
+    """With `qsr`: k = max(`period`, floor((alpha / lr)^2)). It begins to grow where the learning rate is
+    alpha / sqrt(`period`)."""
+
+    adacomm_steps: int = 500
+    """With `adacomm`: local steps between two changes of k."""
+
+    drift_bound: float = 0.0
+    """With `drift`: the drift that k keeps to, in the unit of the squared parameters. The charts of a run
+    with a fixed period show what is usual."""
+
+    target_share: float = 0.05
+    """With `auto`: the share of the time that communication may take."""
+
+    max_period: int = 48
+    """The largest k of `qsr`, `adacomm`, `drift` and `auto`."""
+
+    replay_periods: Annotated[str, arg(aliases=["--replay-periods"])] = ""
+    """Take the k of each round from the event log of the run in this folder, in place of the schedule."""
 
     optimizer_state: Literal["average", "keep", "reset"] = "average"
     """`average` it like the parameters, `keep` it on each rank, or `reset` it after each average."""
@@ -49,6 +80,8 @@ class SyncConfig:
     def __post_init__(self) -> None:
         require_usable(self, "sync.")
         require(self.period >= 1, "sync.period", self.period, "at least 1 local step")
+        self._check_schedule()
+        self._check_schedule()
         require(0 <= self.ema < 1, "sync.ema", self.ema, "a decay in [0, 1)")
         off = self.mode == "average" or not self.ema
         require(off, "sync.ema", self.ema, "0 with sync.mode = 'none', which has no averages")
@@ -57,6 +90,38 @@ class SyncConfig:
         expected = "0 or a number of seconds"
         require(self.step_timeout_s >= 0, "sync.step_timeout_s", self.step_timeout_s, expected)
         require(self.check_every >= 0, "sync.check_every", self.check_every, "0 or more rounds")
+
+    def _check_schedule(self) -> None:
+        named = self.schedule
+        never = "with sync.mode = 'none', which never averages"
+        averages = self.mode == "average"
+        require(averages or named == "fixed", "sync.schedule", named, f"'fixed' {never}")
+        replayed = self.replay_periods
+        require(averages or not replayed, "sync.replay_periods", replayed, f"nothing {never}")
+        # By key: the schedules that use it, whether its value is one, and what is one.
+        rules: dict[str, tuple[tuple[str, ...], bool, str]] = {
+            "warmup_rounds": (("warmup",), self.warmup_rounds >= 1, "at least 1 round"),
+            "qsr_alpha": (("qsr",), self.qsr_alpha > 0, "more than 0"),
+            "adacomm_steps": (("adacomm",), self.adacomm_steps >= 1, "at least 1 local step"),
+            "drift_bound": (("drift",), self.drift_bound > 0, "more than 0"),
+            "target_share": (("auto",), 0 < self.target_share < 1, "a share between 0 and 1"),
+            "max_period": (
+                ("qsr", "adacomm", "drift", "auto"),
+                self.max_period >= self.period,
+                f"at least sync.period = {self.period}",
+            ),
+        }
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for key, (schedules, is_one, expected) in rules.items():
+            value = getattr(self, key)
+            if named in schedules:
+                require(is_one, f"sync.{key}", value, f"{expected} with sync.schedule = {named!r}")
+            else:
+                unused = f"{defaults[key]!r}, the default, with sync.schedule = {named!r}, which ignores it"
+                require(value == defaults[key], f"sync.{key}", value, unused)
+        measured = named != "drift" or self.check_every > 0
+        expected = "at least 1 with sync.schedule = 'drift', which follows what these checks measure"
+        require(measured, "sync.check_every", self.check_every, expected)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from hvd_train.data.deal import Span, deal, split_validation
 from hvd_train.data.demo import ensure_digits
 from hvd_train.data.format import MANIFEST_NAME, SampleSpec, ShardInfo, is_class_dtype, mask_name
 from hvd_train.data.header_labels import HeaderLabels
-from hvd_train.data.headers import HeadersRead, join_headers, read_headers
+from hvd_train.data.headers import HeadersRead, index_lines, join_headers, read_headers
 from hvd_train.data.labels import Labels, Unclassed, divisor, join, labels_of, labels_of_header, objection
 from hvd_train.data.lengths import check_lengths, with_mask
 from hvd_train.data.locate import Found, locate
@@ -135,7 +135,7 @@ def join_shards(files: Files, data: DataConfig, read: Sequence[HeadersRead]) -> 
     """The shards, by what each rank has read of their headers, and what a sample is. Raises `DataError`, also
     where two names lead to the same rows."""
     of_files = join_headers(files.every, read)
-    warnings: list[str] = []
+    warnings = index_lines(files.every, read)
     cut = len(files.train)
     parts = [_with_samples(part, warnings) for part in (of_files[:cut], of_files[cut:])]
     refuse_repeats(*([origin for _, origin in part] for part in parts))
@@ -366,7 +366,9 @@ def read_shards(
 ) -> list[tuple[ShardInfo, Origin]]:
     """The headers of a part's shards, without those that have no samples. With `texts` datasets of them may
     hold strings of a fixed number of bytes."""
-    return _with_samples(join_headers(part, [read_headers(part, layout, texts=texts)]), warnings)
+    read = [read_headers(part, layout, texts=texts)]
+    warnings += index_lines(part, read)
+    return _with_samples(join_headers(part, read), warnings)
 
 
 def _with_samples(

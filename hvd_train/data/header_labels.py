@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import final
 
-from hvd_train.data.blocks import row_bytes
+from hvd_train.data.blocks import class_counts, row_bytes
 from hvd_train.data.format import ShardInfo, is_class_dtype
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.labels import Labels, join, labels_of, labels_of_header
+from hvd_train.data.places import GROUP
 from hvd_train.data.python.registry import made_of
+from hvd_train.errors import DataError
 
 MOST_BYTES = 1 << 20
 """Of one field of a shard; more is read by all ranks, each its part."""
+
+MOST_CLASSES = 256
+"""That an index counts: more would make it large."""
 
 
 @final
@@ -51,6 +57,44 @@ class HeaderLabels:
         small = info.num_samples * row_bytes(field) <= MOST_BYTES and not info.layouts[name].is_large
         return classes and small and field.padding is None
 
+    def covers_any(self, info: ShardInfo) -> bool:
+        """Whether it reads labels of a shard at all."""
+        return any(self.covers(info, name) for name in self._ignore)
+
     def of(self, infos: Iterable[ShardInfo]) -> list[Labels]:
         """What was found in those of the shards that this rank has read."""
         return [self._found[info.path] for info in infos if info.path in self._found]
+
+
+def require_as_indexed(file: ShardFile, known: ShardInfo) -> None:
+    """Raises `DataError` where an open shard is not what an index recorded of it."""
+    info = file.info
+    inputs, targets = known.indexed or ("", "")
+    seen = {
+        "header": info.continues(known) and info.unpacked == known.unpacked,
+        "scale": inputs not in info.fields or info.scale == known.scale,
+        "number of rows of each class": targets not in info.fields
+        or counted_classes(file, targets) == known.class_counts,
+    }
+    if wrong := [what for what, alike in seen.items() if not alike]:
+        folder = os.path.dirname(info.path.removesuffix(GROUP + file.group)) or "."
+        raise DataError(
+            f"{info.path}: its {wrong[0]} is not what the index of its folder records. The index is damaged, "
+            "or the file was changed and given its old time. Write the index again, with the data options of "
+            f"the training: `hvd_train shard index {folder}`."
+        )
+
+
+def counted_classes(file: ShardFile, targets: str) -> tuple[int, ...] | None:
+    """How many rows of an open shard have each class, for an index. As the file records it; of a foreign one,
+    counted. None for targets that are not class numbers below `MOST_CLASSES`, one a row, and for many rows.
+    Raises `DataError`."""
+    info = file.info
+    if info.class_counts is not None or targets not in info.fields:
+        return info.class_counts
+    if not HeaderLabels({targets: True}).covers(info, targets) or not info.num_samples:
+        return None
+    values = file.read(targets, 0, info.num_samples)
+    if not values.size or values.min() < 0 or (most := int(values.max())) >= MOST_CLASSES:
+        return None
+    return tuple(class_counts(values, most + 1).tolist())

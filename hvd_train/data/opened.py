@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, final
+from dataclasses import replace
+from typing import Protocol, final
 
 from hvd_train.data.blocks import rows_per_block
-from hvd_train.data.damage import Range, read_undamaged
+from hvd_train.data.damage import Range, Unread, read_undamaged
 from hvd_train.data.format import Array, FieldSpec, ShardInfo
 from hvd_train.data.hdf5.file import ShardFile
-from hvd_train.data.places import places_of_fields
+from hvd_train.data.header_labels import require_as_indexed
+from hvd_train.data.places import Places, places_of_fields
 from hvd_train.data.verify import Verifier
 from hvd_train.errors import DataError, UnsupportedShard
 
 _DAMAGED_BYTES = 1 << 20
 """Of a dataset without chunks and checksums: left out together where they cannot be read."""
-
-
-class Unread(NamedTuple):
-    """Rows that cannot be read."""
-
-    rows: Range
-    at: int
-    """Where the first of them is in the arrays."""
-    error: DataError
 
 
 class OpenShard(Protocol):
@@ -78,8 +71,17 @@ class Opener:
 
     def open(self, path: str) -> ShardFile:
         """The file of a shard. Raises `DataError` for another file than before."""
-        copy = self._copies.get(self._places.file_of(path)[0], "")
-        shard = ShardFile(path, self._places, texts=self._texts, copy=copy)
+        known = self._infos.get(path)
+        if known is not None and known.indexed is not None and path not in self._identities:
+            inputs, targets = known.indexed
+            shard = self._file(path, replace(self._places, inputs=inputs, targets=targets))
+            try:
+                require_as_indexed(shard, known)
+            except DataError:
+                shard.close()
+                raise
+        else:
+            shard = self._file(path, self._places)
         first = self._infos.setdefault(path, shard.info)
         identity = self._identities.setdefault(path, shard.identity)
         is_another = all(map(operator.ne, identity, shard.identity))
@@ -90,6 +92,9 @@ class Opener:
                 "name. Restore the file that the run began with, or start a new run."
             )
         return shard
+
+    def _file(self, path: str, places: Places) -> ShardFile:
+        return ShardFile(path, places, texts=self._texts, copy=self._copies.get(places.file_of(path)[0], ""))
 
 
 @final

@@ -274,11 +274,14 @@ def _parted(
                 rows = np.flatnonzero(parts == number)
                 if not len(rows):
                     continue
-                piece = {name: array[rows] for name, array in block.items()}
+                # Most rows that are large come alone: no copy of those.
+                whole = len(rows) == len(parts)
+                piece = block if whole else {name: array[rows] for name, array in block.items()}
                 if number:
                     writer.append(piece)
                 else:
                     yield piece
+                del piece
         del block  # as above
         progress(Step("read", row, plan.num_rows))
     if row != plan.num_rows:

@@ -87,7 +87,10 @@ class RunStart:
     """Threads of torch on each rank."""
 
     period: int | None
-    """Local steps between two averages; None: the ranks are never averaged."""
+    """Local steps between two averages, as configured; None: the ranks are never averaged."""
+
+    schedule: str = ""
+    """How the period changes, in words; empty: it does not."""
 
     batch_size: int
     """Samples of one local step on one rank."""
@@ -259,6 +262,18 @@ class FaultReport:
 
 @final
 @dataclass(frozen=True, kw_only=True)
+class PeriodReport:
+    """What the user should know of the period: why it changes, or cannot."""
+
+    round: int
+    period: int
+    """Local steps of the next round."""
+
+    message: str
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
 class StopReport:
     """The end of the run."""
 
@@ -291,7 +306,14 @@ class StopReport:
 
 
 Report = (
-    RoundReport | MachineReport | LayerReport | EvaluationReport | CheckpointReport | FaultReport | StopReport
+    RoundReport
+    | MachineReport
+    | LayerReport
+    | EvaluationReport
+    | CheckpointReport
+    | FaultReport
+    | PeriodReport
+    | StopReport
 )
 
 

@@ -94,14 +94,15 @@ def named(config: Config, folder: Path) -> Config:
 
 
 def anchored(config: Config) -> Config:
-    """The same with absolute paths: of the runs, the data, the initial weights, and the files of task and
-    sinks. So a run's own configuration can be used from any folder."""
-    data, init = config.data, config.model.init
+    """The same with absolute paths: of the runs, the data, the initial weights, the run whose periods are
+    replayed, and the files of task and sinks. So a run's own configuration can be used from any folder."""
+    data, init, replayed = config.data, config.model.init, config.sync.replay_periods
     return replace(
         config,
         runs=os.path.abspath(config.runs),
         task=absolute(config.task),
         model=replace(config.model, init=os.path.abspath(init) if init else ""),
+        sync=replace(config.sync, replay_periods=os.path.abspath(replayed) if replayed else ""),
         record=replace(config.record, sinks=tuple(map(absolute, config.record.sinks))),
         data=replace(
             data,

@@ -41,6 +41,7 @@ class Rule(Enum):
     BATCH = "the epoch goes on with the rows that it has left"
     BEST = "best, curve and patience begin anew"
     LOSS = "counts from the next round on; best, curve and patience begin anew where the loss is watched"
+    SCHEDULE = "counts from the next round on; what the schedule has gathered so far is dropped"
     OPTIMIZER = "the optimizer's state begins anew"
     ARGUMENTS = (
         "counts from the next round on; state that the optimizer keeps no longer is dropped, all of it where "
@@ -110,6 +111,14 @@ RULES: Mapping[str, Rule] = {
     "learning_rate.floor": Rule.WHOLE,
     "sync.mode": Rule.REFUSED,
     "sync.period": Rule.NEXT,
+    "sync.schedule": Rule.SCHEDULE,
+    "sync.warmup_rounds": Rule.WHOLE,
+    "sync.qsr_alpha": Rule.NEXT,
+    "sync.adacomm_steps": Rule.NEXT,
+    "sync.drift_bound": Rule.NEXT,
+    "sync.target_share": Rule.NEXT,
+    "sync.max_period": Rule.NEXT,
+    "sync.replay_periods": Rule.SCHEDULE,
     "sync.optimizer_state": Rule.NEXT,
     "sync.batch_norm": Rule.NEXT,
     "sync.ema": Rule.EMA,
@@ -174,6 +183,8 @@ class Settings:
         """Whether the optimizer is of the same class."""
         self.arguments_hold = True
         """Whether it has the same arguments and the same parameters."""
+        self.schedule_holds = True
+        """Whether the schedule of the period is the same one."""
         self.remarks: list[str] = []
         """What begins anew and why, for the user."""
 
@@ -204,6 +215,7 @@ class Settings:
                 f"optim.name was {before['optim.name']!r} and is {now['optim.name']!r}: the optimizer's "
                 "state begins anew."
             )
+        self.schedule_holds = not any(RULES[key] is Rule.SCHEDULE for key in changed)
         self.arguments_hold = not any(RULES[key] is Rule.ARGUMENTS for key in changed)
         reasons = self._why_best_ends(before, now, changed, saved.validation)
         if reasons:

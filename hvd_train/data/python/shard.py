@@ -8,10 +8,9 @@ from typing import final
 
 import numpy as np
 
-from hvd_train.data.damage import Range
+from hvd_train.data.damage import Range, Unread
 from hvd_train.data.format import Array, ShardInfo
 from hvd_train.data.layout import Layout
-from hvd_train.data.opened import Unread
 from hvd_train.data.places import Places
 from hvd_train.data.python.base import MadeSamples
 from hvd_train.data.python.fields import Fields

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -12,10 +11,9 @@ from hvd_train.data.files import require_regular
 from hvd_train.data.progress import Progress, Step, unseen
 from hvd_train.data.sources.base import BLOCK_BYTES, Block, rows_of_block
 from hvd_train.data.sources.columns import Converter, choose, text_refusal
+from hvd_train.data.sources.csv_rows import whole_rows
 from hvd_train.data.sources.tables import LineTooLong, Tables, explained, load_pyarrow
 from hvd_train.errors import DataError
-
-_MOST_LINE_BYTES = 256 << 20
 
 
 @final
@@ -42,7 +40,7 @@ class CsvSource(Tables):
         self._arrow = load_pyarrow("CSV")
         self._rows = {}
         self._dtypes: dict[str, str] = {}
-        self._block_bytes = BLOCK_BYTES
+        self._long: set[str] = set()
         self._progress = progress
         self._num_bytes = 0
         self._chosen = choose(self._header(paths[0]), names, group, classes, paths[0])
@@ -51,7 +49,7 @@ class CsvSource(Tables):
                 require_regular(path, "a CSV file")
                 self._num_bytes += os.path.getsize(path)
         for path in paths:
-            self._rows[path] = self._in_blocks(path, partial(self._count, path))
+            self._survey(path)
         for path in paths:
             converter = Converter(self._chosen, self._dtypes, path)
             for columns in self._batches(path, self._chosen.all):
@@ -78,53 +76,71 @@ class CsvSource(Tables):
     def _header(self, path: str) -> list[str]:
         with explained(path, "CSV"):
             require_regular(path, "a CSV file")
-        return list(self._in_blocks(path, lambda: self._open(path, None, {}).schema.names))
+            # A line may be longer than what is read at once.
+            return self._names(path, next(whole_rows(self._file(path), self._delimiter(path), path), b""))
 
-    def _open(self, path: str, columns: list[str] | None, types: Mapping[str, Any]) -> Any:
+    def _names(self, path: str, row: memoryview | bytes) -> list[str]:
         from pyarrow import csv
 
-        self._raw = self._arrow.OSFile(path)
-        file = self._raw
-        if path.endswith(".gz"):
-            file = self._arrow.CompressedInputStream(file, "gzip")
-        return csv.open_csv(
-            file,
-            csv.ReadOptions(use_threads=False, block_size=self._block_bytes),
-            csv.ParseOptions(
-                delimiter="\t" if ".tsv" in Path(path).suffixes else ",", newlines_in_values=True
-            ),
-            csv.ConvertOptions(include_columns=columns, column_types=types, strings_can_be_null=True),
+        return list(
+            csv.read_csv(self._arrow.BufferReader(row), parse_options=self._parsed(path)).schema.names
         )
+
+    def _parsed(self, path: str) -> Any:
+        from pyarrow import csv
+
+        return csv.ParseOptions(delimiter=self._delimiter(path).decode(), newlines_in_values=True)
+
+    def _file(self, path: str) -> Any:
+        self._raw = self._arrow.OSFile(path)
+        return self._arrow.CompressedInputStream(self._raw, "gzip") if path.endswith(".gz") else self._raw
+
+    def _delimiter(self, path: str) -> bytes:
+        return b"\t" if ".tsv" in Path(path).suffixes else b","
+
+    def _read(self, path: str, columns: list[str], types: Mapping[str, Any]) -> Iterator[Any]:
+        """The rows of some columns, as record batches or tables."""
+        from pyarrow import csv
+
+        parse, delimiter = self._parsed(path), self._delimiter(path)
+        convert = csv.ConvertOptions(include_columns=columns, column_types=types, strings_can_be_null=True)
+        if path not in self._long:
+            options = csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES)
+            yield from csv.open_csv(self._file(path), options, parse, convert)
+            return
+        names: list[str] = []
+        for rows in whole_rows(self._file(path), delimiter, path):
+            if names:
+                options = csv.ReadOptions(use_threads=False, block_size=len(rows) + 1, column_names=names)
+                yield csv.read_csv(self._arrow.BufferReader(rows), options, parse, convert)
+            names = names or self._names(path, rows)
+            del rows  # a long one need not be there while the next is read
 
     def _batches(self, path: str, columns: list[str]) -> Iterator[dict[str, Any]]:
         """The columns of the rows, some at a time."""
         kinds = {"int64": self._arrow.int64(), "float64": self._arrow.float64()}
         types = {name: kinds.get(self._dtypes.get(name, ""), self._arrow.string()) for name in columns}
         with explained(path, "CSV"):
-            for batch in self._open(path, columns, types):
+            for batch in self._read(path, columns, types):
                 if batch.num_rows:
-                    yield dict(zip(batch.schema.names, batch.columns, strict=True))
+                    yield dict(zip(batch.schema.names, map(_whole, batch.columns), strict=True))
 
-    def _in_blocks(self, path: str, read: Callable[[], Any]) -> Any:
-        """What `read` returns, with blocks in which each line fits."""
-        while True:
-            try:
-                with explained(path, "CSV"):
-                    return read()
-            except LineTooLong:
-                self._block_bytes *= 2
-                if self._block_bytes > _MOST_LINE_BYTES:
-                    raise DataError(
-                        f"{path}: a line is longer than {_MOST_LINE_BYTES >> 20} MiB, or a quotation mark is "
-                        "missing. Expected shorter lines."
-                    ) from None
+    def _survey(self, path: str) -> None:
+        """Finds the number of rows, and the types of the columns."""
+        try:
+            with explained(path, "CSV"):
+                self._rows[path] = self._count(path)
+        except LineTooLong:
+            self._long.add(path)
+            with explained(path, "CSV"):
+                self._rows[path] = self._count(path)
 
     def _count(self, path: str) -> int:
         """Rows of a file. Finds the types of the columns."""
         rows = 0
         texts = {name: self._arrow.string() for name in self._chosen.all}
-        for batch in self._open(path, self._chosen.all, texts):
-            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        for batch in self._read(path, self._chosen.all, texts):
+            for name, column in zip(batch.schema.names, map(_whole, batch.columns), strict=True):
                 if not self._chosen.is_text(name):
                     known = self._dtypes.get(name, "int64")
                     self._dtypes[name] = self._kind(column, known, name, path, rows)
@@ -147,3 +163,8 @@ class CsvSource(Tables):
             except ValueError:
                 raise DataError(text_refusal(path, row + at, name, text)) from None
         raise DataError(f"{path}: column `{name}` has numbers that are not decimal. Write them as 1.5 or 15.")
+
+
+def _whole(column: Any) -> Any:
+    """A column of a record batch as it is, or of a table in one piece."""
+    return column.combine_chunks() if hasattr(column, "combine_chunks") else column

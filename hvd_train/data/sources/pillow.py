@@ -12,6 +12,7 @@ from hvd_train.errors import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 _MOST_BYTES = 128 << 20
+_BAND_BYTES = 1 << 20
 _GRAY = {"1", "L"}
 
 
@@ -37,8 +38,8 @@ class ImageReader:
         self._shape: tuple[int, ...] = ()
 
     def read(self, path: str, file: IO[bytes] | None = None) -> Array:
-        """The pixels of an image, from `file` if it is given. Raises `DataError`, with the path, for an image
-        that cannot be read, and for one unlike the first."""
+        """The pixels of an image, from `file` if it is given, which is closed. Raises `DataError`, with the
+        path, for an image that cannot be read, and for one unlike the first."""
         image = self._decoded(path, file)
         self._first = self._first or path
         self._shape = self._shape or image.shape
@@ -70,7 +71,10 @@ class ImageReader:
                 pixels: Any = image if image.mode == self._mode else image.convert(self._mode)
                 if self._resize is not None:
                     pixels = pixels.resize(self._resize[::-1], Image.Resampling.BILINEAR)
-                return np.asarray(pixels, np.uint8)
+                pixels.load()
+                if file is not None:
+                    file.close()  # it may be as large as the image
+                return _array(pixels)
         except UnidentifiedImageError:
             raise DataError(
                 f"{path}: is damaged, or of a format that this Pillow does not read. Expected an image such "
@@ -99,3 +103,13 @@ def _require_all(path: str, image: Any) -> None:
             f"{path}: has more than 8 bits a pixel. Expected 8: convert the images, or save their pixels "
             "with NumPy and give .npy files."
         )
+
+
+def _array(image: Any) -> Array:
+    """The pixels of an image, in bands: all at once would be in memory three times."""
+    pixels = np.empty((image.height, image.width, *((3,) if image.mode == "RGB" else ())), np.uint8)
+    band = max(1, _BAND_BYTES // max(1, 3 * image.width))
+    for top in range(0, image.height, band):
+        bottom = min(top + band, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)), np.uint8)
+    return pixels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import final
+from typing import BinaryIO, final
 
 import numpy as np
 
@@ -106,18 +106,30 @@ class TextSource(Source):
                         self._read_bytes += len(piece)
                         yield np.frombuffer(piece, np.uint8)
                     continue
-                for number, line in enumerate(file, 1):
-                    self._read_bytes += len(line)
-                    tokens = self._of_line(f"{path}: line {number}", line)
+                for where, text in self._lines(file, path):
+                    tokens = self._of_line(where, text)
+                    del text  # a long one need not be there any more
                     for first in range(0, len(tokens), most):
                         yield tokens[first : first + most].astype(dtype)
+                    del tokens
 
-    def _of_line(self, where: str, line: bytes) -> Array:
+    def _lines(self, file: BinaryIO, path: str) -> Iterator[tuple[str, str]]:
+        """What each line is called in messages, and its text."""
+        number = 0
+        while line := file.readline():
+            number += 1
+            self._read_bytes += len(line)
+            where = f"{path}: line {number}"
+            try:
+                text = line.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{where}: {error.reason}. Expected text in UTF-8: convert it.") from None
+            del line
+            yield where, text
+            del text
+
+    def _of_line(self, where: str, text: str) -> Array:
         assert self._tokenize is not None  # bytes have no lines
-        try:
-            text = line.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where}: {error.reason}. Expected text in UTF-8: convert it.") from None
         try:
             tokens = np.asarray(self._tokenize(text))
         except Exception as error:

@@ -30,8 +30,9 @@ from hvd_train.errors import DataError
 from hvd_train.io.text import listed, shown
 
 _MOST_BYTES = 128 << 20
+_READ_BYTES = 1 << 20
 
-Sample = dict[str, bytes]
+Sample = dict[str, io.BytesIO]
 """The members of a sample by their endings."""
 
 
@@ -110,15 +111,17 @@ class WebDataset(Source):
     def blocks(self, names: Collection[str] = (), start: int = 0) -> Iterator[Block]:
         wanted = [name for name in self._endings if not names or name in names]
         rows: list[dict[str, Array]] = []
-        for number, (where, sample) in enumerate(self._samples()):
-            if number < start:
-                continue
-            rows.append({name: self._like_first(where, name, sample) for name in wanted})
+        for where, sample in self._samples():
+            if start > 0:
+                start -= 1
+            else:
+                rows.append({name: self._like_first(where, name, sample) for name in wanted})
+            del sample  # a large one need not be there while the next is read
             if len(rows) == rows_of_block(self._fields):
-                yield {name: np.stack([row[name] for row in rows]) for name in wanted}
+                yield _block(rows)
                 rows = []
         if rows:
-            yield {name: np.stack([row[name] for row in rows]) for name in wanted}
+            yield _block(rows)
 
     def _samples(self) -> Iterator[tuple[str, Sample]]:
         """What each sample is called in messages, and its members."""
@@ -141,11 +144,11 @@ class WebDataset(Source):
                         folder, _, name = member.name.rpartition("/")
                         stem, _, ending = name.partition(".")
                         if key and f"{folder}/{stem}" != key:
-                            yield f"{path}: {shown(key.lstrip('/'))}", sample
-                            sample = {}
+                            whole, sample = sample, {}
+                            yield f"{path}: {shown(key.lstrip('/'))}", whole
+                            del whole
                         key = f"{folder}/{stem}"
-                        content = file.extractfile(member)
-                        sample[ending.lower()] = content.read() if content else b""
+                        sample[ending.lower()] = _content(file, member)
                 if sample:
                     yield f"{path}: {shown(key.lstrip('/'))}", sample
             before += os.path.getsize(path)
@@ -173,12 +176,14 @@ class WebDataset(Source):
                 f"Expected one in every sample: name another ending with {option}, or leave out such samples."
             )
         content, place = sample[ending], f"{where}.{ending}"
+        content.seek(0)
         if f".{ending}" in IMAGE_SUFFIXES:
             self._images = self._images or ImageReader(self._resize)
-            return self._images.read(place, io.BytesIO(content))
+            is_shared = list(self._endings.values()).count(ending) > 1
+            return self._images.read(place, io.BytesIO(content.getvalue()) if is_shared else content)
         if PurePosixPath(f"x.{ending}").suffix == ".npy":
             return _array(place, content)
-        text = content.decode(errors="backslashreplace").strip()
+        text = content.getvalue().decode(errors="backslashreplace").strip()
         if name == GROUP:
             return np.asarray(group_numbers(np.array([text]), place)[0])
         return self._number(place, text, name)
@@ -202,9 +207,27 @@ class WebDataset(Source):
         )
 
 
-def _array(place: str, content: bytes) -> Array:
+def _block(rows: list[dict[str, Array]]) -> dict[str, Array]:
+    """Some rows in arrays; a single one, which may be large, is not copied."""
+    if len(rows) == 1:
+        return {name: array[np.newaxis] for name, array in rows[0].items()}
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _content(file: tarfile.TarFile, member: tarfile.TarInfo) -> io.BytesIO:
+    """A member's bytes. Read in pieces: all at once would be in memory three times."""
+    content = io.BytesIO(bytes(member.size))
+    source = file.extractfile(member)
+    while source and (piece := source.read(_READ_BYTES)):
+        content.write(piece)
+    if content.tell() < member.size:
+        raise EOFError(f"{shown(member.name)} ends early")
+    return content
+
+
+def _array(place: str, content: io.BytesIO) -> Array:
     try:
-        array = np.load(io.BytesIO(content), allow_pickle=False)
+        array = np.load(content, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise DataError(
             f"{place}: {error}. Expected a .npy file with plain numbers: write it again."

@@ -18,6 +18,7 @@ from hvd_train.data.check import check_shard
 from hvd_train.data.format import FieldSpec
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.locate import locate
+from hvd_train.data.manifest import load_manifest
 from hvd_train.data.places import plain
 from hvd_train.data.sources import Arrays
 from hvd_train.data.sources.base import Block, Source
@@ -267,3 +268,32 @@ def test_a_part_without_a_group(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "--group patient: 1 group, none of them for the part `validation`" in capsys.readouterr().err
     assert main(["write", *options, "dose"]) == 2
     assert "a.npz: --group: the values are float64 [] a row. Expected one integer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [{}, {"stratify": True}])
+def test_classes_are_divided_within_the_part_that_gets_the_rest(tmp_path: Path, how: dict[str, Any]) -> None:
+    split = (("validation", 0.2), ("test", 0.1))
+    write_part(tmp_path / "d", Stream(), shards=3, by_class=True, split=split, shuffle_seed=2, **how)
+    write_part(tmp_path / "e", Stream(), split=split, **how)
+    manifest = load_manifest(tmp_path / "d")
+    assert manifest is not None
+    counts = [entry.class_counts or () for entry in manifest.train]
+    classes = [[label for label, count in enumerate(shard) if count] for shard in counts]
+    assert classes == [[0, 1, 2], [3, 4], [5, 6]]
+    train = numbers(tmp_path / "d")
+    assert sorted(train) == sorted(numbers(tmp_path / "e")), "the same rows as without --by-class"
+    expected = Counter(row % 7 for row in train)
+    assert {label: n for shard in counts for label, n in enumerate(shard) if n} == expected
+    assert numbers(tmp_path / "d", "validation") == numbers(tmp_path / "e", "validation")
+    assert numbers(tmp_path / "d" / "test") == numbers(tmp_path / "e" / "test")
+
+
+def test_classes_are_divided_by_groups_as_well(tmp_path: Path) -> None:
+    rows = np.repeat(np.arange(ROWS, dtype="f4")[:, None], 4, axis=1)
+    np.savez(tmp_path / "a.npz", inputs=rows, targets=np.arange(ROWS) % 7, patient=np.arange(ROWS) // 11)
+    options = ["--split", "validation=0.2", "--group", "patient", "--by-class", "--shards", "7"]
+    assert main(["write", str(tmp_path / "a.npz"), *options, "--out", str(tmp_path / "d")]) == 0
+    train, validation = numbers(tmp_path / "d"), numbers(tmp_path / "d", "validation")
+    assert sorted(train + validation) == list(range(ROWS))
+    assert not {row // 11 for row in train} & {row // 11 for row in validation}
+    assert train == sorted(train, key=lambda row: (row % 7, row))
