@@ -19,7 +19,7 @@ def test_periods_are_exact_and_resumed() -> None:
         "--tb=short",
         "tests/mpi/suite_periods.py",
     ]
-    job = run(command("mpirun", 4, program), deadline_s=200, env={"OMP_NUM_THREADS": "1"})
+    job = run(command("mpirun", 4, program), deadline_s=300, env={"OMP_NUM_THREADS": "1"})
     assert job.returncode == 0, job.output
     passed = [int(n) for n in re.findall(r"(\d+) passed", job.output)]
     assert len(passed) == 4, job.output
