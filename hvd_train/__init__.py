@@ -14,6 +14,8 @@ from hvd_train._version import __version__
 if TYPE_CHECKING:
     from hvd_train.after.trained import load_model
     from hvd_train.algorithm.averager import Averager
+    from hvd_train.algorithm.outer import Nesterov, OuterRule, SlowMo
+    from hvd_train.algorithm.outliers import Outliers
     from hvd_train.app import Result, train
     from hvd_train.comm.factory import connect
     from hvd_train.config import Config
@@ -29,9 +31,13 @@ __all__ = [
     "Averager",
     "Config",
     "Draws",
+    "Nesterov",
+    "OuterRule",
+    "Outliers",
     "Result",
     "SampleSpec",
     "ShardWriter",
+    "SlowMo",
     "Task",
     "__version__",
     "connect",
@@ -44,9 +50,13 @@ _HOME = {
     "Averager": "hvd_train.algorithm.averager",
     "Config": "hvd_train.config",
     "Draws": "hvd_train.tasks.draws",
+    "Nesterov": "hvd_train.algorithm.outer",
+    "OuterRule": "hvd_train.algorithm.outer",
+    "Outliers": "hvd_train.algorithm.outliers",
     "Result": "hvd_train.app",
     "SampleSpec": "hvd_train.data.format",
     "ShardWriter": "hvd_train.data.shard_writer",
+    "SlowMo": "hvd_train.algorithm.outer",
     "Task": "hvd_train.tasks.base",
     "connect": "hvd_train.comm.factory",
     "load_config": "hvd_train.config_file",

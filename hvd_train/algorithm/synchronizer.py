@@ -6,6 +6,7 @@ import time
 
 from hvd_train.algorithm.averaging import Average, check_bits, drift, report
 from hvd_train.algorithm.header import Header, Work, exchange
+from hvd_train.algorithm.outliers import Outliers
 from hvd_train.comm.base import Communicator
 from hvd_train.liveness import phase
 
@@ -18,15 +19,23 @@ class Synchronizer:
         check_every: rounds between two checks that all ranks hold the same bits; 0: never.
         measure_drift: whether the rounds that are checked measure the drift as well. That needs no further
             pass over the state, but makes the pass more expensive.
+        outliers: reduces the weights of ranks that it does not trust. If it is on, every round measures.
     """
 
     def __init__(
-        self, average: Average, comm: Communicator, *, check_every: int, measure_drift: bool = True
+        self,
+        average: Average,
+        comm: Communicator,
+        *,
+        check_every: int,
+        measure_drift: bool = True,
+        outliers: Outliers | None = None,
     ) -> None:
         self._average = average
         self._comm = comm
         self._check_every = check_every
         self._measure_drift = measure_drift
+        self._outliers = Outliers("off") if outliers is None else outliers
         self._before: Header | None = None
         self.drift: float | None = None
         """Of the round before the last one: it is known one round later. None where it was not measured."""
@@ -52,9 +61,8 @@ class Synchronizer:
         Raises `BitsDiffer` on every rank, `ViewReplaced` on one.
         """
         began = time.perf_counter()
-        found = self._average.inspect(
-            distance=self._measure_drift and self._is_checked(rounds), verify=self._is_checked(rounds - 1)
-        )
+        measure = self._outliers.is_on or (self._measure_drift and self._is_checked(rounds))
+        found = self._average.inspect(distance=measure, verify=self._is_checked(rounds - 1))
         row = report(
             found,
             work,
@@ -68,6 +76,7 @@ class Synchronizer:
         header = exchange(self._comm, row)
         met = time.perf_counter()
         check_bits(header)
+        self._outliers.judge(header)
         weight = float(header.weights[self._comm.rank])
         phase("average")
         self._average.average(
