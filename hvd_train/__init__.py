@@ -14,6 +14,8 @@ from hvd_train._version import __version__
 if TYPE_CHECKING:
     from hvd_train.after.trained import load_model
     from hvd_train.algorithm.averager import Averager
+    from hvd_train.algorithm.outer import Nesterov, OuterRule, SlowMo
+    from hvd_train.algorithm.outliers import Outliers
     from hvd_train.algorithm.period.adacomm import AdaCommPeriod
     from hvd_train.algorithm.period.auto import AutoPeriod
     from hvd_train.algorithm.period.drift import DriftPeriod
@@ -36,10 +38,14 @@ __all__ = [
     "Config",
     "Draws",
     "DriftPeriod",
+    "Nesterov",
+    "OuterRule",
+    "Outliers",
     "QsrPeriod",
     "Result",
     "SampleSpec",
     "ShardWriter",
+    "SlowMo",
     "Task",
     "WarmupPeriod",
     "__version__",
@@ -56,10 +62,14 @@ _HOME = {
     "Config": "hvd_train.config",
     "Draws": "hvd_train.tasks.draws",
     "DriftPeriod": "hvd_train.algorithm.period.drift",
+    "Nesterov": "hvd_train.algorithm.outer",
+    "OuterRule": "hvd_train.algorithm.outer",
+    "Outliers": "hvd_train.algorithm.outliers",
     "QsrPeriod": "hvd_train.algorithm.period.given",
     "Result": "hvd_train.app",
     "SampleSpec": "hvd_train.data.format",
     "ShardWriter": "hvd_train.data.shard_writer",
+    "SlowMo": "hvd_train.algorithm.outer",
     "Task": "hvd_train.tasks.base",
     "WarmupPeriod": "hvd_train.algorithm.period.given",
     "connect": "hvd_train.comm.factory",

@@ -213,7 +213,8 @@ def numbers(cell: str) -> list[float]:
 EXAMPLE = """
 import json, sys
 import torch
-from hvd_train.algorithm.averaging import drift, squared_distance
+from hvd_train.algorithm.averaging import drift
+from hvd_train.algorithm.distances import squared_distance
 from hvd_train.comm.factory import connect
 from hvd_train.algorithm.header import Row, exchange
 

@@ -133,6 +133,15 @@ class LocalSGD:
         )
         if header.unhealthy:
             self._report_unhealthy(header)
+        if header.outliers:
+            self.recorder.report(
+                FaultReport(
+                    round=self.progress.rounds,
+                    kind="outlier",
+                    ranks=tuple(header.outliers),
+                    message=header.outlier_words,
+                )
+            )
         self._unhealthy = frozenset(header.unhealthy)
         self.left_out.after_round(header, self.progress.rounds)
 

@@ -6,6 +6,7 @@ import time
 
 from hvd_train.algorithm.averaging import Average, check_bits, drift, report
 from hvd_train.algorithm.header import Header, Work, exchange
+from hvd_train.algorithm.outliers import Outliers
 from hvd_train.comm.base import Communicator
 from hvd_train.liveness import phase
 
@@ -20,6 +21,7 @@ class Synchronizer:
             pass over the state, but makes the pass more expensive.
         drift_at_once: whether it is known in the round that is measured, not in the next one. That needs a
             pass over this rank's slice and one more small message in these rounds.
+        outliers: reduces the weights of ranks that it does not trust. If it is on, every round measures.
     """
 
     def __init__(
@@ -30,12 +32,14 @@ class Synchronizer:
         check_every: int,
         measure_drift: bool = True,
         drift_at_once: bool = False,
+        outliers: Outliers | None = None,
     ) -> None:
         self._average = average
         self._comm = comm
         self._check_every = check_every
         self._measure_drift = measure_drift
         self._drift_at_once = drift_at_once
+        self._outliers = Outliers("off") if outliers is None else outliers
         self._before: Header | None = None
         self.drift: float | None = None
         """Of the round before the last one, or with `drift_at_once` of the last one. None where it was not
@@ -62,9 +66,8 @@ class Synchronizer:
         Raises `BitsDiffer` on every rank, `ViewReplaced` on one.
         """
         began = time.perf_counter()
-        found = self._average.inspect(
-            distance=self._measure_drift and self._is_checked(rounds), verify=self._is_checked(rounds - 1)
-        )
+        measure = self._outliers.is_on or (self._measure_drift and self._is_checked(rounds))
+        found = self._average.inspect(distance=measure, verify=self._is_checked(rounds - 1))
         row = report(
             found,
             work,
@@ -78,23 +81,24 @@ class Synchronizer:
         header = exchange(self._comm, row)
         met = time.perf_counter()
         check_bits(header)
+        self._outliers.judge(header)
         weight = float(header.weights[self._comm.rank])
         phase("average")
         self._average.average(
             weight, self._comm.rank not in header.unhealthy, verify=self._is_checked(rounds)
         )
-        self.drift = self._known_drift(header)
+        self.drift = self._known_drift(header, rounds)
         self._before = header if header.measured else None
         self.wait_s = met - inspected
         self.communication_s = time.perf_counter() - met + inspected - began
         return header
 
-    def _known_drift(self, header: Header) -> float | None:
+    def _known_drift(self, header: Header, rounds: int) -> float | None:
         """The newest drift, where it becomes known in this round. Collective with `drift_at_once`."""
         if not self._drift_at_once:
             before = self._before if header.verified else None
             return None if before is None else drift(before, header["moved"])
-        if not header.measured or not header.weights.any():
+        if not self._is_checked(rounds) or not header.weights.any():
             return None
         return drift(header, self._comm.gather_values((self._average.moved(),)))
 

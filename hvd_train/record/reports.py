@@ -159,7 +159,7 @@ class RoundReport:
     """Mean squared distance of the ranks' parameters from their mean, where it was measured."""
 
     zero_weight: tuple[int, ...] = ()
-    """Ranks that did not count in the average: out of data, or not finite."""
+    """Ranks that did not count in the average: out of data, not finite, or left out as outliers."""
 
 
 @final
@@ -251,7 +251,7 @@ class FaultReport:
 
     round: int
     kind: str
-    """For example `not_finite`."""
+    """For example `not_finite` or `outlier`."""
 
     ranks: tuple[int, ...]
     message: str

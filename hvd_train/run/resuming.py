@@ -38,6 +38,9 @@ class Rule(Enum):
         "stream"
     )
     EMA = "counts from the next round on; the moving average begins with the next round where it was off"
+    OUTER = "counts from the next round on; momentum and schedule of the outer optimizer begin anew"
+    STEPS = "counts from the first step of this outer optimizer, as if it had always been so"
+    NORMS = "counts from the next round on; the averages of the norms begin with it where it was off"
     BATCH = "the epoch goes on with the rows that it has left"
     BEST = "best, curve and patience begin anew"
     LOSS = "counts from the next round on; best, curve and patience begin anew where the loss is watched"
@@ -122,6 +125,18 @@ RULES: Mapping[str, Rule] = {
     "sync.optimizer_state": Rule.NEXT,
     "sync.batch_norm": Rule.NEXT,
     "sync.ema": Rule.EMA,
+    "sync.outer": Rule.OUTER,
+    "sync.outer_lr": Rule.NEXT,
+    "sync.outer_momentum": Rule.NEXT,
+    "sync.outer_schedule": Rule.STEPS,
+    "sync.outer_warmup": Rule.STEPS,
+    "sync.outer_total": Rule.STEPS,
+    "sync.outer_floor": Rule.STEPS,
+    "sync.clip": Rule.NEXT,
+    "sync.outliers": Rule.NORMS,
+    "sync.outlier_threshold": Rule.NEXT,
+    "sync.outlier_decay": Rule.NEXT,
+    "sync.outlier_warmup": Rule.NEXT,
     "sync.wire": Rule.NEXT,
     "sync.stall_timeout_s": Rule.NEXT,
     "sync.step_timeout_s": Rule.NEXT,

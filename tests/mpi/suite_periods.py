@@ -184,17 +184,15 @@ class Ours:
     def __init__(
         self, comm: Communicator, count: int, period: int | Period, saved: dict[str, Any] | None = None
     ) -> None:
-        self.rank, self.count, self.schedule = comm.rank, count, period
+        self.rank, self.count = comm.rank, count
         self.model = model()
         self.optimizer = sgd(self.model)
-        self.steps = rounds = 0
+        self.steps, resume = 0, []
         if saved is not None:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
-            self.steps, rounds = saved["steps"], saved["rounds"]
-            if not isinstance(period, int):
-                period.load_state_dict(json.loads(saved["period"]))
-        self.averager = Averager(self.model, self.optimizer, comm, period, check_every=3, rounds=rounds)
+            self.steps, resume = saved["steps"], [json.loads(saved["averager"])] * comm.size
+        self.averager = Averager(self.model, self.optimizer, comm, period, check_every=3, resume=resume)
 
     def run(self, rounds: int) -> list[int]:
         """Trains until so many rounds are done; returns the k of each."""
@@ -208,13 +206,11 @@ class Ours:
         return found
 
     def state(self) -> dict[str, Any]:
-        period = None if isinstance(self.schedule, int) else json.dumps(self.schedule.state_dict())
         return {
             "model": {name: tensor.clone() for name, tensor in self.model.state_dict().items()},
             "optimizer": self.optimizer.state_dict(),
             "steps": self.steps,
-            "rounds": self.averager.rounds,
-            "period": period,
+            "averager": json.dumps(self.averager.state_dict()),
         }
 
 

@@ -56,7 +56,7 @@ def test_a_schedule_needs_its_own_values_only(schedule: str) -> None:
         ),
         (
             {"max_period": 100},
-            "max_period = 100: expected 48, the default, with sync.schedule = 'fixed', which ignores it.",
+            "max_period = 100: expected it not to be given with sync.schedule = 'fixed', which ignores it.",
         ),
         (
             {"mode": "none", "schedule": "auto"},
@@ -72,3 +72,10 @@ def test_other_values_are_refused_with_their_key(values: dict[str, Any], message
     with pytest.raises(ConfigError) as caught:
         SyncConfig(**values)
     assert str(caught.value) == f"sync.{message}"
+
+
+def test_an_outer_optimizer_allows_longer_periods() -> None:
+    assert SyncConfig(schedule="auto").longest_period == 48
+    assert SyncConfig(schedule="auto", outer="nesterov").longest_period == 500
+    assert SyncConfig(schedule="auto", outer="nesterov", max_period=60).longest_period == 60
+    assert SyncConfig(period=7, outer="nesterov").longest_period == 7

@@ -19,7 +19,7 @@ def make_period(sync: SyncConfig, replayed: Sequence[tuple[int, int]] = ()) -> P
     Args:
         replayed: of `sync.replay_periods`: see `ReplayedPeriods`; empty for none.
     """
-    k, most = sync.period, sync.max_period
+    k, most = sync.period, sync.longest_period
     if replayed:
         replaced = sync.schedule if sync.schedule != "fixed" else ""
         return ReplayedPeriods(sync.replay_periods, replayed, replaced)

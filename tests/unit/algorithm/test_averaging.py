@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ import xxhash
 from torch import nn
 
 from hvd_train.algorithm.averager import Averager
-from hvd_train.algorithm.averaging import NoAverage, StateAverage, check_bits, drift, report, squared_distance
-from hvd_train.algorithm.flat_state import FlatState
+from hvd_train.algorithm.averaging import NoAverage, StateAverage, check_bits, drift, report
+from hvd_train.algorithm.distances import squared_distance
+from hvd_train.algorithm.flat_state import FlatState, Part
 from hvd_train.algorithm.header import Header, Work, exchange
 from hvd_train.algorithm.period.adacomm import AdaCommPeriod
 from hvd_train.algorithm.period.drift import DriftPeriod
@@ -91,7 +93,7 @@ def test_inspection_measures_what_it_is_asked_for() -> None:
     average.average(1.0, healthy=True)
     found = average.inspect(distance=False, verify=True)
     assert found.moved == pytest.approx(15 * 0.25)
-    assert found.hash == xxhash.xxh3_64_intdigest(average._buffers[0].live.numpy())
+    assert found.hash == xxhash.xxh3_64_intdigest(average._buffers[Part(torch.float32)].live.numpy())
 
 
 def last_hash(average: StateAverage) -> int:
@@ -174,8 +176,8 @@ def test_drift_of_ranks_that_agree_is_not_negative() -> None:
 def flipping(average: Callable[..., bool]) -> Callable[..., bool]:
     """An average after which one element of this rank's copy is another, as a faulty memory would have it."""
 
-    def average_and_flip(buffer: Buffer, weight: float) -> bool:
-        averaged = average(buffer, weight)
+    def average_and_flip(buffer: Buffer, *args: Any) -> bool:
+        averaged = average(buffer, *args)
         buffer.live[1] += 1
         return averaged
 
@@ -299,7 +301,10 @@ def test_an_invalid_period_is_refused() -> None:
 
 def test_a_schedule_of_your_own_loop(capsys: pytest.CaptureFixture[str]) -> None:
     module, comm = model(), SoloCommunicator()
-    averager = Averager(module, sgd(module), comm, WarmupPeriod(3, rounds=5), rounds=4)
+    first = Averager(module, sgd(module), comm, WarmupPeriod(3, rounds=5))
+    assert [first.step(1) for _ in range(4)] == [True] * 4
+    resume = [first.state_dict()]
+    averager = Averager(module, sgd(module), comm, WarmupPeriod(3, rounds=5), resume=resume)
     assert [averager.step(1) for _ in range(5)] == [True, False, False, True, False]
     assert (averager.period, averager.rounds) == (3, 6)
     averager.finish()
