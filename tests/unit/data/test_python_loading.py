@@ -177,7 +177,7 @@ def test_a_module_or_file_that_is_not_there(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("command", ["info", "check"])
+@pytest.mark.parametrize("command", ["info", "check", "index"])
 def test_commands_for_shards_name_what_writes_them(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[Any]
 ) -> None:
