@@ -12,7 +12,7 @@ from hvd_train.data.progress import Progress, Step, unseen
 from hvd_train.data.sources.base import BLOCK_BYTES, Block, rows_of_block
 from hvd_train.data.sources.columns import Converter, choose, text_refusal
 from hvd_train.data.sources.csv_rows import whole_rows
-from hvd_train.data.sources.tables import LineTooLong, Tables, explained, load_pyarrow
+from hvd_train.data.sources.tables import LineTooLong, Tables, explained, load_pyarrow, missing_column
 from hvd_train.errors import DataError
 
 
@@ -127,6 +127,10 @@ class CsvSource(Tables):
 
     def _survey(self, path: str) -> None:
         """Finds the number of rows, and the types of the columns."""
+        there = self._header(path)
+        for name in self._chosen.all:
+            if name not in there:
+                raise DataError(missing_column(path, name, there))
         try:
             with explained(path, "CSV"):
                 self._rows[path] = self._count(path)

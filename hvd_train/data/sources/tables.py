@@ -9,6 +9,7 @@ from typing import Any
 from hvd_train.data.format import FieldSpec
 from hvd_train.data.sources.base import Source, name_of
 from hvd_train.errors import DataError
+from hvd_train.io.text import listed, shown
 
 
 def load_pyarrow(kind: str) -> Any:
@@ -63,6 +64,15 @@ class Tables(Source):
                 )
 
 
+def missing_column(path: str, name: str, there: Sequence[str]) -> str:
+    """The message for a file without a column that the first one has."""
+    seen = listed([f"`{shown(column)}`" for column in there])
+    return (
+        f"{path}: no column `{shown(name)}`; the file has {seen}. Expected the same columns in every file: "
+        "name others, or leave the file out."
+    )
+
+
 class LineTooLong(Exception):
     """A line does not fit into what is read at once."""
 
@@ -79,7 +89,9 @@ def explained(path: str, kind: str) -> Iterator[None]:
     except (OSError, pyarrow.ArrowException) as error:
         if "straddl" in str(error):
             raise LineTooLong from None
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split()).rstrip(".")
+        if "UTF8" in text:
+            raise DataError(f"{path}: {text}. Expected text in UTF-8: convert it.") from None
         raise DataError(
             f"{path}: {text}. Expected a complete {kind} file: correct it, or copy it again."
         ) from None
