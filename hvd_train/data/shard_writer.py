@@ -95,16 +95,9 @@ class ShardWriter:
         comm: Ranks | None = None,
     ) -> None:
         self._comm: Ranks = comm or _Alone()
-        if shards is not None and rows_per_shard is not None:
-            raise DataError("shards and rows_per_shard: expected one of them.")
-        self._shards, self._rows_per_shard = 1 if shards is None else shards, rows_per_shard
-        for key, value in (("rows_per_shard", rows_per_shard), ("chunk_rows", chunk_rows)):
-            if value is not None and value < 1:
-                raise DataError(f"{key} = {value}: expected at least 1.")
-        if rows_per_shard is None and self._shards < self._comm.size and (shards is not None or comm is None):
-            raise DataError(f"shards = {shards}: expected at least {self._comm.size}, one for each rank.")
-        if shards is None and rows_per_shard is None:
-            self._shards = self._comm.size
+        self._shards = _num_shards(shards, rows_per_shard, self._comm.size)
+        self._rows_per_shard = rows_per_shard
+        _require_rows(rows_per_shard=rows_per_shard, chunk_rows=chunk_rows)
         self._folder, self._part = Path(out), part
         self._storage = Storage(
             fields={},
@@ -313,3 +306,20 @@ _PENDING_BYTES = 8 << 20
 
 def _shown(fields: Mapping[str, FieldSpec]) -> str:
     return ", ".join(f"`{name}` {field}" for name, field in fields.items())
+
+
+def _num_shards(shards: int | None, rows_per_shard: int | None, num_ranks: int) -> int:
+    """Shards of all ranks together, unless their rows are given. Raises `DataError`."""
+    if shards is not None and rows_per_shard is not None:
+        raise DataError("shards and rows_per_shard: expected one of them.")
+    if shards is None:
+        return num_ranks
+    if shards < num_ranks:
+        raise DataError(f"shards = {shards}: expected at least {num_ranks}, one for each rank.")
+    return shards
+
+
+def _require_rows(**given: int | None) -> None:
+    for key, value in given.items():
+        if value is not None and value < 1:
+            raise DataError(f"{key} = {value}: expected at least 1.")

@@ -146,7 +146,13 @@ def _writing_to(out: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{out}: cannot be written: {error}. Give --out a folder that can be.") from None
+        # What HDF5 says has many lines.
+        seen = os.strerror(error.errno) if error.errno else str(error)
+        of = f" ({error.filename})" if error.filename and str(error.filename) != out else ""
+        raise DataError(
+            f"{out}: cannot be written: {seen}{of}. Give --out a folder that can be, or make room there: the "
+            "same command goes on with the shards that are complete."
+        ) from None
 
 
 def _show(args: WriteArgs, manifest: Manifest) -> None:

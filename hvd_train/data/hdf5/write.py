@@ -34,19 +34,25 @@ class ShardStream:
         self, path: Path, facts: fmt.Facts, *, chunk_rows: int | None, compression: fmt.Compression
     ) -> None:
         filters = creation_of(compression)
+        self._datasets: dict[str, h5py.Dataset] = {}
+        self._row = 0
         with _as_os_error():
             self._file = _create(path, (fmt.GROUP, fmt.CHECKSUMS, fmt.CLASS_COUNTS))
-            self._write_facts(facts)
-            for name, written in facts.datasets.items():
-                self._reserve(name, written, chunk_rows, filters)
-        self._row = 0
+        try:
+            with _as_os_error():
+                self._write_facts(facts)
+                for name, written in facts.datasets.items():
+                    self._reserve(name, written, chunk_rows, filters)
+        except BaseException:
+            self.abandon()
+            raise
 
     def append(self, rows: Mapping[str, Array]) -> None:
         """Writes the next rows, [rows, ...], to every dataset. With chunks, whole ones but for the last."""
         count = len(next(iter(rows.values())))
         with _as_os_error():
             for name, array in rows.items():
-                self._file[name][self._row : self._row + count] = array
+                self._datasets[name][self._row : self._row + count] = array
         self._row += count
 
     def finish(
@@ -61,11 +67,21 @@ class ShardStream:
                 for name, array in arrays.items():
                     self._file.create_dataset(f"{group}/{name}", data=array, track_times=False)
             result = self._write_facts(facts)
+            self._file.flush()
+            self._datasets.clear()
             self._file.close()
         return result
 
     def abandon(self) -> None:
-        """Closes a file that is not complete. May be called twice, and after `finish`."""
+        """Closes a file that is not complete, and is worth nothing then. May be called twice, and after
+        `finish`."""
+        if not self._file:
+            return
+        # HDF5 keeps what it could not write: it would fail with it again when the file is closed, or crash.
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, self._file.id.get_vfd_handle())
+        os.close(nowhere)
+        self._datasets.clear()
         with contextlib.suppress(OSError, RuntimeError):
             self._file.close()
 
@@ -101,6 +117,7 @@ class ShardStream:
             track_times=False,
             **{key: value for key, value in filters.items() if key != "shuffle"},
         )
+        self._datasets[name] = dataset
         if chunk_rows is None and dataset.size:
             dataset[(-1,) * dataset.ndim] = 0
 

@@ -12,7 +12,7 @@ from hvd_train.data.progress import Progress, Step, unseen
 from hvd_train.data.sources.base import BLOCK_BYTES, Block, rows_of_block
 from hvd_train.data.sources.columns import Converter, choose, text_refusal
 from hvd_train.data.sources.csv_rows import whole_rows
-from hvd_train.data.sources.tables import LineTooLong, Tables, explained, load_pyarrow
+from hvd_train.data.sources.tables import LineTooLong, Tables, explained, load_pyarrow, missing_column
 from hvd_train.errors import DataError
 
 
@@ -74,12 +74,22 @@ class CsvSource(Tables):
             start = max(0, start - row)
 
     def _header(self, path: str) -> list[str]:
-        with explained(path, "CSV"):
-            require_regular(path, "a CSV file")
-            # A line may be longer than what is read at once.
-            return self._names(path, next(whole_rows(self._file(path), self._delimiter(path), path), b""))
+        try:
+            with explained(path, "CSV"):
+                require_regular(path, "a CSV file")
+                return list(self._stream(path, None, {}).schema.names)
+        except LineTooLong:
+            with explained(path, "CSV"):
+                first = next(whole_rows(self._file(path), self._delimiter(path), path))
+                return self._names(path, first)
 
-    def _names(self, path: str, row: memoryview | bytes) -> list[str]:
+    def _stream(self, path: str, columns: list[str] | None, types: Mapping[str, Any]) -> Any:
+        from pyarrow import csv
+
+        options = csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES)
+        return csv.open_csv(self._file(path), options, self._parsed(path), _converted(columns, types))
+
+    def _names(self, path: str, row: memoryview) -> list[str]:
         from pyarrow import csv
 
         return list(
@@ -102,17 +112,16 @@ class CsvSource(Tables):
         """The rows of some columns, as record batches or tables."""
         from pyarrow import csv
 
-        parse, delimiter = self._parsed(path), self._delimiter(path)
-        convert = csv.ConvertOptions(include_columns=columns, column_types=types, strings_can_be_null=True)
         if path not in self._long:
-            options = csv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES)
-            yield from csv.open_csv(self._file(path), options, parse, convert)
+            yield from self._stream(path, columns, types)
             return
         names: list[str] = []
-        for rows in whole_rows(self._file(path), delimiter, path):
+        for rows in whole_rows(self._file(path), self._delimiter(path), path):
             if names:
                 options = csv.ReadOptions(use_threads=False, block_size=len(rows) + 1, column_names=names)
-                yield csv.read_csv(self._arrow.BufferReader(rows), options, parse, convert)
+                file = self._arrow.BufferReader(rows)
+                yield csv.read_csv(file, options, self._parsed(path), _converted(columns, types))
+                del file
             names = names or self._names(path, rows)
             del rows  # a long one need not be there while the next is read
 
@@ -127,6 +136,10 @@ class CsvSource(Tables):
 
     def _survey(self, path: str) -> None:
         """Finds the number of rows, and the types of the columns."""
+        there = self._header(path)
+        for name in self._chosen.all:
+            if name not in there:
+                raise DataError(missing_column(path, name, there))
         try:
             with explained(path, "CSV"):
                 self._rows[path] = self._count(path)
@@ -168,3 +181,10 @@ class CsvSource(Tables):
 def _whole(column: Any) -> Any:
     """A column of a record batch as it is, or of a table in one piece."""
     return column.combine_chunks() if hasattr(column, "combine_chunks") else column
+
+
+def _converted(columns: list[str] | None, types: Mapping[str, Any]) -> Any:
+    """Options of pyarrow: the columns that are wanted, all if None, and their types."""
+    from pyarrow import csv
+
+    return csv.ConvertOptions(include_columns=columns, column_types=types, strings_can_be_null=True)

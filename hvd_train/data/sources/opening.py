@@ -77,6 +77,9 @@ def _open(paths: Sequence[str], wanted: Wanted) -> Source:
         from hvd_train.data.sources.idx import open_idx_pair
 
         return open_idx_pair(paths[0], paths[1], wanted.progress)
+    for path in paths:
+        if not os.path.exists(path):
+            raise DataError(f"{path}: no such file or folder; {EXPECTED}.")
     raise DataError(f"sources {' '.join(paths)!r}: {EXPECTED}.")
 
 

@@ -9,7 +9,7 @@ from hvd_train.data.files import require_regular
 from hvd_train.data.progress import Progress, Step, unseen
 from hvd_train.data.sources.base import Block, rows_of_block
 from hvd_train.data.sources.columns import Chosen, Converter, choose
-from hvd_train.data.sources.tables import Tables, explained, load_pyarrow
+from hvd_train.data.sources.tables import Tables, explained, load_pyarrow, missing_column
 from hvd_train.errors import DataError
 
 
@@ -90,7 +90,7 @@ def _dtypes(schema: Any, chosen: Chosen, path: str) -> dict[str, str]:
     dtypes = {}
     for name in chosen.all:
         if name not in schema.names:
-            raise DataError(f"{path}: no column `{name}`. Expected the same columns in every file.")
+            raise DataError(missing_column(path, name, schema.names))
         if chosen.is_text(name):
             continue
         kind = schema.field(name).type

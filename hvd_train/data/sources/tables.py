@@ -9,6 +9,7 @@ from typing import Any
 from hvd_train.data.format import FieldSpec
 from hvd_train.data.sources.base import Source, name_of
 from hvd_train.errors import DataError
+from hvd_train.io.text import listed, shown
 
 
 def load_pyarrow(kind: str) -> Any:
@@ -63,6 +64,15 @@ class Tables(Source):
                 )
 
 
+def missing_column(path: str, name: str, there: Sequence[str]) -> str:
+    """The message for a file without a column that the first one has."""
+    seen = listed([f"`{shown(column)}`" for column in there])
+    return (
+        f"{path}: no column `{shown(name)}`; the file has {seen}. Expected the same columns in every file: "
+        "name others, or leave the file out."
+    )
+
+
 class LineTooLong(Exception):
     """A line does not fit into what is read at once."""
 
@@ -81,7 +91,9 @@ def explained(path: str, kind: str) -> Iterator[None]:
             raise LineTooLong from None
         text = " ".join(str(error).split()).rstrip(".")
         remedy = f"Expected a complete {kind} file: correct it, or copy it again."
-        if isinstance(error, pyarrow.ArrowNotImplementedError) or "not supported" in text:  # a compression
+        if "UTF8" in text:
+            remedy = "Expected text in UTF-8: convert it."
+        elif isinstance(error, pyarrow.ArrowNotImplementedError) or "not supported" in text:  # a compression
             remedy = (
                 "The file need not be damaged: write it again without that, such as by compression='zstd'."
             )

@@ -66,3 +66,9 @@ def test_lines_that_are_longer_than_a_block(tmp_path: Path, packed: bool) -> Non
     assert main(["write", str(path), "--inputs", "x", "--out", str(tmp_path / "d"), "--shards", "2"]) == 0
     inputs, targets = read(tmp_path / "d", "inputs", "targets")
     assert (inputs.tolist(), targets.tolist()) == ([0, 1, 2, 3], [0, 1, 2, 0])
+
+
+def test_lines_that_end_as_they_once_did_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"x,targets\r1,0\r2,1\r")
+    assert main(["write", str(tmp_path / "a.csv"), "--out", str(tmp_path / "d")]) == 0
+    assert read(tmp_path / "d", "inputs")[0].tolist() == [1, 2]
