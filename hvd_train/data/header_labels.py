@@ -10,7 +10,6 @@ from hvd_train.data.blocks import class_counts, row_bytes
 from hvd_train.data.format import ShardInfo, is_class_dtype
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.labels import Labels, join, labels_of, labels_of_header
-from hvd_train.data.places import GROUP
 from hvd_train.data.python.registry import made_of
 from hvd_train.errors import DataError
 
@@ -77,7 +76,7 @@ def require_as_indexed(file: ShardFile, known: ShardInfo) -> None:
         or counted_classes(file, targets) == known.class_counts,
     }
     if wrong := [what for what, alike in seen.items() if not alike]:
-        folder = os.path.dirname(info.path.removesuffix(GROUP + file.group)) or "."
+        folder = os.path.dirname(info.path) or "."
         raise DataError(
             f"{info.path}: its {wrong[0]} is not what the index of its folder records. The index is damaged, "
             "or the file was changed and given its old time. Write the index again, with the data options of "

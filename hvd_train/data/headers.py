@@ -112,18 +112,19 @@ def index_lines(files: Sequence[Found], read: Sequence[HeadersRead]) -> list[str
 def _headers(
     file: Found, places: Places, texts: bool, labels: HeaderLabels | None, indexes: Indexes
 ) -> Iterator[Header]:
-    """Those of the shards of a file: from its index, if that has them and no labels are to be read."""
+    """Those of the shards of a file: from its index, if that has it, as listed, and no labels are to be
+    read."""
     if made := made_of(file.path):
         yield Header(header_of_samples(made, places), "")
         return
-    indexed = indexes.shards(file.path)
-    if indexed is None or any(labels is not None and labels.covers_any(info) for info, _ in indexed):
-        for shard in in_groups([file], places):
-            yield header_of(shard, places, texts=texts, read=labels.read if labels else None)
-        return
-    for info, contents in indexed:
-        _require_as_listed(file, whole := info.renamed(file.path + info.path))
-        yield Header(whole, contents)
+    indexed = indexes.header(file.path)
+    if indexed is not None:
+        info = indexed[0].renamed(file.path)
+        if not any(file.differences(info)) and not (labels is not None and labels.covers_any(info)):
+            yield Header(info, indexed[1])
+            return
+    for shard in in_groups([file], places):
+        yield header_of(shard, places, texts=texts, read=labels.read if labels else None)
 
 
 def join_headers(files: Sequence[Found], read: Sequence[HeadersRead]) -> list[list[tuple[ShardInfo, Origin]]]:
@@ -185,18 +186,14 @@ def header_of(
         info = file.info
         digests = [file.checksums_digest(name) for name in info.fields]
         stretches = tuple(file.stretches(places.inputs))
-        _require_as_listed(shard, info)
+        for difference in shard.differences(info):
+            raise DataError(difference)
         if read is not None:
             read(file)
     if not all(digests):
         return Header(info, "", stretches)
     known = repr((info.num_samples, info.checksum_rows, list(info.fields.items()), digests))
     return Header(info, xxhash.xxh3_128_hexdigest(known.encode()), stretches)
-
-
-def _require_as_listed(shard: Found, info: ShardInfo) -> None:
-    for difference in shard.differences(info):
-        raise DataError(difference)
 
 
 def _alike(header: Header, file: Found, like: Header | None) -> Header:

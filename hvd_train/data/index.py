@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
@@ -24,9 +24,9 @@ from hvd_train._version import __version__
 from hvd_train.data.blocks import row_bytes
 from hvd_train.data.facts import digest
 from hvd_train.data.files import require_regular
-from hvd_train.data.format import FieldSpec, ShardInfo
+from hvd_train.data.format import FieldSpec, ShardInfo, mask_name
 from hvd_train.data.layout import Layout
-from hvd_train.data.places import GROUP, Places
+from hvd_train.data.places import Place, Places
 from hvd_train.errors import DataError
 from hvd_train.io.atomic import replacing
 
@@ -39,29 +39,18 @@ _MOST_ROWS_BYTES, _MOST_COMPRESSED = 1 << 30, 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexedShard:
-    """One shard of a file."""
-
-    kind: int
-    """The number of its header among the different ones."""
-
-    group: str = ""
-    """What follows the name of the file; empty where the whole file is the shard."""
-
-    class_counts: tuple[int, ...] | None = None
-    facts_digest: str | None = None
-    contents: str = ""
-    """As of a `Header`."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class IndexedFile:
-    """One file."""
+    """One file, which is one shard."""
 
     size: int
     time_ns: int
     """When it was written last."""
-    shards: tuple[IndexedShard, ...]
+    kind: int
+    """The number of its header among the different ones."""
+    class_counts: tuple[int, ...] | None = None
+    facts_digest: str | None = None
+    contents: str = ""
+    """As of a `Header`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,9 +138,9 @@ class Indexes:
         self.outdated: dict[str, int] = {}
         """Files that are not as the index records them, by the path of the index."""
 
-    def shards(self, path: str) -> list[tuple[ShardInfo, str]] | None:
-        """The headers of the shards of a file, without its name, each with a hash of its contents. None
-        where no index knows them."""
+    def header(self, path: str) -> tuple[ShardInfo, str] | None:
+        """The header of a file, without its name, and a hash of its contents. None where no index knows
+        them."""
         folder, name = os.path.split(path)
         if folder not in self._read:
             self._read[folder] = self._usable(folder)
@@ -164,15 +153,15 @@ class Indexes:
             return None
         file = index.files.get(name)
         if file is not None and (file.size, file.time_ns) == (status.st_size, status.st_mtime_ns):
-            infos = list(_infos(index, file, self._places))
-            if len(infos) == len(file.shards):
-                return infos
+            info = _info(index, file)
+            if info is not None and _makes_sense(info, file.size, self._places):
+                return info, file.contents
         index_path = os.path.join(folder, INDEX_NAME)
         self.outdated[index_path] = self.outdated.get(index_path, 0) + 1
         return None
 
     def _usable(self, folder: str) -> Index | None:
-        if self._places.follow_links:
+        if not_indexed(self._places):
             return None
         try:
             index = read_index(folder)
@@ -188,38 +177,40 @@ class Indexes:
         return None
 
 
+def not_indexed(places: Places) -> str:
+    """Why files with such fields have no index; empty if they may have one."""
+    if places.has_groups:
+        return "to know the groups of a file, it has to be opened"
+    if places.follow_links:
+        return "size and time of a file do not tell whether those have changed that its links lead to"
+    return ""
+
+
 def rewrite(folder: str) -> str:
     """How to write the index of a folder again, as the beginning of a sentence."""
     return f"Write it again with the data options of the training: `hvd_train shard index {folder or '.'}`"
 
 
-def _infos(index: Index, file: IndexedFile, places: Places) -> Iterator[tuple[ShardInfo, str]]:
-    """The headers that make sense."""
-    names = (index.inputs, index.targets)
-    for shard in file.shards:
-        if not 0 <= shard.kind < len(index.kinds) or bool(shard.group) != places.has_groups:
-            return
-        kind = index.kinds[shard.kind]
-        if shard.group and not shard.group.startswith(GROUP):
-            return
-        info = replace(
-            kind,
-            path=shard.group,
-            class_counts=shard.class_counts,
-            facts_digest=shard.facts_digest,
-            indexed=names,
-        )
-        if _makes_sense(info, file.size, places):
-            yield info, shard.contents
+def _info(index: Index, file: IndexedFile) -> ShardInfo | None:
+    if not 0 <= file.kind < len(index.kinds):
+        return None
+    return replace(
+        index.kinds[file.kind],
+        path="",
+        class_counts=file.class_counts,
+        facts_digest=file.facts_digest,
+        indexed=(index.inputs, index.targets),
+    )
 
 
 def _makes_sense(info: ShardInfo, file_bytes: int, places: Places) -> bool:
-    """Whether a file of so many bytes may have this header."""
+    """Whether a file of so many bytes may have this header. One without rows would never be opened, and is
+    read."""
     counts = info.class_counts or ()
     return (
-        info.num_samples >= 0
+        info.num_samples > 0
         and info.fields.keys() == info.layouts.keys()
-        and set(places.places) <= info.fields.keys()
+        and _are_of(info.fields, places)
         and all(_field_makes_sense(field, info.num_samples, file_bytes) for field in info.fields.values())
         and all(map(_layout_makes_sense, info.layouts.values()))
         and (info.scale is None or math.isfinite(info.scale))
@@ -228,6 +219,26 @@ def _makes_sense(info: ShardInfo, file_bytes: int, places: Places) -> bool:
         and all(count >= 0 for count in counts)
         and (not counts or places.targets in info.fields)
     )
+
+
+def _are_of(fields: Mapping[str, FieldSpec], places: Places) -> bool:
+    """Whether they may be at these places: a file is opened by what its fields say."""
+    wanted = dict(places.places)
+    for name, place in places.places.items() if places.masks else ():
+        if place.padding is not None:
+            marks = replace(place.padding, marks=True)
+            wanted[mask_name(name)] = replace(place, coding=None, padding=marks)
+    return set(places.places) <= fields.keys() <= wanted.keys() and all(
+        _is_of(field, name, wanted[name]) for name, field in fields.items()
+    )
+
+
+def _is_of(field: FieldSpec, name: str, place: Place) -> bool:
+    coding, text = place.coding, str(place)
+    if coding is not None and coding.one_hot and not coding.names and field.coding is not None:
+        coding = replace(coding, names=tuple(map(str, range(len(field.coding.names)))))
+    same = (field.place, field.axis, field.coding) == ("" if text == name else text, place.axis, coding)
+    return same and not field.follow_links and field.padding in (None, place.padding)
 
 
 def _field_makes_sense(field: FieldSpec, num_samples: int, file_bytes: int) -> bool:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import final
 
 from hvd_train.data.format import ShardInfo
-from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.header_labels import counted_classes
 from hvd_train.data.headers import Header, header_of
-from hvd_train.data.index import IndexedFile, IndexedShard, empty_index, write_index
-from hvd_train.data.locate import Found, in_groups
+from hvd_train.data.index import IndexedFile, empty_index, not_indexed, write_index
+from hvd_train.data.locate import Found
 from hvd_train.data.places import Places
 from hvd_train.errors import DataError
 
@@ -36,8 +35,10 @@ class Written:
 
 
 def write_indexes(files: Sequence[Found], places: Places) -> Iterator[Written]:
-    """Writes the index of each folder that these files are in, and yields it. Raises `DataError` for a file
-    that cannot be used, and for a folder that cannot be written."""
+    """Writes the index of each folder that these files are in, and yields it. Raises `DataError` for fields
+    that have no index, a file that cannot be used, and a folder that cannot be written."""
+    if reason := not_indexed(places):
+        raise DataError(f"{files[0].path}: such files have no index, as {reason}. Train without one.")
     by_folder = sorted(files, key=lambda found: os.path.dirname(found.path))
     for folder, found in groupby(by_folder, key=lambda file: os.path.dirname(file.path)):
         yield _write(folder or ".", list(found), places)
@@ -47,15 +48,13 @@ def _write(folder: str, files: Sequence[Found], places: Places) -> Written:
     kinds, indexed, left_out = _Kinds(), dict[str, IndexedFile](), list[str]()
     for file in files:
         status = os.stat(file.path)
-        headers = list(_headers(file, places))
+        header = _header(file, places)
         if status.st_mtime > time.time() - _SETTLED_S:
             left_out.append(f"{file.path}: written just now")
-        elif any(header.info.growing for header in headers):
+        elif header.info.growing:
             left_out.append(f"{file.path}: a program is writing it (SWMR)")
         else:
-            shards = tuple(kinds.shard(header, file.path) for header in headers)
-            name = os.path.basename(file.path)
-            indexed[name] = IndexedFile(size=status.st_size, time_ns=status.st_mtime_ns, shards=shards)
+            indexed[os.path.basename(file.path)] = kinds.file(header, status.st_size, status.st_mtime_ns)
     index = replace(empty_index(places), kinds=tuple(kinds.infos), files=indexed)
     try:
         path = write_index(folder, index)
@@ -67,15 +66,12 @@ def _write(folder: str, files: Sequence[Found], places: Places) -> Written:
     return Written(path, len(indexed), tuple(left_out))
 
 
-def _headers(file: Found, places: Places) -> Iterator[Header]:
-    for shard in in_groups([file], places):
-        counts: list[tuple[int, ...] | None] = []
-
-        def count(opened: ShardFile) -> None:
-            counts.append(counted_classes(opened, places.targets))  # noqa: B023
-
-        header = header_of(shard, places, read=count)
-        yield header._replace(info=replace(header.info, class_counts=counts[0]))
+def _header(file: Found, places: Places) -> Header:
+    counts: list[tuple[int, ...] | None] = []
+    header = header_of(
+        file, places, read=lambda opened: counts.append(counted_classes(opened, places.targets))
+    )
+    return header._replace(info=replace(header.info, class_counts=counts[0]))
 
 
 @final
@@ -86,16 +82,17 @@ class _Kinds:
     infos: list[ShardInfo] = field(default_factory=list)
     _numbers: dict[str, int] = field(default_factory=dict)
 
-    def shard(self, header: Header, path: str) -> IndexedShard:
-        """A shard of the file `path` by the number of its header."""
+    def file(self, header: Header, size: int, time_ns: int) -> IndexedFile:
+        """A file of this size and time by the number of its header."""
         info = header.info
         kind = replace(info, path="", class_counts=None, facts_digest=None)
         number = self._numbers.setdefault(repr(kind), len(self.infos))
         if number == len(self.infos):
             self.infos.append(kind)
-        return IndexedShard(
+        return IndexedFile(
+            size=size,
+            time_ns=time_ns,
             kind=number,
-            group=info.path.removeprefix(path),
             class_counts=info.class_counts,
             facts_digest=info.facts_digest,
             contents=header.contents,

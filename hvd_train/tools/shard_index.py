@@ -49,9 +49,8 @@ def index(args: IndexArgs, argv: Sequence[str]) -> int:
         path for path in (data.path, data.validation) if isinstance(path, str) and path
     )
     sources = [locate(path, "PATH", files_only=True) for path in paths]
-    files = [found for source in sources for found in (*source.train, *source.validation)]
-    each = {found.path: found for found in files}  # two paths may name one file
-    for written in write_indexes(list(each.values()), places_of(data)):
+    found = {file.path: file for source in sources for file in (*source.train, *source.validation)}
+    for written in write_indexes(list(found.values()), places_of(data)):
         print(f"{written.path}: the headers of {counted(written.num_files, 'file')}")
         for line in written.left_out[:_LISTED]:
             print(f"left out: {line}")
