@@ -192,6 +192,30 @@ def test_classes_are_counted_by_the_attribute_of_the_dataset(kind: str, tmp_path
     assert reading_lines(catalog.shards, "targets") == []
 
 
+def test_classes_are_named_by_the_attribute_of_the_dataset(tmp_path: Path) -> None:
+    text = """
+    Plain.classes = list("abcdefgh")
+    Known.classes = tuple("abc")
+    Other = type("Other", (Known,), {"classes": ["a", "x"]})
+    """
+    path = write_module(tmp_path, text)
+    named = catalog_of(f"{path}:Plain").sample
+    assert (named.class_names, named.num_classes) == (tuple("abcdefgh"), 8)
+    few = catalog_of(f"{path}:Known")
+    assert (few.sample.class_names, few.sample.num_classes) == ((), 7)
+    assert few.warnings[-1].endswith(
+        "`targets` holds 6 in row 6, but 3 classes have names, by manifest.json or the attribute `classes` of a "
+        "dataset: they are not used. Give each class a name."
+    )
+    with pytest.raises(DataError) as error:
+        catalog_of(f"{path}:Plain", validation=f"{path}:Other")
+    assert str(error.value) == (
+        f"{path}:Other: the classes are `a`, `x`; in {path}:Plain they are `a`, `b`, `c`, `d`, `e`, `f`, "
+        "`g`, `h`. Expected the same names for the same numbers: list all names in one order in the attribute "
+        "`classes`."
+    )
+
+
 def test_else_every_sample_is_made_once_for_them(tmp_path: Path) -> None:
     name = f"{write_module(tmp_path)}:Plain"
     catalog = catalog_of(name)
