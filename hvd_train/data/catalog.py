@@ -361,14 +361,12 @@ def _find_parts(data: DataConfig) -> tuple[tuple[Found, ...], tuple[Found, ...]]
     return train, validation
 
 
-def read_shards(
-    part: Sequence[Found], layout: Places, warnings: list[str], *, texts: bool = False
+def join_part(
+    files: Sequence[Found], read: Sequence[HeadersRead], warnings: list[str]
 ) -> list[tuple[ShardInfo, Origin]]:
-    """The headers of a part's shards, without those that have no samples. With `texts` datasets of them may
-    hold strings of a fixed number of bytes."""
-    read = [read_headers(part, layout, texts=texts)]
-    warnings += index_lines(part, read)
-    return _with_samples(join_headers(part, read), warnings)
+    """The headers of the shards of some files, without those that have no samples. Raises `DataError`."""
+    warnings += index_lines(files, read)
+    return _with_samples(join_headers(files, read), warnings)
 
 
 def _with_samples(

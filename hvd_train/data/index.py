@@ -69,9 +69,18 @@ class Index:
     files: dict[str, IndexedFile]
     """By their names in the folder."""
 
-    def fits(self, places: Places) -> bool:
-        """Whether it was written for these fields."""
-        return _key(places) == (self.version, self.places, self.inputs, self.targets, self.masks)
+    def has(self, places: Places) -> bool:
+        """Whether it has all of these fields, and by these places."""
+        version, named, inputs, targets, masks = _key(places)
+        same = (self.version, self.inputs, self.targets, self.masks) == (version, inputs, targets, masks)
+        return same and named.items() <= self.places.items()
+
+    def contradicts(self, places: Places) -> bool:
+        """Whether it was written for other fields, rather than for more or fewer of them."""
+        version, named, inputs, targets, _ = _key(places)
+        same = (self.version, self.inputs, self.targets) == (version, inputs, targets)
+        shared = named.keys() & self.places.keys()
+        return not same or any(named[name] != self.places[name] for name in shared)
 
 
 def empty_index(places: Places) -> Index:
@@ -153,9 +162,9 @@ class Indexes:
             return None
         file = index.files.get(name)
         if file is not None and (file.size, file.time_ns) == (status.st_size, status.st_mtime_ns):
-            info = _info(index, file)
+            info = _info(index, file, self._places)
             if info is not None and _makes_sense(info, file.size, self._places):
-                return info, file.contents
+                return None if _says_more(index, file, self._places) else (info, file.contents)
         index_path = os.path.join(folder, INDEX_NAME)
         self.outdated[index_path] = self.outdated.get(index_path, 0) + 1
         return None
@@ -168,12 +177,13 @@ class Indexes:
         except DataError as error:
             self.unusable.append(f"{error} The headers of the files were read. {rewrite(folder)}.")
             return None
-        if index is None or index.fits(self._places):
+        if index is None or index.has(self._places):
             return index
-        self.unusable.append(
-            f"{os.path.join(folder, INDEX_NAME)}: written for other fields or by another version of "
-            f"hvd_train. The headers of the files were read. {rewrite(folder)}."
-        )
+        if index.contradicts(self._places):
+            self.unusable.append(
+                f"{os.path.join(folder, INDEX_NAME)}: written for other fields or by another version of "
+                f"hvd_train. The headers of the files were read. {rewrite(folder)}."
+            )
         return None
 
 
@@ -191,15 +201,27 @@ def rewrite(folder: str) -> str:
     return f"Write it again with the data options of the training: `hvd_train shard index {folder or '.'}`"
 
 
-def _info(index: Index, file: IndexedFile) -> ShardInfo | None:
+def _info(index: Index, file: IndexedFile, places: Places) -> ShardInfo | None:
+    """The header, of these fields; None without one."""
     if not 0 <= file.kind < len(index.kinds):
         return None
+    kind = index.kinds[file.kind]
+    unwanted = index.places.keys() - places.places.keys()
     return replace(
-        index.kinds[file.kind],
+        kind,
         path="",
-        class_counts=file.class_counts,
+        fields={name: field for name, field in kind.fields.items() if name not in unwanted},
+        layouts={name: layout for name, layout in kind.layouts.items() if name not in unwanted},
+        class_counts=file.class_counts if places.targets in places.places else None,
         facts_digest=file.facts_digest,
         indexed=(index.inputs, index.targets),
+    )
+
+
+def _says_more(index: Index, file: IndexedFile, places: Places) -> bool:
+    """Whether some of it is of fields that are not wanted."""
+    return bool(
+        index.places.keys() - places.places.keys() and (file.contents or index.kinds[file.kind].unpacked)
     )
 
 

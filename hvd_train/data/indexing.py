@@ -19,8 +19,8 @@ from hvd_train.data.places import Places
 from hvd_train.errors import DataError
 
 _SETTLED_S = 2
-"""A file that was written later than this before its header was read may be written again without another
-time: clocks of file systems are that coarse."""
+"""A file that was written later than this before its header is read may be written again without another
+time, as clocks of file systems are coarse: it is waited for that long."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ def write_indexes(files: Sequence[Found], places: Places) -> Iterator[Written]:
 def _write(folder: str, files: Sequence[Found], places: Places) -> Written:
     kinds, indexed, left_out = _Kinds(), dict[str, IndexedFile](), list[str]()
     for file in files:
-        status = os.stat(file.path)
+        status = _settled(file.path)
         header = _header(file, places)
-        if status.st_mtime > time.time() - _SETTLED_S:
-            left_out.append(f"{file.path}: written just now")
+        if status is None:
+            left_out.append(f"{file.path}: it is being written, or its time is in the future")
         elif header.info.growing:
             left_out.append(f"{file.path}: a program is writing it (SWMR)")
         else:
@@ -64,6 +64,20 @@ def _write(folder: str, files: Sequence[Found], places: Places) -> Written:
             "write: a training reads an index beside its files only."
         ) from None
     return Written(path, len(indexed), tuple(left_out))
+
+
+def _settled(path: str) -> os.stat_result | None:
+    """Size and time of a file, once they tell whether it is written again; None if they do not."""
+    for _ in range(2):
+        try:
+            status = os.stat(path)
+        except OSError:  # who opens it says so
+            return None
+        wait_s = status.st_mtime + _SETTLED_S - time.time()
+        if wait_s <= 0:
+            return status
+        time.sleep(min(wait_s, _SETTLED_S))
+    return None
 
 
 def _header(file: Found, places: Places) -> Header:

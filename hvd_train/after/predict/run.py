@@ -14,7 +14,6 @@ from hvd_train.after.predict.tables import open_table
 from hvd_train.comm.agree import require_equal, together
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import connect
-from hvd_train.data.python import registry
 from hvd_train.errors import OutputError
 from hvd_train.io.atomic import replacing
 from hvd_train.io.output import discard, warn
@@ -47,8 +46,7 @@ def predict(options: Options, comm: Communicator, task: Task | None = None) -> N
     phase("set-up")
     require_equal(comm, "options", vars(options), "Give every rank the same options.")
     share_cores(options.threads, comm)
-    registry.share_with(comm.local_size, comm.size)
-    job = together(comm, lambda: open_job(options, task))
+    job = open_job(options, comm, task)
     require_equal(comm, "data", job.facts(), "Every rank must see the same run and shards.")
     parts = replace(job.parts, digest=comm.broadcast(job.parts.digest))
     for line in job.warnings if comm.rank == 0 else ():

@@ -20,6 +20,7 @@ from hvd_train.data.facts import digest
 from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.index import INDEX_NAME
 from hvd_train.data.rows import Rows
+from hvd_train.data.selection import select_rows
 from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part
 from hvd_train.errors import DataError
@@ -103,9 +104,12 @@ def test_no_file_is_opened_before_its_rows_are_read(folder: Path, opened: list[s
 
 def test_what_it_prints(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_foreign(folder / "new.h5", 3)
+    path = write_foreign(folder / "future.h5", 3)
+    os.utime(path, (2 * OLD_S, 4 * OLD_S))
     assert shard.main(["index", str(folder)]) == 0
     assert capsys.readouterr().out == (
-        f"{folder / INDEX_NAME}: the headers of 4 files\nleft out: {folder / 'new.h5'}: written just now\n"
+        f"{folder / INDEX_NAME}: the headers of 5 files\n"
+        f"left out: {path}: it is being written, or its time is in the future\n"
     )
 
 
@@ -324,3 +328,16 @@ def test_a_folder_that_cannot_be_written(folder: Path, capsys: pytest.CaptureFix
         said,
     )
     assert len(open_catalog(DataConfig(path=str(folder))).warnings) == 1
+
+
+def test_some_of_its_fields_are_enough(folder: Path, opened: list[str]) -> None:
+    """To predict, targets are not read."""
+    sample = open_catalog(DataConfig(path=str(folder))).sample
+    selected = select_rows(str(folder), sample, ("inputs",))
+    assert opened == []
+    assert list(selected.fields) == ["inputs"]
+    rows = Rows(selected.spans, selected.fields, known=selected.shards)
+    assert rows.read(0, 46)["inputs"][:, 0].tolist() == NUMBERS
+    rows.close()
+    with pytest.raises(DataError, match="no dataset `id`"):
+        select_rows(str(folder), sample, ("inputs", "id"))

@@ -204,15 +204,15 @@ def test_classes_are_named_by_the_attribute_of_the_dataset(tmp_path: Path) -> No
     few = catalog_of(f"{path}:Known")
     assert (few.sample.class_names, few.sample.num_classes) == ((), 7)
     assert few.warnings[-1].endswith(
-        "`targets` holds 6 in row 6, but 3 classes have names, by manifest.json or the attribute `classes` of a "
-        "dataset: they are not used. Give each class a name."
+        "`targets` holds 6 in row 6, but 3 classes have names, by manifest.json or the attribute `classes` "
+        "of a dataset: they are not used. Give each class a name."
     )
     with pytest.raises(DataError) as error:
         catalog_of(f"{path}:Plain", validation=f"{path}:Other")
     assert str(error.value) == (
         f"{path}:Other: the classes are `a`, `x`; in {path}:Plain they are `a`, `b`, `c`, `d`, `e`, `f`, "
-        "`g`, `h`. Expected the same names for the same numbers: list all names in one order in the attribute "
-        "`classes`."
+        "`g`, `h`. Expected the same names for the same numbers: list all names in one order in the "
+        "attribute `classes`."
     )
 
 
