@@ -56,14 +56,14 @@ def own_bytes() -> int:
     return 1024 * sum(int(n) for n in re.findall(r"^Pss_(?:Anon|Shmem):\s+(\d+) kB$", text, re.M))
 
 
-def measured(folder: Path, ranks: int, side: int, ema: float) -> float:
-    """Bytes of a rank in a local step, before its gradients: the mean over the ranks."""
-    results = folder / f"{ranks}-{side}-{ema}"
+def measured(folder: Path, ranks: int, side: int, *sync: str) -> float:
+    """Bytes of a rank in a local step, before its gradients, with these options: the mean over the ranks."""
+    results = folder / f"{ranks}-{side}-{len(list(folder.iterdir()))}"
     results.mkdir()
     start = ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)] if ranks > 1 else []
     options = ["--task", f"{__file__}:Square", "--data", str(folder / "data"), "--batch-size", "4"]
     options += ["--runs", str(folder / "runs"), "--name", results.name, "--max-rounds", str(STEP)]
-    options += ["--period", "1", "--sync.ema", str(ema), "--evaluate.every-rounds", "1", "--patience", "0"]
+    options += ["--period", "1", *sync, "--evaluate.every-rounds", "1", "--patience", "0"]
     options += ["--lr", "1e-6", "--threads", "1", "--record.no-observe"]
     line = [*start, sys.executable, "-m", "hvd_train", *options]
     env = {**os.environ, SIDE: str(side), FOLDER: str(results)}
@@ -75,11 +75,22 @@ def measured(folder: Path, ranks: int, side: int, ema: float) -> float:
     return sum(found) / ranks
 
 
-def predicted(ranks: int, model: int, ema: float) -> float:
-    """Bytes by the table of docs/algorithm.md, for one host: live, slots, slice, and that of the moving
-    average. Under SGD with momentum S is twice the model."""
+def predicted(ranks: int, model: int, more: float) -> float:
+    """Bytes by the table of docs/algorithm.md, for one host: live, slots, slice, and `more` slices of the
+    model. Under SGD with momentum S is twice the model."""
     state = 2 * model
-    return state + 2 * state / ranks + state / ranks + (model / ranks if ema else 0)
+    return state + 2 * state / ranks + state / ranks + more * model / ranks
+
+
+def facts(model: int) -> dict[str, Any]:
+    """Versions and machine, for the file of results."""
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "cores": os.cpu_count(),
+        "model_mib": model / MIB,
+    }
 
 
 def noise(folder: Path) -> None:
@@ -100,11 +111,13 @@ def main() -> None:
         folder = Path(name)
         noise(folder)
         for ranks in options.ranks:
-            bare = measured(folder, ranks, FEATURES, 0.0)
+            bare = measured(folder, ranks, FEATURES)
             for ema in (0.0, 0.99):
                 row: dict[str, Any] = {"ranks": ranks, "ema": ema}
-                row["predicted_mib"] = round((bare + predicted(ranks, model, ema)) / MIB)
-                row["measured_mib"] = round(measured(folder, ranks, options.side, ema) / MIB)
+                row["predicted_mib"] = round((bare + predicted(ranks, model, 1 if ema else 0)) / MIB)
+                row["measured_mib"] = round(
+                    measured(folder, ranks, options.side, "--sync.ema", str(ema)) / MIB
+                )
                 rows.append(row)
                 print(
                     f"{ranks} ranks, sync.ema {ema}: predicted {row['predicted_mib']} MiB, measured "
@@ -112,14 +125,7 @@ def main() -> None:
                     flush=True,
                 )
     if options.json:
-        facts = {
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": platform.platform(),
-            "cores": os.cpu_count(),
-            "model_mib": model / MIB,
-        }
-        Path(options.json).write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n")
+        Path(options.json).write_text(json.dumps({**facts(model), "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,12 @@ from hvd_train._version import __version__
 if TYPE_CHECKING:
     from hvd_train.after.trained import load_model
     from hvd_train.algorithm.averager import Averager
+    from hvd_train.algorithm.outer import Nesterov, OuterRule, SlowMo
+    from hvd_train.algorithm.outliers import Outliers
+    from hvd_train.algorithm.period.adacomm import AdaCommPeriod
+    from hvd_train.algorithm.period.auto import AutoPeriod
+    from hvd_train.algorithm.period.drift import DriftPeriod
+    from hvd_train.algorithm.period.given import QsrPeriod, WarmupPeriod
     from hvd_train.app import Result, train
     from hvd_train.comm.factory import connect
     from hvd_train.config import Config
@@ -26,13 +32,22 @@ if TYPE_CHECKING:
 
 # A literal list: it is what type checkers take for the names that users may import.
 __all__ = [
+    "AdaCommPeriod",
+    "AutoPeriod",
     "Averager",
     "Config",
     "Draws",
+    "DriftPeriod",
+    "Nesterov",
+    "OuterRule",
+    "Outliers",
+    "QsrPeriod",
     "Result",
     "SampleSpec",
     "ShardWriter",
+    "SlowMo",
     "Task",
+    "WarmupPeriod",
     "__version__",
     "connect",
     "load_config",
@@ -41,13 +56,22 @@ __all__ = [
 ]
 
 _HOME = {
+    "AdaCommPeriod": "hvd_train.algorithm.period.adacomm",
+    "AutoPeriod": "hvd_train.algorithm.period.auto",
     "Averager": "hvd_train.algorithm.averager",
     "Config": "hvd_train.config",
     "Draws": "hvd_train.tasks.draws",
+    "DriftPeriod": "hvd_train.algorithm.period.drift",
+    "Nesterov": "hvd_train.algorithm.outer",
+    "OuterRule": "hvd_train.algorithm.outer",
+    "Outliers": "hvd_train.algorithm.outliers",
+    "QsrPeriod": "hvd_train.algorithm.period.given",
     "Result": "hvd_train.app",
     "SampleSpec": "hvd_train.data.format",
     "ShardWriter": "hvd_train.data.shard_writer",
+    "SlowMo": "hvd_train.algorithm.outer",
     "Task": "hvd_train.tasks.base",
+    "WarmupPeriod": "hvd_train.algorithm.period.given",
     "connect": "hvd_train.comm.factory",
     "load_config": "hvd_train.config_file",
     "load_model": "hvd_train.after.trained",

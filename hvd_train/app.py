@@ -12,6 +12,7 @@ from hvd_train.comm.agree import together
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import connect
 from hvd_train.config import Config, RecordConfig
+from hvd_train.data.python import registry
 from hvd_train.data.rows import Rows
 from hvd_train.errors import CheckpointNotSaved, ConfigError, UserError
 from hvd_train.monitor import reporting
@@ -86,6 +87,7 @@ def train(config: Config, task: Task | None = None, comm: Communicator | None = 
 
 def _train(config: Config, task: Task | None, comm: Communicator, workers: Workers | None) -> Result:
     with ExitStack() as stack:
+        stack.callback(registry.clear)
         sinks = together(comm, lambda: _sinks(config.record, stack) if comm.rank == 0 else [])
         wiring = Wiring(prepared=prepare(config, task, comm), workers=workers)
         run, claim = _open(config, comm)
@@ -94,7 +96,8 @@ def _train(config: Config, task: Task | None, comm: Communicator, workers: Worke
         stop_request = stack.enter_context(StopRequest())
         prepared = wiring.prepared
         parts = prepared.plan.parts
-        files = Rows(parts[comm.rank % len(parts)], prepared.catalog.sample.fields).files()
+        rows = Rows(parts[comm.rank % len(parts)], prepared.catalog.sample.fields)
+        files = rows.files() if config.data.cache else []
         try:
             wiring.copies = stack.enter_context(node_cache(comm, config.data.cache, files))
             training = wiring.assemble(run, recorder, stop_request, claim)

@@ -7,6 +7,7 @@ run that was interrupted.
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -35,8 +36,8 @@ runs are doing, `hvd_train dashboard` the same as live pages, `hvd_train report`
 `hvd_train evaluate` computes every metric of a finished run's model,
 `hvd_train predict RUN` writes the predictions of a trained model, `hvd_train export RUN` the model itself,
 `hvd_train doctor` checks what would run here, `hvd_train init DIR` writes the files of a new project,
-`hvd_train shard write | info | check`, `hvd_train bench allreduce | data`, and `hvd_train restarts` for job
-scripts."""
+`hvd_train shard write | info | check | index`, `hvd_train bench allreduce | data`, and
+`hvd_train restarts` for job scripts."""
 
 DIVERGED = 3
 
@@ -59,6 +60,8 @@ def _train(args: list[str]) -> int:
     def work(config: Config) -> int:
         from hvd_train.app import train
 
+        # What was imported stays: to go through it in every collection would take a tenth of the start.
+        gc.freeze()
         if train(config).reason != "diverged":
             return 0
         _let_others_end(detect())

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-import xxhash
 from torch import nn
 
 from hvd_train.algorithm.local_step import make_optimizer
@@ -17,20 +14,11 @@ from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import versions
 from hvd_train.config import Config, DataConfig, flatten
 from hvd_train.data import remarks
-from hvd_train.data.catalog import (
-    Catalog,
-    Files,
-    Shards,
-    join_shards,
-    list_files,
-    make_catalog,
-    summarize_inputs,
-    summarize_labels,
-)
+from hvd_train.data.catalog import Catalog, header_labels, make_catalog, summarize_inputs, summarize_labels
 from hvd_train.data.deal import Span
-from hvd_train.data.growing import growing, rows_of, settled
-from hvd_train.data.headers import read_headers
 from hvd_train.data.labels import IGNORED
+from hvd_train.data.python import registry
+from hvd_train.data.python.facts import reading_lines
 from hvd_train.data.readers.plan import ReadingPlan
 from hvd_train.data.screen import damage_screen
 from hvd_train.data.survey import Survey, join_surveys, survey
@@ -42,6 +30,8 @@ from hvd_train.io.output import warn
 from hvd_train.liveness import phase
 from hvd_train.run.model_state import saved_state
 from hvd_train.run.random_state import seed_rank
+from hvd_train.run.replay import periods_of
+from hvd_train.run.shards import find_shards_together
 from hvd_train.tasks.base import Task
 from hvd_train.tasks.building import build, refuse_single_rows
 from hvd_train.tasks.built_in import takes_tokens, targets_of
@@ -75,6 +65,8 @@ class Prepared:
     """What the values of the training rows are, by dataset; empty on every rank but 0."""
     remarks: list[str]
     """What looks wrong in them, one sentence each; empty on every rank but 0."""
+    replayed: tuple[tuple[int, int], ...]
+    """The periods of `sync.replay_periods`: see `periods_of`; empty without it."""
 
 
 def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
@@ -83,16 +75,18 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
     phase("set-up")
     require_equal(comm, "configurations", flatten(config), "Give every rank the same file and flags.")
     its_versions = versions(comm)
+    replayed = _replayed(config, comm)
     bindings = share_cores(config.threads, comm)
     hosts = tuple(dict.fromkeys(binding.host for binding in bindings))
     chosen = together(comm, lambda: make_task(config) if task is None else task)
     catalog = _open_catalog(config.data, chosen, comm)
     for line in catalog.warnings if comm.rank == 0 else ():
         warn(line)
-    parts = catalog.parts(comm.size, config.data.batch_size)
     plan = ReadingPlan(
         catalog=catalog, data=config.data, seed=config.seed, rank=comm.rank, world_size=comm.size
     )
+    together(comm, lambda: registry.hold((*plan.parts[comm.rank % len(plan.parts)], *catalog.validation)))
+    parts = catalog.parts(comm.size, config.data.batch_size) if plan.is_shared else plan.parts
     model, optimizer = together(comm, lambda: _build(config, chosen, catalog, parts[comm.rank], comm.rank))
     shapes = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in saved_state(model)[0].items()}
     require_equal(comm, "models", shapes, "The task must build the same model on every rank.")
@@ -118,7 +112,17 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
         optimizer=optimizer,
         surveys=surveys,
         remarks=found,
+        replayed=replayed,
     )
+
+
+def _replayed(config: Config, comm: Communicator) -> tuple[tuple[int, int], ...]:
+    """The periods of the run whose periods are replayed, which rank 0 reads. Collective."""
+    run = config.sync.replay_periods
+    if not run:
+        return ()
+    mine = together(comm, lambda: periods_of(run) if comm.rank == 0 else ())
+    return tuple(comm.broadcast(mine))
 
 
 def share_cores(wanted: int, comm: Communicator) -> list[CoreBinding]:
@@ -140,45 +144,21 @@ def share_cores(wanted: int, comm: Communicator) -> list[CoreBinding]:
 def _open_catalog(data: DataConfig, task: Task, comm: Communicator) -> Catalog:
     """Finds the shards; each rank reads the labels of its part, and its inputs where the scale asks for it.
     Collective."""
-    found = _find_shards(data, comm)
-    shards = together(comm, lambda: settled(found, rows_of(found, growing(found))))
     tokens = takes_tokens(task)
-    mine = together(comm, lambda: summarize_labels(shards, comm.rank, comm.size, tokens=tokens))
+    read = header_labels(data, tokens=tokens)
+    shards = find_shards_together(data, comm, read)
+    counted = targets_of(task, shards.sample) != "quantities"
+    infos = (*shards.train, *shards.validation) if counted and comm.rank == 0 else ()
+    for line in reading_lines(infos, shards.sample.targets):
+        warn(line)
+    mine = together(
+        comm,
+        lambda: summarize_labels(shards, comm.rank, comm.size, tokens=tokens, read=read, counted=counted),
+    )
     labels = comm.allgather(mine)
     values = together(comm, lambda: summarize_inputs(shards, data, comm.rank, comm.size, tokens=tokens))
     inputs = comm.allgather(values)
     return together(comm, lambda: make_catalog(shards, data, labels, inputs, tokens=tokens))
-
-
-def _find_shards(data: DataConfig, comm: Communicator) -> Shards:
-    """Finds the shards: every rank lists the files, and reads the headers of its part of them. Collective."""
-    files = together(comm, lambda: list_files(data))
-    names = _names(files)
-    digests = comm.allgather(xxhash.xxh3_128_hexdigest(json.dumps(names).encode()))
-    if len(set(digests)) > 1:
-        require_equal(comm, "data", names, "Every rank must see the same files.")
-    hosts = comm.allgather(comm.host)
-    neighbours = [rank for rank, host in enumerate(hosts) if host == hosts[0]]
-    every, ranks = files.every, range(comm.size)
-    mine = together(comm, lambda: read_headers(every, files.places, comm.rank, ranks, neighbours))
-    read = comm.allgather(mine)
-    return together(comm, lambda: join_shards(files, data, read))
-
-
-def _names(files: Files) -> dict[str, Any]:
-    """What must be the same on every rank, before any file is opened: names and sizes of files; the folders
-    may be mounted elsewhere."""
-    every = [(i, Path(found.path)) for i, found in enumerate(files.every)]
-    names = {f"file {i}": path.name for i, path in every}
-    sizes = {f"bytes of {path.name} (file {i})": _num_bytes(path) for i, path in every}
-    return {**sizes, **names, "training files": len(files.train)}
-
-
-def _num_bytes(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:  # the rank that reads it says so
-        return None
 
 
 def _build(
@@ -202,7 +182,7 @@ def _build(
 
 
 def _survey(
-    data: DataConfig, task: Task, catalog: Catalog, parts: list[tuple[Span, ...]], comm: Communicator
+    data: DataConfig, task: Task, catalog: Catalog, parts: Sequence[tuple[Span, ...]], comm: Communicator
 ) -> dict[str, Survey]:
     """What the values of the training rows are, from some rows of each rank; on rank 0. Collective."""
     sample = catalog.sample
@@ -218,7 +198,7 @@ def _remarks(
     task: Task,
     model: nn.Module,
     catalog: Catalog,
-    parts: list[tuple[Span, ...]],
+    parts: Sequence[tuple[Span, ...]],
     surveys: dict[str, Survey],
 ) -> list[str]:
     """What looks wrong in the values, for this task and model."""

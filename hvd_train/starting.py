@@ -53,6 +53,7 @@ def run_start(
         compile_s=compile_s,
         threads=prepared.threads,
         period=config.sync.period if config.sync.mode == "average" else None,
+        schedule=training.period.words if config.sync.mode == "average" else "",
         batch_size=config.data.batch_size,
         data=config.data.path,
         shards_per_rank=prepared.plan.shards_per_rank,

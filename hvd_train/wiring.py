@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hvd_train.algorithm.averaging import Average, NoAverage, StateAverage
 from hvd_train.algorithm.compiling import compile_in_turn
 from hvd_train.algorithm.continuing import EpochResume
-from hvd_train.algorithm.ema import PREFIX, AverageWithEma, Ema, EmaEvaluator
+from hvd_train.algorithm.ema import PREFIX, Ema, EmaEvaluator
 from hvd_train.algorithm.evaluate import Evaluator, TrainingLossEvaluator, ValidationEvaluator
 from hvd_train.algorithm.flat_state import FlatState
 from hvd_train.algorithm.left_out import LeftOut
@@ -17,11 +16,11 @@ from hvd_train.algorithm.local_sgd import LocalSGD
 from hvd_train.algorithm.local_step import LocalStep
 from hvd_train.algorithm.observer import Observer
 from hvd_train.algorithm.optimizer_state import OptimizerState
-from hvd_train.algorithm.period import FixedPeriod
+from hvd_train.algorithm.period.chosen import make_period
 from hvd_train.algorithm.progress import Progress
 from hvd_train.algorithm.schedule import LearningRate
 from hvd_train.algorithm.stopping import Watch
-from hvd_train.algorithm.synchronizer import Synchronizer
+from hvd_train.algorithm.sync_parts import SyncParts
 from hvd_train.algorithm.transformed_reader import TransformedReader
 from hvd_train.algorithm.worker import Worker
 from hvd_train.algorithm.workers.pool import Workers, make_transformer
@@ -45,15 +44,15 @@ from hvd_train.run.initial import start_from
 from hvd_train.run.layout import CHECKPOINTS, anchored
 from hvd_train.run.node_cache import Copies
 from hvd_train.run.random_state import RandomState
-from hvd_train.run.restore import restore, restore_model, saved_states
+from hvd_train.run.restore import restore, saved_states
 from hvd_train.run.resuming import Settings, settings_before
-from hvd_train.run.saved_checkpoint import EMA_FILE, SavedCheckpoint
+from hvd_train.run.saved_checkpoint import SavedCheckpoint
 from hvd_train.run.signals import StopRequest
 from hvd_train.starting import run_start
 from hvd_train.tasks.building import first_batch
 from hvd_train.tasks.standardizing import standardize
 
-_SHARED = frozenset(("settings", "progress", "watch", "evaluator", "period", "moments", "ema"))
+_SHARED = frozenset(("settings", "progress", "watch", "evaluator", "period", "moments", "ema", "outliers"))
 """The parts of a run that are the same on every rank."""
 
 
@@ -72,6 +71,8 @@ class Wiring:
     """Of this rank's rows; made by `assemble`."""
     _epochs: EpochReader = field(init=False)
     """What `reader` draws from."""
+    _sync: SyncParts = field(init=False)
+    """What is averaged; made by `assemble`."""
     settings: Settings = field(init=False)
     """What a resume compares; made by `assemble`."""
     _screen: Screen | None = field(default=None, init=False)
@@ -103,7 +104,7 @@ class Wiring:
         if prepared.plan.is_shared:
             budget = min(prepared.comm.allgather(budget))
         training = together(prepared.comm, lambda: self._assemble(run, recorder, stop_request, claim, budget))
-        remarks = [*self.settings.remarks, self._go_on_in_epoch(training.worker)]
+        remarks = [self._sync.remark(), *self.settings.remarks, self._go_on_in_epoch(training.worker)]
         together(prepared.comm, self._epochs.open)
         how = f"{self._epochs.mode}: {self._epochs.why}{self.copies.words}"
         self._readings = prepared.comm.allgather(how)
@@ -131,22 +132,21 @@ class Wiring:
     ) -> LocalSGD:
         prepared = self.prepared
         config, comm = prepared.config, prepared.comm
-        flat = self._make_flat_state()
+        sync = self._sync = SyncParts(prepared.model, prepared.optimizer, comm, config.sync)
         self.reader = self._make_reader(budget)
         validation = [(span.shard, span.start, span.stop) for span in prepared.catalog.validation]
         self.settings = Settings(anchored(config), validation)
         progress, worker = Progress(), self._make_worker(self.reader)
         watch = Watch(config.stop, config.evaluate.mode)
-        ema = Ema(flat, comm, config.sync.ema)
-        period, evaluator = FixedPeriod(config.sync.period), self._make_evaluator(ema)
+        period, evaluator = make_period(config.sync, prepared.replayed), self._make_evaluator(sync.ema)
         parts: dict[str, Stateful] = {
             "settings": self.settings,
             "progress": progress,
             "watch": watch,
             "evaluator": evaluator,
             "period": period,
-            "ema": ema,
-            **self._optimizer_parts(flat),
+            **sync.stateful(),
+            **self._optimizer_parts(sync.flat),
             "worker": worker,
             "random": RandomState(config.seed, comm.rank, comm.size),
         }
@@ -154,7 +154,7 @@ class Wiring:
         learning_rate = LearningRate(config.learning_rate, prepared.optimizer)
         if run.checkpoint is not None:
             self._saved = SavedCheckpoint.open(run.checkpoint)
-            self._restore(self._saved, parts, run.before, ema)
+            self._restore(self._saved, parts, run.before)
             self._refuse_if_over(progress, worker)
         elif config.model.init:
             # On every rank: what x_0 does not take from rank 0 (buffers with the policy `keep`, extra state)
@@ -163,14 +163,14 @@ class Wiring:
         return LocalSGD(
             comm=comm,
             worker=worker,
-            synchronizer=self._make_synchronizer(flat, ema),
+            synchronizer=sync.synchronizer(),
             period=period,
             learning_rate=learning_rate,
             evaluator=evaluator,
             watch=watch,
-            checkpoints=self._make_checkpoints(run, parts, recorder, claim, ema),
+            checkpoints=self._make_checkpoints(run, parts, recorder, claim, sync.ema),
             claim=claim,
-            observer=self._make_observer(flat),
+            observer=self._make_observer(sync.flat),
             left_out=LeftOut(comm, worker, self._screen, recorder, num_rows(prepared.catalog.train)),
             recorder=recorder,
             stop_request=stop_request,
@@ -192,16 +192,6 @@ class Wiring:
             parts=len(prepared.plan.parts),
         )
         return resume.go_on(self._saved, self.settings.before)
-
-    def _make_flat_state(self) -> FlatState:
-        prepared = self.prepared
-        return FlatState(
-            prepared.model,
-            prepared.optimizer,
-            prepared.comm,
-            optimizer_state=prepared.config.sync.optimizer_state,
-            batch_norm=prepared.config.sync.batch_norm,
-        )
 
     def _optimizer_parts(self, flat: FlatState) -> dict[str, Stateful]:
         """The optimizer's state: what is averaged is the same on every rank, the rest each rank's own."""
@@ -235,15 +225,6 @@ class Wiring:
             claim=claim,
             ema=ema,
         )
-
-    def _make_synchronizer(self, flat: FlatState, ema: Ema) -> Synchronizer:
-        prepared = self.prepared
-        sync, comm = prepared.config.sync, prepared.comm
-        average = StateAverage(flat, comm)
-        chosen: Average = average if sync.mode == "average" else NoAverage(average)
-        if sync.ema:
-            chosen = AverageWithEma(chosen, ema)
-        return Synchronizer(chosen, comm, check_every=sync.check_every)
 
     def _make_observer(self, flat: FlatState) -> Observer:
         prepared = self.prepared
@@ -323,19 +304,18 @@ class Wiring:
                 agreed=True,
             )
 
-    def _restore(
-        self, saved: SavedCheckpoint, parts: Mapping[str, Stateful], before: Config | None, ema: Ema
-    ) -> None:
+    def _restore(self, saved: SavedCheckpoint, parts: Mapping[str, Stateful], before: Config | None) -> None:
         prepared = self.prepared
         if prepared.config.sync.mode == "none":
             raise ConfigError(
                 "sync.mode = 'none' cannot be resumed: a checkpoint holds one model, not one per rank."
             )
-        states = saved_states(
-            saved, prepared.comm.rank, parts.keys(), optional={"settings", "evaluator", "ema"}
-        )
+        optional = {"settings", "evaluator", "ema", "outer", "outliers"}
+        states = saved_states(saved, prepared.comm.rank, parts.keys(), optional)
         self.settings.load_state_dict(states.pop("settings", settings_before(before)))
         self._compare_samples(saved)
+        if not self.settings.schedule_holds:
+            states.pop("period")
         if not self.settings.best_holds:
             states.pop("watch")
             states.pop("evaluator", None)
@@ -344,11 +324,7 @@ class Wiring:
             states["moments"] = {}
         for name in ("moments", "optimizer"):
             states[name] = self._fitting(states[name], parts[name])
-        if prepared.config.sync.ema and saved.has_ema:
-            restore_model(saved, prepared.model, EMA_FILE)
-            ema.take()
-        else:
-            states.pop("ema", None)
+        self._sync.restore(saved, states)
         restore(saved, prepared.model, parts, states)
 
     def _compare_samples(self, saved: SavedCheckpoint) -> None:

@@ -20,9 +20,13 @@ NOT_OURS = ("sem.", "mpich_shm_")
 program is killed."""
 
 
-def abandoned_shared_memory() -> set[str]:
-    """Files in /dev/shm that no living process has mapped; those of others aside."""
-    files = {str(p) for p in Path("/dev/shm").iterdir() if not p.name.startswith(NOT_OURS)}
+def files_in_shared_memory() -> set[str]:
+    """Those in /dev/shm, without those of others."""
+    return {str(p) for p in Path("/dev/shm").iterdir() if not p.name.startswith(NOT_OURS)}
+
+
+def abandoned(files: set[str]) -> set[str]:
+    """Those of the files that no living process has mapped."""
     for maps in Path("/proc").glob("[0-9]*/maps") if files else ():
         with contextlib.suppress(OSError):
             text = maps.read_text()
@@ -32,12 +36,12 @@ def abandoned_shared_memory() -> set[str]:
 
 @pytest.fixture(autouse=True)
 def _nothing_stays_in_shared_memory() -> Iterator[None]:
-    before = abandoned_shared_memory()
+    before = files_in_shared_memory()
     yield
     # An MPI that is just ending has no more use for its files a moment before it removes them. It may be that
     # of a test which runs beside this one.
     deadline = Deadline(30)
-    while (left := abandoned_shared_memory() - before) and not deadline.passed():
+    while (left := abandoned(files_in_shared_memory() - before)) and not deadline.passed():
         time.sleep(0.1)
     assert not left, "the test left files in /dev/shm"
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,12 +168,39 @@ def members(mark: str) -> list[int]:
     return [pid for pid in pids if mark and _environ(pid) == mark]
 
 
+def command_line(pid: int) -> list[str]:
+    """What a process was started with; empty if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def is_rank(pid: int) -> bool:
+    """Whether a process is `python -m hvd_train`, and has not ended."""
+    line = command_line(pid)
+    return line[1:3] == ["-m", "hvd_train"] and line[3:4] != ["launch"]
+
+
+def ranks_of(process: Process) -> list[int]:
+    """Those of a job, in ascending order."""
+    return sorted(filter(is_rank, members(process.mark)))
+
+
+def send(pids: Iterable[int], number: int) -> None:
+    """Sends a signal to processes. One may end before it is reached: a launcher ends the ranks of a job of
+    which one has been killed."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def assert_nothing_is_left(process: Process, within_s: float) -> None:
     """That all processes of a job have ended: on emulated hosts those that were started there by ssh, too."""
     deadline = Deadline(within_s)
     while members(process.mark) and not deadline.passed():
         time.sleep(0.05)
-    left = [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in members(process.mark)]
+    left = {pid: " ".join(command_line(pid)) for pid in members(process.mark)}
     assert not left
 
 
@@ -187,7 +214,5 @@ def _outliving(process: Process) -> list[int]:
 
 def kill(process: Process) -> None:
     """SIGKILL to every process of the job."""
-    for pid in members(process.mark):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    send(members(process.mark), signal.SIGKILL)
     process.wait()

@@ -59,6 +59,7 @@ void define_memory(nb::module_& module) {
                         return Region::is_visible(Address::unpack(std::string(address.c_str(), address.size())));
                     })
         .def("allocate", &Region::allocate)
+        .def("array", [](const std::shared_ptr<Region>& self) { return array(self, self->data(), self->num_bytes()); })
         .def("seal", &Region::seal)
         .def("address", [](const Region& region) {
             const std::string packed = region.address().pack();

@@ -82,7 +82,7 @@ bool Channel::progress(bool gather) {
         outgoing_.pop_front();
         moved = true;
     }
-    moved |= post();
+    moved |= post(gather);
     moved |= take();
     while (ready(gather)) {
         send();
@@ -92,10 +92,11 @@ bool Channel::progress(bool gather) {
 }
 
 // Asks for the next segment, where its place in the inbox is free: what lay there has been sent on in this step of
-// the sends. A slice may have one segment less than another, and then the last of them stands for it.
-bool Channel::post() {
+// the sends. A slice may have one segment less than another, and then the last of them stands for it. Before the
+// all-gather nothing of it is asked for: if the slice step fails, the next average would miss its first messages.
+bool Channel::post(bool gather) {
     bool moved = false;
-    while (posted_.step < steps_ && posted_.count < received_.count + kWindow) {
+    while (posted_.step < (gather ? steps_ : last_reduce_ + 1) && posted_.count < received_.count + kWindow) {
         if (posted_.step > 0) {
             const std::size_t there = num_segments(sending(posted_.step));
             const std::size_t needed =

@@ -85,7 +85,7 @@ class Channel {
     Span receiving(int step) const noexcept { return sending(step + 1); }
     void settle(Cursor& at, bool outgoing) const noexcept;
     void advance(Cursor& at, bool outgoing) const noexcept;
-    bool post();
+    bool post(bool gather);
     bool take();
     void send();
     bool ready(bool gather) const noexcept;

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
 
+import msgspec
 import torch
 from torch import nn
 
 from hvd_train.algorithm.averaging import StateAverage
 from hvd_train.algorithm.flat_state import FlatState
 from hvd_train.algorithm.header import Header, Work
+from hvd_train.algorithm.outer import OuterRule
+from hvd_train.algorithm.outer_step import OuterStep
+from hvd_train.algorithm.outliers import Outliers
+from hvd_train.algorithm.period.base import Done, Period
+from hvd_train.algorithm.period.drift import DriftPeriod
+from hvd_train.algorithm.period.given import FixedPeriod
 from hvd_train.algorithm.synchronizer import Synchronizer
 from hvd_train.comm.base import Communicator
+from hvd_train.config_values import require
+from hvd_train.io.output import warn
+from hvd_train.io.stateful import Count, State, checked
+
+
+class _Saved(msgspec.Struct, forbid_unknown_fields=True):
+    """The state of an `Averager` on one rank."""
+
+    rounds: Count
+    period: dict[str, Any]
+    outer: dict[str, Any]
+    outliers: dict[str, Any]
 
 
 class Averager:
@@ -32,13 +53,24 @@ class Averager:
         model: on the CPU. Its parameters keep their identity; their data moves.
         optimizer: of the model's parameters. Load its state first.
         comm: from `hvd_train.connect()`.
-        period: local steps between two averages.
+        period: local steps between two averages, or a schedule of them, such as
+            `hvd_train.QsrPeriod(4, alpha=0.02, most=48)`. After each average the schedule of rank 0
+            decides on the next k, which is broadcast.
         optimizer_state: `average` its floating-point state like the parameters, `keep` it on each rank, or
             `reset` it after each average. Step counters stay each rank's own.
         batch_norm: `average` floating-point buffers of the model, or `keep` them.
-        check_every: averages between two checks that all ranks hold the same bits; 0: never.
+        check_every: averages between two checks that all ranks hold the same bits, and with `DriftPeriod`
+            between two measurements of the drift; 0: never.
+        outer: how the parameters move on from the mean: `SlowMo()`, `Nesterov()`, or a rule of your own.
+            None: they become the mean.
+        clip: clip the averaged change of the parameters to this 2-norm; 0: do not clip.
+        outliers: reduces the weights of ranks that it does not trust; None: all are trusted.
+        resume: what `state_dict` returned on each rank, in rank order, to go on from there with any number of
+            ranks. Load the states of model and optimizer first.
 
-    Raises `TaskError` for tensors that cannot be laid out, and `RanksDisagree` if the models differ.
+    Raises `TaskError` for tensors that cannot be laid out, `RanksDisagree` if the models differ,
+    `ConfigError` for `clip` with parameters of several types, and `RunDirectoryError` for a state that does
+    not fit.
     """
 
     def __init__(
@@ -46,28 +78,90 @@ class Averager:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         comm: Communicator,
-        period: int = 10,
+        period: int | Period = 10,
         *,
         optimizer_state: Literal["average", "keep", "reset"] = "average",
         batch_norm: Literal["average", "keep"] = "average",
         check_every: int = 10,
+        outer: OuterRule | None = None,
+        clip: float = 0.0,
+        outliers: Outliers | None = None,
+        resume: Sequence[State] = (),
     ) -> None:
-        if period < 1:
+        if isinstance(period, int) and period < 1:
             raise ValueError(f"period = {period}: expected at least 1 local step")
-        self.period = period
+        if isinstance(period, DriftPeriod) and check_every < 1:
+            raise ValueError(f"check_every = {check_every}: expected at least 1 with DriftPeriod")
+        require(clip >= 0, "clip", clip, "0 or a positive norm")
+        self._schedule = FixedPeriod(period) if isinstance(period, int) else period
+        self._optimizer = optimizer
+        self._comm = comm
         self.rounds = 0
-        self._local_steps = 0
-        self._samples = 0
-        state = FlatState(model, optimizer, comm, optimizer_state=optimizer_state, batch_norm=batch_norm)
-        average = StateAverage(state, comm)
-        self._synchronizer = Synchronizer(average, comm, check_every=check_every, measure_drift=False)
+        """Averages done."""
+        self._begin()
+        state = FlatState(
+            model,
+            optimizer,
+            comm,
+            optimizer_state=optimizer_state,
+            batch_norm=batch_norm,
+            parameters_apart=outer is not None or clip > 0,
+        )
+        self._outer = OuterStep(state, comm, outer, clip)
+        self._outliers = Outliers("off") if outliers is None else outliers
+        if resume:
+            self._resume(resume, comm.rank)
+        drift = isinstance(period, DriftPeriod)
+        self._synchronizer = Synchronizer(
+            StateAverage(state, comm, self._outer),
+            comm,
+            check_every=check_every,
+            measure_drift=drift,
+            drift_at_once=drift,
+            outliers=self._outliers,
+        )
         self._synchronizer.start()
+        self.period = self._next_period()
+        """Local steps of the present round."""
 
-    def step(self, num_samples: int) -> bool:
-        """Counts one local step on `num_samples` samples; averages after every `period` of them, and returns
-        whether it did. Collective in the calls that average."""
+    def _resume(self, states: Sequence[State], rank: int) -> None:
+        saved = [checked(state, _Saved) for state in states]
+        own = rank % len(saved)
+        self.rounds = saved[own].rounds
+        self._schedule.load_state_dict(saved[own].period)
+        self._outer.take(state.outer for state in (saved[own], *saved[:own], *saved[own + 1 :]))
+        self._outliers.load_state_dict(saved[own].outliers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What goes on beside model and optimizer, of this rank: tensors, which are views, and values that
+        JSON can hold. Call it after an average, when `step` has returned True."""
+        return {
+            "rounds": self.rounds,
+            "period": self._schedule.state_dict(),
+            "outer": self._outer.state_dict(),
+            "outliers": self._outliers.state_dict(),
+        }
+
+    def _begin(self) -> None:
+        self._local_steps = self._samples = 0
+        self._loss_sum = 0.0
+        self._began = time.perf_counter()
+
+    def _next_period(self) -> int:
+        k = self._schedule.next(self.rounds, float(self._optimizer.param_groups[0]["lr"]))
+        return k if isinstance(self._schedule, FixedPeriod) else self._comm.broadcast(k)
+
+    def step(self, num_samples: int, loss: float = 0.0) -> bool:
+        """Counts one local step on `num_samples` samples; averages after `period` of them, and returns
+        whether it did. Collective in the calls that average.
+
+        Args:
+            loss: the mean over these samples, for `AdaCommPeriod`. A rank with one that is not finite has
+                weight 0.
+        """
         self._local_steps += 1
         self._samples += num_samples
+        self._loss_sum += loss * num_samples
         if self._local_steps < self.period:
             return False
         self.average()
@@ -78,10 +172,27 @@ class Averager:
 
         Raises `BitsDiffer` on every rank, `ViewReplaced` on one.
         """
-        header = self._synchronizer.synchronize(self.rounds, Work(samples=self._samples))
+        work = Work(
+            samples=self._samples,
+            loss_sum=self._loss_sum,
+            compute_s=time.perf_counter() - self._began,
+        )
+        header = self._synchronizer.synchronize(self.rounds, work)
         self.rounds += 1
-        self._local_steps = self._samples = 0
+        averaged = time.perf_counter()
+        if self._local_steps:
+            self._tell(header)
+        self.period = self._next_period()
+        self._synchronizer.communication_s += time.perf_counter() - averaged
+        self._begin()
         return header
+
+    def _tell(self, header: Header) -> None:
+        """Gives the schedule what the round showed; prints what it has to say."""
+        done = Done(rounds=self.rounds, k=self._local_steps, header=header, drift=self._synchronizer.drift)
+        message = self._schedule.after_round(done)
+        if message and self._comm.rank == 0:
+            warn(f"round {self.rounds}: {message}")
 
     def finish(self) -> None:
         """Averages the local steps since the last average; does nothing if there were none. Collective."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Protocol
 
@@ -12,15 +12,14 @@ import torch
 import xxhash
 from torch import Tensor
 
-from hvd_train.algorithm.flat_state import FlatState
+from hvd_train.algorithm.distances import squared_distance
+from hvd_train.algorithm.flat_state import FlatState, Part
 from hvd_train.algorithm.header import Header, Row, Work
+from hvd_train.algorithm.outer_step import OuterStep
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.buffer import Buffer
 from hvd_train.errors import BitsDiffer, RanksDisagree
 from hvd_train.run.model_state import unusual
-
-_BLOCK = 1 << 16
-"""Elements per block of a squared distance; a block stays in cache between the two passes."""
 
 PIECE_BYTES = 16 << 20
 """Bytes of a tensor that are sent at a time: the send copies them, and MPI counts in 31 bits."""
@@ -32,6 +31,7 @@ class Inspection:
 
     finite: bool
     distance: float = -1.0
+    change: float = -1.0
     moved: float = -1.0
     hash: int | None = None
 
@@ -43,8 +43,13 @@ class Average(Protocol):
         """x_0 := the state of rank 0. Collective."""
 
     def inspect(self, distance: bool, verify: bool) -> Inspection:
-        """Inspects this rank's state: whether it is finite; with `distance` how far it is from the anchor;
-        with `verify` the hash of the last average, and how far that moved. Not collective."""
+        """Inspects this rank's state: whether it is finite; with `distance` how far it is from the anchor,
+        and how far its parameters alone; with `verify` the hash of the last average, and how far that moved.
+        Not collective."""
+
+    def moved(self) -> float:
+        """||mean - x_t||^2 of the last average, which was one with `verify`, over the slices that this rank
+        owns. Not collective."""
 
     def average(self, weight: float, healthy: bool, verify: bool = True) -> bool:
         """Replaces the state by the weighted mean over the ranks; `verify` takes a hash of it, for the next
@@ -53,12 +58,17 @@ class Average(Protocol):
 
 
 class StateAverage:
-    """Averages a `FlatState`."""
+    """Averages a `FlatState`.
 
-    def __init__(self, state: FlatState, comm: Communicator) -> None:
+    Args:
+        step: what moves the parameters where they do not simply become the mean.
+    """
+
+    def __init__(self, state: FlatState, comm: Communicator, step: OuterStep | None = None) -> None:
         self._state = state
         self._comm = comm
-        self._buffers: list[Buffer] = []
+        self._step = OuterStep(state, comm, None) if step is None else step
+        self._buffers: dict[Part, Buffer] = {}
         self._hash: int | None = None
 
     def start(self) -> None:
@@ -69,9 +79,10 @@ class StateAverage:
         """
         self._agree_on_layout()
         self._state.place()
-        self._buffers = list(self._state.buffers.values())
-        for buffer in self._buffers:
+        self._buffers = self._state.buffers
+        for buffer in self._buffers.values():
             self._comm.average(buffer, 1.0 if self._comm.rank == 0 else 0.0)
+        self._step.place()
         for _, tensor in self._state.frozen():
             _take_from_rank_0(self._comm, tensor)
         self._hash = self._hash_of_live()
@@ -94,32 +105,48 @@ class StateAverage:
         shows whether all values are finite. Raises `ViewReplaced`, on this rank only, if a tensor was moved
         out of the flat state."""
         self._state.check_views()
-        far = -1.0
+        found = Inspection(finite=True)
         if distance:
-            far = sum(squared_distance(b.live, b.anchor) for b in self._buffers)
-            finite = math.isfinite(far)
+            distances = [self._distances(part) for part in self._buffers]
+            change, far = (math.fsum(of) for of in (zip(*distances, strict=True) if distances else ((), ())))
+            found = Inspection(finite=math.isfinite(far), distance=far, change=change)
         else:
-            finite = all(math.isfinite(_sum(b.live)) for b in self._buffers)
-        if not verify:
-            return Inspection(finite=finite, distance=far)
-        owned = [slice(b.start, b.stop) for b in self._buffers]
-        moved = sum(
-            squared_distance(b.anchor[s], b.previous[s]) for b, s in zip(self._buffers, owned, strict=True)
-        )
-        return Inspection(finite=finite, distance=far, moved=moved, hash=self._hash)
+            found = Inspection(finite=all(math.isfinite(_sum(b.live)) for b in self._buffers.values()))
+        return replace(found, moved=self.moved(), hash=self._hash) if verify else found
+
+    def _distances(self, part: Part) -> tuple[float, float]:
+        """||y_i - x_t||^2 over the parameters in a buffer, and over all of it."""
+        buffer, cut = self._buffers[part], self._state.parameters_in(part)
+        live, anchor = buffer.live, buffer.anchor
+        change = squared_distance(live[:cut], anchor[:cut])
+        return change, change + squared_distance(live[cut:], anchor[cut:])
+
+    def moved(self) -> float:
+        """See `Average`."""
+        total = 0.0
+        for part, buffer in self._buffers.items():
+            owned = slice(buffer.start, buffer.stop)
+            moved = self._step.moved.get(part)
+            total += (
+                squared_distance(buffer.anchor[owned], buffer.previous[owned]) if moved is None else moved
+            )
+        return total
 
     def average(self, weight: float, healthy: bool, verify: bool = True) -> bool:
         """See `Average`. An unhealthy rank takes the mean and drops its optimizer state where that is not
         averaged."""
-        any_weight = [self._comm.average(buffer, weight) for buffer in self._buffers]
+        steps = {part: self._step.on_slice(part, measure=verify) for part in self._buffers}
+        averaged = [self._comm.average(b, weight, steps[part]) for part, b in self._buffers.items()]
+        any_weight = any(averaged)
+        self._step.after_average(any_weight)
         self._state.after_average(healthy)
         self._hash = self._hash_of_live() if verify else None
-        return any(any_weight)
+        return any_weight
 
     def _hash_of_live(self) -> int:
         """A 64-bit hash (XXH3) of this rank's own copy of the state."""
         digest = xxhash.xxh3_64()
-        for buffer in self._buffers:
+        for buffer in self._buffers.values():
             digest.update(buffer.live.view(torch.uint8).numpy().data)
         return digest.intdigest()
 
@@ -137,6 +164,10 @@ class NoAverage:
     def inspect(self, distance: bool, verify: bool) -> Inspection:
         """Whether this rank's state is finite; the ranks are meant to differ, nothing is compared."""
         return self._inner.inspect(distance=False, verify=False)
+
+    def moved(self) -> float:
+        """0: nothing is averaged."""
+        return 0.0
 
     def average(self, weight: float, healthy: bool, verify: bool = True) -> bool:
         """Does nothing."""
@@ -163,35 +194,21 @@ def _take_from_rank_0(comm: Communicator, tensor: Tensor) -> None:
         own.copy_(flat.view(own.shape))
 
 
-def squared_distance(a: Tensor, b: Tensor) -> float:
-    """||a - b||^2 of two flat tensors, in blocks; float32 (float64 for float64) within a block, float64
-    between blocks. Not finite if either holds a value that is not."""
-    wide = a.dtype if a.dtype.itemsize >= 4 else torch.float32
-    total = 0.0
-    for start in range(0, a.numel(), _BLOCK):
-        difference = a[start : start + _BLOCK].to(wide) - b[start : start + _BLOCK]
-        total += float(difference.dot(difference))
-    return total
-
-
-def squared_norm(a: Tensor) -> float:
-    """||a||^2 of a flat tensor, in blocks, as `squared_distance`."""
-    wide = a.dtype if a.dtype.itemsize >= 4 else torch.float32
-    blocks = (a[start : start + _BLOCK].to(wide) for start in range(0, a.numel(), _BLOCK))
-    return sum(float(block.dot(block)) for block in blocks)
-
-
 def _sum(a: Tensor) -> float:
     """The sum of a flat tensor; float16 overflows above 65504, so that its sums need a wider type."""
     return float(a.sum(dtype=torch.float32) if a.dtype is torch.float16 else a.sum())
 
 
-def drift(before: Header, after: Header) -> float:
-    """The mean squared distance of the y_i from their mean in the round of `before`, of which `after` is the
-    next: sum of w_i ||y_i - x_t||^2 minus ||x_(t+1) - x_t||^2, as the variance is the mean of the squares
-    minus the square of the mean."""
-    distances = np.where(before.shares > 0, before["distance"], 0.0)
-    return max(0.0, float((before.shares * distances).sum() - after["moved"].sum()))
+def drift(header: Header, moved: np.ndarray) -> float:
+    """The mean squared distance of the y_i from their mean in the round of `header`: sum of w_i
+    ||y_i - x_t||^2 minus ||mean - x_t||^2, as the variance is the mean of the squares minus the square of
+    the mean.
+
+    Args:
+        moved: each rank's part of ||mean - x_t||^2.
+    """
+    distances = np.where(header.shares > 0, header["distance"], 0.0)
+    return max(0.0, float((header.shares * distances).sum() - moved.sum()))
 
 
 def check_bits(header: Header) -> None:
@@ -219,6 +236,7 @@ def report(
     return Row(
         finite=float(inspection.finite),
         distance=inspection.distance,
+        change=inspection.change,
         moved=inspection.moved,
         hash_high=float(halves[0]),
         hash_low=float(halves[1]),

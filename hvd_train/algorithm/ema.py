@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hvd_train.algorithm.averaging import PIECE_BYTES, Average, Inspection
 from hvd_train.algorithm.evaluate import Evaluator
-from hvd_train.algorithm.flat_state import FlatState
+from hvd_train.algorithm.flat_state import FlatState, Part
 from hvd_train.algorithm.header import Header
 from hvd_train.algorithm.optimizer_state import as_real
 from hvd_train.comm.base import Communicator
@@ -55,17 +55,16 @@ class Ema:
         self._flat = flat
         self._comm = comm
         self._decay = decay
-        self._numels: dict[torch.dtype, int] = {}
+        self._numels: dict[Part, int] = {}
         for entry in flat.entries if decay else ():
             if entry.kind != "moment":
-                stop = entry.start + math.prod(entry.size)
-                self._numels[entry.dtype] = max(stop, self._numels.get(entry.dtype, 0))
-        self._slices: dict[torch.dtype, Tensor] = {}
+                self._numels[entry.part] = max(entry.stop, self._numels.get(entry.part, 0))
+        self._slices: dict[Part, Tensor] = {}
         self.averages = 0
         """Averages that it is of; the same on every rank. 0: it has no value."""
 
-    def _bounds(self, dtype: torch.dtype, rank: int) -> tuple[int, int]:
-        return slice_bounds(self._numels[dtype], self._comm.size, rank)
+    def _bounds(self, part: Part, rank: int) -> tuple[int, int]:
+        return slice_bounds(self._numels[part], self._comm.size, rank)
 
     @torch.no_grad()
     def after_average(self) -> None:
@@ -74,10 +73,10 @@ class Ema:
             return
         self.averages += 1
         share = (1 - self._decay) / (1 - self._decay**self.averages)
-        for dtype in self._numels:
-            start, stop = self._bounds(dtype, self._comm.rank)
-            newest = self._flat.buffers[dtype].anchor[start:stop]
-            own = self._slices.setdefault(dtype, torch.zeros(stop - start, dtype=_wide(dtype)))
+        for part in self._numels:
+            start, stop = self._bounds(part, self._comm.rank)
+            newest = self._flat.buffers[part].anchor[start:stop]
+            own = self._slices.setdefault(part, torch.zeros(stop - start, dtype=_wide(part.dtype)))
             own.lerp_(newest.to(own.dtype), share)
 
     @contextmanager
@@ -85,25 +84,25 @@ class Ema:
         """Gives the model the moving average, and afterwards the values of the newest average, which it must
         have had before. Entering is collective: every rank sends its slice to all."""
         try:
-            for dtype in self._numels:
-                self._spread(dtype)
+            for part in self._numels:
+                self._spread(part)
             yield
         finally:
-            for dtype, numel in self._numels.items():
-                buffer = self._flat.buffers[dtype]
+            for part, numel in self._numels.items():
+                buffer = self._flat.buffers[part]
                 buffer.live[:numel].copy_(buffer.anchor[:numel])
 
     @torch.no_grad()
-    def _spread(self, dtype: torch.dtype) -> None:
+    def _spread(self, part: Part) -> None:
         """live := the slices of all ranks. In pieces: what is sent is copied, and MPI counts in 31 bits."""
-        live, length = self._flat.buffers[dtype].live, PIECE_BYTES // dtype.itemsize
+        live, length = self._flat.buffers[part].live, PIECE_BYTES // part.dtype.itemsize
         for rank in range(self._comm.size):
-            begin, end = self._bounds(dtype, rank)
+            begin, end = self._bounds(part, rank)
             for start in range(begin, end, length):
                 stop = min(start + length, end)
                 piece = live[start:stop]
                 if rank == self._comm.rank:
-                    piece.copy_(self._slices[dtype][start - begin : stop - begin])
+                    piece.copy_(self._slices[part][start - begin : stop - begin])
                 values = piece.view(torch.uint8).numpy()
                 received = self._comm.broadcast(values, root=rank)
                 if rank != self._comm.rank:
@@ -113,17 +112,16 @@ class Ema:
     def take(self) -> None:
         """Takes this rank's slice from the model, which holds a moving average that was saved. Before the
         flat state is placed; not collective."""
-        for dtype in self._numels:
-            start, stop = self._bounds(dtype, self._comm.rank)
-            own = torch.zeros(stop - start, dtype=_wide(dtype))
+        for part in self._numels:
+            start, stop = self._bounds(part, self._comm.rank)
+            own = torch.zeros(stop - start, dtype=_wide(part.dtype))
             for entry in self._flat.entries:
-                first = max(start, entry.start)
-                last = min(stop, entry.start + math.prod(entry.size))
-                if entry.kind != "moment" and entry.dtype is dtype and first < last:
-                    laid = torch.empty(math.prod(entry.size), dtype=dtype)
+                first, last = max(start, entry.start), min(stop, entry.stop)
+                if entry.kind != "moment" and entry.part == part and first < last:
+                    laid = torch.empty(math.prod(entry.size), dtype=part.dtype)
                     laid.as_strided(entry.size, entry.stride).copy_(as_real(entry.holder))
                     own[first - start : last - start] = laid[first - entry.start : last - entry.start]
-            self._slices[dtype] = own
+            self._slices[part] = own
 
     def state_dict(self) -> dict[str, Any]:
         """The number of averages."""
@@ -149,6 +147,10 @@ class AverageWithEma:
     def inspect(self, distance: bool, verify: bool) -> Inspection:
         """See `Average`."""
         return self._inner.inspect(distance, verify)
+
+    def moved(self) -> float:
+        """See `Average`."""
+        return self._inner.moved()
 
     def average(self, weight: float, healthy: bool, verify: bool = True) -> bool:
         """See `Average`. Without any weight there is no new anchor, and the moving average stays."""

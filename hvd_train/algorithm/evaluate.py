@@ -241,10 +241,10 @@ class TrainingLossEvaluator:
         self._samples = 0.0
 
     def after_round(self, header: Header) -> None:
-        """Adds the losses of the healthy ranks in this round."""
+        """Adds the losses of the ranks that had weight in this round."""
         counted = header.weights > 0
         self._loss_sum += float(header["loss_sum"][counted].sum())
-        self._samples += float(header.weights[counted].sum())
+        self._samples += float(header["samples"][counted].sum())
 
     def try_out(self) -> list[str]:
         """See `Evaluator`."""

@@ -2,14 +2,16 @@
 parameters, its floating-point buffers and the optimizer's moments are views of it. Complex numbers are in the
 buffer of their real type.
 
-An average is then one call on one buffer: no copy in or out, no loop over tensors.
+An average is then one call on one buffer: no copy in or out, no loop over tensors. Where parameters do not
+become the mean, but move by a rule, they have buffers of their own, so that every rank owns as many of them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,14 @@ ALIGNMENT = 64
 every backend, so that it cannot change a result."""
 
 
+class Part(NamedTuple):
+    """Which buffer of a flat state."""
+
+    dtype: torch.dtype
+    parameters: bool = False
+    """Whether it has the parameters of this type, and nothing else."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One tensor of the flat state: where it is, and which tensor is a view of it."""
@@ -34,13 +44,23 @@ class Entry:
     kind: Literal["parameter", "buffer", "moment"]
     holder: Tensor
     """The parameter, buffer or optimizer tensor, whose data is the view."""
-    dtype: torch.dtype
-    """Of the buffer: for a complex tensor its real type."""
+    part: Part
+    """The buffer that it is in."""
     start: int
-    """Offset of its first element in the buffer of its dtype."""
+    """Offset of its first element there."""
     size: tuple[int, ...]
     """Of the view; a complex tensor has one more dimension there, of 2."""
     stride: tuple[int, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the buffer: for a complex tensor its real type."""
+        return self.part.dtype
+
+    @property
+    def stop(self) -> int:
+        """Offset of the element after its last one."""
+        return self.start + math.prod(self.size)
 
 
 class FlatState:
@@ -55,6 +75,7 @@ class FlatState:
         comm: where the buffers come from.
         optimizer_state: `average`, `keep` or `reset`.
         batch_norm: `average` or `keep`, for floating-point buffers of the model.
+        parameters_apart: whether the parameters have buffers of their own.
 
     Raises:
         TaskError: a tensor that cannot be laid out, named.
@@ -68,6 +89,7 @@ class FlatState:
         *,
         optimizer_state: Literal["average", "keep", "reset"] = "average",
         batch_norm: Literal["average", "keep"] = "average",
+        parameters_apart: bool = False,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -78,16 +100,14 @@ class FlatState:
             names = {p: name for name, p in model.named_parameters()}
             moments = materialise(optimizer, names, sparse_parameters(model))
             tensors += [(f"{names[p]}/{key}", "moment", t) for p, key, t in moments]
-        self.entries, self._numels = _lay_out(tensors)
+        self.entries, self._numels = _lay_out(tensors, parameters_apart)
         self._comm = comm
-        self.buffers: dict[torch.dtype, Buffer] = {}
+        self.buffers: dict[Part, Buffer] = {}
 
     def place(self) -> None:
         """Moves every tensor, with the value that it has now, into buffers of the communicator.
         Collective."""
-        self.buffers = {
-            dtype: self._comm.buffer(self._numels[dtype], dtype) for dtype in DTYPES if dtype in self._numels
-        }
+        self.buffers = {part: self._comm.buffer(self._numels[part], part.dtype) for part in self.parts}
         for entry in self.entries:
             view = self._view(entry)
             view.copy_(as_real(entry.holder))
@@ -105,7 +125,7 @@ class FlatState:
             self._hand_over(entry, self._view(entry))
 
     def _view(self, entry: Entry, of: Tensor | None = None) -> Tensor:
-        base = self.buffers[entry.dtype].live if of is None else of
+        base = self.buffers[entry.part].live if of is None else of
         return base.as_strided(entry.size, entry.stride, base.storage_offset() + entry.start)
 
     @staticmethod
@@ -115,7 +135,21 @@ class FlatState:
     @property
     def num_bytes(self) -> int:
         """Bytes of one copy of the state: what one average moves."""
-        return sum(numel * dtype.itemsize for dtype, numel in self._numels.items())
+        return sum(numel * part.dtype.itemsize for part, numel in self._numels.items())
+
+    @property
+    def parts(self) -> list[Part]:
+        """The buffers that there are, in the order of `buffers`; also before they are placed."""
+        order = [Part(dtype, parameters) for dtype in DTYPES for parameters in (True, False)]
+        return [part for part in order if part in self._numels]
+
+    def numel(self, part: Part) -> int:
+        """Elements of a buffer."""
+        return self._numels[part]
+
+    def parameters_in(self, part: Part) -> int:
+        """How many elements at the start of a buffer are those of parameters."""
+        return max((e.stop for e in self.entries if e.part == part and e.kind == "parameter"), default=0)
 
     def frozen(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors of the model that are not averaged but taken from rank 0: frozen parameters, and
@@ -140,7 +174,7 @@ class FlatState:
         where it was placed, or if a parameter was added or unfrozen since."""
         held = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         for entry in self.entries:
-            expected = self.buffers[entry.dtype].live.data_ptr() + entry.start * entry.dtype.itemsize
+            expected = self.buffers[entry.part].live.data_ptr() + entry.start * entry.dtype.itemsize
             seen = as_real(entry.holder)
             moved = seen.numel() > 0 and seen.data_ptr() != expected
             if entry.kind != "moment" and held.get(entry.name) is not entry.holder:
@@ -227,11 +261,13 @@ def _is_averaged(tensor: Tensor) -> bool:
     return not unusual(tensor) and (tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype) in DTYPES
 
 
-def _lay_out(tensors: list[tuple[str, str, Tensor]]) -> tuple[list[Entry], dict[torch.dtype, int]]:
+def _lay_out(
+    tensors: list[tuple[str, str, Tensor]], parameters_apart: bool
+) -> tuple[list[Entry], dict[Part, int]]:
     """Places the tensors one after another in the buffer of their dtype. Tensors that are the same memory
     under two names get one place; tensors that overlap in part are refused."""
     entries: list[Entry] = []
-    numels: dict[torch.dtype, int] = {}
+    numels: dict[Part, int] = {}
     places: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Entry] = {}
     spans: list[tuple[int, int, str]] = []
     for name, kind, holder in tensors:
@@ -241,12 +277,13 @@ def _lay_out(tensors: list[tuple[str, str, Tensor]]) -> tuple[list[Entry], dict[
         twin = places.get(place) if tensor.numel() else None
         if twin is None:
             step = ALIGNMENT // tensor.dtype.itemsize
-            start = -(-numels.get(tensor.dtype, 0) // step) * step
-            numels[tensor.dtype] = start + tensor.numel()
+            part = Part(tensor.dtype, parameters_apart and kind == "parameter")
+            start = -(-numels.get(part, 0) // step) * step
+            numels[part] = start + tensor.numel()
             _refuse_overlap(name, tensor, spans)
         else:
-            start, stride = twin.start, twin.stride
-        entry = Entry(name, kind, holder, tensor.dtype, start, size, stride)  # type: ignore[arg-type]
+            part, start, stride = twin.part, twin.start, twin.stride
+        entry = Entry(name, kind, holder, part, start, size, stride)  # type: ignore[arg-type]
         places.setdefault(place, entry)
         entries.append(entry)
     return entries, numels

@@ -43,8 +43,11 @@ class Row:
     """1 if rank 0 asks all ranks to observe themselves after this average, else 0; see `Observer`."""
     distance: float = -1.0
     """||y_i - x_t||^2 of this rank; -1 if not measured."""
+    change: float = -1.0
+    """The same of the parameters alone."""
     moved: float = -1.0
-    """||x_t - x_(t-1)||^2 over the slices that this rank owns; -1 if not measured."""
+    """||mean - x_(t-1)||^2 over the slices that this rank owns, of the mean that x_t was made of; -1 if not
+    measured."""
     hash_high: float = -1.0
     hash_low: float = -1.0
     """Halves of the 64-bit hash of this rank's parameters after the last average; -1 if not taken."""
@@ -72,9 +75,14 @@ class Header:
         self._columns = {f.name: table[:, i] for i, f in enumerate(fields(Row))}
         healthy = (self._columns["finite"] == 1) & np.isfinite(self._columns["loss_sum"])
         self.weights = np.where(healthy, self._columns["samples"], 0.0)
-        """The weight of each rank's parameters: its samples, 0 for a rank that is not finite."""
+        """The weight of each rank's parameters: its samples, 0 for a rank that is not finite; less where
+        `Outliers` does not trust a rank."""
         self.unhealthy = [int(r) for r in np.flatnonzero(~healthy)]
         """Ranks with values that are not finite."""
+        self.outliers: list[int] = []
+        """Ranks whose weight `Outliers` has reduced."""
+        self.outlier_words = ""
+        """Why."""
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._columns[name]
@@ -86,8 +94,8 @@ class Header:
 
     @property
     def loss(self) -> float | None:
-        """Mean loss over the samples of the healthy ranks; None if there is none."""
-        total = self.weights.sum()
+        """Mean loss over the samples of the ranks that have weight; None if there is none."""
+        total = self["samples"][self.weights > 0].sum()
         sums = self["loss_sum"][self.weights > 0]
         return float(sums.sum() / total) if total > 0 else None
 

@@ -17,7 +17,7 @@ from hvd_train.algorithm.evaluate import Evaluator
 from hvd_train.algorithm.header import Header
 from hvd_train.algorithm.left_out import LeftOut
 from hvd_train.algorithm.observer import Observer
-from hvd_train.algorithm.period import FixedPeriod
+from hvd_train.algorithm.period.base import Done, Period
 from hvd_train.algorithm.progress import Progress
 from hvd_train.algorithm.schedule import LearningRate
 from hvd_train.algorithm.stopping import GO_ON, Verdict, Watch
@@ -33,6 +33,7 @@ from hvd_train.record.reports import (
     PHASES,
     EvaluationReport,
     FaultReport,
+    PeriodReport,
     Recorder,
     RoundReport,
     Spread,
@@ -66,7 +67,7 @@ class LocalSGD:
     comm: Communicator
     worker: Worker
     synchronizer: Synchronizer
-    period: FixedPeriod
+    period: Period
     learning_rate: LearningRate
     evaluator: Evaluator
     watch: Watch
@@ -78,6 +79,8 @@ class LocalSGD:
     stop_request: StopRequest
     progress: Progress
     evaluation: EvaluateConfig
+    _k: int = field(default=0, init=False)
+    """Local steps of the next round, as rank 0 decided."""
     _unhealthy: frozenset[int] = field(default=frozenset(), init=False)
     """Ranks that were not finite in the previous round."""
     _figures_reported: bool = field(default=False, init=False)
@@ -85,16 +88,17 @@ class LocalSGD:
     def run(self) -> StopReport:
         """Trains until the stop flag. Collective; every rank returns the same, except for `seconds`."""
         self.synchronizer.start()  # x_0 := the state of rank 0
+        self._k = self.comm.broadcast(self._next_period())
         clock, began_with, verdict = Clock(), self.progress.samples, GO_ON
         while not verdict.stop:
             self.learning_rate.apply(self.progress.rounds, self.progress.samples)
-            period = self.period.next()
-            work = self.worker.run(period)  # k local steps on this rank's own shards
+            k = self._k
+            work = self.worker.run(k)  # k local steps on this rank's own shards
             header = self.synchronizer.synchronize(
                 self.progress.rounds, work, stop=self.stop_request.asked, observe=self.observer.is_due()
             )
-            self._count(header, period)
-            self._observe(header, period)
+            self._count(header, k)
+            self._observe(header, k)
             verdict = self._decide(header, clock)
             evaluated = self._evaluation_is_due(verdict)
             if evaluated:
@@ -103,7 +107,12 @@ class LocalSGD:
             self.checkpoints.after_round(self.progress.rounds, verdict.reason, improved, evaluated)
         return self._finish(verdict, self.progress.samples - began_with, clock)
 
-    def _count(self, header: Header, period: int) -> None:
+    def _next_period(self) -> int:
+        """k of the next round as this rank finds it."""
+        done = self.progress
+        return self.period.next(done.rounds, self.learning_rate.without_warm_up(done.rounds, done.samples))
+
+    def _count(self, header: Header, k: int) -> None:
         self.progress.rounds += 1
         self.progress.samples += header.samples
         self.evaluator.after_round(header)
@@ -116,7 +125,7 @@ class LocalSGD:
                 loss=float("nan") if loss is None else loss,
                 seconds={phase: Spread(*header.spread(f"{phase}_s")) for phase in PHASES},
                 by_rank=np.stack([header[f"{phase}_s"] for phase in PHASES]) if observed else None,
-                period=period,
+                period=k,
                 lr=self.learning_rate.current,
                 drift=self.synchronizer.drift,
                 zero_weight=tuple(int(r) for r in (header.weights == 0).nonzero()[0]),
@@ -124,12 +133,21 @@ class LocalSGD:
         )
         if header.unhealthy:
             self._report_unhealthy(header)
+        if header.outliers:
+            self.recorder.report(
+                FaultReport(
+                    round=self.progress.rounds,
+                    kind="outlier",
+                    ranks=tuple(header.outliers),
+                    message=header.outlier_words,
+                )
+            )
         self._unhealthy = frozenset(header.unhealthy)
         self.left_out.after_round(header, self.progress.rounds)
 
-    def _observe(self, header: Header, period: int) -> None:
+    def _observe(self, header: Header, k: int) -> None:
         if header.observe and header.weights.any():  # without any the anchor is that of a round before
-            for report in self.observer.observe(self.progress.rounds, period):
+            for report in self.observer.observe(self.progress.rounds, k):
                 self.recorder.report(report)
 
     def _report_unhealthy(self, header: Header) -> None:
@@ -176,11 +194,17 @@ class LocalSGD:
         return "; ".join(dict.fromkeys(place for place in self.comm.allgather(mine) if place))
 
     def _decide(self, header: Header, clock: Clock) -> Verdict:
+        """Whether the run ends, and if not, the local steps of its next round."""
+        news = self.period.after_round(
+            Done(rounds=self.progress.rounds, k=self._k, header=header, drift=self.synchronizer.drift)
+        )
         verdict = self.watch.after_round(header, self.progress.rounds, self.worker.epochs, clock.elapsed_s())
         began = time.perf_counter()
         phase("stop flag")
-        verdict = decided(self.comm, verdict, self.claim.poll)
+        verdict, self._k = decided(self.comm, (verdict, self._next_period()), self.claim.poll)
         self.synchronizer.communication_s += time.perf_counter() - began
+        if news and not verdict.stop:
+            self.recorder.report(PeriodReport(round=self.progress.rounds, period=self._k, message=news))
         return verdict
 
     def _evaluation_is_due(self, verdict: Verdict) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hvd_train.algorithm.averaging import squared_distance, squared_norm
+from hvd_train.algorithm.distances import squared_distance, squared_norm
 from hvd_train.algorithm.flat_state import Entry, FlatState
 from hvd_train.comm.base import Communicator, Op
 from hvd_train.environment.usage import UsageSampler
@@ -130,8 +130,8 @@ class Observer:
 
     def _squares(self, entry: Entry) -> tuple[float, float]:
         """This rank's part of ||x||^2 and of ||x - x_before||^2: over what it owns of the layer."""
-        buffer = self._state.buffers[entry.dtype]
-        start, stop = max(entry.start, buffer.start), min(entry.start + math.prod(entry.size), buffer.stop)
+        buffer = self._state.buffers[entry.part]
+        start, stop = max(entry.start, buffer.start), min(entry.stop, buffer.stop)
         if start >= stop:
             return 0.0, 0.0
         now, before = buffer.anchor[start:stop], buffer.previous[start:stop]
@@ -139,7 +139,7 @@ class Observer:
 
 
 def _parameters(state: FlatState) -> list[Entry]:
-    places = {(e.dtype, e.start): e for e in reversed(state.entries) if e.kind == "parameter"}
+    places = {(e.part, e.start): e for e in reversed(state.entries) if e.kind == "parameter"}
     return list(reversed(places.values()))
 
 

@@ -10,6 +10,26 @@ from torch.optim import Optimizer
 from hvd_train.config import LearningRateConfig
 
 
+def factor(config: LearningRateConfig, units: int) -> float:
+    """What a learning rate is multiplied by after `units` units.
+
+    The warm-up factor is (units + 1) / warmup until that reaches 1, so that the first round does something.
+    `step` counts its steps from the start; `cosine` falls from the end of the warm-up to `floor` at `total`,
+    and stays there.
+    """
+    warm_up = min(1.0, (units + 1) / config.warmup) if config.warmup else 1.0
+    return warm_up * _decay(config, units)
+
+
+def _decay(c: LearningRateConfig, units: int) -> float:
+    if c.schedule == "step":
+        return c.factor ** (units // c.every)
+    if c.schedule == "cosine":
+        done = min(1.0, max(0, units - c.warmup) / (c.total - c.warmup))
+        return c.floor + (1 - c.floor) * (1 + math.cos(math.pi * done)) / 2
+    return 1.0
+
+
 @final
 class LearningRate:
     """The learning rate of `optimizer` as a pure function of what all ranks know: it has no state, and a
@@ -25,21 +45,13 @@ class LearningRate:
 
     def factor(self, rounds: int, samples: int) -> float:
         """What the configured learning rate is multiplied by in the round that starts after `rounds` rounds
-        and `samples` samples of all ranks together.
+        and `samples` samples of all ranks together."""
+        return factor(self._config, rounds if self._config.unit == "rounds" else samples)
 
-        With u the one of them that `unit` names: the warm-up factor is (u + 1) / warmup until that reaches 1,
-        so that the first round does something. `step` counts its steps from the start of the run; `cosine`
-        falls from the end of the warm-up to `floor` at `total`, and stays there.
-        """
-        c = self._config
-        u = rounds if c.unit == "rounds" else samples
-        warm_up = min(1.0, (u + 1) / c.warmup) if c.warmup else 1.0
-        if c.schedule == "step":
-            return warm_up * c.factor ** (u // c.every)
-        if c.schedule == "cosine":
-            done = min(1.0, max(0, u - c.warmup) / (c.total - c.warmup))
-            return warm_up * (c.floor + (1 - c.floor) * (1 + math.cos(math.pi * done)) / 2)
-        return warm_up
+    def without_warm_up(self, rounds: int, samples: int) -> float:
+        """The rate of the first parameter group in that round as if there were no warm-up: during one, the
+        rate that it leads to."""
+        return self._rates[0] * _decay(self._config, rounds if self._config.unit == "rounds" else samples)
 
     def apply(self, rounds: int, samples: int) -> None:
         """Sets the rate of each parameter group to its first one times `factor`."""

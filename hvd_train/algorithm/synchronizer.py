@@ -6,6 +6,7 @@ import time
 
 from hvd_train.algorithm.averaging import Average, check_bits, drift, report
 from hvd_train.algorithm.header import Header, Work, exchange
+from hvd_train.algorithm.outliers import Outliers
 from hvd_train.comm.base import Communicator
 from hvd_train.liveness import phase
 
@@ -18,18 +19,31 @@ class Synchronizer:
         check_every: rounds between two checks that all ranks hold the same bits; 0: never.
         measure_drift: whether the rounds that are checked measure the drift as well. That needs no further
             pass over the state, but makes the pass more expensive.
+        drift_at_once: whether it is known in the round that is measured, not in the next one. That needs a
+            pass over this rank's slice and one more small message in these rounds.
+        outliers: reduces the weights of ranks that it does not trust. If it is on, every round measures.
     """
 
     def __init__(
-        self, average: Average, comm: Communicator, *, check_every: int, measure_drift: bool = True
+        self,
+        average: Average,
+        comm: Communicator,
+        *,
+        check_every: int,
+        measure_drift: bool = True,
+        drift_at_once: bool = False,
+        outliers: Outliers | None = None,
     ) -> None:
         self._average = average
         self._comm = comm
         self._check_every = check_every
         self._measure_drift = measure_drift
+        self._drift_at_once = drift_at_once
+        self._outliers = Outliers("off") if outliers is None else outliers
         self._before: Header | None = None
         self.drift: float | None = None
-        """Of the round before the last one: it is known one round later. None where it was not measured."""
+        """Of the round before the last one, or with `drift_at_once` of the last one. None where it was not
+        measured."""
         self.communication_s = 0.0
         """Seconds of the last round on this rank: checks and average. Goes into the next header; other
         communication in that round is added to it."""
@@ -52,9 +66,8 @@ class Synchronizer:
         Raises `BitsDiffer` on every rank, `ViewReplaced` on one.
         """
         began = time.perf_counter()
-        found = self._average.inspect(
-            distance=self._measure_drift and self._is_checked(rounds), verify=self._is_checked(rounds - 1)
-        )
+        measure = self._outliers.is_on or (self._measure_drift and self._is_checked(rounds))
+        found = self._average.inspect(distance=measure, verify=self._is_checked(rounds - 1))
         row = report(
             found,
             work,
@@ -68,16 +81,26 @@ class Synchronizer:
         header = exchange(self._comm, row)
         met = time.perf_counter()
         check_bits(header)
+        self._outliers.judge(header)
         weight = float(header.weights[self._comm.rank])
         phase("average")
         self._average.average(
             weight, self._comm.rank not in header.unhealthy, verify=self._is_checked(rounds)
         )
+        self.drift = self._known_drift(header, rounds)
+        self._before = header if header.measured else None
         self.wait_s = met - inspected
         self.communication_s = time.perf_counter() - met + inspected - began
-        self.drift = drift(self._before, header) if self._before is not None and header.verified else None
-        self._before = header if header.measured else None
         return header
+
+    def _known_drift(self, header: Header, rounds: int) -> float | None:
+        """The newest drift, where it becomes known in this round. Collective with `drift_at_once`."""
+        if not self._drift_at_once:
+            before = self._before if header.verified else None
+            return None if before is None else drift(before, header["moved"])
+        if not self._is_checked(rounds) or not header.weights.any():
+            return None
+        return drift(header, self._comm.gather_values((self._average.moved(),)))
 
     def _is_checked(self, rounds: int) -> bool:
         """Whether the average that follows `rounds` rounds is checked, one round later."""

@@ -20,7 +20,8 @@ from torch import Tensor
 from typing_extensions import Self
 
 from hvd_train.comm import ending
-from hvd_train.comm.buffer import Buffer
+from hvd_train.comm.buffer import Buffer, slice_bounds
+from hvd_train.comm.slice_state import SliceState
 from hvd_train.errors import CommunicationError, UserError
 from hvd_train.liveness import Liveness
 
@@ -131,6 +132,18 @@ class Communicator(ABC):
         Raises `TypeError` for a type that is not in `DTYPES`.
         """
         return Buffer.private(numel, dtype, self.size, self.rank)
+
+    def owned(self, numel: int) -> tuple[int, int]:
+        """[start, stop) of the slice that this rank owns of a buffer of `numel` elements. Not collective."""
+        return slice_bounds(numel, self.size, self.rank)
+
+    def keep_state(self, buffer: Buffer, num_values: int) -> None:
+        """Gives the slice step of `buffer` memory for `num_values` values of each element, zeros: see
+        `Buffer.state`. Collective.
+
+        Raises `MemoryError`, on every rank, where ranks share memory and a host has not enough.
+        """
+        buffer.kept = SliceState.private(num_values, buffer.wide, (buffer.start, buffer.stop))
 
     @abstractmethod
     def average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> bool:

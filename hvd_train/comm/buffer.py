@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hvd_train.comm.slice_state import SliceState
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """The types that can be averaged, in the order of their codes where ranks compare them."""
 
@@ -67,6 +69,8 @@ class Buffer:
         self.owned = torch.zeros(self.stop - self.start, dtype=self._wide)
         """After an average in slices: this rank's slice of the mean as its slice step left it. Where the
         wire carries a short type, its difference from the anchor is what the last rounding lost."""
+        self.kept: SliceState | None = None
+        """What its slice step keeps; None: nothing. See `Communicator.keep_state`."""
         self.memory: object = None
         """What the communicator that made the buffer keeps with it."""
 
@@ -86,6 +90,11 @@ class Buffer:
     def dtype(self) -> torch.dtype:
         """Type of the elements of `live`, `anchor` and `previous`."""
         return self.live.dtype
+
+    @property
+    def wide(self) -> torch.dtype:
+        """The type in which it is summed, and in which its slice step sees it."""
+        return self._wide
 
     @property
     def num_bytes(self) -> int:
@@ -139,13 +148,34 @@ class Buffer:
         """Whether `anchor` holds an average yet."""
         return self._averaged
 
+    @property
+    def state(self) -> Tensor:
+        """What the slice step of the newest complete average has kept: see `SliceState.own`."""
+        assert self.kept is not None
+        return self.kept.own(self._newest)
+
+    @property
+    def next_state(self) -> Tensor:
+        """What the slice step of the average under way keeps; it becomes `state` when that is complete."""
+        assert self.kept is not None
+        return self.kept.own(self.next_slot)
+
     def averages(self) -> dict[int, Tensor]:
         """The complete averages that are still available here, by their numbers: at most two. Also after an
         average that failed."""
+        return {version: self._slots[slot] for version, slot in self._complete_slots().items()}
+
+    def states(self) -> dict[int, Tensor]:
+        """What the slice steps of these averages have kept, by the same numbers: all that can be read here,
+        as in `SliceState.slots`."""
+        assert self.kept is not None
+        return {version: self.kept.slots[slot] for version, slot in self._complete_slots().items()}
+
+    def _complete_slots(self) -> dict[int, int]:
         if self._complete is not None:
-            found = {self._complete(slot): self._slots[slot] for slot in (0, 1)}
+            found = {self._complete(slot): slot for slot in (0, 1)}
         else:
-            found = {self.version: self.anchor}
+            found = {self.version: self._newest}
             if not self._building:
-                found[self.version - 1] = self.previous
+                found[self.version - 1] = self.next_slot
         return {version: slot for version, slot in found.items() if version > 0}

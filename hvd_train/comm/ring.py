@@ -20,6 +20,7 @@ from hvd_train.comm.base import Communicator, OnSlice, Op, Pending
 from hvd_train.comm.buffer import DTYPES, Buffer, require_averageable, slice_bounds
 from hvd_train.comm.phases import agree_on_layout, agree_on_shares, row_of, shares_of
 from hvd_train.comm.ring_hosts import find_hosts
+from hvd_train.comm.slice_state import SliceState
 from hvd_train.environment import machine
 from hvd_train.errors import (
     BarrierTimeout,
@@ -160,29 +161,35 @@ class RingCommunicator(Communicator):
         num_bytes = _shm.FlatBuffer.num_bytes(self.local_size, numel, code)
         region = self._hosts.share(self._inner, num_bytes)
         flat = _shm.FlatBuffer(region, self.local_rank, self.local_size, numel, code)
-        self._allocate(flat, num_bytes)
+        self._hosts.back(self._inner, flat.allocate, num_bytes)
         region.seal()
         live, first, second = (
             torch.from_numpy(a).view(dtype) for a in (flat.input(), flat.anchor(0), flat.anchor(1))
         )
-        owned = self._ring.owned(numel) if self._ring else slice_bounds(numel, self.size, self.rank)
-        buffer = Buffer(live, (first, second), owned, flat.complete)
+        buffer = Buffer(live, (first, second), self.owned(numel), flat.complete)
         buffer.memory = _Memory(flat)
         return buffer
 
-    def _allocate(self, flat: _shm.FlatBuffer, num_bytes: int) -> None:
-        # Before any rank writes: the first touch of memory that a container does not have ends the process.
-        try:
-            flat.allocate()
-            failed = False
-        except MemoryError:
-            failed = True
-        short = [r for r, f in enumerate(self._inner.allgather(failed)) if f]
-        if short:
-            raise MemoryError(
-                f"ranks {short} have no memory for their part of {num_bytes:,} bytes on their host: each of "
-                f"its {self.local_size} ranks needs a copy. Use fewer ranks per host, or a larger limit."
-            )
+    def owned(self, numel: int) -> tuple[int, int]:
+        """See `Communicator.owned`. Between hosts a slice is a part of that of the host."""
+        return self._ring.owned(numel) if self._ring else slice_bounds(numel, self.size, self.rank)
+
+    def keep_state(self, buffer: Buffer, num_values: int) -> None:
+        """See `Communicator.keep_state`. The ranks of the host map the values of all elements, and each backs
+        those that it owns with memory."""
+        self._require_idle()
+        row = buffer.numel * buffer.wide.itemsize
+        region = self._hosts.share(self._inner, 2 * num_values * row)
+        start, stop = (buffer.wide.itemsize * at for at in (buffer.start, buffer.stop))
+
+        def allocate() -> None:
+            for values in range(2 * num_values):
+                region.allocate(values * row + start, stop - start)
+
+        self._hosts.back(self._inner, allocate, 2 * num_values * row)
+        region.seal()
+        values = torch.from_numpy(region.array()).view(buffer.wide).view(2, num_values, buffer.numel)
+        buffer.kept = SliceState((values[0], values[1]), 0, (buffer.start, buffer.stop))
 
     def average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> bool:
         """See `Communicator.average`. Between two barriers every rank reads its slices of all live tensors
@@ -257,7 +264,7 @@ class RingCommunicator(Communicator):
             num_bytes = _shm.FlatBuffer.staging_bytes(self.local_size, buffer.numel, code)
             region = self._hosts.share(self._inner, num_bytes)
             flat = memory.flat.staged(region)
-            self._allocate(flat, num_bytes)
+            self._hosts.back(self._inner, flat.allocate, num_bytes)
             region.seal()
             memory.staged = flat, torch.from_numpy(flat.input()).view(buffer.dtype)
         return memory.staged
@@ -377,6 +384,7 @@ class _InBackground(Pending):
             with self._comm._waiting(self._buffer.num_bytes):
                 self._operation.wait()
                 if self._on_slice is not None:
+                    self._comm._pending = None  # a slice step may reduce a few values
                     self._on_slice(self._buffer.owned, self._buffer.start)
                     self._operation.spread()
         finally:

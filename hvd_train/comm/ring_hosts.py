@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hvd_train.comm import _shm
@@ -37,6 +38,27 @@ class Hosts:
         region = mine or self._open(comm, addresses[self.local[0]])
         comm.barrier()  # the first rank keeps it open until all have it
         return region
+
+    def back(self, comm: Communicator, allocate: Callable[[], None], num_bytes: int) -> None:
+        """Backs a region of `num_bytes` with memory, before any rank writes: the first touch of memory that a
+        container does not have ends the process. Collective over `comm`.
+
+        Args:
+            allocate: backs this rank's part.
+
+        Raises `MemoryError`, on every rank, if a host has not enough.
+        """
+        try:
+            allocate()
+            failed = False
+        except MemoryError:
+            failed = True
+        short = [r for r, f in enumerate(comm.allgather(failed)) if f]
+        if short:
+            raise MemoryError(
+                f"ranks {short} have no memory for their part of {num_bytes:,} bytes on their host: each of "
+                f"its {len(self.local)} ranks needs a copy. Use fewer ranks per host, or a larger limit."
+            )
 
     def _open(self, comm: Communicator, address: bytes) -> _shm.Region:
         try:

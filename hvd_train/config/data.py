@@ -19,11 +19,13 @@ class DataConfig:
 
     path: Annotated[str, arg(aliases=["--data"])] = "digits"
     """A folder with a manifest.json, a folder of HDF5 files, one file, a glob pattern, or the word
-    `digits` for the embedded default."""
+    `digits` for the embedded default. Or a Python dataset: `file.py:make_dataset` or
+    `package.module:make_dataset`, a function or class without arguments that gives a torch `Dataset`, another
+    sequence of samples, or an iterable."""
 
     validation: float | str = ""
-    """Validation data of a source without a manifest: a path or glob pattern, or a fraction of the training
-    rows (0.1), split off in blocks. Empty: the validation part of the manifest, else none."""
+    """Validation data of a source without a manifest: a path or glob pattern, a Python dataset, or a fraction
+    of the training rows (0.1), split off in blocks. Empty: the validation part of the manifest, else none."""
 
     fields: dict[str, str] = field(default_factory=dict)
     """What a sample is made of: a name in the batch -> its place in every file. A place is a dataset

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from tyro.conf import arg
 
 from hvd_train.config_values import require, require_usable
+
+LONGEST_PLAIN_PERIOD = 48
+"""Local steps above which plain averaging was seen to lose accuracy."""
+
+_LONGEST_OUTER_PERIOD = 500
+"""What DiLoCo takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +25,38 @@ class SyncConfig:
     """`none` never averages: a baseline for the gain and the cost of averaging."""
 
     period: Annotated[int, arg(aliases=["--period"])] = 10
-    """Local steps between two averages (k)."""
+    """Local steps between two averages (k); where the schedule changes that, the k that it starts from."""
+
+    schedule: Annotated[
+        Literal["fixed", "warmup", "qsr", "adacomm", "drift", "auto"], arg(aliases=["--schedule"])
+    ] = "fixed"
+    """How k changes. `warmup`: 1 in the first rounds. `qsr`: grows as the learning rate falls. `adacomm`:
+    falls with the training loss. `drift`: keeps the drift near a bound. `auto`: keeps the share of the time
+    that communication takes."""
+
+    warmup_rounds: int = 0
+    """With `warmup`: rounds of one local step before those of `period`."""
+
+    qsr_alpha: float = 0.0
+    """With `qsr`: k = max(`period`, floor((alpha / lr)^2)). It begins to grow where the learning rate is
+    alpha / sqrt(`period`)."""
+
+    adacomm_steps: int = 500
+    """With `adacomm`: local steps between two changes of k."""
+
+    drift_bound: float = 0.0
+    """With `drift`: the drift that k keeps to, in the unit of the squared parameters. The charts of a run
+    with a fixed period show what is usual."""
+
+    target_share: float = 0.05
+    """With `auto`: the share of the time that communication may take."""
+
+    max_period: int | None = None
+    """The largest k of `qsr`, `adacomm`, `drift` and `auto`. Not given: 48, or 500 with an outer
+    optimizer."""
+
+    replay_periods: Annotated[str, arg(aliases=["--replay-periods"])] = ""
+    """Take the k of each round from the event log of the run in this folder, in place of the schedule."""
 
     optimizer_state: Literal["average", "keep", "reset"] = "average"
     """`average` it like the parameters, `keep` it on each rank, or `reset` it after each average."""
@@ -29,6 +67,44 @@ class SyncConfig:
     ema: float = 0.0
     """Also keep an exponential moving average of the averages, with this decay per round, such as 0.99: it is
     evaluated as `ema_error` and the like, and saved. Each rank holds its slice. 0: off."""
+
+    outer: Annotated[Literal["none", "slowmo", "nesterov"], arg(aliases=["--outer"])] = "none"
+    """Outer optimizer: what moves the parameters from x_t when the ranks' mean is known. `none`: they become
+    the mean. `slowmo`: slow momentum. `nesterov`: that of DiLoCo, for periods of 50 to 500."""
+
+    outer_lr: float | None = None
+    """Learning rate of the outer optimizer. Not given: 1 for slowmo, 0.7 for nesterov."""
+
+    outer_momentum: float | None = None
+    """Its momentum. Not given: 0.7 for slowmo, 0.9 for nesterov."""
+
+    outer_schedule: Literal["constant", "cosine"] = "constant"
+    """Schedule of its learning rate. `cosine` lowers it to `outer_floor` at `outer_total`."""
+
+    outer_warmup: int = 0
+    """Rounds over which its learning rate rises linearly at the start."""
+
+    outer_total: int = 0
+    """Rounds, including the warm-up, after which `cosine` reaches `outer_floor`."""
+
+    outer_floor: float = 0.0
+    """Final value of `cosine`, as a fraction of `outer_lr`."""
+
+    clip: float = 0.0
+    """Clip the averaged change of the parameters in a round to this 2-norm; 0: do not clip."""
+
+    outliers: Literal["off", "drop", "weigh"] = "off"
+    """What to do with a rank whose parameters changed far more than those of the ranks so far. `drop`: it has
+    the weight 0. `weigh`: every rank's weight is multiplied by exp(-change). Both report it."""
+
+    outlier_threshold: float = 3.0
+    """How far that is, in standard deviations above the exponential average of the changes."""
+
+    outlier_decay: float = 0.98
+    """Decay per round of that average."""
+
+    outlier_warmup: int = 10
+    """Rounds at the start in which no rank is an outlier."""
 
     wire: Annotated[Literal["float32", "bfloat16", "float16", "int8"], arg(aliases=["--wire"])] = "float32"
     """Data type of the elements sent between hosts (backend ring). The 16- and 8-bit types carry rounded
@@ -49,14 +125,92 @@ class SyncConfig:
     def __post_init__(self) -> None:
         require_usable(self, "sync.")
         require(self.period >= 1, "sync.period", self.period, "at least 1 local step")
+        self._check_schedule()
         require(0 <= self.ema < 1, "sync.ema", self.ema, "a decay in [0, 1)")
-        off = self.mode == "average" or not self.ema
-        require(off, "sync.ema", self.ema, "0 with sync.mode = 'none', which has no averages")
+        self._check_averages()
+        self._check_outer()
+        self._check_outliers()
         expected = "a positive number of seconds"
         require(self.stall_timeout_s > 0, "sync.stall_timeout_s", self.stall_timeout_s, expected)
         expected = "0 or a number of seconds"
         require(self.step_timeout_s >= 0, "sync.step_timeout_s", self.step_timeout_s, expected)
         require(self.check_every >= 0, "sync.check_every", self.check_every, "0 or more rounds")
+
+    def _check_schedule(self) -> None:
+        named = self.schedule
+        never = "with sync.mode = 'none', which never averages"
+        averages = self.mode == "average"
+        require(averages or named == "fixed", "sync.schedule", named, f"'fixed' {never}")
+        replayed = self.replay_periods
+        require(averages or not replayed, "sync.replay_periods", replayed, f"nothing {never}")
+        # By key: the schedules that use it, whether its value is one, and what is one.
+        rules: dict[str, tuple[tuple[str, ...], bool, str]] = {
+            "warmup_rounds": (("warmup",), self.warmup_rounds >= 1, "at least 1 round"),
+            "qsr_alpha": (("qsr",), self.qsr_alpha > 0, "more than 0"),
+            "adacomm_steps": (("adacomm",), self.adacomm_steps >= 1, "at least 1 local step"),
+            "drift_bound": (("drift",), self.drift_bound > 0, "more than 0"),
+            "target_share": (("auto",), 0 < self.target_share < 1, "a share between 0 and 1"),
+            "max_period": (
+                ("qsr", "adacomm", "drift", "auto"),
+                self.longest_period >= self.period,
+                f"at least sync.period = {self.period}",
+            ),
+        }
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for key, (schedules, is_one, expected) in rules.items():
+            value = self.longest_period if key == "max_period" else getattr(self, key)
+            if named in schedules:
+                require(is_one, f"sync.{key}", value, f"{expected} with sync.schedule = {named!r}")
+            else:
+                value, default = getattr(self, key), defaults[key]
+                expected = "it not to be given" if default is None else f"{default!r}, the default,"
+                unused = f"{expected} with sync.schedule = {named!r}, which ignores it"
+                require(value == default, f"sync.{key}", value, unused)
+        measured = named != "drift" or self.check_every > 0
+        expected = "at least 1 with sync.schedule = 'drift', which follows what these checks measure"
+        require(measured, "sync.check_every", self.check_every, expected)
+
+    @property
+    def longest_period(self) -> int:
+        """The largest k that the schedule may choose."""
+        if self.schedule in ("fixed", "warmup"):
+            return self.period
+        if self.max_period is not None:
+            return self.max_period
+        return LONGEST_PLAIN_PERIOD if self.outer == "none" else _LONGEST_OUTER_PERIOD
+
+    def _check_averages(self) -> None:
+        """What has no meaning without averages must be off there."""
+        for name, off in (("ema", 0.0), ("outer", "none"), ("clip", 0.0), ("outliers", "off")):
+            value = getattr(self, name)
+            expected = f"{off or 0!r} with sync.mode = 'none', which has no averages"
+            require(self.mode == "average" or value == off, f"sync.{name}", value, expected)
+
+    def _check_outer(self) -> None:
+        off = {"outer_lr": None, "outer_momentum": None, "outer_schedule": "constant", "outer_warmup": 0}
+        for name, default in {**off, "outer_total": 0, "outer_floor": 0.0}.items():
+            value = getattr(self, name)
+            expected = "it not to be given with sync.outer = 'none'"
+            require(self.outer != "none" or value == default, f"sync.{name}", value, expected)
+        lr, momentum = self.outer_lr, self.outer_momentum
+        require(lr is None or lr > 0, "sync.outer_lr", lr, "a positive learning rate")
+        require(
+            momentum is None or 0 <= momentum < 1, "sync.outer_momentum", momentum, "a momentum in [0, 1)"
+        )
+        require(self.outer_warmup >= 0, "sync.outer_warmup", self.outer_warmup, "0 or more rounds")
+        require(self.outer_total >= 0, "sync.outer_total", self.outer_total, "0 or more rounds")
+        require(0 <= self.outer_floor <= 1, "sync.outer_floor", self.outer_floor, "a fraction in [0, 1]")
+        if self.outer_schedule == "cosine":
+            expected = "more than sync.outer_warmup with sync.outer_schedule = 'cosine'"
+            require(self.outer_total > self.outer_warmup, "sync.outer_total", self.outer_total, expected)
+
+    def _check_outliers(self) -> None:
+        require(self.clip >= 0, "sync.clip", self.clip, "0 or a positive norm")
+        threshold, decay, warmup = self.outlier_threshold, self.outlier_decay, self.outlier_warmup
+        expected = "a positive number of standard deviations"
+        require(threshold > 0, "sync.outlier_threshold", threshold, expected)
+        require(0 <= decay < 1, "sync.outlier_decay", decay, "a decay in [0, 1)")
+        require(warmup >= 1, "sync.outlier_warmup", warmup, "at least 1 round")
 
 
 @dataclass(frozen=True, kw_only=True)

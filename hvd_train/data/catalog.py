@@ -13,11 +13,14 @@ from hvd_train.data.class_names import listed_names, named_dataset, uncovered
 from hvd_train.data.deal import Span, deal, split_validation
 from hvd_train.data.demo import ensure_digits
 from hvd_train.data.format import MANIFEST_NAME, SampleSpec, ShardInfo, is_class_dtype, mask_name
-from hvd_train.data.headers import HeadersRead, join_headers, read_headers
+from hvd_train.data.header_labels import HeaderLabels
+from hvd_train.data.headers import HeadersRead, index_lines, join_headers, read_headers
 from hvd_train.data.labels import Labels, Unclassed, divisor, join, labels_of, labels_of_header, objection
 from hvd_train.data.lengths import check_lengths, with_mask
 from hvd_train.data.locate import Found, locate
 from hvd_train.data.places import Places, places_of
+from hvd_train.data.python.facts import is_read_for_targets
+from hvd_train.data.python.registry import made_of
 from hvd_train.data.repeats import Origin, refuse_repeats
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import Screen, damage_screen, stretches
@@ -82,8 +85,9 @@ def open_catalog(data: DataConfig, *, tokens: bool = False) -> Catalog:
 
     Not collective. Raises `DataError`.
     """
-    shards = find_shards(data)
-    labels = summarize_labels(shards, tokens=tokens)
+    read = header_labels(data, tokens=tokens)
+    shards = find_shards(data, read)
+    labels = summarize_labels(shards, tokens=tokens, read=read)
     inputs = summarize_inputs(shards, data, tokens=tokens)
     return make_catalog(shards, data, [labels], [inputs], tokens=tokens)
 
@@ -105,19 +109,25 @@ class Files:
         return (*self.train, *self.validation)
 
 
-def find_shards(data: DataConfig) -> Shards:
+def find_shards(data: DataConfig, labels: HeaderLabels | None = None) -> Shards:
     """Reads the manifest and every shard's header, and settles what a sample is: the three steps of the ranks
-    of a job, in one process.
+    of a job, in one process. With `labels` these are read as well, where they are small.
 
     Not collective. Raises `DataError`, also where two names lead to the same rows.
     """
     files = list_files(data)
-    return join_shards(files, data, [read_headers(files.every, files.places)])
+    return join_shards(files, data, [read_headers(files.every, files.places, labels=labels)])
 
 
 def list_files(data: DataConfig) -> Files:
     """The files that a configuration names. Not collective. Raises `DataError`."""
     train, validation = _find_parts(data)
+    for found in train if data.cache else ():
+        if made_of(found.path):
+            raise DataError(
+                f"data.cache = {data.cache!r}: {found.path} is a Python dataset; expected files, which are "
+                "copied. Leave data.cache out."
+            )
     return Files(train=train, validation=validation, places=places_of(data))
 
 
@@ -125,7 +135,7 @@ def join_shards(files: Files, data: DataConfig, read: Sequence[HeadersRead]) -> 
     """The shards, by what each rank has read of their headers, and what a sample is. Raises `DataError`, also
     where two names lead to the same rows."""
     of_files = join_headers(files.every, read)
-    warnings: list[str] = []
+    warnings = index_lines(files.every, read)
     cut = len(files.train)
     parts = [_with_samples(part, warnings) for part in (of_files[:cut], of_files[cut:])]
     refuse_repeats(*([origin for _, origin in part] for part in parts))
@@ -145,23 +155,56 @@ LabelSummary = tuple[Labels, Labels]
 """The labels of the training and of the validation shards."""
 
 
+def header_labels(data: DataConfig, *, tokens: bool = False) -> HeaderLabels:
+    """What reads labels with the headers. None with a screen, which needs more than the header of one
+    shard."""
+    screened = data.on_damage == "skip"
+    return HeaderLabels({} if screened else _integers(data.inputs, data.targets, tokens))
+
+
+def _integers(inputs: str, targets: str, tokens: bool) -> dict[str, bool]:
+    """The fields whose integers are summarized, and whether some may be marked as ignored: not a target that
+    is also an input token."""
+    if not tokens:
+        return {targets: True}
+    return {targets: False} if inputs == targets else {targets: True, inputs: False}
+
+
 def summarize_labels(
-    shards: Shards, rank: int = 0, world_size: int = 1, *, tokens: bool = False
+    shards: Shards,
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    tokens: bool = False,
+    read: HeaderLabels | None = None,
+    counted: bool = True,
 ) -> LabelSummary:
     """What this rank's part of the integer targets looks like; together the parts are all of them.
 
     Rows of any length are compared with the length to which they are padded. Shards that record their classes
     are not read, unless they hold values that are no class. The rows of the
     others are dealt to the ranks as for training, and each is read once. Not collective. Raises `DataError`.
+
+    Args:
+        read: what this rank has read with the headers, if every rank has; those labels are not read again.
+        counted: whether the task asks for the number of classes. If not, Python datasets are left out, which
+            have to make a whole sample for its target.
     """
-    check_lengths(deal(whole((*shards.train, *shards.validation)), world_size)[rank], shards.sample.fields)
-    if not is_class_dtype(shards.sample.fields[shards.sample.targets].dtype):
+    fields = shards.sample.fields
+    if any(field.padding for field in fields.values()):
+        check_lengths(deal(whole((*shards.train, *shards.validation)), world_size)[rank], fields)
+    if not is_class_dtype(fields[shards.sample.targets].dtype):
         return Labels(), Labels()
+    read = HeaderLabels({}) if read is None else read
     train, validation = (
-        _summarize_part(infos, shards, rank, world_size, tokens)
+        _summarize_part(_cheap(infos, shards.sample, counted), shards, rank, world_size, tokens, read)
         for infos in (shards.train, shards.validation)
     )
     return train, validation
+
+
+def _cheap(infos: Sequence[ShardInfo], sample: SampleSpec, counted: bool) -> Sequence[ShardInfo]:
+    return [info for info in infos if counted or not is_read_for_targets(info, sample.targets)]
 
 
 def summarize_inputs(
@@ -178,19 +221,24 @@ def summarize_inputs(
 
 
 def _summarize_part(
-    infos: Sequence[ShardInfo], shards: Shards, rank: int, world_size: int, tokens: bool
+    infos: Sequence[ShardInfo],
+    shards: Shards,
+    rank: int,
+    world_size: int,
+    tokens: bool,
+    read: HeaderLabels,
 ) -> Labels:
-    spec, screen = shards.sample, shards.screen
+    spec = shards.sample
     known = [labels_of_header(info, spec.targets) for info in infos]
-    unread = [info for info, labels in zip(infos, known, strict=True) if labels is None]
+    unknown = [info for info, labels in zip(infos, known, strict=True) if labels is None]
     found = [labels for labels in known if labels is not None and rank == 0]
-    # A target that is also an input token cannot be a mark to be ignored.
-    ignore = not (tokens and spec.inputs == spec.targets)
-    mine = deal(whole(unread), world_size)[rank]
-    found.append(_read_labels(mine, spec, spec.targets, screen, ignore))
-    if tokens and spec.inputs != spec.targets and is_class_dtype(spec.fields[spec.inputs].dtype):
-        mine = deal(whole(infos), world_size)[rank]
-        found.append(_read_labels(mine, spec, spec.inputs, screen, ignore=False))
+    found += read.of(infos)
+    for name, ignore in _integers(spec.inputs, spec.targets, tokens).items():
+        if is_class_dtype(spec.fields[name].dtype):
+            every = unknown if name == spec.targets else infos
+            left = [info for info in every if not read.covers(info, name)]
+            mine = deal(whole(left), world_size)[rank]
+            found.append(_read_labels(mine, spec, name, shards.screen, ignore))
     return join(found)
 
 
@@ -313,12 +361,12 @@ def _find_parts(data: DataConfig) -> tuple[tuple[Found, ...], tuple[Found, ...]]
     return train, validation
 
 
-def read_shards(
-    part: Sequence[Found], layout: Places, warnings: list[str], *, texts: bool = False
+def join_part(
+    files: Sequence[Found], read: Sequence[HeadersRead], warnings: list[str]
 ) -> list[tuple[ShardInfo, Origin]]:
-    """The headers of a part's shards, without those that have no samples. With `texts` datasets of them may
-    hold strings of a fixed number of bytes."""
-    return _with_samples(join_headers(part, [read_headers(part, layout, texts=texts)]), warnings)
+    """The headers of the shards of some files, without those that have no samples. Raises `DataError`."""
+    warnings += index_lines(files, read)
+    return _with_samples(join_headers(files, read), warnings)
 
 
 def _with_samples(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from hvd_train.data.format import Array
 from hvd_train.errors import DataError, UnsupportedShard
@@ -13,6 +14,15 @@ Range = tuple[int, int]
 """Rows of a file: the first, and the one after the last."""
 
 _LISTED = 12
+
+
+class Unread(NamedTuple):
+    """Rows that cannot be read."""
+
+    rows: Range
+    at: int
+    """Where the first of them is in the arrays."""
+    error: DataError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,10 +74,10 @@ def _num_rows(spans: Sequence[Span]) -> int:
 def _whole_shards(shards: list[tuple[Span, ...]], world_size: int) -> list[tuple[Span, ...]]:
     taken: list[list[int]] = [[] for _ in range(world_size)]
     loads = [(0, rank) for rank in range(world_size)]
-    for index in sorted(range(len(shards)), key=lambda i: (-_num_rows(shards[i]), i)):
+    for fewer, index in sorted((-_num_rows(shard), index) for index, shard in enumerate(shards)):
         load, rank = loads[0]
         taken[rank].append(index)
-        heapq.heapreplace(loads, (load + _num_rows(shards[index]), rank))
+        heapq.heapreplace(loads, (load - fewer, rank))
     return [tuple(span for index in sorted(indices) for span in shards[index]) for indices in taken]
 
 

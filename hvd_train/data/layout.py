@@ -17,6 +17,8 @@ from functools import cached_property
 from itertools import product
 from math import ceil, prod
 
+from hvd_train.errors import DataError
+
 SMALL_BYTES = 1 << 20
 """Of a dataset whose bands have at most so many bytes, the chunk cache of HDF5 holds one band."""
 
@@ -28,8 +30,32 @@ _PARTIAL_BYTES = 1 << 20
 
 _SUGGESTED_BYTES = 512 << 10
 
+_MOST_DECODES = 4
+"""In one pass over rows in order, of each chunk."""
+
 Box = tuple[slice, ...]
 """A part of a sample: a slice of each axis of the dataset but the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """The dataset that rows are a part of: of which columns or a range are read, or the samples are along
+    another axis than the first. Chunks are read and decoded as they are there."""
+
+    shape: tuple[int, ...]
+    """With the axes of the file."""
+
+    chunk: tuple[int, ...]
+    """Shape of a chunk."""
+
+    itemsize: int
+    """Bytes of one value, or of one row of a table."""
+
+    axis: int = 0
+    """Of the samples."""
+
+    band_chunks: int = 1
+    """Chunks of a band of which something is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +74,9 @@ class Layout:
     filtered: bool = False
     """Whether chunks pass through a filter (compression, shuffle, checksum)."""
 
+    whole: Whole | None = None
+    """What it is a part of; None if rows are those of the dataset."""
+
     dataset: str = field(default="", compare=False)
     """Its name in its file, for messages; empty: that of the field."""
 
@@ -62,7 +91,8 @@ class Layout:
     @property
     def chunk_bytes(self) -> int:
         """Bytes of one chunk, decoded; 0 for a dataset that is not chunked."""
-        return prod(self.chunk) * self.itemsize if self.chunk else 0
+        stored = self.whole or self
+        return prod(stored.chunk or ()) * stored.itemsize if self.chunk else 0
 
     @property
     def band_rows(self) -> int:
@@ -71,8 +101,8 @@ class Layout:
 
     @cached_property
     def band_chunks(self) -> int:
-        """Chunks of a band."""
-        return prod(self._tiles())
+        """Chunks of a band of which something is read."""
+        return self.whole.band_chunks if self.whole else prod(self._tiles())
 
     @cached_property
     def band_bytes(self) -> int:
@@ -151,15 +181,17 @@ class Layout:
 
     def in_words(self) -> str:
         """Its chunks, for messages."""
-        count = prod(self.chunk or ())
-        return f"chunks of {_by(self.chunk or ())} ({count:,} values, {count * self.itemsize:,} bytes)"
+        chunk = (self.whole or self).chunk or ()
+        return f"chunks of {_by(chunk)} ({prod(chunk):,} values, {self.chunk_bytes:,} bytes)"
 
     def suggested_chunk(self) -> tuple[int, ...]:
-        """Whole samples, about 512 KiB."""
-        rows = max(1, _SUGGESTED_BYTES // max(1, self.row_bytes))
+        """Whole samples, about 512 KiB, with the axes of the file."""
+        stored, axis = self.whole or self, self.whole.axis if self.whole else 0
+        before, others = stored.shape[:axis], stored.shape[axis + 1 :]
+        rows = max(1, _SUGGESTED_BYTES // max(1, prod((*before, *others)) * stored.itemsize))
         # A power of two, as block sizes are.
         rows = 1 << (rows.bit_length() - 1)
-        return (max(1, min(rows, self.shape[0])), *self.shape[1:])
+        return (*before, max(1, min(rows, stored.shape[axis])), *others)
 
     def _tiles(self) -> tuple[int, ...]:
         """Chunks along each axis but the first."""
@@ -181,4 +213,17 @@ def repack_line(path: str, name: str, layouts: Mapping[str, Layout]) -> str:
         for field, layout in layouts.items()
         if layout.is_large and layout.filtered and layout.file == file
     ]
-    return f"h5repack {' '.join(options)} {shlex.quote(file or path)} repacked.h5"
+    return f"h5repack {' '.join(dict.fromkeys(options))} {shlex.quote(file or path)} repacked.h5"
+
+
+def require_few_decodings(path: str, layouts: Mapping[str, Layout]) -> None:
+    """Raises `DataError` if reading the rows of the shard `path` in order, a few at a time, would decode a
+    chunk many times."""
+    for name, layout in layouts.items():
+        if layout.decodes > _MOST_DECODES:
+            raise DataError(
+                f"{path}: dataset `{name}` is compressed in {layout.in_words()}. To read its rows in "
+                f"order, each chunk has to be decoded {layout.decodes} times; expected at most "
+                f"{_MOST_DECODES}. Write the file in smaller chunks: "
+                f"`{repack_line(path, name, layouts)}`."
+            )

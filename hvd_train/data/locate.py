@@ -12,13 +12,15 @@ from hvd_train.data.format import Manifest, ShardEntry, ShardInfo
 from hvd_train.data.hdf5.groups import groups_of
 from hvd_train.data.manifest import differences, load_manifest
 from hvd_train.data.places import GROUP, Places
+from hvd_train.data.python.registry import made_of, make
 from hvd_train.errors import DataError
+from hvd_train.io.user_module import split_name
 
 SUFFIXES = (".h5", ".hdf5")
 UNFINISHED_SUFFIX = ".unfinished.json"
 """Of what is known of shards that are being written."""
 
-OTHER_SUFFIXES = (".hdf", ".he5", ".nc", ".nc4", ".cdf", ".mat", ".h5ad")
+OTHER_SUFFIXES = (".hdf", ".he5", ".nc", ".nc4", ".cdf", ".mat", ".h5ad", ".loom", ".nxs", ".cxi")
 """Of formats that are HDF5, or were before. In a folder they count only if it has none of `SUFFIXES`: a file
 may be there in both forms."""
 
@@ -49,12 +51,15 @@ class Source:
     manifest: Manifest | None = None
 
 
-def locate(path: str, key: str) -> Source:
+def locate(path: str, key: str, *, files_only: bool = False) -> Source:
     """The shards of a folder (by its manifest.json, else its .h5 and .hdf5 files, else files such as .nc), a
-    file, or a glob pattern.
+    file, or a glob pattern; or a Python dataset, `module:make_dataset`, which is made.
 
     Files are sorted by name, shards of a manifest keep its order. Raises `DataError`, with `key`
     as the name of what the user gave, where nothing is found.
+
+    Args:
+        files_only: refuse Python datasets.
     """
     if os.path.isdir(path):
         manifest = load_manifest(path)
@@ -68,10 +73,19 @@ def locate(path: str, key: str) -> Source:
         return Source(_plain([path]))
     # A pattern may fit one file in several ways.
     files = sorted({name for name in glob.glob(path, recursive=True) if not os.path.isdir(name)})
+    if not files and split_name(path):
+        if files_only:
+            raise DataError(
+                f"{key} = {path!r} names a Python dataset; expected files. Write shards of it: `hvd_train "
+                f"shard write --from {path} --out FOLDER`."
+            )
+        make(path, key)
+        return Source(_plain([path]))
     if not files:
         raise DataError(
             f"{key} = {path!r}: no such file or folder, and no file fits it as a pattern. "
-            "Expected a folder with a manifest.json or with .h5 files, one file, or a glob pattern."
+            "Expected a folder with a manifest.json or with .h5 files, one file, a glob pattern, or a Python "
+            "dataset: `module:make_dataset`."
         )
     return Source(_plain(files))
 
@@ -88,17 +102,18 @@ def _refuse_unfinished(folder: str) -> None:
 def in_groups(shards: Sequence[Found], layout: Places) -> Iterator[Found]:
     """The shards; where the fields are in groups of a file, each of its groups as one. Raises `DataError`."""
     for shard in shards:
-        if layout.has_groups:
+        if layout.has_groups and made_of(shard.path) is None:
             yield from (Found(shard.path + GROUP + group) for group in groups_of(shard.path, layout))
         else:
             yield shard
 
 
 def _files_in(folder: str, key: str) -> list[str]:
-    visible = [p for p in Path(folder).iterdir() if not p.name.startswith(".")]
+    visible = [name for name in os.listdir(folder) if not name.startswith(".")]
     for suffixes in (SUFFIXES, OTHER_SUFFIXES):
-        if files := sorted(str(p) for p in visible if p.suffix in suffixes):
-            return files
+        if files := sorted(name for name in visible if os.path.splitext(name)[1].lower() in suffixes):
+            start = str(Path(folder, "_"))[:-1]  # as pathlib has it, without `./`
+            return [start + name for name in files]
     raise DataError(
         f"{key} = {folder!r}: the folder holds neither manifest.json nor files ending in "
         f"{', '.join((*SUFFIXES, *OTHER_SUFFIXES))}. Write some with `hvd_train shard write`, or give a glob "

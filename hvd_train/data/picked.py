@@ -29,7 +29,7 @@ class Picked:
     """Those of `rows` whose bits are set, rows 0 to m - 1. Used like `Rows`.
 
     Holds a bit for each of `rows`, and reads what is between the first and the last of some picked rows in
-    pieces of 1 MiB, of which it keeps the picked ones.
+    pieces of 1 MiB, of which it keeps the picked ones; of Python datasets the picked ones alone.
     """
 
     def __init__(self, rows: Rows, bits: Bits) -> None:
@@ -64,7 +64,8 @@ class Picked:
         """See `Rows.read_into`."""
         step = max(1, _READ_BYTES // max(1, self.row_bytes))
         for numbers in self._numbers(start, stop):
-            cuts = np.flatnonzero(np.diff(numbers // step)) + 1
+            apart = np.diff(numbers) > 1 if self.rows.are_made else np.diff(numbers // step) > 0
+            cuts = np.flatnonzero(apart) + 1
             for piece in np.split(numbers, cuts):
                 first = int(piece[0])
                 for name, values in self.rows.read(first, int(piece[-1]) + 1).items():

@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-import operator
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import final
 
 import numpy as np
 import numpy.typing as npt
 
-from hvd_train.data.blocks import row_bytes, rows_per_block
-from hvd_train.data.damage import Range, read_undamaged
+from hvd_train.data.blocks import row_bytes
+from hvd_train.data.damage import Range
 from hvd_train.data.deal import Span, rows_of
 from hvd_train.data.format import Array, FieldSpec, ShardInfo
-from hvd_train.data.hdf5.file import ShardFile
-from hvd_train.data.layout import HELD_BYTES, Layout, repack_line
+from hvd_train.data.layout import HELD_BYTES, Layout, require_few_decodings
 from hvd_train.data.numbering import Origins
+from hvd_train.data.opened import Opener, OpenFile, OpenShard
 from hvd_train.data.places import places_of_fields
+from hvd_train.data.python.registry import made_of
+from hvd_train.data.python.shard import PythonShard
 from hvd_train.data.screen import MARK, USABLE, Screen
 from hvd_train.data.verify import Verifier
-from hvd_train.errors import DataError, UnsupportedShard
+from hvd_train.errors import DataError
 
 # A rank may hold more shards than the system lets one process open.
 _MAX_OPEN = 32
 
 _MOST_HELD_BYTES = 2 * HELD_BYTES
 """Decoded rows that the open files hold together (see `Layout.held_rows`), if they are more than one."""
-
-_DAMAGED_BYTES = 1 << 20
-"""Of a dataset without chunks and checksums: left out together where they cannot be read."""
-
-_MOST_DECODES = 4
-"""In one pass over rows in order, of each chunk."""
 
 
 @final
@@ -74,10 +70,10 @@ class Rows:
         self.copies = copies or {}
         """Copies of files, which are read in their place."""
         self._stops = list(accumulate(span.num_rows for span in self.spans))
-        self._open: OrderedDict[str, ShardFile] = OrderedDict()
+        self._open: OrderedDict[str, OpenShard] = OrderedDict()
         self._infos = {info.path: info for info in known}
-        self._identities: dict[str, tuple[int, int]] = {}
-        self._verifiers: dict[tuple[str, str], Verifier] = {}
+        self._opener = Opener(fields, self.copies, self._infos)
+        self._verifiers: dict[str, dict[str, Verifier]] = {}
 
     def __len__(self) -> int:
         return self._stops[-1] if self._stops else 0
@@ -86,6 +82,11 @@ class Rows:
     def row_bytes(self) -> int:
         """Bytes of one row of all fields."""
         return sum(row_bytes(field) for field in self.fields.values())
+
+    @property
+    def are_made(self) -> bool:
+        """Whether some of them are from Python datasets, which make a whole sample for a part of it."""
+        return any(made_of(path) for path in {span.shard for span in self.spans})
 
     def empty(self, num_rows: int) -> dict[str, Array]:
         """Uninitialised arrays of `num_rows` rows."""
@@ -120,8 +121,7 @@ class Rows:
             part = {name: array[at : at + rows] for name, array in batch.items()}
             marks = part.pop(MARK, None)
             if self.screen is None or marks is None:
-                for name, out in part.items():
-                    self._read(self.shard(path), name, ranges, out)
+                self.shard(path).read_into(part, ranges, verify=self.verify)
             else:
                 self._read_screened(self.screen, path, ranges, part, marks)
             at += rows
@@ -131,45 +131,15 @@ class Rows:
         self, screen: Screen, path: str, ranges: Sequence[Range], part: Mapping[str, Array], marks: Array
     ) -> None:
         marks.fill(USABLE)
-        for name, out in part.items():
-            shard = self.shard(path)
-            if self.verify:
-                self._verifier(shard, name)
-            try:
-                self._read(shard, name, ranges, out)
-            except UnsupportedShard:
-                raise
-            except DataError:
-                if not screen.skips_damage:
-                    raise
-                self._leave_out_damaged(screen, path, name, ranges, out, marks)
+        shard = self.shard(path)
+        if screen.skips_damage:
+            for unread in shard.read_undamaged(part, ranges, verify=self.verify):
+                first, last = unread.rows
+                at = marks[unread.at : unread.at + last - first]
+                screen.leave_out(path, unread.rows, str(unread.error), at)
+        else:
+            shard.read_into(part, ranges, verify=self.verify)
         screen.mark(path, ranges, part, marks)
-
-    def _leave_out_damaged(
-        self, screen: Screen, path: str, name: str, ranges: Sequence[Range], out: Array, marks: Array
-    ) -> None:
-        # From a file that is opened anew: the handle of a network file system may be stale.
-        self._open.pop(path).close()
-        shard, at = self.shard(path), 0
-        for start, stop in ranges:
-            end = at + stop - start
-            unit = self._damaged_together(shard, name)
-            for (first, last), error in read_undamaged(
-                lambda rows, into: self._read(shard, name, [rows], into), (start, stop), out[at:end], unit
-            ):
-                screen.leave_out(
-                    path, (first, last), str(error), marks[at + first - start : at + last - start]
-                )
-            at = end
-
-    def _damaged_together(self, shard: ShardFile, name: str) -> int:
-        """Rows of a checksummed block, else of a chunk, else of 1 MiB."""
-        info = shard.info
-        if self.verify and info.checksum_rows:
-            return info.checksum_rows
-        if info.layouts[name].chunk:
-            return info.layouts[name].band_rows
-        return rows_per_block(info.fields[name], _DAMAGED_BYTES)
 
     def _next(self, start: int, stop: int) -> tuple[str, list[tuple[int, int]]]:
         """The shard that row `start` is in, and its rows from there on up to `stop` or another shard."""
@@ -183,18 +153,6 @@ class Rows:
             ranges.append((first, first + end - start))
             start, index = end, index + 1
         return path, ranges
-
-    def _read(self, shard: ShardFile, name: str, ranges: Sequence[tuple[int, int]], out: Array) -> None:
-        if not self.verify:
-            shard.read_into(name, ranges, out)
-            return
-        self._verifier(shard, name).read_into(shard, ranges, out)
-
-    def _verifier(self, shard: ShardFile, name: str) -> Verifier:
-        key = (shard.info.path, name)
-        if key not in self._verifiers:
-            self._verifiers[key] = Verifier(shard, name)
-        return self._verifiers[key]
 
     def locate(self, start: int, stop: int) -> tuple[Span, ...]:
         """Where rows `start` up to `stop` are."""
@@ -226,22 +184,15 @@ class Rows:
         """Raises `DataError` if reading these rows in order, a batch at a time, would decode a chunk many
         times. Opens every file."""
         for path, layouts in self.layouts():
-            for name, layout in layouts.items():
-                if layout.decodes > _MOST_DECODES:
-                    raise DataError(
-                        f"{path}: dataset `{name}` is compressed in {layout.in_words()}. To read its rows in "
-                        f"order, each chunk has to be decoded {layout.decodes} times; expected at most "
-                        f"{_MOST_DECODES}. Write the file in smaller chunks: "
-                        f"`{repack_line(path, name, layouts)}`."
-                    )
+            require_few_decodings(path, layouts)
 
     def close(self) -> None:
         """Closes all files; a later read opens them again."""
         while self._open:
             self._open.popitem()[1].close()
 
-    def shard(self, path: str) -> ShardFile:
-        """The open file of a shard. It stays theirs, and may be closed by the next call."""
+    def shard(self, path: str) -> OpenShard:
+        """The shard, open. It stays theirs, and may be closed by the next call."""
         shard = self._open.pop(path, None)
         if shard is None:
             shard = self._open_shard(path)
@@ -250,21 +201,13 @@ class Rows:
         self._open[path] = shard
         return shard
 
-    def _held_bytes(self, shard: ShardFile) -> int:
+    def _held_bytes(self, shard: OpenShard) -> int:
         """Of decoded rows, at most: in `shard` and in the files that are open."""
         return sum(s.info.held_bytes for s in (shard, *self._open.values()))
 
-    def _open_shard(self, path: str) -> ShardFile:
-        texts = any(field.dtype.startswith("S") for field in self.fields.values())
-        places = places_of_fields(self.fields)
-        shard = ShardFile(path, places, texts=texts, copy=self.copies.get(places.file_of(path)[0], ""))
-        first = self._infos.setdefault(path, shard.info)
-        identity = self._identities.setdefault(path, shard.identity)
-        is_another = all(map(operator.ne, identity, shard.identity))
-        if shard.info.fields != self.fields or not shard.info.continues(first) or is_another:
-            shard.close()
-            raise DataError(
-                f"{path}: the file was replaced after the run began, or this host sees another one under its "
-                "name. Restore the file that the run began with, or start a new run."
-            )
-        return shard
+    def _open_shard(self, path: str) -> OpenShard:
+        made = made_of(path)
+        if made is None:
+            return OpenFile(partial(self._opener.open, path), self._verifiers.setdefault(path, {}))
+        spans = [(span.start, span.stop) for span in self.spans if span.shard == path]
+        return PythonShard(made, places_of_fields(self.fields), spans)

@@ -37,7 +37,7 @@ class Samples:
 
     def take(self, batch: Mapping[str, Any]) -> dict[str, Array]:
         """The next samples, [samples, ...] of each field, in the types of `fields`."""
-        arrays = {name: np.asarray(value) for name, value in batch.items()}
+        arrays = {name: self.array(name, value) for name, value in batch.items()}
         where = f"row {self._rows}"
         lengths = {name: len(array) if array.ndim else -1 for name, array in arrays.items()}
         if len(set(lengths.values())) != 1 or -1 in lengths.values():
@@ -57,6 +57,19 @@ class Samples:
         block = {name: self._converted(name, arrays[name], where) for name in self.fields}
         self._rows += next(iter(lengths.values()))
         return block
+
+    def array(self, name: str, value: Any) -> Array:
+        """The values of field `name` of the next samples. Raises `DataError` if they are no array."""
+        try:
+            array = np.asarray(value)
+        except ValueError:  # lists of different lengths
+            array = np.empty(0, object)
+        if array.dtype.kind == "O":
+            raise DataError(
+                f"row {self._rows}: `{name}` has values of different lengths, or Python objects. Expected "
+                "numbers: pad the values to one length, or convert them."
+            )
+        return array
 
     def _converted(self, name: str, array: Array, where: str) -> Array:
         field = self.fields[name]

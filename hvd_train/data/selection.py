@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hvd_train.config import DataConfig
-from hvd_train.data.catalog import find_shards, read_shards, whole
+from hvd_train.data.catalog import Shards, join_part, whole
 from hvd_train.data.class_names import require_names
 from hvd_train.data.deal import Span, split_validation
 from hvd_train.data.demo import ensure_digits
-from hvd_train.data.format import FieldSpec, SampleSpec
+from hvd_train.data.format import FieldSpec, SampleSpec, ShardInfo
 from hvd_train.data.growing import refuse_growing
-from hvd_train.data.locate import locate
-from hvd_train.data.places import places_of_fields
+from hvd_train.data.headers import HeadersRead, read_headers
+from hvd_train.data.locate import Found, locate
+from hvd_train.data.places import Places, places_of_fields
 from hvd_train.errors import DataError
 
 
@@ -26,6 +27,9 @@ class Selection:
     fields: Mapping[str, FieldSpec]
     """What a row is made of."""
 
+    shards: tuple[ShardInfo, ...]
+    """The headers of the files."""
+
     warnings: tuple[str, ...]
     """What a user should know of the shards, one line each."""
 
@@ -37,9 +41,19 @@ def needed_to_predict(sample: SampleSpec) -> tuple[str, ...]:
     return tuple(name for name in sample.fields if name not in known)
 
 
+@dataclass(frozen=True)
+class Listed:
+    """The files that a path names; nothing of them has been read."""
+
+    files: tuple[Found, ...]
+
+    places: Places
+    """Of the fields that are needed."""
+
+
 def select_rows(path: str, sample: SampleSpec, names: Sequence[str]) -> Selection:
     """All rows of the shards that `path` names, in its order: of a manifest its validation part, or where it
-    has none its training part.
+    has none its training part. All of it in one process.
 
     Args:
         path: what `data.path` takes.
@@ -47,17 +61,28 @@ def select_rows(path: str, sample: SampleSpec, names: Sequence[str]) -> Selectio
         names: the datasets that are needed of every shard. Those that the model was not trained on must be
             alike in all of them, and may hold strings of a fixed number of bytes.
 
-    Not collective: every rank does the same and gets the same. Raises `DataError`.
+    Not collective. Raises `DataError`.
     """
+    listed = list_rows(path, sample, names)
+    return join_rows(listed, sample, names, [read_headers(listed.files, listed.places, texts=True)])
+
+
+def list_rows(path: str, sample: SampleSpec, names: Sequence[str]) -> Listed:
+    """The files of `select_rows`. Not collective. Raises `DataError`."""
     source = locate(str(ensure_digits()) if path == "digits" else path, "--data")
-    warnings: list[str] = []
     fields = {name: sample.fields.get(name) or FieldSpec(shape=(), dtype="") for name in names}
-    layout = places_of_fields(fields, sample.inputs, sample.targets)
-    files = source.validation or source.train
+    places = places_of_fields(fields, sample.inputs, sample.targets)
+    return Listed(source.validation or source.train, places)
+
+
+def join_rows(
+    listed: Listed, sample: SampleSpec, names: Sequence[str], read: Sequence[HeadersRead]
+) -> Selection:
+    """The rows of `select_rows`, by what each rank has read of the headers. Raises `DataError`."""
     if sample.targets in names:
-        require_names(files, sample)
-    read = read_shards(files, layout, warnings, texts=True)
-    infos = [info for info, _ in read]
+        require_names(listed.files, sample)
+    warnings: list[str] = []
+    infos = [info for info, _ in join_part(listed.files, read, warnings)]
     refuse_growing(infos)
     for info in infos:
         for name in names:
@@ -68,15 +93,14 @@ def select_rows(path: str, sample: SampleSpec, names: Sequence[str]) -> Selectio
                     f"{info.path}: a sample of `{name}` is {seen}; {other} "
                     f"{expected}. Convert the data, or name other files."
                 )
-    return Selection(whole(infos), infos[0].fields, tuple(warnings))
+    return Selection(whole(infos), infos[0].fields, tuple(infos), tuple(warnings))
 
 
-def validation_rows(data: DataConfig) -> tuple[tuple[Span, ...], tuple[str, ...]]:
-    """The validation rows of a run that was trained on `data`, and what a user should know of its shards, one
-    line each. Not collective: every rank does the same and gets the same. Raises `DataError`, also where it
-    has none."""
-    shards = find_shards(data)
-    refuse_growing((*shards.train, *shards.validation))
+def validation_rows(shards: Shards, data: DataConfig) -> Selection:
+    """The validation rows of a run that was trained on `data`, which has these shards. Raises `DataError`,
+    also where it has none."""
+    infos = (*shards.train, *shards.validation)
+    refuse_growing(infos)
     train, validation = whole(shards.train), whole(shards.validation)
     if isinstance(data.validation, float):
         _, validation = split_validation(train, data.validation)
@@ -85,4 +109,4 @@ def validation_rows(data: DataConfig) -> tuple[tuple[Span, ...], tuple[str, ...]
             f"data.path = {data.path!r}: the run has no validation data. Name the data to evaluate on by "
             "--data."
         )
-    return validation, shards.warnings
+    return Selection(validation, shards.sample.fields, infos, shards.warnings)

@@ -134,7 +134,8 @@ class ShardWriter:
     def append(self, sample: Mapping[str, Any]) -> None:
         """Takes one sample: each field an array, or a scalar. Raises `DataError` with the number of the row,
         counted on this rank, for one that is not like the first."""
-        self.append_batch({name: np.asarray(value)[np.newaxis] for name, value in sample.items()})
+        arrays = {name: self._samples.array(name, value) for name, value in sample.items()}
+        self.append_batch({name: array[np.newaxis] for name, array in arrays.items()})
 
     def append_batch(self, batch: Mapping[str, Any]) -> None:
         """Takes several samples: each field an array [samples, ...]. Errors are those of `append`."""

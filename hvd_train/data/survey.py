@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-from hvd_train.data.blocks import row_bytes, rows_per_block
+from hvd_train.data.blocks import row_bytes
 from hvd_train.data.deal import Span
 from hvd_train.data.format import FieldSpec, mask_name
 from hvd_train.data.lengths import has_values, with_mask
@@ -22,6 +22,9 @@ _PLACES = 16
 
 _MOST_FILES = 64
 """About so many files are opened for some rows: of more files fewer rows are read."""
+
+_MOST_SAMPLES = 1000
+"""Of Python datasets, about so many are read."""
 
 _DECODED_BYTES = 16 << 20
 """Bytes that HDF5 may decode for it: a chunk of a file is read as a whole. At least one row is read."""
@@ -80,11 +83,15 @@ def survey(
     Checksums are not compared, unless a screen leaves out what is damaged: that is done when the rows are
     used. Not collective. Raises `DataError`.
     """
-    return {
-        name: _survey_one(spans, name, spec, (fills or {}).get(name), num_bytes, screen)
-        for name, spec in fields.items()
-        if has_values(spec)
-    }
+    found: dict[str, Survey] = {}
+    fields = {name: field for name, field in fields.items() if has_values(field)}
+    if Rows(spans, fields).are_made:
+        # A sample is made as a whole, and may take long.
+        most = _MOST_SAMPLES * sum(map(row_bytes, fields.values()))
+        return _survey(spans, fields, fills or {}, num_bytes and min(num_bytes, most), screen)
+    for name, field in fields.items():
+        found |= _survey(spans, {name: field}, fills or {}, num_bytes, screen)
+    return found
 
 
 def join_surveys(surveys: Iterable[Surveys]) -> dict[str, Survey]:
@@ -106,23 +113,31 @@ def _join_two(a: Survey, b: Survey) -> Survey:
     )
 
 
-def _survey_one(
+def _survey(
     spans: Sequence[Span],
-    name: str,
-    spec: FieldSpec,
-    fill: Number | None,
+    fields: Mapping[str, FieldSpec],
+    fills: Mapping[str, Number],
     num_bytes: int | None,
     screen: Screen | None,
-) -> Survey:
-    rows = Rows(spans, with_mask(name, spec), verify=screen is not None, screen=screen)
-    found = Survey(name=name, field=spec, values=Values(), num_rows=len(rows))
+) -> dict[str, Survey]:
+    """Of fields of which the same rows are read."""
+    with_masks = {n: f for name, spec in fields.items() for n, f in with_mask(name, spec).items()}
+    rows = Rows(spans, with_masks, verify=screen is not None, screen=screen)
+    found = {
+        name: Survey(name=name, field=spec, values=Values(), num_rows=len(rows))
+        for name, spec in fields.items()
+    }
+    bytes_of_row = sum(map(row_bytes, fields.values()))
     try:
-        for start, stop in _blocks(rows, spec) if num_bytes is None else _places(rows, spec, num_bytes):
+        for start, stop in (
+            _places(rows, bytes_of_row, num_bytes) if num_bytes else _blocks(rows, bytes_of_row)
+        ):
             for span in rows.locate(start, stop):
                 block = usable(rows.read(start, start + span.num_rows))[0]
                 start += span.num_rows
-                values = values_of(block[name], fill, block.get(mask_name(name)))
-                found = _join_two(found, _of_block(values, name, spec, span.shard))
+                for name, spec in fields.items():
+                    values = values_of(block[name], fills.get(name), block.get(mask_name(name)))
+                    found[name] = _join_two(found[name], _of_block(values, name, spec, span.shard))
     finally:
         rows.close()
     return found
@@ -139,27 +154,29 @@ def _of_block(values: Values, name: str, spec: FieldSpec, file: str) -> Survey:
     )
 
 
-def _places(rows: Rows, spec: FieldSpec, num_bytes: int) -> Iterator[tuple[int, int]]:
+def _places(rows: Rows, bytes_of_row: int, num_bytes: int) -> Iterator[tuple[int, int]]:
     """Row ranges of about `num_bytes` together, spread evenly over all rows."""
     num_files = len({span.shard for span in rows.spans})
-    wanted = min(rows_per_block(spec, num_bytes), len(rows) * _MOST_FILES // max(_MOST_FILES, num_files))
+    wanted = min(
+        max(1, num_bytes // max(1, bytes_of_row)), len(rows) * _MOST_FILES // max(_MOST_FILES, num_files)
+    )
     if wanted >= len(rows):
         yield 0, len(rows)
         return
     unit = rows.info(rows.spans[0]).chunk_rows or 1
-    places = max(1, min(_PLACES, _DECODED_BYTES // max(1, unit * row_bytes(spec)), wanted))
+    places = max(1, min(_PLACES, _DECODED_BYTES // max(1, unit * bytes_of_row), wanted))
     for i in range(places):
         start = len(rows) * i // places
         yield start, start + max(1, wanted // places)
 
 
-def _blocks(rows: Rows, spec: FieldSpec) -> Iterator[tuple[int, int]]:
+def _blocks(rows: Rows, bytes_of_row: int) -> Iterator[tuple[int, int]]:
     """Row ranges that are all rows together, each as large as a chunk of its file or `SURVEY_BYTES`."""
     start = 0
     for span in rows.spans:
         stop = start + span.num_rows
         unit = rows.info(span).chunk_rows or 1
-        step = max(1, rows_per_block(spec, SURVEY_BYTES) // unit) * unit
+        step = max(1, max(1, SURVEY_BYTES // max(1, bytes_of_row)) // unit) * unit
         while start < stop:
             yield start, min(start + step, stop)
             start = min(start + step, stop)

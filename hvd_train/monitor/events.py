@@ -56,6 +56,7 @@ class Start(Event):
     metric: str
     stop_rules: dict[str, int | float]
     versions: dict[str, str]
+    schedule: str = ""
     lost_rank: str = ""
     stall_timeout_s: float | None = None
     host_of_rank: list[Count] = []
@@ -135,6 +136,13 @@ class Fault(Event):
     message: str
 
 
+class PeriodChange(Event):
+    """`period`: why the period changes, or cannot."""
+
+    period: Count
+    message: str
+
+
 class Stop(Event):
     """`stop`: the end."""
 
@@ -165,6 +173,7 @@ KINDS: dict[str, type[Event]] = {
     "evaluation": Evaluation,
     "checkpoint": Checkpoint,
     "fault": Fault,
+    "period": PeriodChange,
     "stop": Stop,
 }
 

@@ -17,6 +17,7 @@ from hvd_train.monitor.events import (
     Layers,
     Machine,
     Other,
+    PeriodChange,
     Ranks,
     Round,
     Spread,
@@ -59,6 +60,7 @@ class History:
         self.evaluations: list[Evaluation] = []
         self.checkpoints: list[Checkpoint] = []
         self.faults: list[Fault] = []
+        self.periods: list[PeriodChange] = []
         self.others: list[Other] = []
         self.stops: list[Stop] = []
         """All ends; the run may have been started again since."""
@@ -177,15 +179,16 @@ class History:
             self.evaluations,
             self.checkpoints,
             self.faults,
+            self.periods,
             self.others,
         )
 
     def _list_of(self, event: Event) -> list[Any]:
-        kinds = (Round, Ranks, Machine, Layers, Evaluation, Checkpoint, Fault, Other)
+        kinds = (Round, Ranks, Machine, Layers, Evaluation, Checkpoint, Fault, PeriodChange, Other)
         return self._lists()[kinds.index(type(event))]
 
     def _thin(self) -> None:
-        del self.others[:-_MOST_OTHERS]
+        del self.others[:-_MOST_OTHERS], self.periods[:-_MOST_OTHERS]
         while len(self.rounds) > MOST_ROUNDS:
             pairs = zip(self.rounds[:-1:2], self.rounds[1::2], strict=True)
             odd = self.rounds[-1:] if len(self.rounds) % 2 else []

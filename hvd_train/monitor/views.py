@@ -10,7 +10,7 @@ from pathlib import Path
 from hvd_train.io.regular import open_regular
 from hvd_train.io.text import counted
 from hvd_train.monitor import analysis
-from hvd_train.monitor.events import Checkpoint, Event, Fault, Other, Start, Stop
+from hvd_train.monitor.events import Checkpoint, Event, Fault, Other, PeriodChange, Start, Stop
 from hvd_train.monitor.history import History
 from hvd_train.monitor.state import State
 from hvd_train.record.wording import REASONS, duration, number
@@ -111,6 +111,7 @@ def events(history: History) -> list[tuple[str, str, str, str]]:
         *history.starts,
         *history.checkpoints,
         *history.faults,
+        *history.periods,
         *history.others,
         *history.stops,
     ]
@@ -136,6 +137,8 @@ def _words(event: Event) -> tuple[str, str]:
         return f"checkpoint ({event.reason})", f"{Path(event.path).name}, {size}"
     if isinstance(event, Fault):
         return f"fault ({event.kind})", event.message
+    if isinstance(event, PeriodChange):
+        return "period", event.message
     if isinstance(event, Other):
         return event.kind, event.text
     assert isinstance(event, Stop)

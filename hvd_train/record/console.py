@@ -13,6 +13,7 @@ from hvd_train.io.output import discard, warn
 from hvd_train.record.reports import (
     EvaluationReport,
     FaultReport,
+    PeriodReport,
     Recorder,
     Report,
     RoundReport,
@@ -109,16 +110,17 @@ class _Status:
         self._begin_window()
 
     def line(self) -> str:
-        """Round, epoch, error (best), loss, samples/s, share of the time in communication; waiting for slower
-        ranks counts as communication."""
+        """Round, k where it changes, epoch, error (best), loss, samples/s, share of the time in
+        communication; waiting for slower ranks counts as communication."""
         seen, last = self._evaluation, self._last
         rounds, epoch, loss = (last.round, last.epoch, last.loss) if last else (0, 0.0, None)
         error = f"{number(seen.error)} (best {number(seen.best)}{self._ema(seen)})" if seen else "-"
         speed = "-" if self._speed is None else f"{self._speed:,.0f}"
         share = "-" if self._communication is None else f"{self._communication:.0%}"
+        period = f"  k {last.period:>4}" if last and self.header.schedule else ""
         return (
-            f"round {rounds:>6}  epoch {epoch:>7.2f}  {self.header.metric} {error}  loss {number(loss)}  "
-            f"{speed:>9} samples/s  communication {share:>4}"
+            f"round {rounds:>6}{period}  epoch {epoch:>7.2f}  {self.header.metric} {error}  "
+            f"loss {number(loss)}  {speed:>9} samples/s  communication {share:>4}"
         )
 
     def _ema(self, seen: EvaluationReport) -> str:
@@ -165,8 +167,8 @@ class PlainConsole(Recorder):
             if isinstance(report, EvaluationReport) or self._clock() - self._printed >= PLAIN_EVERY_S:
                 self._status.measure(over_s=0)
                 self._print(self._status.line())
-        elif isinstance(report, FaultReport):
-            self._print(_warning(report))
+        elif isinstance(report, (FaultReport, PeriodReport)):
+            self._print(_message(report))
         elif isinstance(report, StopReport):
             self._print(*closing_lines(self._status.header, report))
 
@@ -220,8 +222,8 @@ class BarConsole(Recorder):
                 self._status.measure(over_s=0)
                 self._print(self._status.line())
             self._draw()
-        elif isinstance(report, FaultReport):
-            self._print(_warning(report))
+        elif isinstance(report, (FaultReport, PeriodReport)):
+            self._print(_message(report))
         elif isinstance(report, StopReport):
             self._progress.stop()
             self._print(*closing_lines(self._status.header, report))
@@ -241,5 +243,6 @@ class BarConsole(Recorder):
         self._console.print(*lines, sep="\n")
 
 
-def _warning(report: FaultReport) -> str:
-    return f"warning   round {report.round}: {report.message}"
+def _message(report: FaultReport | PeriodReport) -> str:
+    label = "warning" if isinstance(report, FaultReport) else "period"
+    return f"{label:<9} round {report.round}: {report.message}"

@@ -23,6 +23,7 @@ from hvd_train.record.reports import (
     FaultReport,
     LayerReport,
     MachineReport,
+    PeriodReport,
     Recorder,
     Report,
     RoundReport,
@@ -54,6 +55,7 @@ _NAMES: dict[type[Report], str] = {
     EvaluationReport: "evaluation",
     CheckpointReport: "checkpoint",
     FaultReport: "fault",
+    PeriodReport: "period",
     StopReport: "stop",
 }
 
@@ -114,7 +116,11 @@ class EventLog(Recorder):
                 self._file.close()
 
     def _add_round(self, report: RoundReport, now: float) -> None:
-        fields = {**vars(report), "rounds": (report.round, report.round)}
+        fields = {
+            **vars(report),
+            "rounds": (report.round, report.round),
+            "periods": [(report.period, 1)],
+        }
         self._rounds = fields if self._rounds is None else _merge(self._rounds, fields)
         self._rounds_time = now
         # A clock that was set back must not hold rounds back until it has caught up.
@@ -127,6 +133,8 @@ class EventLog(Recorder):
         if self._rounds is None:
             return
         by_rank = self._rounds.pop("by_rank")
+        if len(self._rounds["periods"]) == 1:  # then `period` is that of all
+            del self._rounds["periods"]
         self._rounds["slowest"] = _slowest(by_rank)
         if by_rank is not None:
             self._add_ranks(by_rank)
@@ -209,6 +217,7 @@ def _merge(before: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         "loss": _mean_loss(before, new),
         "seconds": {p: before["seconds"].get(p, none) + new["seconds"].get(p, none) for p in phases},
         "by_rank": _sum(before["by_rank"], new["by_rank"]),
+        "periods": _periods(before["periods"], new["periods"]),
         "drift": before["drift"] if new["drift"] is None else new["drift"],
         "zero_weight": sorted({*before["zero_weight"], *new["zero_weight"]}),
     }
@@ -219,6 +228,14 @@ def _slowest(by_rank: Any) -> int | None:
     if by_rank is None or by_rank.shape[1] == 1:
         return None
     return int((by_rank[PHASES.index("data")] + by_rank[PHASES.index("compute")]).argmax())
+
+
+def _periods(before: list[tuple[int, int]], new: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Stretches of rounds with one period, as (period, rounds)."""
+    (period, rounds), (following, more) = before[-1], new[0]
+    if period != following:
+        return [*before, *new]
+    return [*before[:-1], (period, rounds + more), *new[1:]]
 
 
 def _sum(a: Any, b: Any) -> Any:

@@ -87,7 +87,10 @@ class RunStart:
     """Threads of torch on each rank."""
 
     period: int | None
-    """Local steps between two averages; None: the ranks are never averaged."""
+    """Local steps between two averages, as configured; None: the ranks are never averaged."""
+
+    schedule: str = ""
+    """How the period changes, in words; empty: it does not."""
 
     batch_size: int
     """Samples of one local step on one rank."""
@@ -156,7 +159,7 @@ class RoundReport:
     """Mean squared distance of the ranks' parameters from their mean, where it was measured."""
 
     zero_weight: tuple[int, ...] = ()
-    """Ranks that did not count in the average: out of data, or not finite."""
+    """Ranks that did not count in the average: out of data, not finite, or left out as outliers."""
 
 
 @final
@@ -248,13 +251,25 @@ class FaultReport:
 
     round: int
     kind: str
-    """For example `not_finite`."""
+    """For example `not_finite` or `outlier`."""
 
     ranks: tuple[int, ...]
     message: str
 
     rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Training rows of an epoch that were left out, by reason: one number for each rank."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class PeriodReport:
+    """What the user should know of the period: why it changes, or cannot."""
+
+    round: int
+    period: int
+    """Local steps of the next round."""
+
+    message: str
 
 
 @final
@@ -291,7 +306,14 @@ class StopReport:
 
 
 Report = (
-    RoundReport | MachineReport | LayerReport | EvaluationReport | CheckpointReport | FaultReport | StopReport
+    RoundReport
+    | MachineReport
+    | LayerReport
+    | EvaluationReport
+    | CheckpointReport
+    | FaultReport
+    | PeriodReport
+    | StopReport
 )
 
 

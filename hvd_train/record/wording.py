@@ -177,6 +177,8 @@ def _waiting(header: RunStart) -> str:
 def _average(header: RunStart) -> str:
     if header.period is None:
         return "the ranks are never averaged"
+    if header.schedule:
+        return header.schedule
     return (
         "average after every local step"
         if header.period == 1

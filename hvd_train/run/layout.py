@@ -16,6 +16,7 @@ from hvd_train.config import Config, is_safe
 from hvd_train.config_file import load_config
 from hvd_train.errors import ConfigError, RunDirectoryError
 from hvd_train.io.sealed import parse, unseal
+from hvd_train.io.user_module import absolute, split_name
 
 CONFIG_FILE = "config.toml"
 EVENTS_FILE = "events.jsonl"
@@ -93,36 +94,34 @@ def named(config: Config, folder: Path) -> Config:
 
 
 def anchored(config: Config) -> Config:
-    """The same with absolute paths: of the runs, the data, the initial weights, and the files of task and
-    sinks. So a run's own configuration can be used from any folder."""
-    data, init = config.data, config.model.init
+    """The same with absolute paths: of the runs, the data, the initial weights, the run whose periods are
+    replayed, and the files of task and sinks. So a run's own configuration can be used from any folder."""
+    data, init, replayed = config.data, config.model.init, config.sync.replay_periods
     return replace(
         config,
         runs=os.path.abspath(config.runs),
-        task=_absolute_source(config.task),
+        task=absolute(config.task),
         model=replace(config.model, init=os.path.abspath(init) if init else ""),
-        record=replace(config.record, sinks=tuple(map(_absolute_source, config.record.sinks))),
+        sync=replace(config.sync, replay_periods=os.path.abspath(replayed) if replayed else ""),
+        record=replace(config.record, sinks=tuple(map(absolute, config.record.sinks))),
         data=replace(
             data,
-            path=data.path if data.path == "digits" else _absolute(data.path),
-            validation=_absolute(data.validation)
+            path=absolute_data(data.path),
+            validation=absolute_data(data.validation)
             if isinstance(data.validation, str) and data.validation
             else data.validation,
         ),
     )
 
 
-def _absolute_source(name: str) -> str:
-    """Of `file.py:Name`; the name of a module stays."""
-    source, colon, inner = name.rpartition(":")
-    return f"{os.path.abspath(source)}:{inner}" if colon and source.endswith(".py") else name
-
-
-def _absolute(pattern: str) -> str:
-    """An absolute path. Where it is a pattern the folder that it starts from must not become a part of it."""
-    if os.path.isabs(pattern) or os.path.exists(pattern):
-        return os.path.abspath(pattern)
-    return os.path.join(glob.escape(os.getcwd()), pattern)
+def absolute_data(path: str) -> str:
+    """What `data.path` names, with an absolute path; the name of a module stays. Where it is a pattern the
+    folder that it starts from must not become a part of it."""
+    if path == "digits" or (split_name(path) and not os.path.exists(path)):
+        return absolute(path)
+    if os.path.isabs(path) or os.path.exists(path):
+        return os.path.abspath(path)
+    return os.path.join(glob.escape(os.getcwd()), path)
 
 
 def is_checkpoint_name(name: str) -> bool:

@@ -38,9 +38,13 @@ class Rule(Enum):
         "stream"
     )
     EMA = "counts from the next round on; the moving average begins with the next round where it was off"
+    OUTER = "counts from the next round on; momentum and schedule of the outer optimizer begin anew"
+    STEPS = "counts from the first step of this outer optimizer, as if it had always been so"
+    NORMS = "counts from the next round on; the averages of the norms begin with it where it was off"
     BATCH = "the epoch goes on with the rows that it has left"
     BEST = "best, curve and patience begin anew"
     LOSS = "counts from the next round on; best, curve and patience begin anew where the loss is watched"
+    SCHEDULE = "counts from the next round on; what the schedule has gathered so far is dropped"
     OPTIMIZER = "the optimizer's state begins anew"
     ARGUMENTS = (
         "counts from the next round on; state that the optimizer keeps no longer is dropped, all of it where "
@@ -110,9 +114,29 @@ RULES: Mapping[str, Rule] = {
     "learning_rate.floor": Rule.WHOLE,
     "sync.mode": Rule.REFUSED,
     "sync.period": Rule.NEXT,
+    "sync.schedule": Rule.SCHEDULE,
+    "sync.warmup_rounds": Rule.WHOLE,
+    "sync.qsr_alpha": Rule.NEXT,
+    "sync.adacomm_steps": Rule.NEXT,
+    "sync.drift_bound": Rule.NEXT,
+    "sync.target_share": Rule.NEXT,
+    "sync.max_period": Rule.NEXT,
+    "sync.replay_periods": Rule.SCHEDULE,
     "sync.optimizer_state": Rule.NEXT,
     "sync.batch_norm": Rule.NEXT,
     "sync.ema": Rule.EMA,
+    "sync.outer": Rule.OUTER,
+    "sync.outer_lr": Rule.NEXT,
+    "sync.outer_momentum": Rule.NEXT,
+    "sync.outer_schedule": Rule.STEPS,
+    "sync.outer_warmup": Rule.STEPS,
+    "sync.outer_total": Rule.STEPS,
+    "sync.outer_floor": Rule.STEPS,
+    "sync.clip": Rule.NEXT,
+    "sync.outliers": Rule.NORMS,
+    "sync.outlier_threshold": Rule.NEXT,
+    "sync.outlier_decay": Rule.NEXT,
+    "sync.outlier_warmup": Rule.NEXT,
     "sync.wire": Rule.NEXT,
     "sync.stall_timeout_s": Rule.NEXT,
     "sync.step_timeout_s": Rule.NEXT,
@@ -174,6 +198,8 @@ class Settings:
         """Whether the optimizer is of the same class."""
         self.arguments_hold = True
         """Whether it has the same arguments and the same parameters."""
+        self.schedule_holds = True
+        """Whether the schedule of the period is the same one."""
         self.remarks: list[str] = []
         """What begins anew and why, for the user."""
 
@@ -204,6 +230,7 @@ class Settings:
                 f"optim.name was {before['optim.name']!r} and is {now['optim.name']!r}: the optimizer's "
                 "state begins anew."
             )
+        self.schedule_holds = not any(RULES[key] is Rule.SCHEDULE for key in changed)
         self.arguments_hold = not any(RULES[key] is Rule.ARGUMENTS for key in changed)
         reasons = self._why_best_ends(before, now, changed, saved.validation)
         if reasons:

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from hvd_train.config import Config
 from hvd_train.errors import TaskError
-from hvd_train.io.user_module import load_module
+from hvd_train.io.user_module import load_module, needed_arguments
 from hvd_train.tasks.base import Task
 from hvd_train.tasks.built_in import Classification, NextToken, Regression
 from hvd_train.tasks.metric_names import groups_for
@@ -37,7 +37,7 @@ def make_task(config: Config) -> Task:
     source, colon, class_name = name.rpartition(":")
     if not colon:
         raise TaskError(_unknown(name))
-    return _construct(load_module(source, "task", TaskError), source, class_name)
+    return _construct(load_module(source, "task", TaskError, kind="Class"), source, class_name)
 
 
 def _groups(config: Config) -> tuple[str, ...]:
@@ -74,12 +74,7 @@ def _construct(module: ModuleType, source: str, class_name: str) -> Task:
             f"task: {source}:{class_name} does not define {' and '.join(missing)}; expected build_model and "
             "loss. Define what is missing."
         )
-    needed = [
-        p.name
-        for p in inspect.signature(cls).parameters.values()
-        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    if needed:
+    if needed := needed_arguments(cls):
         raise TaskError(
             f"task: {source}:{class_name} needs the arguments {', '.join(needed)}; expected a class that is "
             "constructed without arguments. Give them default values."

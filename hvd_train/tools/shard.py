@@ -1,4 +1,4 @@
-"""`hvd_train shard`: write, describe and check shards. Imports neither torch nor MPI.
+"""`hvd_train shard`: write, describe, check and index shards. Imports neither torch nor MPI.
 
 What reads and writes HDF5 is imported by the command that needs it, so that --help answers at once.
 """
@@ -15,6 +15,7 @@ from tyro.conf import Positional, arg
 
 from hvd_train.config_values import require
 from hvd_train.errors import DataError, UserError
+from hvd_train.tools.shard_index import PROG, IndexArgs, index
 from hvd_train.tools.shard_write import WriteArgs, write
 
 if TYPE_CHECKING:
@@ -86,15 +87,17 @@ def main(argv: Sequence[str]) -> int:
     a message on stderr for a request that cannot be carried out.
     """
     try:
-        args: WriteArgs | InfoArgs | CheckArgs = tyro.extras.subcommand_cli_from_dict(
-            {"write": WriteArgs, "info": InfoArgs, "check": CheckArgs},
-            prog="python -m hvd_train shard",
-            description="Write, describe and check HDF5 shards.",
+        args: WriteArgs | InfoArgs | CheckArgs | IndexArgs = tyro.extras.subcommand_cli_from_dict(
+            {"write": WriteArgs, "info": InfoArgs, "check": CheckArgs, "index": IndexArgs},
+            prog=PROG,
+            description="Write, describe, check and index HDF5 shards.",
             args=list(argv),
             config=(tyro.conf.FlagCreatePairsOff,),
         )
         if isinstance(args, WriteArgs):
             return write(args)
+        if isinstance(args, IndexArgs):
+            return index(args, list(argv)[1:])
         return info(args) if isinstance(args, InfoArgs) else check(args)
     except UserError as error:
         print(f"hvd_train: {error}", file=sys.stderr)
@@ -149,7 +152,7 @@ def _sources(paths: Sequence[str]) -> list[dict[str, tuple[Found, ...]]]:
 
     if not paths:
         raise DataError("no PATH was given. Expected files, folders or glob patterns.")
-    sources = [locate(path, "PATH") for path in paths]
+    sources = [locate(path, "PATH", files_only=True) for path in paths]
     return [
         {"": s.train} if s.manifest is None else {"train": s.train, "validation": s.validation}
         for s in sources

@@ -28,6 +28,10 @@ class WriteArgs:
     """Two idx files or two .npy files (inputs, targets), one .npz file, HDF5, CSV, Parquet, text (.txt) or
     WebDataset (.tar) files, or a folder of images with a folder for each class; or the word `digits`."""
 
+    from_: Annotated[str, arg(name="from")] = ""
+    """Instead of files a Python dataset: `file.py:make_dataset` or `package.module:make_dataset`, a function
+    or class without arguments. The fields have the names that its samples give them."""
+
     out: str
     """Folder for the shards and their manifest.json; created if missing."""
 
@@ -124,9 +128,10 @@ def write(args: WriteArgs) -> int:
             resize=args.resize,
             tokenizer=args.tokenizer,
             length=args.length,
+            python=args.from_,
             progress=progress.report,
         )
-        source = TargetRemark(open_source(args.sources, wanted), args.targets, args.sources[-1])
+        source = TargetRemark(open_source(args.sources, wanted), args.targets, args.from_ or args.sources[-1])
         with _writing_to(args.out):
             manifest = write_shards(args.out, source, request, progress.report)
     said = source.remark()

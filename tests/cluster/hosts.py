@@ -198,7 +198,7 @@ class _Host:
         if self._process is None:
             return
         # What started process 1 ends once that is reaped, before which the kernel takes all the others.
-        os.kill(self.pid or self._process.pid, SIGKILL)
+        launching.send([self.pid or self._process.pid], SIGKILL)
         self._process.communicate()
         self._process, self.pid = None, 0
 
@@ -356,9 +356,7 @@ class Hosts:
 
     def signal(self, host: int, pattern: str, number: int) -> None:
         """Sends a signal to the processes that `pids` finds. One may end before it is reached."""
-        for pid in self.pids(host, pattern):
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+        launching.send(self.pids(host, pattern), number)
 
 
 def placement(slots: Sequence[int]) -> str:

@@ -47,12 +47,20 @@ def by_job(project: Project, **env: str) -> Iterator[str]:
     project.wait(job, "COMPLETED")
 
 
+def memory_map(pid: int) -> list[str]:
+    """Empty if the process has ended."""
+    try:
+        return Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:
+        return []
+
+
 def assert_ranks_share_memory(hosts: Hosts) -> None:
     """That the two ranks of each host have memory of the ring in common."""
     for number in hosts.numbers:
         regions = []
         for pid in hosts.pids(number, f"--max-rounds {ROUNDS}"):
-            maps = [line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+            maps = [line.split() for line in memory_map(pid)]
             if mine := {line[4] for line in maps if "/memfd:hvd_train" in line}:
                 regions.append(mine)
         assert len(regions) == 2

@@ -42,8 +42,11 @@ def training(hosts: Hosts, runs: Path, launcher: str) -> Iterator[tuple[Process,
 
 
 def _parent_is_outside(hosts: Hosts, pid: int) -> bool:
-    """The first of a host's processes; what it forked has the same command line."""
-    parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    """The first of a host's processes; what it forked has the same command line, and may end."""
+    try:
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return False
     return parent not in hosts.pids(1)
 
 

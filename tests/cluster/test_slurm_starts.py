@@ -15,7 +15,6 @@ OF_ANOTHER_SHELL = {"SLURM_NTASKS": "3", "SLURM_NPROCS": "3", "SLURM_NTASKS_PER_
 ONE_A_NODE = "sbatch --ntasks or --ntasks-per-node asks for more"
 
 
-@pytest.mark.timeout(600)
 def test_the_ranks_are_those_that_were_asked_for(project: Project) -> None:
     cases = (
         # options of sbatch, environment, ranks on each host, whether the log says why

@@ -12,18 +12,16 @@ from tests.launching import Job, command, run
 
 JOBS = [
     ("solo", "python", 1),
-    ("mpi", "mpirun", 1),
-    ("mpi", "mpirun", 2),
     ("mpi", "mpirun", 3),
     ("mpi", "mpirun", 4),
     ("ring", "mpirun", 1),
     ("ring", "mpirun", 2),
     ("ring", "mpirun", 4),
     ("ring", "horovodrun-gloo", 2),
-    ("horovod", "mpirun", 3),
     ("horovod", "horovodrun-gloo", 2),
 ]
-
+MORE_JOBS = [("mpi", "mpirun", 1), ("mpi", "mpirun", 2), ("horovod", "mpirun", 3)]
+"""Of tests/mpi/test_more_communicators.py, which is one of the long tests."""
 
 SUITE = [
     "-m",
@@ -58,12 +56,16 @@ def assert_kept(job: Job, ranks: int) -> None:
     assert passed[0] >= 20, job.output
 
 
+def keeps_the_contract(backend: str, launcher: str, ranks: int, folder: Path) -> None:
+    if backend == "horovod":
+        pytest.importorskip("horovod", reason="Horovod is not installed: `make setup` builds it")
+    env = variables(backend, [ranks], folder)
+    job = run(command(launcher, ranks, SUITE), deadline_s=200, env=env)
+    assert_kept(job, ranks)
+
+
 @pytest.mark.parametrize(("backend", "launcher", "ranks"), JOBS)
 def test_every_communicator_keeps_the_contract(
     backend: str, launcher: str, ranks: int, tmp_path: Path
 ) -> None:
-    if backend == "horovod":
-        pytest.importorskip("horovod", reason="Horovod is not installed: `make setup` builds it")
-    env = variables(backend, [ranks], tmp_path)
-    job = run(command(launcher, ranks, SUITE), deadline_s=200, env=env)
-    assert_kept(job, ranks)
+    keeps_the_contract(backend, launcher, ranks, tmp_path)

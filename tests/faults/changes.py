@@ -64,3 +64,39 @@ def change_json(value: Any, rng: random.Random) -> Any:
         deep,
     ]
     return rng.choice(others)
+
+
+_TEXTS = (
+    "",
+    "inputs",
+    "targets",
+    "int32",
+    "float64",
+    "object",
+    "V9",
+    "/etc/passwd",
+    "../x.h5",
+    ":a",
+    "0" * 32,
+)
+
+
+def change_like(value: Any, rng: random.Random) -> Any:
+    """Another value of the same type somewhere in it."""
+    if isinstance(value, dict) and value:
+        key = rng.choice(sorted(value))
+        return {**value, key: change_like(value[key], rng)}
+    if isinstance(value, list) and value:
+        at = rng.randrange(len(value))
+        if rng.random() < 0.2:
+            return [*value[:at], *value[at : at + 1] * rng.choice((0, 2)), *value[at + 1 :]]
+        return [*value[:at], change_like(value[at], rng), *value[at + 1 :]]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return rng.choice((-1, 0, 1, value + 1, 2 * value, 2**40, 2**63 - 1))
+    if value is None:
+        return rng.choice(
+            (0, 1, 2.5, [1], [0, 5], "0" * 32, {"length": 3, "truncate": False, "marks": False})
+        )
+    return rng.choice(_TEXTS)

@@ -27,6 +27,7 @@ from hvd_train.data.crash import in_child
 from hvd_train.data.deal import deal
 from hvd_train.data.facts import digest, digest_of, encode
 from hvd_train.data.format import Array
+from hvd_train.data.index import INDEX_NAME
 from hvd_train.data.locate import in_groups, locate
 from hvd_train.data.manifest import _digest
 from hvd_train.data.places import places_of
@@ -34,7 +35,7 @@ from hvd_train.data.readers.make import make_reader
 from hvd_train.data.rows import Rows
 from hvd_train.data.survey import survey
 from hvd_train.errors import DataError
-from tests.faults.changes import change_bytes, change_json
+from tests.faults.changes import change_bytes, change_json, change_like
 from tests.faults.hdf5_structures import metadata_of, structures_of
 from tests.faults.shard_damage import Target, damage
 from tests.faults.shard_layouts import LAYOUTS, Layout
@@ -86,19 +87,18 @@ def outcome_of(templates: Path, place: Path, name: str, number: int) -> Judgemen
     """Makes the mutant of layout `name` with this number at `place`, and reads it."""
     rng, layout = random.Random(f"{name} {number}"), LAYOUTS[name]
     shutil.copytree(templates / name, place)
-    done, resealed = (_damage_manifest if layout.manifest_only else _damage_shard)(
-        templates, name, place, rng
-    )
+    damaged = _damage_text if layout.text else _damage_shard
+    done, resealed = damaged(templates, name, place, rng)
     judgement = Judgement("", done)
     with_manifest = (place / fmt.MANIFEST_NAME).exists()
     seen = _train(place, layout, _truth(templates, name, with_manifest), judgement.said)
     problems = _check(place, layout)
     judgement.said += problems
-    judgement.outcome = _outcome(seen, problems, layout.checked, resealed)
+    judgement.outcome = _outcome(seen, problems, layout, resealed)
     return judgement
 
 
-def _outcome(seen: str, problems: list[str], checked: bool, resealed: bool) -> str:
+def _outcome(seen: str, problems: list[str], layout: Layout, resealed: bool) -> str:
     text = "\n".join(problems)
     if "died of SIGXCPU" in text:
         return HANG
@@ -106,13 +106,13 @@ def _outcome(seen: str, problems: list[str], checked: bool, resealed: bool) -> s
         return FOREIGN
     if "died of SIG" in text:
         return CRASH
-    if seen in (AT_HEADER, AT_VALUES) and not problems:
-        return UNSEEN
+    if seen in (AT_HEADER, AT_VALUES) and not problems and layout.text != INDEX_NAME:
+        return UNSEEN  # `shard check` reads no index
     if seen == HARMLESS and problems:
         return ALARM
     if seen != DIFFERS:
         return seen
-    return RESEALED if resealed else DIFFERS if checked else LEGAL
+    return RESEALED if resealed else DIFFERS if layout.checked else LEGAL
 
 
 # --- Damage.
@@ -135,9 +135,11 @@ def _damage_shard(templates: Path, name: str, place: Path, rng: random.Random) -
     return f"{path.name}: {done}", how == "facts"
 
 
-def _damage_manifest(templates: Path, name: str, place: Path, rng: random.Random) -> tuple[str, bool]:
-    path = place / fmt.MANIFEST_NAME
+def _damage_text(templates: Path, name: str, place: Path, rng: random.Random) -> tuple[str, bool]:
+    path = place / LAYOUTS[name].text
     text = path.read_bytes()
+    if path.name == INDEX_NAME:
+        return _damage_index(path, text, rng)
     if rng.random() < 0.4:
         path.write_bytes(change_bytes(text, rng))
         return "bytes of the manifest", False
@@ -151,6 +153,25 @@ def _damage_manifest(templates: Path, name: str, place: Path, rng: random.Random
     return f"values of the manifest{', digest corrected' if corrected else ''}", corrected
 
 
+def _damage_index(path: Path, text: bytes, rng: random.Random) -> tuple[str, bool]:
+    if rng.random() < 0.2:
+        path.write_bytes(change_bytes(text, rng))
+        return "bytes of the index", False
+    head, body, _ = text.split(b"\n")
+    values = json.loads(body)
+    for _ in range(rng.choice((1, 1, 2))):  # what has other types is no index
+        part = rng.choice(("files", "kinds"))
+        values[part] = change_like(values[part], rng)
+    if rng.random() < 0.2:
+        values = change_json(values, rng)
+    body = json.dumps(values).encode()
+    corrected = rng.random() < 0.9
+    if corrected:
+        head = json.dumps({**json.loads(head), "digest": digest(body)}).encode()
+    path.write_bytes(head + b"\n" + body + b"\n")
+    return f"values of the index{', digest corrected' if corrected else ''}", corrected
+
+
 @cache
 def _target(path: Path) -> Target:
     raw = path.read_bytes()
@@ -159,7 +180,12 @@ def _target(path: Path) -> Target:
 
 @cache
 def _all_files(templates: Path) -> list[Path]:
-    return sorted(path for name in LAYOUTS for path in (templates / name).glob("*.h5"))
+    return sorted(
+        path
+        for name, layout in LAYOUTS.items()
+        for path in (templates / name).glob("*.h5")
+        if layout.text != INDEX_NAME
+    )
 
 
 def _reseal(path: Path) -> None:
@@ -237,7 +263,7 @@ def _truth(templates: Path, name: str, with_manifest: bool) -> list[Any]:
         # Without the manifest no part but `train` is known.
         folder = templates / f"{name} alone"
         shutil.copytree(templates / name, folder, ignore=lambda *_: [fmt.MANIFEST_NAME])
-    if LAYOUTS[name].manifest_only and not with_manifest:
+    if LAYOUTS[name].text == fmt.MANIFEST_NAME and not with_manifest:
         return seen
     _read(folder, LAYOUTS[name], seen)
     return seen
@@ -254,13 +280,14 @@ def _read(folder: Path, layout: Layout, seen: list[Any]) -> None:
     seen.append([(found.values.count, repr(found.values.total)) for found in surveys.values()])
     for reading in ("memory", "stream"):
         data = _config(folder, layout, reading)
-        reader = make_reader(deal(catalog.train, 1)[0], data, 0, catalog.sample.fields, 1 << 40)
+        spans, known = deal(catalog.train, 1)[0], catalog.shards
+        reader = make_reader(spans, data, 0, catalog.sample.fields, 1 << 40, None, known)
         try:
             while (batch := reader.next_batch(1000)) is not None:
                 seen.append(batch)
         finally:
             reader.close()
-    rows = Rows(catalog.validation, catalog.sample.fields)
+    rows = Rows(catalog.validation, catalog.sample.fields, known=catalog.shards)
     seen.append(rows.read(0, len(rows)))
     rows.close()
 

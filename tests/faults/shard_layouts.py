@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,11 @@ import h5py
 import numpy as np
 
 from hvd_train.data import shard_file
+from hvd_train.data.format import MANIFEST_NAME
+from hvd_train.data.index import INDEX_NAME
+from hvd_train.data.indexing import write_indexes
+from hvd_train.data.locate import locate
+from hvd_train.data.places import plain
 from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part
 from tests.launching import ROOT
@@ -40,8 +46,8 @@ class Layout:
     checked: bool = False
     """Whether checksums of hvd_train cover every value: other values are never accepted."""
 
-    manifest_only: bool = False
-    """Whether the manifest is what is damaged."""
+    text: str = ""
+    """Name of the file of JSON that is damaged; empty: a shard is."""
 
 
 def _written(folder: Path, **options: Any) -> None:
@@ -65,6 +71,15 @@ def _two_parts(folder: Path) -> None:
 
 def _three_shards(folder: Path) -> None:
     _written(folder, shards=3)
+
+
+def _indexed(folder: Path) -> None:
+    _written(folder, shards=3)
+    files = locate(str(folder), "PATH").train
+    for found in files:
+        os.utime(found.path, (1_000_000_000, 1_000_000_000))
+    (written,) = write_indexes(files, plain(("inputs", "targets")))
+    assert written.num_files == 3
 
 
 def _chunked(folder: Path) -> None:
@@ -192,7 +207,7 @@ LAYOUTS = {
     "written, chunked": Layout(_chunked, checked=True),
     "written, gzip": Layout(_gzip, checked=True),
     "written by schema 1": Layout(_schema_1),
-    "manifest": Layout(_three_shards, checked=True, manifest_only=True),
+    "manifest": Layout(_three_shards, checked=True, text=MANIFEST_NAME),
     "old format": Layout(_foreign(_beside_others)),
     "format 1.8": Layout(_foreign(_beside_others, **_FORMAT_18)),
     "newest format, arrays": Layout(_foreign(_indices, **_NEW), _MARKED),
@@ -207,6 +222,7 @@ LAYOUTS = {
     "classes, enum": Layout(_foreign(_enum, **_NEW), {"classes": ("3", "5", "7")}),
     "classes, one-hot": Layout(_foreign(_one_hot), {"one_hot": True}),
     "lz4, zstd, blosc": Layout(_foreign(_plugins, **_FORMAT_18), {"weights": "weights"}),
+    "index": Layout(_indexed, checked=True, text=INDEX_NAME),
 }
 """By name."""
 

@@ -91,7 +91,7 @@ class Straggling(Wrapped):
     """Rank 2 is slow."""
 
     def before_batch(self) -> None:
-        time.sleep(0.03 if self.rank == 2 else 0.001)
+        time.sleep(0.06 if self.rank == 2 else 0.001)
 
 
 class Patient(Wrapped):

@@ -252,7 +252,7 @@ def test_drift_is_the_mean_squared_distance_from_the_mean(comm: Communicator) ->
     shares = torch.tensor(weights) / sum(weights)
     offsets = torch.tensor([0.01 * (r + 1) ** 2 for r in range(comm.size)])
     expected = numel * float((shares * (offsets - (shares * offsets).sum()) ** 2).sum())
-    assert drift(before, after) == pytest.approx(expected, rel=1e-9)
+    assert drift(before, after["moved"]) == pytest.approx(expected, rel=1e-9)
     assert after.unlike() == []
 
 

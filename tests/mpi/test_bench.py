@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +92,20 @@ def test_what_exceeds_the_memory_is_refused_beforehand() -> None:
     assert job.returncode == 2, job.output
     assert job.output.count("may need") == 1
     assert "Give smaller sizes, or start fewer ranks" in job.output
+
+
+def test_the_benchmark_of_an_average_measures_every_way(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    short = ["--rounds", "40", "--warm-up", "8", "--repetitions", "1", "--ways", "not averaging", "mpi"]
+    argv = [sys.executable, "benchmarks/averaging_cost.py", *short, "--json", str(result)]
+    job = run(argv, deadline_s=100, env={"MNIST_DIR": ""})
+    assert job.returncode == 0, job.output
+    measured = json.loads(result.read_text())
+    assert [m["way"] for m in measured["runs"]] == ["not averaging", "mpi"]
+    assert all(m["samples_per_s"] > 0 for m in measured["runs"])
+    without, averaged = (m["seconds_per_round"] for m in measured["runs"])
+    assert without.keys() == averaged.keys() == {"data", "compute", "communication", "wait"}
+    assert min(without["compute"], averaged["compute"], averaged["communication"]) > 0
+    assert measured["about"]["model"] == "mlp 784-500-100-10"
+    (shown,) = re.findall(r"^\| mpi +\| ([\d,]+) ", job.stdout, re.MULTILINE)
+    assert shown == f"{measured['runs'][1]['samples_per_s']:,.0f}"

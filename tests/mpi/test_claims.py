@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.deadlines import seconds
-from tests.launching import Job, Process, command, members, run, start, wait_for
+from tests.launching import Job, Process, command, ranks_of, run, send, start, wait_for
 from tests.mpi.jobs import events, has_recorded
 
 SLOW = ("--task", "tests/mpi/sleepy.py:Slow", "--config", "hvd_train/demo/digits.toml", "--patience", "0")
@@ -48,19 +48,12 @@ def second(runs: Path, *words: str, rounds: int = 100001) -> Job:
     return run([sys.executable, "-m", "hvd_train", *words, *options], deadline_s=90)
 
 
-def ranks_of(process: Process) -> list[int]:
-    """Those of a job, by their command lines."""
-    lines = {p: Path(f"/proc/{p}/cmdline").read_text().split("\0")[:3] for p in members(process.mark)}
-    return [p for p, line in lines.items() if line[:3] == [sys.executable, "-m", "hvd_train"]]
-
-
 def said(job: Job) -> list[str]:
     """Its own lines on standard error, without what an MPI adds."""
     return [line for line in job.stderr.splitlines() if line.startswith("hvd_train: ")]
 
 
 @pytest.mark.mpi
-@pytest.mark.timeout(400)
 def test_a_second_job_is_refused_and_a_killed_one_taken_over(tmp_path: Path) -> None:
     with training("mpirun", 2, tmp_path) as first:
         pids = ranks_of(first)
@@ -79,8 +72,7 @@ def test_a_second_job_is_refused_and_a_killed_one_taken_over(tmp_path: Path) -> 
         assert len([line for line in said(launched) if "is in use by process" in line]) == 1
         assert "anew" not in launched.output
         assert first.poll() is None
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+        send(pids, signal.SIGKILL)
         first.wait(timeout=seconds(60))
     reached = max(e["round"] for e in events(tmp_path / "r", "checkpoint"))
     over = second(tmp_path, rounds=reached + 3)
@@ -107,15 +99,14 @@ def state(folder: Path) -> dict[str, bytes]:
 def test_a_job_that_was_taken_over_ends_and_publishes_nothing(ranks: int, tmp_path: Path) -> None:
     """The job is stopped; another one, from a host that does not see that, takes over, and it is woken."""
     with training("mpirun" if ranks == 2 else "python", ranks, tmp_path) as process:
-        for pid in (pids := ranks_of(process)):
-            os.kill(pid, signal.SIGSTOP)
+        pids = ranks_of(process)
+        send(pids, signal.SIGSTOP)
         taken = run([sys.executable, "-c", TAKE_OVER, str(tmp_path)], deadline_s=60)
         assert taken.returncode == 0, taken.output
         assert "gave no sign of life for 2 s" in taken.stderr
         before = state(tmp_path / "r")
         assert not [name for name in before if name.endswith(".tmp") or "/.round" in name]
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+        send(pids, signal.SIGCONT)
         stdout, stderr = process.communicate(timeout=seconds(90))
         assert process.returncode not in (0, 2), stdout + stderr
         if ranks == 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.deadlines import seconds
-from tests.launching import ROOT, assert_nothing_is_left, command, members, start, wait_for
+from tests.launching import ROOT, assert_nothing_is_left, command, members, send, start, wait_for
 
 LISTENING = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
@@ -70,8 +70,7 @@ def test_every_rank_does(slow: Path) -> None:
     line = command("mpirun", 2, ["-c", LISTENING, "-m", "hvd_train"])
     with start(line, cwd=slow, env=never_loads(slow, "torch")) as process:
         wait_for(lambda: len(loading(slow)) == 2, 90, process)
-        for rank in set(loading(slow)) & set(members(process.mark)):
-            os.kill(rank, signal.SIGINT)
+        send(set(loading(slow)) & set(members(process.mark)), signal.SIGINT)
         out, said = process.communicate(timeout=seconds(60))
         assert process.returncode not in (0, 1), out + said
         assert "Traceback" not in out + said

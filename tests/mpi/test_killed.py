@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.deadlines import seconds
-from tests.launching import command, members, start
+from tests.launching import assert_nothing_is_left, command, ranks_of, start
 from tests.mpi.jobs import events, model_bytes
-from tests.mpi.test_resume import LONG, cmdline, wait_for_rounds
+from tests.mpi.test_resume import LONG, wait_for_rounds
 
 
 @pytest.mark.parametrize(
@@ -23,13 +23,13 @@ def test_a_killed_rank_ends_the_job_within_ten_seconds(launcher: str, backend: s
     options = ["--runs", str(tmp_path), "--name", "r", "--backend", backend, "--checkpoint.every-rounds", "2"]
     with start(command(launcher, 2, ["-m", "hvd_train", *options, *LONG])) as process:
         wait_for_rounds(tmp_path / "r", 5, process)
-        ranks = [p for p in members(process.mark) if cmdline(p)[1:3] == ["-m", "hvd_train"]]
+        ranks = ranks_of(process)
         assert len(ranks) == 2
         os.kill(ranks[-1], signal.SIGKILL)
         killed_at = time.monotonic()
         stdout, stderr = process.communicate(timeout=seconds(30))
         assert time.monotonic() - killed_at < seconds(10), stdout + stderr
         assert process.returncode != 0
-        assert members(process.mark) == []
+        assert_nothing_is_left(process, 5)
     assert events(tmp_path / "r", "stop") == []
     assert model_bytes(tmp_path / "r")

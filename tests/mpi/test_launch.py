@@ -17,7 +17,7 @@ from tests.launching import (
     assert_nothing_is_left,
     command,
     environment,
-    members,
+    ranks_of,
     run,
     start,
     tool,
@@ -86,8 +86,7 @@ def test_nothing_outlives_it_when_it_is_killed(tmp_path: Path) -> None:
 def test_a_killed_rank_is_a_failure(tmp_path: Path) -> None:
     with start([*LAUNCH, "--", "--runs", str(tmp_path), "--name", "a", *ENDLESS]) as process:
         wait_for_event(process, tmp_path / "a", "checkpoint")
-        line = f"{sys.executable}\0-m\0hvd_train\0--runs"
-        ranks = [p for p in members(process.mark) if Path(f"/proc/{p}/cmdline").read_text().startswith(line)]
+        ranks = ranks_of(process)
         assert len(ranks) == 2
         os.kill(ranks[1], signal.SIGKILL)
         _, said = process.communicate(timeout=seconds(60))
@@ -102,7 +101,7 @@ def test_an_interruption_without_its_checkpoint_is_a_failure(tmp_path: Path) -> 
     every = ("--checkpoint.every-rounds", "5", "--model.hidden", "500", "100")
     with start([*LAUNCH, "--", "--runs", str(tmp_path), "--name", "a", *ENDLESS, *every]) as process:
         wait_for_event(process, tmp_path / "a", "checkpoint")
-        for pid in members(process.mark):
+        for pid in ranks_of(process):
             resource.prlimit(pid, resource.RLIMIT_FSIZE, (200_000, 200_000))
         before = events(tmp_path / "a", "checkpoint")[-1]["round"]
         wait_for(lambda: has_recorded(tmp_path / "a", "fault"), 120, process)

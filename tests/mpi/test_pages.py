@@ -13,9 +13,9 @@ from playwright.sync_api import Browser
 
 from tests.dashboards import Visit, chromium, dashboard, visit
 from tests.deadlines import seconds
-from tests.launching import Process, command, members, run, start, wait_for
+from tests.launching import Process, command, ranks_of, run, send, start, wait_for
 from tests.mpi.jobs import events
-from tests.mpi.test_resume import DIGITS, TASKS, cmdline, wait_for_rounds
+from tests.mpi.test_resume import DIGITS, TASKS, wait_for_rounds
 
 LONG = (*DIGITS, "--task", f"{TASKS}:Straggling", "--patience", "1000", "--max-rounds", "4000")
 PAGES = ("curves", "ranks", "layers", "events", "configuration")
@@ -32,10 +32,6 @@ def browser() -> Iterator[Browser]:
 def job(runs: Path, name: str, *options: str) -> list[str]:
     given = ["--runs", str(runs), "--name", name, "--evaluate.every-rounds", "2"]
     return command("mpirun", 4, ["-m", "hvd_train", *given, *LONG, *options])
-
-
-def ranks_of(process: Process) -> list[int]:
-    return [pid for pid in members(process.mark) if cmdline(pid)[1:3] == ["-m", "hvd_train"]]
 
 
 def has_begun(folder: Path, process: Process) -> None:
@@ -84,8 +80,7 @@ def test_a_job_that_runs_and_is_killed(tmp_path: Path, browser: Browser) -> None
         assert page.evaluate("document.getElementById('chart-steps')._fullLayout.shapes[0].y0") == -4
 
         seen.open("run/r/curves")
-        for pid in ranks_of(process):
-            os.kill(pid, signal.SIGKILL)
+        send(ranks_of(process), signal.SIGKILL)
         process.communicate(timeout=seconds(60))
         page.locator(".state", has_text="crashed").wait_for()
         assert page.locator(".summary").inner_text().endswith("was killed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
@@ -15,8 +14,7 @@ import hvd_train
 from hvd_train.cli import main
 from hvd_train.config import Config, DataConfig, StopConfig
 from tests.deadlines import seconds
-from tests.launching import command, members, run, start, wait_for
-from tests.mpi.test_resume import cmdline
+from tests.launching import command, ranks_of, run, send, start, wait_for
 
 PARTS = 36
 """Of 10 rows, of the 359 rows of validation data."""
@@ -69,9 +67,7 @@ def test_predictions_survive_kills_and_do_not_depend_on_the_ranks(trained: Path,
             until = found + rng.randrange(1, each)  # a first batch is predicted to see its shapes
             wait_for(lambda until=until: count(folder) >= until, 60, process)  # type: ignore[misc]
             time.sleep(rng.random() * 0.05)
-            for pid in members(process.mark):
-                if cmdline(pid)[1:3] == ["-m", "hvd_train"]:
-                    os.kill(pid, signal.SIGKILL)
+            send(ranks_of(process), signal.SIGKILL)
             stdout, _ = process.communicate(timeout=seconds(30))
         if found:
             assert f"goes on   {found} of {PARTS} parts were found there" in stdout

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from pathlib import Path
 
 from hvd_train.run.saved_checkpoint import what_is_wrong
 from tests.deadlines import seconds
-from tests.launching import Process, command, members, start, wait_for
+from tests.launching import Process, command, ranks_of, send, start, wait_for
 from tests.mpi.jobs import events, has_recorded, model_bytes, train
 
 TASKS = "tests/mpi/sleepy.py"
@@ -23,22 +22,17 @@ def wait_for_rounds(folder: Path, rounds: int, process: Process) -> None:
     wait_for(lambda: has_recorded(folder, "round", rounds), 60, process)
 
 
-def cmdline(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-
-
-def interrupt(launcher: str, runs: Path, name: str, send: int, *, to_ranks: bool) -> Process:
+def interrupt(launcher: str, runs: Path, name: str, number: int, *, to_ranks: bool) -> Process:
     """Starts a long training of two ranks and asks it to stop after some rounds."""
     argv = command(launcher, 2, ["-m", "hvd_train", "--runs", str(runs), "--name", name, *LONG])
     with start(argv) as process:
         wait_for_rounds(runs / name, 5, process)
         if to_ranks:
-            ranks = [p for p in members(process.mark) if cmdline(p)[1:3] == ["-m", "hvd_train"]]
+            ranks = ranks_of(process)
             assert len(ranks) == 2
-            for pid in ranks:
-                os.kill(pid, send)
+            send(ranks, number)
         else:
-            os.kill(process.pid, send)
+            process.send_signal(number)
         process.wait(timeout=seconds(30))
     return process
 

@@ -16,9 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.deadlines import seconds
-from tests.launching import ROOT, Process, command, members, start
+from tests.launching import ROOT, Process, command, ranks_of, start
 from tests.mpi.jobs import events
-from tests.mpi.test_resume import LONG, cmdline, wait_for_rounds
+from tests.mpi.test_resume import LONG, wait_for_rounds
 
 pytestmark = pytest.mark.mpi
 
@@ -42,8 +42,7 @@ def scraped(port: int) -> dict[str, float]:
 
 
 def interrupt(process: Process) -> None:
-    ranks = [pid for pid in members(process.mark) if cmdline(pid)[1:3] == ["-m", "hvd_train"]]
-    os.kill(ranks[0], signal.SIGUSR1)
+    os.kill(ranks_of(process)[0], signal.SIGUSR1)
     out, err = process.communicate(timeout=seconds(90))
     assert process.returncode == 0, out + err
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from pathlib import Path
 
 from tests.deadlines import seconds
-from tests.launching import ROOT, command, members, run, start, wait_for
+from tests.launching import ROOT, command, ranks_of, run, send, start, wait_for
 from tests.markdown import blocks
 from tests.mpi.jobs import events
-from tests.mpi.test_resume import DIGITS, TASKS, cmdline, wait_for_rounds
+from tests.mpi.test_resume import DIGITS, TASKS, wait_for_rounds
 
 STATUS = [sys.executable, "-m", "hvd_train", "status"]
 LONG = (*DIGITS, "--task", f"{TASKS}:Straggling", "--patience", "0", "--max-rounds", "4000")
@@ -41,9 +40,7 @@ def test_a_running_job_its_slow_rank_and_a_crash(tmp_path: Path) -> None:
         assert lines["slow"].startswith("rank 2 on ")
         assert "in local steps" in lines["slow"]
         assert "rounds to the limit" in lines["stops at"]
-        for pid in members(process.mark):
-            if cmdline(pid)[1:3] == ["-m", "hvd_train"]:
-                os.kill(pid, signal.SIGKILL)
+        send(ranks_of(process), signal.SIGKILL)
         process.communicate(timeout=seconds(60))
         assert status(folder)[0].startswith(f"run       {folder}: crashed, process ")
         assert status(folder)[0].endswith(" was killed")

@@ -24,6 +24,7 @@ from hvd_train.tools.bench.data.right import Right
 from hvd_train.tools.bench.data.samples import Samples, load_samples
 from hvd_train.tools.bench.data.text import in_words
 from tests.launching import run
+from tests.unit.data.python_datasets import write_module
 
 ROWS = 130
 
@@ -117,6 +118,10 @@ def test_invalid_options_are_refused(args: list[str], said: str) -> None:
     [
         (["--folder", "nowhere"], "--folder nowhere: expected an existing folder"),
         (["--data", "nowhere.h5"], "nowhere.h5"),
+        (
+            ["--data", "mine.py:Plain"],
+            "--data mine.py:Plain: a Python dataset. Expected shards, which all readers",
+        ),
         (["--rows", "1000000000000"], "MiB may be taken, an eighth of the free memory. Give at most --rows"),
     ],
 )
@@ -128,6 +133,7 @@ def test_an_impossible_measurement_is_one_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    write_module(tmp_path)
     assert main(["bench", "data", *args]) == 2
     printed = capsys.readouterr()
     assert said in printed.err

@@ -175,6 +175,8 @@ def test_the_peak_is_at_the_start_in_a_step_in_an_average_or_in_a_checkpoint(bac
     wide = 2 * 16 if backend != "ring" else 0
     moving = steady + 4 + max(average, gradients + 4 + 4 * 4)
     assert peak(needs(ema_bytes=4)) == moving, "slices of 2, and one more file on rank 0"
+    outer = steady + 8 + max(average, gradients + 4 + 3 * 4 + 3 * 2 * 2)
+    assert peak(needs(outer_bytes=8)) == outer, "two slots of 4, one of which is saved in the files of both"
     assert peak(needs(wide_bytes=16)) == steady + 8 + wide + max(average, gradients + 16), "half types"
 
 
@@ -264,7 +266,8 @@ def test_what_each_optimizer_keeps() -> None:
     assert (kept.state_bytes, kept.own_bytes, kept.own_moment_bytes) == (4 * n, 8 * n, 8 * n)
     assert need.of(replace(adam, sync=SyncConfig(optimizer_state="reset")), n).own_moment_bytes == 0
     assert need.of(replace(adam, sync=SyncConfig(ema=0.9)), n).ema_bytes == 4 * n
-    assert sgd.ema_bytes == 0
+    assert need.of(replace(adam, sync=SyncConfig(outer="nesterov")), n).outer_bytes == 2 * 4 * n, "two slots"
+    assert (sgd.ema_bytes, sgd.outer_bytes) == (0, 0)
 
 
 def test_the_embedded_model() -> None:

@@ -36,9 +36,12 @@ def test_without_signs_the_time_grows_with_the_longest_wait() -> None:
 def test_a_nested_call_is_not_a_separate_wait() -> None:
     liveness = Liveness(stall_timeout_s=0.01)
     with liveness:
-        time.sleep(1)
+        allowed_s = liveness.allowed_s
+        time.sleep(0.2)
         with liveness:
-            assert liveness.allowed_s < 2, "the time in the outer call is neither work nor a wait that ended"
+            pass
+        with liveness:
+            assert liveness.allowed_s == allowed_s, "the outer call is neither work nor a wait that ended"
 
 
 def test_a_large_transfer_may_take_longer() -> None:

@@ -18,12 +18,11 @@ from hvd_train.comm.agree import together
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import connect
 from hvd_train.config import Config
-from hvd_train.data.deal import Span
 from hvd_train.data.labels import IGNORED
 from hvd_train.data.readers.base import RowNumbers
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import evaluation_screen
-from hvd_train.data.selection import select_rows, validation_rows
+from hvd_train.data.selection import Selection, validation_rows
 from hvd_train.errors import DataError
 from hvd_train.io.output import warn
 from hvd_train.io.text import counted
@@ -31,6 +30,7 @@ from hvd_train.monitor import evaluation_page
 from hvd_train.preparation import share_cores
 from hvd_train.record.evaluation import Evaluation
 from hvd_train.run.layout import saved_config
+from hvd_train.run.shards import find_shards_together, select_rows_together
 from hvd_train.tasks.base import Batch
 from hvd_train.tasks.load import make_task
 from hvd_train.tasks.metric_names import GROUPS
@@ -53,11 +53,11 @@ def evaluate(options: Options, comm: Communicator) -> Evaluation:
         together(comm, evaluation_page.require)
     share_cores(options.threads, comm)
     trained = together(comm, lambda: _open(options))
-    spans, warnings = together(comm, lambda: _spans(options, trained))
-    for line in warnings if comm.rank == 0 else ():
+    selected = _select(options, trained, comm)
+    for line in selected.warnings if comm.rank == 0 else ():
         warn(line)
     screen = evaluation_screen(trained.config.data, trained.saved.sample)
-    rows = Rows(spans, trained.saved.sample.fields, screen=screen)
+    rows = Rows(selected.spans, trained.saved.sample.fields, screen=screen, known=selected.shards)
     worst = WorstSamples(trained.task, trained.model, options.worst)
 
     def also(numbers: RowNumbers, batch: Batch) -> None:
@@ -121,12 +121,13 @@ def _with_all_metrics(config: Config) -> Config:
     return dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, metrics=("all",)))
 
 
-def _spans(options: Options, trained: Trained) -> tuple[tuple[Span, ...], tuple[str, ...]]:
-    sample = trained.saved.sample
+def _select(options: Options, trained: Trained, comm: Communicator) -> Selection:
+    """The rows to evaluate on. Collective."""
+    sample, data = trained.saved.sample, trained.config.data
     if options.data:
-        selected = select_rows(options.data, sample, tuple(sample.fields))
-        return selected.spans, selected.warnings
-    return validation_rows(trained.config.data)
+        return select_rows_together(options.data, sample, tuple(sample.fields), comm)
+    shards = find_shards_together(data, comm)
+    return together(comm, lambda: validation_rows(shards, data))
 
 
 def _require_classes(trained: Trained, rows: Rows, numbers: RowNumbers, batch: Batch) -> None:

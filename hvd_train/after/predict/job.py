@@ -1,4 +1,4 @@
-"""What one call of `hvd_train predict` is to do, opened on a rank. Not collective."""
+"""What one call of `hvd_train predict` is to do, opened on a rank."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ from hvd_train.after.predict.parts import Parts, require_new, rows_of_part
 from hvd_train.after.predict.predictor import Predictor
 from hvd_train.after.predict.tables import require_fit
 from hvd_train.after.trained import Trained, open_trained
+from hvd_train.comm.agree import together
+from hvd_train.comm.base import Communicator
 from hvd_train.data.deal import Span
 from hvd_train.data.facts import digest
+from hvd_train.data.python.registry import made_of
 from hvd_train.data.rows import Rows
-from hvd_train.data.selection import needed_to_predict, select_rows
+from hvd_train.data.selection import Selection, needed_to_predict
+from hvd_train.run.layout import absolute_data
+from hvd_train.run.shards import select_rows_together
 from hvd_train.tasks.base import Task
 
 _MOST_NAMES = 15_000
@@ -60,7 +65,7 @@ class Job:
             "run": str(self.trained.folder.resolve()),
             "checkpoint": self.trained.checkpoint,
             "round": self.trained.saved.round,
-            "data": data if data == "digits" else os.path.abspath(data),
+            "data": absolute_data(data),
             "hvd_train": __version__,
             **({"classes": names} if 2 < len(names) < _MOST_NAMES else {}),
         }
@@ -74,19 +79,27 @@ class Job:
         raise IndexError(f"row {row} after the last")
 
 
-def open_job(options: Options, task: Task | None = None) -> Job:
-    """Opens the run, the data and the task. Raises `UserError`.
+def open_job(options: Options, comm: Communicator, task: Task | None = None) -> Job:
+    """Opens the run, the data and the task. Collective. Raises `UserError`.
 
     Args:
         task: the task that was trained, where the configuration does not name it.
     """
-    out = Path(options.out)
-    require_new(out)
-    trained = open_trained(options.run, options.checkpoint, task)
+    trained = together(comm, lambda: _open_run(options, task))
     sample = trained.saved.sample
     names = (*needed_to_predict(sample), *((options.id,) if options.id else ()))
-    selected = select_rows(options.data, sample, tuple(dict.fromkeys(names)))
-    rows = Rows(selected.spans, selected.fields)
+    selected = select_rows_together(options.data, sample, tuple(dict.fromkeys(names)), comm)
+    return together(comm, lambda: _make_job(options, trained, selected))
+
+
+def _open_run(options: Options, task: Task | None) -> Trained:
+    require_new(Path(options.out))
+    return open_trained(options.run, options.checkpoint, task)
+
+
+def _make_job(options: Options, trained: Trained, selected: Selection) -> Job:
+    out = Path(options.out)
+    rows = Rows(selected.spans, selected.fields, known=selected.shards)
     rows.require_in_order()
     predictor = Predictor(
         trained=trained,
@@ -124,7 +137,10 @@ def _digest(predictor: Predictor, part_rows: int) -> str:
 
 
 def _shard(span: Span, rows: Rows) -> list[Any]:
-    """A shard by its place, and by the digest of its facts or, of a foreign file, its size and time."""
+    """A shard by its place, and by the digest of its facts or, of a foreign file, its size and time; a Python
+    dataset by what is known before its samples are read."""
+    if made := made_of(span.shard):
+        return [span.shard, span.start, span.stop, made.facts()]
     file = os.stat(span.shard)
     seen = rows.info(span).facts_digest or [file.st_size, file.st_mtime_ns]
     return [os.path.realpath(span.shard), span.start, span.stop, seen]

@@ -46,7 +46,7 @@ def predict(options: Options, comm: Communicator, task: Task | None = None) -> N
     phase("set-up")
     require_equal(comm, "options", vars(options), "Give every rank the same options.")
     share_cores(options.threads, comm)
-    job = together(comm, lambda: open_job(options, task))
+    job = open_job(options, comm, task)
     require_equal(comm, "data", job.facts(), "Every rank must see the same run and shards.")
     parts = replace(job.parts, digest=comm.broadcast(job.parts.digest))
     for line in job.warnings if comm.rank == 0 else ():

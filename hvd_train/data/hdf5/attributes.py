@@ -44,6 +44,10 @@ class Attributes:
             raise self.error(attribute, value, count)
         return value.reshape(-1).astype(value.dtype.newbyteorder("="))
 
+    def texts(self, attributes: Iterable[str]) -> dict[str, str]:
+        """Those of these attributes that are there, in words."""
+        return {name: shown(str(self._read(name))) for name in attributes if name in self}
+
     def flag(self, attribute: str) -> bool | None:
         """`true` or `false`; None if there is no such attribute. Raises `DataError`."""
         if attribute not in self:

@@ -15,6 +15,9 @@ from hvd_train.liveness import mark
 Range = tuple[int, int]
 """Rows of a dataset: the first, and the one after the last."""
 
+Read = Callable[[Sequence[Range], Array], None]
+"""Reads rows of some ranges into an array."""
+
 _PIECE_BYTES = 64 << 20
 """Bytes read at a time: a rank that reads for long reports progress after each piece."""
 
@@ -62,11 +65,61 @@ def _open(file: Any, path: bytes, cache_bytes: int) -> h5py.Dataset:
 
 
 @final
+class Bands:
+    """Reads rows of large bands (see `Layout`): those of one band are held in memory, or as many as
+    `Layout.held_rows` says, so that reading on from there decodes nothing again."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._held: Array | None = None
+        self._held_from = 0
+
+    def read_into(self, ranges: Sequence[Range], out: Array, read: Read) -> None:
+        """Reads the rows of `ranges`, in ascending order, into `out`, C-contiguous, of shape [rows, *shape]
+        with as many rows as they have together, by `read`, which does the same."""
+        layout, at = self._layout, 0
+        for first, last in _cut(ranges[0][0], ranges[-1][1], layout.band_rows):
+            band = (first, min(last, layout.shape[0]))
+            wanted = list(_within(ranges, band))
+            rows = _num_rows(wanted)
+            target = out[at : at + rows]
+            if rows > layout.held_rows:  # at once, as no more can be held
+                read(wanted, target)
+            elif rows:
+                self._read_held(wanted, band, target, read)
+            at += rows
+
+    def _read_held(self, ranges: Sequence[Range], band: Range, out: Array, read: Read) -> None:
+        """Reads rows of one band, piece by piece: a whole piece into `out`, others by way of what is held."""
+        first, at = band[0], 0
+        for begin, end in _cut(ranges[0][0] - first, ranges[-1][1] - first, self._layout.held_rows):
+            piece = (first + begin, min(first + end, band[1]))
+            wanted = list(_within(ranges, piece))
+            rows = _num_rows(wanted)
+            if rows == piece[1] - piece[0]:
+                read(wanted, out[at : at + rows])
+            elif rows:
+                held = self._hold(piece, out, read)
+                np.concatenate(
+                    [held[a - piece[0] : b - piece[0]] for a, b in wanted], out=out[at : at + rows]
+                )
+            at += rows
+
+    def _hold(self, piece: Range, like: Array, read: Read) -> Array:
+        """The rows of `piece`, in the dtype of `like`; reads them unless they are held."""
+        held, shape = self._held, (piece[1] - piece[0], *like.shape[1:])
+        if held is None or self._held_from != piece[0] or (held.shape, held.dtype) != (shape, like.dtype):
+            held = self._held = None  # before there is memory for others
+            rows: Array = np.empty(shape, like.dtype)
+            read([piece], rows)
+            held, self._held_from = rows, piece[0]
+            self._held = held
+        return held
+
+
+@final
 class DatasetReader:
     """Reads rows of an open dataset.
-
-    Of a dataset with large bands (see `Layout`) the rows of one band are held in memory, or as many as
-    `Layout.held_rows` says: reading on from there decodes nothing again.
 
     Args:
         call: what every call of HDF5 goes through, as `call(action, *args)`.
@@ -76,16 +129,17 @@ class DatasetReader:
         self._id = dataset.id
         self._layout = layout
         self._call = call
-        self._held: Array | None = None
-        self._held_from = 0
+        self._bands = Bands(layout) if layout.is_large else None
 
     def read_into(self, ranges: Sequence[Range], out: Array) -> None:
         """Reads the rows of `ranges`, in ascending order, into `out`, C-contiguous, of shape [rows, *shape]
         with as many rows as they have together; values are converted to its dtype."""
         if not out.size:
             return
-        read = self._read_bands if self._layout.is_large else self._read_pieces
-        read(ranges, out)
+        if self._bands is None:
+            self._read_pieces(ranges, out)
+        else:
+            self._bands.read_into(ranges, out, self._read_all)
 
     def _read_pieces(self, ranges: Sequence[Range], out: Array) -> None:
         at = 0
@@ -94,19 +148,6 @@ class DatasetReader:
                 self._read((begin, end), out[at : at + end - begin])
                 at += end - begin
 
-    def _read_bands(self, ranges: Sequence[Range], out: Array) -> None:
-        layout, at = self._layout, 0
-        for first, last in _cut(ranges[0][0], ranges[-1][1], layout.band_rows):
-            band = (first, min(last, layout.shape[0]))
-            wanted = list(_within(ranges, band))
-            rows = _num_rows(wanted)
-            target = out[at : at + rows]
-            if rows > layout.held_rows:  # at once, as no more can be held
-                self._read_all(wanted, target)
-            elif rows:
-                self._read_held(wanted, band, target)
-            at += rows
-
     def _read_all(self, ranges: Sequence[Range], out: Array) -> None:
         if not self._layout.filtered:
             self._read_pieces(ranges, out)
@@ -114,33 +155,6 @@ class DatasetReader:
             self._read(ranges[0], out)
         else:
             self._read_copies(ranges, out, max(1, _PIECE_BYTES // self._layout.chunk_bytes))
-
-    def _read_held(self, ranges: Sequence[Range], band: Range, out: Array) -> None:
-        """Reads rows of one band, piece by piece: a whole piece into `out`, others by way of what is held."""
-        first, at = band[0], 0
-        for begin, end in _cut(ranges[0][0] - first, ranges[-1][1] - first, self._layout.held_rows):
-            piece = (first + begin, min(first + end, band[1]))
-            wanted = list(_within(ranges, piece))
-            rows = _num_rows(wanted)
-            if rows == piece[1] - piece[0]:
-                self._read_all(wanted, out[at : at + rows])
-            elif rows:
-                held = self._hold(piece, out)
-                np.concatenate(
-                    [held[a - piece[0] : b - piece[0]] for a, b in wanted], out=out[at : at + rows]
-                )
-            at += rows
-
-    def _hold(self, piece: Range, like: Array) -> Array:
-        """The rows of `piece`, in the dtype of `like`; reads them unless they are held."""
-        held, shape = self._held, (piece[1] - piece[0], *like.shape[1:])
-        if held is None or self._held_from != piece[0] or (held.shape, held.dtype) != (shape, like.dtype):
-            held = self._held = None  # before there is memory for others
-            rows: Array = np.empty(shape, like.dtype)
-            self._read_all([piece], rows)
-            held, self._held_from = rows, piece[0]
-            self._held = held
-        return held
 
     def _read(self, rows: Range, out: Array) -> None:
         if self._layout.is_large and not self._layout.filtered:

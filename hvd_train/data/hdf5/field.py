@@ -12,16 +12,17 @@ import numpy as np
 
 from hvd_train.data.classes import Encoder
 from hvd_train.data.format import Array, FieldSpec
-from hvd_train.data.hdf5.chunks import DatasetReader, Range, layout_of, pieces
+from hvd_train.data.hdf5.chunks import Bands, DatasetReader, Range, layout_of, pieces
 from hvd_train.data.hdf5.extent import Extent, Obstacle, converted, extent_of
 from hvd_train.data.hdf5.filters import require_filters
 from hvd_train.data.hdf5.heaps import require_sound_heaps
-from hvd_train.data.hdf5.packing import packing_of
-from hvd_train.data.hdf5.recipes import by_h5py, conversion
+from hvd_train.data.hdf5.opening import is_swmr
+from hvd_train.data.hdf5.packing import packing_of, refuse_packing, unapplied
+from hvd_train.data.hdf5.recipes import by_h5py, conversion, from_rows
 from hvd_train.data.hdf5.stored import require_one_compression, require_plausible_storage
 from hvd_train.data.hdf5.types import columns, element_type, is_table, is_text, text_dtype
 from hvd_train.data.hdf5.virtual import Virtual
-from hvd_train.data.layout import HELD_BYTES, SMALL_BYTES, Layout
+from hvd_train.data.layout import Layout, Whole
 from hvd_train.data.places import Cut, Place
 from hvd_train.errors import DataError, UnsupportedShard
 from hvd_train.io.text import listed, shown
@@ -109,6 +110,9 @@ class Field:
         numbers = foreign and not place.columns and dtype.kind not in "SO"
         kept = self._coding.ignored if self._coding else None
         self._packing = packing_of(dataset, dtype, path, self._name, kept) if numbers else None
+        self._unapplied = unapplied(dataset) if numbers else ""
+        if foreign and place.columns:
+            refuse_packing(dataset, path, self._name)
         dtype = dtype if self._packing is None else self._packing.dtype
         self.is_whole = not (place.columns or place.cut or self.axis or self._coding)
         """Whether a row of the field is a row of the dataset."""
@@ -145,16 +149,14 @@ class Field:
     @property
     def cache_bytes(self) -> int:
         """Chunk cache to open the dataset with."""
-        if self._by_chunks:
-            return self.layout.cache_bytes
-        whole = layout_of(self.dataset, self.dataset.id.get_type().get_size())
-        return min(HELD_BYTES, max(SMALL_BYTES, whole.band_bytes))
+        return self.layout.cache_bytes
 
     @property
     def unpacked(self) -> str:
-        """What the attributes of the dataset do to its values; empty if nothing."""
-        done = str(self._packing or "")
-        return f"`{self._name}` {done}" if done else ""
+        """What the attributes of the dataset do to its values, and which may but do not; empty if there are
+        none."""
+        done = [text for text in (str(self._packing or ""), self._unapplied) if text]
+        return f"`{self._name}` {'; it '.join(done)}" if done else ""
 
     def extent(self, path: str) -> Extent | Obstacle:
         """Where its rows are in the file `path`, or why they cannot be read without the HDF5 library."""
@@ -176,8 +178,11 @@ class Field:
         self._call = call
         self._is_checked = False
         self._reader: DatasetReader | Virtual | None = None
+        self._bands: Bands | None = None
         if self._by_chunks:
             self._reader = self.virtual or DatasetReader(dataset, self.layout, call)
+        elif self.layout.is_large:
+            self._bands = Bands(self.layout)
 
     def close(self) -> None:
         """Closes the files that the rows are read from, but for the shard itself."""
@@ -194,16 +199,23 @@ class Field:
             out = out.view(self.dataset.dtype)  # which says as well whether it is UTF-8: HDF5 converts none
         if self._reader is not None and self._is_stored:
             self._reader.read_into(ranges, out)
-            return
+        elif self._bands is not None:
+            self._bands.read_into(ranges, out, self._read_pieces)
+        else:
+            self._read_pieces(ranges, out)
+
+    def _read_pieces(self, ranges: Sequence[Range], out: Array) -> None:
+        # Of a virtual dataset all of each row is read.
+        layout = self.layout if self.virtual is None else self.virtual.layout(self._raw.itemsize)
         at = 0
         for start, stop in ranges:
-            for begin, end in pieces(self.layout, start, stop):
+            for begin, end in pieces(layout, start, stop):
                 self._read_piece(begin, end, out[at : at + end - begin])
                 at += end - begin
 
     def _check_stored(self) -> None:
         """Refuses what HDF5 may not survive. When rows are first read: by the ranks that need them."""
-        if self.virtual is None and not self.dataset.file.swmr_mode:  # whose chunks may be more than its rows
+        if self.virtual is None and not is_swmr(self.dataset):  # whose chunks may be more than its rows
             require_plausible_storage(self.dataset, self.axis, self._file_path, self._where)
         if self._raw.kind == "O":
             require_sound_heaps(self.dataset, self._file_path, self._where)
@@ -245,8 +257,29 @@ class Field:
         stored = self.virtual.layout(itemsize) if self.virtual else layout_of(self.dataset, itemsize)
         if self._by_chunks:
             return stored
-        chunk = None if stored.chunk is None else (stored.chunk[self.axis], *shape)
-        return Layout(shape=(self.num_rows, *shape), itemsize=itemsize, chunk=chunk, filtered=stored.filtered)
+        part = Layout(shape=(self.num_rows, *shape), itemsize=itemsize)
+        if stored.chunk is None:
+            return part
+        whole = Whole(
+            shape=stored.shape,
+            chunk=stored.chunk,
+            itemsize=self.dataset.id.get_type().get_size(),
+            axis=self.axis,
+            band_chunks=self._chunks_touched(stored),
+        )
+        chunk = (stored.chunk[self.axis], *shape)
+        return replace(part, chunk=chunk, filtered=stored.filtered, whole=whole)
+
+    def _chunks_touched(self, stored: Layout) -> int:
+        """By reading one sample."""
+        count = 1
+        for axis, (part, length, width) in enumerate(
+            zip(self._cut, stored.shape, stored.chunk or (), strict=True)
+        ):
+            if axis != self.axis and isinstance(part, slice):
+                places = range(length)[part] or range(1)
+                count *= min(len(places), abs(places[-1] // width - places[0] // width) + 1)
+        return count
 
     def _axis(self, axis: int) -> int:
         count = len(self.dataset.shape)
@@ -304,7 +337,7 @@ class Field:
                 f"{self._where} {seen}; expected {_some(chosen)} in it. Name columns that it has, or the "
                 "dataset without brackets."
             )
-        return {column: self._numbers(table[column], f", column `{column}`,", False) for column in chosen}
+        return {column: self._numbers(table[column], column, False) for column in chosen}
 
     def _numbers(self, kind: Any, column: str, texts: bool) -> tuple[np.dtype[Any], tuple[int, ...]]:
         dtype, inner = element_type(kind)
@@ -316,10 +349,12 @@ class Field:
         remedy = conversion(self.dataset, self._name)
         if column:
             classes = "If they are classes, list them in data.classes; else name" if is_text(kind) else "Name"
-            remedy = f"{classes} other columns."
+            rows = from_rows(kind, f"old[{self._name!r}][{column!r}]")
+            remedy = rows or f"{classes} other columns."
+        of_column = f", column `{column}`," if column else ""
         raise UnsupportedShard(
-            f"{self._where}{column} holds {dtype}. Expected integers of 8 to 64 bits, floating-point numbers "
-            f"of 16 to 64 bits, {allowed}or booleans. {remedy}"
+            f"{self._where}{of_column} holds {dtype}. Expected integers of 8 to 64 bits, floating-point "
+            f"numbers of 16 to 64 bits, {allowed}or booleans. {remedy}"
         )
 
 

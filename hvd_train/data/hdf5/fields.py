@@ -23,7 +23,7 @@ from hvd_train.data.hdf5.types import has_rows_of_numbers
 from hvd_train.data.hdf5.virtual import Virtual
 from hvd_train.data.hdf5.vlen import VlenRows
 from hvd_train.data.places import Place, Places
-from hvd_train.errors import DataError
+from hvd_train.errors import DataError, UnsupportedShard
 
 
 @final
@@ -135,8 +135,13 @@ class Opening:
         return dataset.file.filename, os.path.getsize(dataset.file.filename)
 
     @cached_property
+    def attributes(self) -> h5py.AttributeManager:
+        """Those of the file."""
+        return self._file.attrs
+
+    @cached_property
     def _is_foreign(self) -> bool:
-        return fmt.ATTR_SCHEMA not in self._file.attrs
+        return fmt.ATTR_SCHEMA not in self.attributes
 
     def _is_own(self, dataset: h5py.Dataset) -> bool:
         # h5py makes an object for every file that is asked for.
@@ -148,5 +153,12 @@ class Opening:
     def _is_ragged(self, dataset: h5py.Dataset, place: Place) -> bool:
         if dataset.is_virtual or is_pickled(dataset):
             return False
-        whole = len(dataset.shape) == 1 and not (place.columns or place.cut)
-        return whole and has_rows_of_numbers(dataset.id.get_type())
+        if len(dataset.shape) > 1 or place.columns or not has_rows_of_numbers(dataset.id.get_type()):
+            return False
+        if place.cut:
+            raise UnsupportedShard(
+                f"{self._path}: dataset `{self.path_of(place)}` holds rows of variable length, and a part of "
+                f"each is named: `{place}`. Expected the dataset alone: set data.max_length to the number of "
+                "values that are read of each row, and data.truncate = true to cut longer ones."
+            )
+        return True

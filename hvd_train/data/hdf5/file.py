@@ -32,8 +32,9 @@ from hvd_train.data.hdf5.mappings import identity_of
 from hvd_train.data.hdf5.opening import open_file
 from hvd_train.data.hdf5.ragged import PaddedField
 from hvd_train.data.hdf5.selections import Axis, Stretch
+from hvd_train.data.layout import repack_line
 from hvd_train.data.places import Place, Places
-from hvd_train.errors import DataError
+from hvd_train.errors import DataError, UnsupportedShard
 
 
 @final
@@ -111,8 +112,25 @@ class ShardFile:
                 "replaced by a shorter one: start the run again."
             )
         with explained(f"{self._where(name)}, rows {start} to {stop - 1}", CHANGED):
-            self._fields[name].read_into(ranges, out)
+            try:
+                self._fields[name].read_into(ranges, out)
+            except (MemoryError, OSError):
+                self._require_memory(name)
+                raise
         self._require_whole()
+
+    def _require_memory(self, name: str) -> None:
+        """Raises `UnsupportedShard` if there is no memory to decode a chunk of field `name`: HDF5 fails then
+        as it does at a damaged chunk."""
+        layout = self._fields[name].layout
+        try:
+            bytearray(layout.decoding_bytes + layout.held_bytes)
+        except MemoryError:
+            raise UnsupportedShard(
+                f"{self._where(name)}: there is no memory to decode its {layout.in_words()}. Give each rank "
+                "more memory, or write the file in smaller chunks: "
+                f"`{repack_line(self._path, name, self.info.layouts)}`."
+            ) from None
 
     def check_lengths(self, name: str, start: int, stop: int) -> None:
         """Raises `DataError` for the first of these rows of field `name`, of rows of any length, that is
@@ -282,7 +300,7 @@ class ShardFile:
     def _read_facts(self, num_samples: int) -> str | None:
         """Reads the facts and compares them with the datasets; returns their digest, None for schema 1 and
         foreign files."""
-        attributes = self._file.attrs
+        attributes = self._opening.attributes
         schema = _integer(attributes.get(fmt.ATTR_SCHEMA))
         if schema is not None and schema not in fmt.READABLE_SCHEMAS:
             raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from typing import final
 
 import h5py
@@ -33,8 +34,11 @@ class LinkedFiles:
     def __init__(self, path: str, follow: bool) -> None:
         self.follow = follow
         self._shard = path
-        self._root = os.path.realpath(os.path.dirname(path) or ".")
         self._open: dict[str, h5py.File] = {}
+
+    @cached_property
+    def _root(self) -> str:
+        return os.path.realpath(os.path.dirname(self._shard) or ".")
 
     def another(self) -> LinkedFiles:
         """The same rules for other files, which are closed apart from these."""

@@ -13,6 +13,7 @@ import h5py
 
 from hvd_train.data import format as fmt
 from hvd_train.data.facts import decode
+from hvd_train.data.hdf5.attributes import Attributes
 from hvd_train.data.hdf5.contents import contents
 from hvd_train.data.hdf5.following import FOLLOW, LinkedFiles
 from hvd_train.data.hdf5.packages import known_as
@@ -54,6 +55,11 @@ def open_dataset(file: h5py.File, name: str, path: str, files: LinkedFiles) -> h
             f"{path}: dataset `{name}` is a netCDF dimension without values. Expected a variable; "
             f"{contents(file)}. {_SET_NAMES}"
         )
+    if _is_empty_of_matlab(dataset):
+        raise UnsupportedShard(
+            f"{path}: dataset `{name}` is an empty array of MATLAB: its values are the lengths of the axes. "
+            "Expected at least 1 sample: leave the file out."
+        )
     if not dataset.shape:
         kind = "a single value" if dataset.shape == () else "without values (a null dataspace)"
         raise UnsupportedShard(
@@ -61,6 +67,12 @@ def open_dataset(file: h5py.File, name: str, path: str, files: LinkedFiles) -> h
             f"{_SET_NAMES}"
         )
     return dataset
+
+
+def _is_empty_of_matlab(dataset: h5py.Dataset) -> bool:
+    """Whether it stands for an empty array: MATLAB writes the lengths of its axes in its place."""
+    mark = Attributes(dataset, "", "").texts(["MATLAB_empty"])
+    return mark not in ({}, {"MATLAB_empty": "0"})
 
 
 def _is_dimension(dataset: h5py.Dataset) -> bool:
@@ -107,13 +119,19 @@ def find(
             parts = [p for p in ([] if absolute else done) + link.path.split("/") + parts if p and p != "."]
             group, done = root, []
         elif isinstance(link, h5py.HardLink):
-            group = group[part]
+            group = _opened(group, part)
             done.append(part)
         elif links:
             raise UnsupportedShard(f"{path}: `{name}` {_broken(links[-1], root, root is file)}")
         else:
             return None
     return group
+
+
+def _opened(group: h5py.Group, name: str) -> h5py.HLObject:
+    """What a hard link leads to. Of a dataset h5py itself would ask the file whether it can be written."""
+    found = h5py.h5o.open(group.id, name.encode())
+    return h5py.Dataset(found, readonly=True) if isinstance(found, h5py.h5d.DatasetID) else group[name]
 
 
 def _broken(target: str, file: h5py.File, own: bool) -> str:

@@ -15,6 +15,7 @@ from hvd_train.data.hdf5.explained import CHANGED, explained
 from hvd_train.data.hdf5.filters import require_filters
 from hvd_train.data.hdf5.following import LinkedFiles
 from hvd_train.data.hdf5.links import find
+from hvd_train.data.hdf5.packing import require_same_packing
 from hvd_train.data.hdf5.recipes import by_h5py
 from hvd_train.data.hdf5.selections import Axis, Selection, inner_size, selection_of, whole
 from hvd_train.errors import DataError, UnsupportedShard
@@ -141,6 +142,7 @@ class _Resolver:
     """Resolves the mappings of one virtual dataset."""
 
     def __init__(self, dataset: h5py.Dataset, files: LinkedFiles, depth: int) -> None:
+        self._dataset = dataset
         self._home = dataset.file.filename
         self._name = dataset.name.strip("/")
         self._what = f"virtual dataset `{shown(self._name)}`"
@@ -281,6 +283,7 @@ class _Resolver:
             require_filters(dataset, file, dataset.name.strip("/"))
             chunk_rows = dataset.chunks[0] if dataset.chunks else 0
             filtered = dataset.id.get_create_plist().get_nfilters() > 0
+        require_same_packing(self._dataset, dataset, file, dataset.name.strip("/"))
         if not dataset.shape:
             raise self._refusal(f"has a single value as a source, `{shown(name)}` of {file}")
         return Source(

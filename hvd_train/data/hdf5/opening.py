@@ -37,6 +37,11 @@ def open_file(path: str | Path) -> h5py.File:
         return h5py.File(path, "r")
 
 
+def is_swmr(dataset: h5py.Dataset) -> bool:
+    """Whether its file is open in SWMR mode. h5py would make an object for the file to tell."""
+    return bool(h5py.h5i.get_file_id(dataset.id).get_intent() & h5py.h5f.ACC_SWMR_READ)
+
+
 def _open_swmr(path: str | Path) -> h5py.File:
     """A file that a program writes in a way that others may read meanwhile."""
     try:

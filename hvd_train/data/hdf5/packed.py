@@ -39,7 +39,7 @@ class PackedRows(RaggedRows):
     """
 
     def __init__(self, path: str, values: Field, bounds: Field, kind: Kind) -> None:
-        self.value, self.unpacked = values.spec, values.unpacked
+        self.value, self.unpacked, self.stored = values.spec, values.unpacked, values.layout
         self._values, self._bounds, self._kind = values, bounds, kind
         self._bounds_name = shown(bounds.dataset.name.strip("/"))
         self._named = f"{path}: dataset `{self._bounds_name}`"

@@ -26,12 +26,21 @@ import numpy as np
 from hvd_train.data.format import Array
 from hvd_train.data.hdf5.attributes import Attributes
 from hvd_train.errors import UnsupportedShard
+from hvd_train.io.text import listed
 
 _SCALE, _OFFSET, _UNSIGNED = "scale_factor", "add_offset", "_Unsigned"
 _MARKS = {"_FillValue": 1, "missing_value": 100}
 """With the most numbers that each may be."""
 _BOUNDS = ("valid_range", "valid_min", "valid_max")
 _NAMES = (_SCALE, _OFFSET, _UNSIGNED, *_MARKS, *_BOUNDS)
+_OF_OTHERS = {
+    *("scalefactor", "scaling_factor", "slope", "gain", "addoffset", "offset", "intercept"),
+    *("fillvalue", "fill_value", "missingvalue", "nodata"),
+}
+"""In small letters: what other conventions (HDF-EOS5, NeXus, ODIM) call the same."""
+_NOT_APPLIED = (
+    "which are not applied: if values are stored in other units by them, write those that are meant"
+)
 
 
 @final
@@ -173,6 +182,47 @@ def packing_of(
     )
     changes = factors or packing.marks or packing.unsigned or (lowest, highest) != (None, None)
     return packing if changes else None
+
+
+def refuse_packing(dataset: h5py.Dataset, path: str, name: str) -> None:
+    """Raises `UnsupportedShard` if attributes say that values of a table are packed or missing: of which of
+    its columns is not said."""
+    given = Attributes(dataset, path, name)
+    if found := [attribute for attribute in _NAMES if attribute in given]:
+        raise UnsupportedShard(
+            f"{path}: dataset `{name}` is a table with the attributes {listed(found)}. Expected such "
+            "attributes at datasets of numbers only: write the columns as datasets of their own, each with "
+            "its attributes, or, if the values are stored as they are meant, remove them, "
+            f"{given.removal(found)}."
+        )
+
+
+def require_same_packing(virtual: h5py.Dataset, source: h5py.Dataset, path: str, name: str) -> None:
+    """Raises `UnsupportedShard` if attributes say something else of the values of `source`, `name` in the
+    file `path`, than of those of the dataset `virtual`, which has values of it: only those of `virtual` are
+    applied."""
+    given = Attributes(source, path, name).texts(_NAMES)
+    home = Attributes(virtual, virtual.file.filename, virtual.name.strip("/"))
+    if not given or given == home.texts(_NAMES):
+        return
+    seen = listed([f"{attribute} = {text}" for attribute, text in given.items()])
+    target = f"file[{home.name!r}].attrs"
+    copies = "; ".join(f"{target}[{each!r}] = source[{name!r}].attrs[{each!r}]" for each in given)
+    raise UnsupportedShard(
+        f"{path}: dataset `{name}` has the attributes {seen}, but virtual dataset `{home.name}` of "
+        f"{home.path}, which has its values, does not. Expected the same of every source, and of the virtual "
+        "dataset, whose attributes are applied: write them, with h5py, from `source = "
+        f"h5py.File({path!r})` to `file = h5py.File({home.path!r}, 'r+')`: `{copies}`."
+    )
+
+
+def unapplied(dataset: h5py.Dataset) -> str:
+    """The attributes of `dataset` that may say that its values are packed or missing, but are not applied,
+    as the end of a sentence; empty if there are none."""
+    if not h5py.h5a.get_num_attrs(dataset.id):
+        return ""
+    found = [attribute for attribute in dataset.attrs if attribute.lower() in _OF_OTHERS]
+    return f"has the attributes {listed(found)}, {_NOT_APPLIED}" if found else ""
 
 
 def _factors(given: Attributes) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import final
 
 import h5py
@@ -14,7 +15,7 @@ from hvd_train.data.format import Array, FieldSpec
 from hvd_train.data.hdf5.chunks import Range
 from hvd_train.data.hdf5.extent import Obstacle, converted
 from hvd_train.data.hdf5.field import Field, Part
-from hvd_train.data.layout import Layout
+from hvd_train.data.layout import Layout, Whole
 from hvd_train.data.places import Place
 from hvd_train.errors import DataError, UnsupportedShard
 from hvd_train.liveness import mark
@@ -41,6 +42,9 @@ class RaggedRows(ABC):
 
     unpacked: str
     """What the attributes of the dataset do to its values; empty if nothing."""
+
+    stored: Layout | None = None
+    """How the values are stored, one a row; None if that does not matter to those who read rows."""
 
     @property
     @abstractmethod
@@ -98,9 +102,29 @@ class PaddedField:
             padding=place.padding,
         )
         """A sample."""
-        dtype = np.dtype(self.spec.dtype)
-        self.layout = Layout(shape=(self.num_rows, *self.spec.shape), itemsize=dtype.itemsize)
-        """That of padded rows which are not chunked: how the values are stored is known to `rows` alone."""
+        self.layout = self._layout(None if marks else rows.stored)
+        """That of padded rows: chunked only if the values are in large compressed chunks."""
+
+    def _layout(self, stored: Layout | None) -> Layout:
+        itemsize = np.dtype(self.spec.dtype).itemsize
+        padded = Layout(shape=(self.num_rows, *self.spec.shape), itemsize=itemsize)
+        if stored is None or stored.chunk is None or not (stored.is_large and stored.filtered):
+            return padded
+        own = Whole(
+            shape=stored.shape,
+            chunk=stored.chunk,
+            itemsize=stored.itemsize,
+            band_chunks=stored.band_chunks,
+        )
+        rows = max(1, stored.band_rows * self.num_rows // max(1, stored.shape[0]))
+        return replace(
+            padded,
+            chunk=(rows, *self.spec.shape),
+            filtered=True,
+            whole=stored.whole or own,
+            dataset=stored.dataset,
+            file=stored.file,
+        )
 
     @property
     def parts(self) -> Sequence[Part]:

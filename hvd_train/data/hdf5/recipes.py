@@ -8,7 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hvd_train.data.hdf5.types import columns, element_type, is_complex, is_table
+from hvd_train.data.hdf5.types import columns, element_type, is_complex, is_table, numpy_dtype
 
 _NAMEABLE = re.compile(r"[^\[\],:\s\d][^\[\],:]{0,60}")
 """A column that a place in a file can name."""
@@ -44,6 +44,8 @@ def conversion(dataset: h5py.Dataset, name: str) -> str:
     if isinstance(kind, h5py.h5t.TypeOpaqueID):
         as_bytes = f"{values}; new[{key}] = values.view(np.uint8).reshape(*values.shape, -1)"
         return f"Write its bytes, {by_h5py(as_bytes)}"
+    if rows := from_rows(kind, f"old[{key}][...]", sum(length > 1 for length in dataset.shape)):
+        return rows
     if dataset.ndim == 1:
         return _from_values_of_their_own(kind, key)
     return _AS_NUMBERS
@@ -70,6 +72,26 @@ def _from_values_of_their_own(kind: Any, key: str) -> str:
             values = f"new[{key}] = np.stack([old[ref][{read}] for ref in old[{key}][...]])"
             return f"Write the values that they refer to, {by_h5py(values)}"
     return _AS_NUMBERS
+
+
+def from_rows(kind: Any, rows: str, num_axes: int = 1) -> str:
+    """What to do about rows of variable length of numbers that are in a table, a virtual dataset, along
+    several axes, or have columns: as values and offsets. Empty for others.
+
+    Args:
+        kind: their type.
+        rows: the expression that reads them, of `num_axes` axes that are longer than 1.
+    """
+    if kind.get_class() != h5py.h5t.VLEN or num_axes > 1:
+        return ""
+    inner = kind.get_super()
+    if is_table(inner) or not isinstance(numpy_dtype(inner), np.dtype) or not inner.dtype.isnative:
+        return ""
+    packed = (
+        f"rows = {rows}.reshape(-1); new['values'] = np.concatenate(rows); "
+        "new['offsets'] = np.cumsum([0, *map(len, rows)])"
+    )
+    return f"Write them as values and offsets, and name them `packed(values, offsets)`, {by_h5py(packed)}"
 
 
 def _from_columns(kind: Any, name: str) -> str:

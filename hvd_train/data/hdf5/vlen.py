@@ -20,6 +20,7 @@ from hvd_train.data.classes import Encoder
 from hvd_train.data.format import Array, Coding, FieldSpec
 from hvd_train.data.hdf5.field import Part, refuse_bombs
 from hvd_train.data.hdf5.filters import require_filters
+from hvd_train.data.hdf5.packing import packing_of
 from hvd_train.data.hdf5.ragged import Numbers, RaggedRows
 from hvd_train.data.hdf5.types import numpy_dtype
 from hvd_train.data.hdf5.vlen_heaps import Heaps
@@ -56,7 +57,6 @@ class VlenRows(RaggedRows):
         name = dataset.name.strip("/")
         self.name = f"dataset `{name}`"
         self._where = f"{path}: dataset `{name}`"
-        self.unpacked = ""
         self.read_from(dataset, call)
         self.num_rows = int(dataset.shape[0])
         kind = dataset.id.get_type().get_super()
@@ -67,12 +67,15 @@ class VlenRows(RaggedRows):
         self._refuse_large_chunks()
         self._kind = kind.get_super() if kind.get_class() == h5py.h5t.ENUM else kind
         self._value_bytes, self._dtype, self._file_bytes = kind.get_size(), dtype, file_bytes
-        self._encoder = None if coding is None else Encoder(coding, dtype, (), self._where)
+        self._packing = packing_of(dataset, dtype, path, name, coding.ignored if coding else None)
+        self.unpacked = f"`{name}` {self._packing}" if str(self._packing or "") else ""
+        value = dtype if self._packing is None else self._packing.dtype
+        self._encoder = None if coding is None else Encoder(coding, value, (), self._where)
         self._held: tuple[int, Array] | None = None
         self._heaps: Heaps | None = None
         self.value = FieldSpec(
             shape=(),
-            dtype="int64" if self._encoder else dtype.name,
+            dtype="int64" if self._encoder else value.name,
             coding=self._encoder and self._encoder.coding,
         )
 
@@ -146,7 +149,9 @@ class VlenRows(RaggedRows):
                 target[at : at + size] = values[:size]
                 at += size
         found = self._converted(np.frombuffer(stored, np.uint8), int(kept.sum()))
-        return found if self._encoder is None else self._encode(found, kept, first)
+        if self._packing is not None:
+            found = self._by_rows(self._packing.unpack, found, kept, first)
+        return found if self._encoder is None else self._by_rows(self._encoder.encode, found, kept, first)
 
     def _converted(self, stored: Array, num_values: int) -> Array:
         """Values as they are in the file, at the beginning of `stored` [bytes], in the type of the field."""
@@ -157,13 +162,14 @@ class VlenRows(RaggedRows):
             self._call(h5py.h5t.convert, kind, native, num_values, stored)
         return stored[: num_values * self._dtype.itemsize].view(self._dtype)
 
-    def _encode(self, values: Array, kept: Numbers, first: int) -> Array:
-        assert self._encoder is not None
+    @staticmethod
+    def _by_rows(action: Callable[[Array, int], Array], values: Array, kept: Numbers, first: int) -> Array:
+        """What `action`, which wants the number of the first row, makes of the values of rows."""
         try:
-            return self._encoder.encode(values, first)
+            return action(values, first)
         except DataError:
             for row, own in enumerate(np.split(values, np.cumsum(kept)[:-1]), first):
-                self._encoder.encode(own[np.newaxis], row)  # for the number of the row
+                action(own[np.newaxis], row)  # for the number of the row
             raise
 
     @property

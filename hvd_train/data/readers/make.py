@@ -112,10 +112,12 @@ def _why_not_mapped(rows: Rows, budget_bytes: int) -> str:
     if num_bytes > _CACHED * budget_bytes and rows.row_bytes < _LARGE_ROW_BYTES:
         return f"they exceed the page cache, and rows of {rows.row_bytes} bytes are slow to read one by one"
     for path in paths:
-        shard = rows.shard(path)
+        file = rows.shard(path).file
+        if file is None:
+            return "they come from a Python dataset"
         # Of others each fault is a request to a server, and a file may be cut short by another host.
-        if (kind := file_system(Path(os.path.realpath(shard.file_path)))) not in LOCAL:
+        if (kind := file_system(Path(os.path.realpath(file.file_path)))) not in LOCAL:
             return f"a file is on {kind}, which is not known to be local"
-        if reason := obstacle(shard, list(rows.fields)):
+        if reason := obstacle(file, list(rows.fields)):
             return reason.partition(". ")[0]
     return ""

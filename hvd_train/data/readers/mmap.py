@@ -12,6 +12,7 @@ from hvd_train.data.readers.cursor import ALONE, Share
 from hvd_train.data.readers.permuted import PermutedReader
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import MARK, USABLE
+from hvd_train.errors import DataError
 
 
 @final
@@ -46,8 +47,13 @@ class MmapReader(PermutedReader):
             return
         try:
             for path in self._paths:
-                shard, fields = self._rows.shard(path), list(self._rows.fields)
-                self._shards.append(MappedShard(shard, fields, self._ranges[path]))
+                file, fields = self._rows.shard(path).file, list(self._rows.fields)
+                if file is None:
+                    raise DataError(
+                        f"{path}: with data.reading = 'mmap', it is a Python dataset; expected files, which "
+                        "are mapped into memory. Choose `memory` or `stream`."
+                    )
+                self._shards.append(MappedShard(file, fields, self._ranges[path]))
         except BaseException:
             self.close()
             raise

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import final
 
 from hvd_train.data.class_names import listed_names
-from hvd_train.data.format import FieldSpec, ShardInfo
+from hvd_train.data.format import FieldSpec, Padding, ShardInfo
 from hvd_train.data.hdf5.file import ShardFile, read_info
+from hvd_train.data.layout import require_few_decodings
 from hvd_train.data.locate import Found, in_groups, locate
 from hvd_train.data.places import Places, parse_place
 from hvd_train.data.progress import Progress, Step, unseen
@@ -48,8 +50,13 @@ class Hdf5Source(Source):
         places = {name: parse_place(text, options.get(name, "--fields")) for name, text in names.items()}
         if group:
             places[GROUP] = parse_place(group, "--group")
+        # Of rows of any length, which are then refused by what they are.
+        padding = Padding(length=1, truncate=True)
+        places = {name: replace(place, padding=padding) for name, place in places.items()}
         self._places = Places(places, INPUTS, TARGETS)
-        found: list[Found] = [shard for path in paths for shard in locate(path, "SOURCE").train]
+        found: list[Found] = [
+            shard for path in paths for shard in locate(path, "SOURCE", files_only=True).train
+        ]
         self._class_names = listed_names(found, names[TARGETS])
         shards = [shard.path for shard in in_groups(found, self._places)]
         infos = []
@@ -57,6 +64,9 @@ class Hdf5Source(Source):
             infos.append((shard, read_info(shard, self._places, texts=bool(group))))
             progress(Step("opened", len(infos), len(shards), "files"))
         self._infos = [(shard, info) for shard, info in infos if info.num_samples]
+        for shard, info in self._infos:
+            _refuse_rows_of_any_length(info)
+            require_few_decodings(shard, info.layouts)
         if not self._infos:
             raise DataError(f"{' '.join(paths)}: no samples. Expected at least 1.")
         self._name = name_of(paths)
@@ -117,4 +127,13 @@ class Hdf5Source(Source):
             raise DataError(
                 f"{shard}: scale {info.scale}, but {self._first.scale} in {self._infos[0][0]}. Expected the "
                 "same in every file: leave one of the two out."
+            )
+
+
+def _refuse_rows_of_any_length(info: ShardInfo) -> None:
+    for name, field in info.fields.items():
+        if field.padding:
+            raise DataError(
+                f"{info.path}: `{field.place or name}` has rows of any length. Expected rows of one length: "
+                "train on the file as it is, with data.max_length, or write the rows padded."
             )

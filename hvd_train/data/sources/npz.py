@@ -19,6 +19,10 @@ from hvd_train.data.sources.base import GROUP, INPUTS, TARGETS, Arrays, alike
 from hvd_train.data.sources.streamed import StreamedArray
 from hvd_train.errors import DataError
 
+_PICKLED = (
+    "it has Python objects, such as rows of different lengths, which are pickled: to load them could run any "
+    "program. Pad the rows to one length"
+)
 _LOCAL_HEADER = struct.Struct("<26xHH")
 """Of a zip file, before each member: the lengths of its name and of its extra field."""
 
@@ -57,10 +61,18 @@ def open_npy(files: Mapping[str, str], group: str = "") -> Arrays:
     files = {**files, **({GROUP: group} if group else {})}
     for field, path in files.items():
         with _explained(path, "a .npy file", "a complete .npy file with plain numbers"):
-            arrays[field] = npy.open_memmap(path, mode="r")
+            arrays[field] = _mapped(path)
         if field != GROUP:
             _require_numbers(f"{path}: the array", arrays[field])
     return _arrays(arrays, " and ".join(files.values()), tuple(files.values()))
+
+
+def _mapped(path: str) -> Array:
+    with open(path, "rb") as file:
+        _, _, dtype = _header(file)
+    if dtype.hasobject:
+        raise ValueError(_PICKLED)
+    return npy.open_memmap(path, mode="r")
 
 
 def _arrays(arrays: dict[str, Array], name: str, files: tuple[str, ...]) -> Arrays:
@@ -82,7 +94,7 @@ def _member(path: Path, member: str) -> Array:
             shape, fortran, dtype = _header(file)
             header = file.tell()
     if dtype.hasobject:
-        raise ValueError("Object arrays cannot be loaded: they are pickled")
+        raise ValueError(_PICKLED)
     if info.compress_type == zipfile.ZIP_STORED:
         with path.open("rb") as raw:
             raw.seek(info.header_offset)
@@ -129,3 +141,8 @@ def _explained(path: str | Path, kind: str, expected: str) -> Iterator[None]:
         raise DataError(f"{path}: no such file. Expected {kind}.") from None
     except (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: {error}. Expected {expected}.") from None
+    except RuntimeError as error:  # encrypted, or compressed by what Python does not have here
+        raise DataError(
+            f"{path}: {error}. Expected {expected}: write it again by numpy.savez, or by "
+            "numpy.savez_compressed."
+        ) from None

@@ -33,6 +33,8 @@ class Wanted:
     """Tokens of a sequence."""
     progress: Progress = unseen
     """Of what is read before the first row is asked for."""
+    python: str = ""
+    """The name of a Python dataset, in place of files."""
 
     @property
     def names(self) -> dict[str, str]:
@@ -58,6 +60,8 @@ def open_source(paths: Sequence[str], wanted: Wanted | None = None) -> Source:
 
 
 def _open(paths: Sequence[str], wanted: Wanted) -> Source:
+    if wanted.python:
+        return _open_python(paths, wanted)
     if list(paths) == ["digits"]:
         from hvd_train.data.sources.digits import load_digits
 
@@ -69,7 +73,7 @@ def _open(paths: Sequence[str], wanted: Wanted) -> Source:
     for is_kind, opened in _KINDS:
         if paths and all(map(is_kind, paths)):
             return opened(paths, wanted)
-    if len(paths) == 2 and not any(Path(path).suffix in _KNOWN for path in paths):
+    if len(paths) == 2 and not any(Path(path).suffix.lower() in _KNOWN for path in paths):
         from hvd_train.data.sources.idx import open_idx_pair
 
         return open_idx_pair(paths[0], paths[1], wanted.progress)
@@ -77,6 +81,14 @@ def _open(paths: Sequence[str], wanted: Wanted) -> Source:
         if not os.path.exists(path):
             raise DataError(f"{path}: no such file or folder; {EXPECTED}.")
     raise DataError(f"sources {' '.join(paths)!r}: {EXPECTED}.")
+
+
+def _open_python(paths: Sequence[str], wanted: Wanted) -> Source:
+    from hvd_train.data.sources.python_dataset import PythonDataset
+
+    if paths:
+        raise DataError(f"{' '.join(paths)} and --from {wanted.python}: expected one source. Leave one out.")
+    return PythonDataset(wanted.python, wanted.names, wanted.group, wanted.classes)
 
 
 def _open_npy(paths: Sequence[str], wanted: Wanted) -> Source:
@@ -140,7 +152,7 @@ def _is_csv(path: str) -> bool:
 
 
 def _is_hdf5(path: str) -> bool:
-    return os.path.isdir(path) or os.path.splitext(path)[1] in (*SUFFIXES, *OTHER_SUFFIXES)
+    return os.path.isdir(path) or os.path.splitext(path)[1].lower() in (*SUFFIXES, *OTHER_SUFFIXES)
 
 
 _KINDS: list[tuple[Callable[[str], bool], Callable[[Sequence[str], Wanted], Source]]] = [

@@ -53,11 +53,13 @@ class ImageReader:
         return image
 
     def _decoded(self, path: str, file: IO[bytes] | None) -> Array:
-        from PIL import Image
+        from PIL import Image, ImageOps, UnidentifiedImageError
 
         try:
             with Image.open(file or path) as image:
                 self._require_modest(path, image.size)
+                _require_all(path, image)
+                ImageOps.exif_transpose(image, in_place=True)
                 mode = "L" if image.mode in _GRAY else "RGB"
                 if self._mode == "L" and mode == "RGB":
                     raise DataError(
@@ -73,6 +75,11 @@ class ImageReader:
                 if file is not None:
                     file.close()  # it may be as large as the image
                 return _array(pixels)
+        except UnidentifiedImageError:
+            raise DataError(
+                f"{path}: is damaged, or of a format that this Pillow does not read. Expected an image such "
+                "as .png: copy it again, convert it, or leave it out."
+            ) from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(
                 f"{path}: {error}. Expected a complete image: copy it again, or leave it out."
@@ -84,6 +91,18 @@ class ImageReader:
                 f"{path}: {size[1]} pixels high and {size[0]} wide. Expected {_MOST_BYTES >> 20} MiB of "
                 "pixels at most: make it smaller."
             )
+
+
+def _require_all(path: str, image: Any) -> None:
+    """Raises `DataError` for an image of which bytes of one frame are only a part."""
+    frames = getattr(image, "n_frames", 1) if image.format in ("GIF", "TIFF") else 1
+    if frames > 1:
+        raise DataError(f"{path}: has {frames} frames. Expected one: save each as a file of its own.")
+    if image.mode[0] in "IF":  # of which Pillow would take what is above 255 as 255
+        raise DataError(
+            f"{path}: has more than 8 bits a pixel. Expected 8: convert the images, or save their pixels "
+            "with NumPy and give .npy files."
+        )
 
 
 def _array(image: Any) -> Array:

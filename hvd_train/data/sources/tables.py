@@ -90,8 +90,11 @@ def explained(path: str, kind: str) -> Iterator[None]:
         if "straddl" in str(error):
             raise LineTooLong from None
         text = " ".join(str(error).split()).rstrip(".")
+        remedy = f"Expected a complete {kind} file: correct it, or copy it again."
         if "UTF8" in text:
-            raise DataError(f"{path}: {text}. Expected text in UTF-8: convert it.") from None
-        raise DataError(
-            f"{path}: {text}. Expected a complete {kind} file: correct it, or copy it again."
-        ) from None
+            remedy = "Expected text in UTF-8: convert it."
+        elif isinstance(error, pyarrow.ArrowNotImplementedError) or "not supported" in text:  # a compression
+            remedy = (
+                "The file need not be damaged: write it again without that, such as by compression='zstd'."
+            )
+        raise DataError(f"{path}: {text}. {remedy}") from None

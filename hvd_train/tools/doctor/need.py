@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hvd_train.algorithm.flat_state import Entry, FlatState
 from hvd_train.algorithm.local_step import LocalStep, make_optimizer
+from hvd_train.algorithm.outer import make_rule
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import Config
 from hvd_train.data.batches import largest_batch
@@ -88,10 +89,17 @@ def _of_model(model: nn.Module, config: Config) -> Need:
         own_bytes=kept + sum(_num_bytes(t) for _, t in flat.frozen()),
         model_bytes=sum(map(_num_bytes, saved_state(model)[0].values())),
         ema_bytes=sum(_wide_bytes(e) for e in flat.entries if e.kind != "moment") if sync.ema else 0,
+        outer_bytes=_outer_bytes(flat, config),
         averaged_moment_bytes=sum(map(_num_bytes, flat.moments().values())),
         own_moment_bytes=kept if sync.optimizer_state == "keep" else 0,
         wide_bytes=sum(4 * math.prod(e.size) for e in flat.entries if e.dtype.itemsize < 4),
     )
+
+
+def _outer_bytes(flat: FlatState, config: Config) -> int:
+    rule = make_rule(config.sync)
+    parameters = sum(_wide_bytes(e) for e in flat.entries if e.kind == "parameter")
+    return 0 if rule is None else 2 * len(rule.keeps) * parameters
 
 
 def _wide_bytes(entry: Entry) -> int:

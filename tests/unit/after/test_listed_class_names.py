@@ -174,6 +174,6 @@ def test_names_that_are_too_few_in_a_manifest_of_an_earlier_version(tmp_path: Pa
     catalog = open_catalog(DataConfig(path=data))
     assert (catalog.sample.class_names, catalog.sample.num_classes) == ((), 3)
     assert catalog.warnings == (
-        f"{data}/train-00000-of-00001.h5: `targets` holds 2, but manifest.json names 2 classes: their names "
-        "are not used. Write the shards again with a name for each class.",
+        f"{data}/train-00000-of-00001.h5: `targets` holds 2, but 2 classes have names, by manifest.json "
+        "or the attribute `classes` of a dataset: they are not used. Give each class a name.",
     )

@@ -141,7 +141,7 @@ def test_a_file_that_was_complete_at_a_kill_gets_its_name(trained: Path, tmp_pat
     """The job was killed while it removed the parts."""
     given = options(trained, tmp_path)
     expected = solo(given, Counting())
-    parts = open_job(replace(given, out=str(tmp_path / "other.h5")), Counting()).parts
+    parts = open_job(replace(given, out=str(tmp_path / "other.h5")), SoloCommunicator(), Counting()).parts
     whole = replace(parts, out=Path(given.out)).whole
     whole.parent.mkdir()
     os.rename(given.out, whole)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,13 @@ import xxhash
 from torch import nn
 
 from hvd_train.algorithm.averager import Averager
-from hvd_train.algorithm.averaging import NoAverage, StateAverage, check_bits, drift, report, squared_distance
-from hvd_train.algorithm.flat_state import FlatState
+from hvd_train.algorithm.averaging import NoAverage, StateAverage, check_bits, drift, report
+from hvd_train.algorithm.distances import squared_distance
+from hvd_train.algorithm.flat_state import FlatState, Part
 from hvd_train.algorithm.header import Header, Work, exchange
+from hvd_train.algorithm.period.adacomm import AdaCommPeriod
+from hvd_train.algorithm.period.drift import DriftPeriod
+from hvd_train.algorithm.period.given import QsrPeriod, WarmupPeriod
 from hvd_train.comm.base import Communicator, Op
 from hvd_train.comm.buffer import Buffer
 from hvd_train.comm.solo import SoloCommunicator
@@ -88,7 +93,7 @@ def test_inspection_measures_what_it_is_asked_for() -> None:
     average.average(1.0, healthy=True)
     found = average.inspect(distance=False, verify=True)
     assert found.moved == pytest.approx(15 * 0.25)
-    assert found.hash == xxhash.xxh3_64_intdigest(average._buffers[0].live.numpy())
+    assert found.hash == xxhash.xxh3_64_intdigest(average._buffers[Part(torch.float32)].live.numpy())
 
 
 def last_hash(average: StateAverage) -> int:
@@ -148,7 +153,7 @@ def test_drift_is_the_weighted_mean_squared_distance_from_the_mean() -> None:
     )
     for before, after, _, found in results:
         torch.testing.assert_close(found.double(), mean, rtol=1e-5, atol=1e-6)
-        assert drift(before, after) == pytest.approx(expected, rel=1e-4)
+        assert drift(before, after["moved"]) == pytest.approx(expected, rel=1e-4)
         check_bits(after)
 
 
@@ -162,7 +167,7 @@ def test_drift_of_ranks_that_agree_is_not_negative() -> None:
         before = exchange(comm, report(found, Work(samples=1)))
         average.average(1.0, healthy=True)
         after = report(average.inspect(distance=False, verify=True), Work(samples=1))
-        return drift(before, exchange(comm, after))
+        return drift(before, exchange(comm, after)["moved"])
 
     for value in on_ranks(3, run):
         assert 0 <= value < 1e-6
@@ -171,8 +176,8 @@ def test_drift_of_ranks_that_agree_is_not_negative() -> None:
 def flipping(average: Callable[..., bool]) -> Callable[..., bool]:
     """An average after which one element of this rank's copy is another, as a faulty memory would have it."""
 
-    def average_and_flip(buffer: Buffer, weight: float) -> bool:
-        averaged = average(buffer, weight)
+    def average_and_flip(buffer: Buffer, *args: Any) -> bool:
+        averaged = average(buffer, *args)
         buffer.live[1] += 1
         return averaged
 
@@ -292,6 +297,41 @@ def test_how_often_the_averager_proves_that_bits_are_the_same(every: int, expect
 def test_an_invalid_period_is_refused() -> None:
     with pytest.raises(ValueError, match="period = 0: expected at least 1 local step"):
         Averager(model(), sgd(model()), SoloCommunicator(), period=0)
+
+
+def test_a_schedule_of_your_own_loop(capsys: pytest.CaptureFixture[str]) -> None:
+    module, comm = model(), SoloCommunicator()
+    first = Averager(module, sgd(module), comm, WarmupPeriod(3, rounds=5))
+    assert [first.step(1) for _ in range(4)] == [True] * 4
+    resume = [first.state_dict()]
+    averager = Averager(module, sgd(module), comm, WarmupPeriod(3, rounds=5), resume=resume)
+    assert [averager.step(1) for _ in range(5)] == [True, False, False, True, False]
+    assert (averager.period, averager.rounds) == (3, 6)
+    averager.finish()
+    averager.average()  # without a local step there is nothing to learn
+    assert averager.rounds == 8
+    adacomm = Averager(module, sgd(module), comm, AdaCommPeriod(1, steps=1, most=9))
+    adacomm.step(4, loss=-0.5)
+    assert capsys.readouterr().err.startswith(
+        "hvd_train: round 1: the training loss of round 1 is -0.5, and "
+    )
+    with pytest.raises(ValueError, match="check_every = 0: expected at least 1 with DriftPeriod"):
+        Averager(module, sgd(module), comm, DriftPeriod(3, bound=1.0, most=9), check_every=0)
+
+
+def test_every_rank_of_your_own_loop_has_the_period_of_rank_0() -> None:
+    def run(comm: ThreadCommunicator) -> list[int]:
+        module = model()
+        optimizer = sgd(module)
+        optimizer.param_groups[0]["lr"] = 0.1 / (1 + comm.rank)
+        averager = Averager(module, optimizer, comm, QsrPeriod(1, alpha=0.2, most=9))
+        found = [averager.period]
+        while averager.rounds < 3:
+            if averager.step(1):
+                found.append(averager.period)
+        return found
+
+    assert on_ranks(2, run) == [[4, 4, 4, 4]] * 2
 
 
 def test_frozen_parameters_and_counters_come_from_rank_0() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hvd_train.algorithm.flat_state import ALIGNMENT, FlatState
+from hvd_train.algorithm.flat_state import ALIGNMENT, FlatState, Part
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.errors import CommunicationError, TaskError, ViewReplaced
 
@@ -59,14 +59,14 @@ def test_every_tensor_is_a_view_on_a_boundary_and_none_overlap() -> None:
     taken: dict[torch.dtype, list[tuple[int, int]]] = {}
     for entry in state.entries:
         assert entry.start * entry.dtype.itemsize % ALIGNMENT == 0
-        live = state.buffers[entry.dtype].live
+        live = state.buffers[entry.part].live
         if entry.holder.numel():
             assert entry.holder.data_ptr() == live.data_ptr() + entry.start * entry.dtype.itemsize
         taken.setdefault(entry.dtype, []).append((entry.start, entry.start + entry.holder.numel()))
     for dtype, places in taken.items():
         different = sorted(set(places))
         assert all(a[1] <= b[0] for a, b in pairwise(different))
-        assert different[-1][1] == state.buffers[dtype].numel
+        assert different[-1][1] == state.buffers[Part(dtype)].numel
     assert [b.dtype for b in list(state.buffers.values())] == [torch.float64, torch.float32]
     assert state.num_bytes == sum(b.live.nbytes for b in list(state.buffers.values()))
 
@@ -98,7 +98,7 @@ def test_policies_leave_out_their_kind_of_state() -> None:
 def test_writing_to_the_buffer_writes_to_the_model() -> None:
     model = nn.Linear(3, 2)
     state = flat(model)
-    state.buffers[torch.float32].live.fill_(7)
+    state.buffers[Part(torch.float32)].live.fill_(7)
     assert torch.equal(model.weight.detach(), torch.full((2, 3), 7.0))
     assert torch.equal(model(torch.ones(1, 3)), torch.full((1, 2), 28.0))
 
@@ -251,7 +251,7 @@ def test_a_buffer_that_the_model_assigns_anew_is_averaged() -> None:
         state.check_views()
         assert model.norm.running_mean is held
         (entry,) = (e for e in state.entries if e.name == "norm.running_mean")
-        live = state.buffers[torch.float32].live[entry.start : entry.start + 5]
+        live = state.buffers[Part(torch.float32)].live[entry.start : entry.start + 5]
         assert torch.equal(live, torch.full((5,), (1.0, 2.5)[step]))
 
 
@@ -270,8 +270,11 @@ def test_complex_numbers_lie_in_the_buffer_of_their_real_type() -> None:
     model.register_buffer("mean", torch.tensor([5 + 6j], dtype=torch.complex128))
     identity = model.phase
     state = flat(model)
-    assert {d: b.numel for d, b in state.buffers.items()} == {torch.float64: 2, torch.float32: 3 * 16 + 3}
-    state.buffers[torch.float32].live[:4] *= 10
+    assert {d.dtype: b.numel for d, b in state.buffers.items()} == {
+        torch.float64: 2,
+        torch.float32: 3 * 16 + 3,
+    }
+    state.buffers[Part(torch.float32)].live[:4] *= 10
     assert model.phase is identity
     assert model.phase.flatten().tolist() == [10 + 20j, 30 + 40j]
     assert model.mean.tolist() == [5 + 6j]
@@ -342,7 +345,7 @@ def test_rebind_goes_back_to_the_newest_average_that_all_buffers_have() -> None:
     with torch.no_grad():
         for p in model.parameters():
             p.add_(1)
-    comm.average(state.buffers[torch.float32], 1.0)
+    comm.average(state.buffers[Part(torch.float32)], 1.0)
     assert [b.version for b in state.buffers.values()] == [1, 2]
     state.rebind(SoloCommunicator())
     assert [b.version for b in state.buffers.values()] == [1, 1]

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from hvd_train.algorithm.period import FixedPeriod
 from hvd_train.algorithm.schedule import LearningRate
 from hvd_train.config import LearningRateConfig
 
@@ -55,7 +54,9 @@ def test_each_group_keeps_its_own_rate_in_any_order_of_calls() -> None:
         assert rate.current == pytest.approx(0.4 * factor)
 
 
-def test_fixed_period() -> None:
-    period = FixedPeriod(7)
-    period.load_state_dict(FixedPeriod(3).state_dict())
-    assert [period.next(), period.next()] == [7, 7]
+def test_the_rate_without_its_warm_up() -> None:
+    config = LearningRateConfig(schedule="step", every=10, factor=0.5, warmup=4)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
+    rate = LearningRate(config, optimizer)
+    assert [rate.without_warm_up(r, 10**6) for r in (0, 3, 9, 10, 25)] == [0.2, 0.2, 0.2, 0.1, 0.05]
+    assert optimizer.param_groups[0]["lr"] == 0.2

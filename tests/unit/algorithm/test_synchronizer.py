@@ -35,6 +35,9 @@ class Recording:
             hash=7 if verify else None,
         )
 
+    def moved(self) -> float:
+        return 1.5
+
     def average(self, weight: float, healthy: bool, verify: bool = True) -> None:
         if verify:
             self.hashed.append(len(self.weights) - 1)
@@ -77,6 +80,16 @@ def test_your_own_loop_measures_no_drift() -> None:
     average, drifts = rounds(1, measure_drift=False)
     assert (average.measured, average.verified) == ([], [*range(8)])
     assert drifts == [None] * 8
+
+
+def test_the_drift_may_be_known_in_its_own_round() -> None:
+    synchronizer = Synchronizer(Recording(), SoloCommunicator(), check_every=3, drift_at_once=True)
+    synchronizer.start()
+    drifts = []
+    for i in range(8):
+        synchronizer.synchronize(i, Work(samples=0 if i == 3 else 1))
+        drifts.append(synchronizer.drift)
+    assert drifts == [2.5, None, None, None, None, None, 2.5, None], "in round 3 nothing was averaged"
 
 
 def test_the_seconds_of_a_round_are_in_the_next_header() -> None:

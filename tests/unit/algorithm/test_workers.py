@@ -67,7 +67,7 @@ def require_equal(found: list[Batch], expected: list[Batch]) -> None:
             assert torch.equal(one[name], other[name])
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 2])
 def test_batches_are_the_same_to_the_bit(count: int, config: Config, catalog: Catalog) -> None:
     """Two epochs, a resume in the middle of one, and an epoch that begins anew."""
     task = make_task(config)

@@ -1,4 +1,4 @@
-"""Files with chunks of any shape for the tests, whose every value is another one."""
+"""Files with chunks of any shape for the tests, whose every value is another one; and reading files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from hvd_train.config import DataConfig
+from hvd_train.data.catalog import Catalog, open_catalog
 from hvd_train.data.deal import Span
 from hvd_train.data.hdf5.file import read_info
 from hvd_train.data.places import plain
@@ -45,3 +47,18 @@ def drain(reader: Reader, inputs: npt.NDArray[Any], size: int = 64) -> list[int]
         np.testing.assert_array_equal(batch["inputs"], inputs[batch["targets"]])
         numbers += batch["targets"].tolist()
     return numbers
+
+
+def catalog_of(path: Path, **data: Any) -> Catalog:
+    """Of a file, by keys of `data`."""
+    return open_catalog(DataConfig(path=str(path), **data))
+
+
+def all_rows(path: Path, **data: Any) -> dict[str, Any]:
+    """The fields of all rows of a file."""
+    catalog = catalog_of(path, **data)
+    rows = Rows(catalog.train, catalog.sample.fields)
+    try:
+        return rows.read(0, len(rows))
+    finally:
+        rows.close()

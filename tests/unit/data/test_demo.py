@@ -21,6 +21,7 @@ from hvd_train.data.places import plain
 from hvd_train.data.rows import Rows
 from hvd_train.data.sources import load_digits
 from hvd_train.errors import DataError
+from tests.deadlines import seconds
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_two_caches_hold_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Monk
 
 def ensure_together(barrier: Barrier, results: SimpleQueue[str]) -> None:
     load_digits()  # imports scikit-learn before the barrier, so that the writing itself coincides
-    barrier.wait(60)
+    barrier.wait(seconds(60))
     results.put(str(ensure_digits()))
 
 
@@ -81,7 +82,7 @@ def test_several_processes_at_once(cache: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(seconds(60))
     assert [process.exitcode for process in processes] == [0] * 6
     assert [results.get() for _ in processes] == [str(cache / "digits-v2")] * 6
     assert [p.name for p in cache.iterdir()] == ["digits-v2"], "nothing temporary is left"

@@ -136,7 +136,7 @@ def test_a_file_that_is_listed_twice(folder: Path) -> None:
 def test_many_files_that_are_not_there(folder: Path) -> None:
     values = json.loads((folder / "manifest.json").read_text())
     entry = values["train"][0]
-    change(folder, lambda values: values.update(train=[{**entry, "file": f"{i}.h5"} for i in range(10**5)]))
+    change(folder, lambda values: values.update(train=[{**entry, "file": f"{i}.h5"} for i in range(20_000)]))
     assert refused(folder) == f"{folder}/0.h5: no such file. Expected an HDF5 file that every rank can see."
 
 

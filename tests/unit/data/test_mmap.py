@@ -145,14 +145,14 @@ def test_a_block_is_verified_once_when_a_row_of_it_is_first_asked_for(
     catalog = open_catalog(DataConfig(path=str(tmp_path / "d")))
     (span,) = catalog.train
     rows = Rows([span], catalog.sample.fields)
-    shard = MappedShard(rows.shard(span.shard), list(rows.fields), [(4, 12), (36, 40)])
+    shard = MappedShard(rows.shard(span.shard).file, list(rows.fields), [(4, 12), (36, 40)])
     assert verified == []
     np.testing.assert_array_equal(shard.take(np.array([9, 4, 8]))["targets"], [9, 4, 8])
     assert verified == [("inputs", 1), ("inputs", 2), ("targets", 1), ("targets", 2)]
     shard.take(np.array([10, 39]))
     assert verified[4:] == [("inputs", 9), ("targets", 9)]
     shard.close()
-    shard = MappedShard(rows.shard(span.shard), list(rows.fields), [(8, 40)])
+    shard = MappedShard(rows.shard(span.shard).file, list(rows.fields), [(8, 40)])
     shard.take(np.array([8]))
     damaged(Path(span.shard), "inputs", 9)  # mapped memory is what the file is now
     damaged(Path(span.shard), "inputs", 21)

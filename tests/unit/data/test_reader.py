@@ -30,6 +30,7 @@ from hvd_train.data.readers.mmap import MmapReader
 from hvd_train.data.readers.stream import StreamReader
 from hvd_train.data.rows import Rows
 from hvd_train.errors import DataError
+from tests.deadlines import seconds
 from tests.unit.data.shards import row_numbers, write_foreign
 
 FIELDS = {"inputs": FieldSpec(shape=(3,), dtype="float32"), "targets": FieldSpec(shape=(), dtype="int64")}
@@ -265,7 +266,7 @@ def test_the_next_window_is_read_before_it_is_asked_for(
     monkeypatch.setattr(Rows, "read_into", recording)
     reader = small_stream(Rows(spans, FIELDS), 0)
     reader.next_batch(1)
-    assert second_window.wait(30), "only the first window was read"
+    assert second_window.wait(seconds(30)), "only the first window was read"
     reader.close()
     assert all(name.startswith("hvd_train-reader") for name, _, _ in reads)
 

@@ -275,7 +275,7 @@ def test_images_that_cannot_be_written(
     (pictures / "dog" / "1.png").write_bytes(whole[: len(whole) // 2])
     said = refused(capsys, str(pictures), "--out", str(tmp_path / "e"))
     assert said.startswith(f"{pictures}/dog/1.png: ")
-    assert said.endswith("Expected a complete image: copy it again, or leave it out.")
+    assert said.endswith("Expected an image such as .png: copy it again, convert it, or leave it out.")
 
 
 @pytest.mark.parametrize(

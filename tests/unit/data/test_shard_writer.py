@@ -14,6 +14,7 @@ from hvd_train.data.format import Manifest
 from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part
 from hvd_train.errors import DataError
+from tests.deadlines import seconds
 from tests.unit.data.test_shard_streaming import contents, numbers
 
 ROWS = 53
@@ -148,7 +149,7 @@ def in_ranks(folder: Path, samples: list[list[dict[str, Any]]], **options: Any) 
     """What `close` returns or raises on each rank."""
     size = len(samples)
     table: list[Any] = [None] * size
-    barrier = threading.Barrier(size, timeout=60)
+    barrier = threading.Barrier(size, timeout=seconds(60))
     results: list[Any] = [None] * size
 
     def work(rank: int) -> None:

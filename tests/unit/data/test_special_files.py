@@ -17,9 +17,10 @@ from hvd_train.data.locate import locate
 from hvd_train.data.places import plain
 from hvd_train.data.sources import load_npz, read_idx
 from hvd_train.errors import DataError
+from tests.deadlines import calibration
 from tests.unit.data.shards import write_foreign
 
-pytestmark = pytest.mark.timeout(60)  # opening a pipe would wait for ever
+pytestmark = pytest.mark.timeout(60 * calibration())  # opening a pipe would wait for ever
 
 KINDS = {"fifo": r"a named pipe \(FIFO\)", "socket": "a socket", "device": "a character device"}
 

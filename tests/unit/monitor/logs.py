@@ -16,6 +16,7 @@ from hvd_train.record.reports import (
     FaultReport,
     LayerReport,
     MachineReport,
+    PeriodReport,
     RoundReport,
     RunStart,
     Spread,
@@ -111,6 +112,9 @@ class Log:
 
     def fault(self, number: int, message: str = "rank 1 was not finite") -> None:
         self.log.report(FaultReport(round=number, kind="not_finite", ranks=(1,), message=message))
+
+    def period(self, number: int, message: str) -> None:
+        self.log.report(PeriodReport(round=number, period=20, message=message))
 
     def stop(self, number: int, reason: str = "patience", **changes: Any) -> None:
         report: StopReport = dataclasses.replace(STOP, round=number, reason=reason, **changes)

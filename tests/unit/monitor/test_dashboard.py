@@ -56,7 +56,9 @@ def test_two_at_once_each_with_a_port_and_a_token(tmp_path: Path) -> None:
         second.send_signal(signal.SIGINT)
         _, said = second.communicate(timeout=seconds(30))
         assert second.returncode == -signal.SIGINT
-        assert said == f"hvd_train: port 8765 is in use; the dashboard is at {port_of_other}.\n"
+        # Another dashboard of this machine may have had the port of the first, and given it free.
+        moved = f"hvd_train: port 8765 is in use; the dashboard is at {port_of_other}.\n"
+        assert said == ("" if port_of_other == "8765" else moved)
 
 
 def test_of_one_run_its_page_comes_first(tmp_path: Path) -> None:

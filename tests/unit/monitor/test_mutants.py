@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvd_train.monitor import report
@@ -75,7 +76,7 @@ def is_shown(page: Page) -> None:
     json.loads(json.dumps(pages.plain(page.charts)), parse_constant=refuse)
 
 
-@SETTINGS
+@settings(SETTINGS, max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "40")))
 @given(data=st.data())
 def test_every_page_of_any_damaged_log_is_shown(data: st.DataObject, tmp_path: Path) -> None:
     source = tmp_path / "whole" / "events.jsonl"

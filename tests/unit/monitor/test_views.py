@@ -75,6 +75,7 @@ def test_events_are_the_newest_first_with_what_a_later_version_records(tmp_path:
     log.rounds(1, 5)
     log.checkpoint(5)
     log.fault(5, "rank 1 was <b>not</b> finite")
+    log.period(5, "every round has 20 from round 6 on.")
     log.stop(5, "interrupted")
     with open(tmp_path / "events.jsonl", "a") as file:
         file.write('{"event": "outer_step", "schema": 2, "time_s": 1e10, "round": 6, "momentum": 0.9}\n')
@@ -83,10 +84,12 @@ def test_events_are_the_newest_first_with_what_a_later_version_records(tmp_path:
         ("6", "outer_step"),
         ("5", "checkpoint (best)"),
         ("5", "fault (not_finite)"),
+        ("5", "period"),
         ("5", "stop (interrupted)"),
         ("0", "started"),
     ]
     assert rows[0][3] == '{"momentum":0.9}'
+    assert rows[3][3] == "every round has 20 from round 6 on."
     assert rows[1][3] == "round-5, 0.0 MB in 0.2 s"
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from hvd_train.config import StopConfig
 from hvd_train.record.console import BarConsole, PlainConsole, is_terminal, make_console
-from hvd_train.record.reports import FaultReport, RunStart, StopReport
+from hvd_train.record.reports import FaultReport, PeriodReport, RunStart, StopReport
 from hvd_train.record.wording import REASONS, closing_lines, duration, header_lines, number
 from tests import terminal as terminals
 from tests.unit.run_reports import HEADER, STOP, evaluation, round_report
@@ -81,6 +81,20 @@ def test_the_plain_text_of_a_small_run() -> None:
     console.report(STOP)
     console.close()
     assert stream.getvalue() == TEXT
+
+
+def test_a_period_that_changes_is_in_every_line() -> None:
+    stream = io.StringIO()
+    console = PlainConsole(stream, clock=lambda: 1.0)
+    rule = "average after every local step in the first 3 rounds, then every 10 local steps"
+    console.header(dataclasses.replace(HEADER, schedule=rule))
+    console.report(round_report(3, period=1))
+    console.report(PeriodReport(round=3, period=10, message="every round has 10 from round 4 on."))
+    console.report(evaluation(3, 0.5, 0.5, 3))
+    lines = stream.getvalue().splitlines()
+    assert f"training  batches of 32, {rule}" in lines
+    assert lines[-2] == "period    round 3: every round has 10 from round 4 on."
+    assert lines[-1].startswith("round      3  k    1  epoch    0.75  error 0.5000")
 
 
 def last_words(**changes: object) -> list[str]:

@@ -22,6 +22,7 @@ from hvd_train.record.reports import (
     LayerReport,
     MachineReport,
     NullRecorder,
+    PeriodReport,
     Recorders,
     RoundReport,
     Spread,
@@ -32,6 +33,7 @@ VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text(enc
 CHECKPOINT = CheckpointReport(
     round=4, path="runs/first/checkpoints/round-4", reason="best", num_bytes=99, seconds=0.5
 )
+PERIOD = PeriodReport(round=5, period=20, message="it is longer")
 FAULT = FaultReport(round=5, kind="not_finite", ranks=(1,), message="rank 1 was not finite")
 
 
@@ -88,20 +90,21 @@ def test_every_event_is_written_at_once_with_all_its_fields(path: Path) -> None:
     clock = Clock()
     log = EventLog(path, clock)
     log.header(HEADER)
-    for report in (round_report(4), evaluation(4, 0.5, 0.25, 2), CHECKPOINT, FAULT, STOP):
+    for report in (round_report(4), evaluation(4, 0.5, 0.25, 2), CHECKPOINT, FAULT, PERIOD, STOP):
         clock.now += 1
         log.report(report)
     found = events(path)  # nothing waits for close()
-    assert [e["event"] for e in found] == ["header", "round", "evaluation", "checkpoint", "fault", "stop"]
-    assert [e["time_s"] - 1_700_000_000 for e in found] == [0, 1, 2, 3, 4, 5]
-    assert [e["round"] for e in found] == [0, 4, 4, 4, 5, 60]
+    kinds = ["header", "round", "evaluation", "checkpoint", "fault", "period", "stop"]
+    assert [e["event"] for e in found] == kinds
+    assert [e["time_s"] - 1_700_000_000 for e in found] == [0, 1, 2, 3, 4, 5, 6]
+    assert [e["round"] for e in found] == [0, 4, 4, 4, 5, 5, 60]
     assert {e["schema"] for e in found} == {2}
     assert found[0]["samples_per_rank"] == [717, 720]
     assert found[0]["lost_rank"] == "ends the job"
     assert found[1] == {
         "event": "round",
         "schema": 2,
-        "time_s": clock.now - 4,
+        "time_s": clock.now - 5,
         "round": 4,
         "rounds": [4, 4],
         "epoch": 1.0,
@@ -122,7 +125,8 @@ def test_every_event_is_written_at_once_with_all_its_fields(path: Path) -> None:
     assert found[2]["metrics"] == {"error": 0.5, "loss": 0.5}
     assert found[3]["num_bytes"] == 99
     assert found[4]["ranks"] == [1]
-    assert found[5]["checkpoints"]["best"] == "runs/first/checkpoints/round-30"
+    assert (found[5]["period"], found[5]["message"]) == (20, "it is longer")
+    assert found[6]["checkpoints"]["best"] == "runs/first/checkpoints/round-30"
     log.close()
     log.close()
 
@@ -147,6 +151,8 @@ def test_rounds_of_a_tenth_of_a_second_share_a_line(path: Path) -> None:
     assert shared["seconds"]["compute"] == {"min": 2.0, "median": 3.0, "max": 5.0}
     assert shared["seconds"]["data"] == {"min": 0.5, "median": 1.0, "max": 2.0}
     assert (shared["period"], shared["lr"], shared["drift"], shared["zero_weight"]) == (10, 0.02, 0.5, [1, 3])
+    assert shared["periods"] == [[10, 1], [7, 1], [10, 1]]
+    assert "periods" not in first
     log.close()
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from hvd_train.config import DataConfig
 from hvd_train.data.catalog import find_shards, whole
 from hvd_train.data.deal import rows_of
+from hvd_train.data.python.registry import made_of
 from hvd_train.data.rows import Rows
 from hvd_train.environment import machine
 from hvd_train.errors import ConfigError
@@ -63,6 +64,10 @@ def load_samples(options: Options) -> Samples:
 
 def _of_shards(options: Options) -> Samples:
     shards = find_shards(DataConfig(path=options.data, inputs=options.inputs, targets=options.targets))
+    if any(made_of(info.path) for info in shards.train):
+        raise ConfigError(
+            f"--data {options.data}: a Python dataset. Expected shards, which all readers can read."
+        )
     sample, spans = shards.sample, whole(shards.train)
     rows = Rows(rows_of(spans, 0, options.rows), sample.fields)
     if len(rows) < 2:

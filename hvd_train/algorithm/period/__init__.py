@@ -1,0 +1,1 @@
+"""When the ranks are averaged: how many local steps each round has."""

@@ -1,0 +1,73 @@
+"""Periods that depend on the round and the learning rate only: they have no state, and a resumed run
+continues them by itself."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+from hvd_train.algorithm.period.base import Stateless
+from hvd_train.io.text import counted
+
+
+@final
+class FixedPeriod(Stateless):
+    """The same k in every round. A resumed run takes the k of its configuration, not that of its past."""
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+        self.words = ""
+
+    def next(self, rounds: int, rate: float) -> int:
+        """See `Period`."""
+        return self._k
+
+
+@final
+class WarmupPeriod(Stateless):
+    """Post-local SGD: 1 in the first rounds, then `k` (Lin, Stich, Patel and Jaggi, "Don't Use Large
+    Mini-Batches, Use Local SGD", arXiv:1808.07217, section 3: H_(t) = 1 for t <= t', else H).
+
+    Args:
+        k: H, the period after the warm-up.
+        rounds: t', the rounds with one local step each.
+    """
+
+    def __init__(self, k: int, *, rounds: int) -> None:
+        self._k = k
+        self._rounds = rounds
+        first = "first round" if rounds == 1 else f"first {rounds:,} rounds"
+        self.words = f"average after every local step in the {first}, then every {counted(k, 'local step')}"
+
+    def next(self, rounds: int, rate: float) -> int:
+        """See `Period`."""
+        return 1 if rounds < self._rounds else self._k
+
+
+@final
+class QsrPeriod(Stateless):
+    """The quadratic synchronization rule (QSR): k grows as the learning rate falls (Gu, Lyu, Arora, Zhang and
+    Huang, "A Quadratic Synchronization Rule for Distributed Deep Learning", arXiv:2310.14423, section 2).
+
+        H = max(H_base, floor((alpha / eta)^2))
+
+    As there, eta in a warm-up of the rate is the rate that it leads to.
+
+    Args:
+        k: H_base, the smallest period.
+        alpha: in the unit of the learning rate. k begins to grow where the rate is alpha / sqrt(k).
+        most: the largest period; the rule has none, and a rate that falls to 0 needs one.
+    """
+
+    def __init__(self, k: int, *, alpha: float, most: int) -> None:
+        self._k = k
+        self._alpha = alpha
+        self._most = most
+        self.words = f"average every max({k}, floor(({alpha:g} / lr)^2)) local steps, at most {most}"
+
+    def next(self, rounds: int, rate: float) -> int:
+        """See `Period`."""
+        ratio = self._alpha / rate if rate > 0 else math.inf
+        # The quotient of 0.3 and 0.1 is below 3: rounding must not make 8 of its square.
+        wanted = ratio * ratio * (1 + 1e-12)
+        return max(self._k, self._most if wanted >= self._most else math.floor(wanted))

@@ -1,0 +1,105 @@
+"""What the section `sync` of a configuration describes: what is averaged, and how the average is used."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+
+import torch
+from torch import nn
+
+from hvd_train.algorithm.averaging import Average, NoAverage, StateAverage
+from hvd_train.algorithm.ema import AverageWithEma, Ema
+from hvd_train.algorithm.flat_state import FlatState
+from hvd_train.algorithm.outer import make_rule
+from hvd_train.algorithm.outer_step import OuterStep
+from hvd_train.algorithm.outliers import Outliers
+from hvd_train.algorithm.synchronizer import Synchronizer
+from hvd_train.comm.base import Communicator
+from hvd_train.config import SyncConfig
+from hvd_train.config.sync import LONGEST_PLAIN_PERIOD
+from hvd_train.errors import RunDirectoryError
+from hvd_train.io.stateful import State, Stateful
+from hvd_train.run.restore import restore_model
+from hvd_train.run.saved_checkpoint import EMA_FILE, SavedCheckpoint
+
+
+class SyncParts:
+    """The parts of one training, made together. The constructor is not collective.
+
+    Raises `TaskError` for a tensor that cannot be averaged, `ConfigError` for what does not go together with
+    the model.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, comm: Communicator, sync: SyncConfig
+    ) -> None:
+        self._model = model
+        self._comm = comm
+        self._sync = sync
+        self.flat = FlatState(
+            model,
+            optimizer,
+            comm,
+            optimizer_state=sync.optimizer_state,
+            batch_norm=sync.batch_norm,
+            parameters_apart=sync.outer != "none" or sync.clip > 0,
+        )
+        self.ema = Ema(self.flat, comm, sync.ema)
+        self.outer = OuterStep(self.flat, comm, make_rule(sync), sync.clip)
+        self.outliers = Outliers(
+            sync.outliers,
+            threshold=sync.outlier_threshold,
+            decay=sync.outlier_decay,
+            warmup=sync.outlier_warmup,
+        )
+
+    def stateful(self) -> dict[str, Stateful]:
+        """What of them a checkpoint saves; that of `outer` is each rank's own."""
+        return {"ema": self.ema, "outer": self.outer, "outliers": self.outliers}
+
+    def synchronizer(self) -> Synchronizer:
+        """What averages after every round."""
+        average = StateAverage(self.flat, self._comm, self.outer)
+        chosen: Average = average if self._sync.mode == "average" else NoAverage(average)
+        if self._sync.ema:
+            chosen = AverageWithEma(chosen, self.ema)
+        return Synchronizer(
+            chosen,
+            self._comm,
+            check_every=self._sync.check_every,
+            drift_at_once=self._sync.schedule == "drift",
+            outliers=self.outliers,
+        )
+
+    def restore(self, saved: SavedCheckpoint, states: MutableMapping[str, State]) -> None:
+        """Restores what each rank holds a slice of, and removes from `states` what needs nothing more. The
+        model holds other values afterwards. Not collective.
+
+        Raises `RunDirectoryError` for a state that does not fit.
+        """
+        if self._sync.ema and saved.has_ema:
+            restore_model(saved, self._model, EMA_FILE)
+            self.ema.take()
+        else:
+            states.pop("ema", None)
+        if states.pop("outer", None) is not None:
+            own = self._comm.rank % saved.world_size  # its slice is the same if the world is
+            others = (r for r in range(saved.world_size) if r != own)
+            try:
+                self.outer.take(saved.part(r, "outer") for r in (own, *others))
+            except RunDirectoryError as error:
+                raise saved.refusal(
+                    f"rank-*.safetensors: the state of outer: {str(error).rstrip('.')}"
+                ) from error
+
+    def remark(self) -> str:
+        """What the user should know of the choice; empty if there is nothing."""
+        sync = self._sync
+        if sync.mode == "none" or sync.outer != "none" or sync.longest_period <= LONGEST_PLAIN_PERIOD:
+            return ""
+        key = "period" if sync.longest_period == sync.period else "max_period"
+        return (
+            f"sync.{key} = {sync.longest_period} without an outer optimizer: above {LONGEST_PLAIN_PERIOD} "
+            "local steps plain averaging tends to lose accuracy. Set sync.outer = 'nesterov', or a shorter "
+            "period."
+        )
