@@ -89,7 +89,7 @@ def test_images_that_cannot_be_read(capsys: pytest.CaptureFixture[str]) -> None:
     Path("p/a/1.png").write_bytes(whole[: len(whole) // 2])
     said = refused(capsys, "p")
     assert said.startswith("p/a/1.png: ")
-    assert said.endswith(". Expected a complete image: copy it again, or leave it out.")
+    assert said.endswith(", or leave it out.")
     Path("p/a/1.png").unlink()
     assert refused(capsys, "p", "--classes", "b", "c") == (
         "p/a: has images, but is not one of --classes: `b`, `c`. Add it there, or move the folder elsewhere."
