@@ -3,9 +3,9 @@
     python benchmarks/many_shards.py [--shards 10000] [--ranks 16]
 
 Makes `--shards` foreign files of `--rows` rows in a temporary folder, the same files with an index
-(`hvd_train shard index`), and one file a rank of as many rows together. Trains on each for one round, in turns. Prints
-the times, the ratio of many to few, and the limit: 1.5 times the start on few files, plus 10 seconds. Beside
-each time are the processor seconds of all ranks, which others on the machine disturb less.
+(`hvd_train shard index`), and one file a rank of as many rows together. Trains on each for one round, in
+turns. Prints the times, the ratio of many to few, and the limit: 1.5 times the start on few files, plus 10
+seconds. Beside each time are the processor seconds of all ranks, which others on the machine disturb less.
 """
 
 from __future__ import annotations
