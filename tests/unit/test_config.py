@@ -137,6 +137,7 @@ def test_all_defaults_are_written_but_what_is_none() -> None:
         "data.max_length",
         "data.scale",
         "data.standardize",
+        "sync.max_period",
         "sync.outer_lr",
         "sync.outer_momentum",
         "stop.target_error",
