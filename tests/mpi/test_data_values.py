@@ -86,7 +86,7 @@ def test_messages_about_labels_scales_copies_and_values_that_are_not_finite(tmp_
             in job.stderr
         )
         assert (
-            f"hvd_train: {rank} refused named: rank 1 of 2: named/1.h5: dataset `targets` holds `maybe` in "
+            f"hvd_train: {rank} refused named: named/1.h5: dataset `targets` holds `maybe` in "
             "row 43; expected one of data.classes: `no`, `yes`." in job.stderr
         )
         assert (
