@@ -14,8 +14,9 @@ from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import versions
 from hvd_train.config import Config, DataConfig, flatten
 from hvd_train.data import remarks
-from hvd_train.data.catalog import Catalog, header_labels, make_catalog, summarize_inputs, summarize_labels
+from hvd_train.data.catalog import Catalog, make_catalog, summarize_inputs, summarize_labels
 from hvd_train.data.deal import Span
+from hvd_train.data.header_labels import header_labels
 from hvd_train.data.labels import IGNORED
 from hvd_train.data.python import registry
 from hvd_train.data.python.facts import reading_lines

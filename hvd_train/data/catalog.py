@@ -13,7 +13,7 @@ from hvd_train.data.class_names import listed_names, named_dataset, uncovered
 from hvd_train.data.deal import Span, deal, split_validation
 from hvd_train.data.demo import ensure_digits
 from hvd_train.data.format import MANIFEST_NAME, SampleSpec, ShardInfo, is_class_dtype, mask_name
-from hvd_train.data.header_labels import HeaderLabels
+from hvd_train.data.header_labels import HeaderLabels, header_labels, summarized
 from hvd_train.data.headers import HeadersRead, index_lines, join_headers, read_headers
 from hvd_train.data.labels import Labels, Unclassed, divisor, join, labels_of, labels_of_header, objection
 from hvd_train.data.lengths import check_lengths, with_mask
@@ -155,21 +155,6 @@ LabelSummary = tuple[Labels, Labels]
 """The labels of the training and of the validation shards."""
 
 
-def header_labels(data: DataConfig, *, tokens: bool = False) -> HeaderLabels:
-    """What reads labels with the headers. None with a screen, which needs more than the header of one
-    shard."""
-    screened = data.on_damage == "skip"
-    return HeaderLabels({} if screened else _integers(data.inputs, data.targets, tokens))
-
-
-def _integers(inputs: str, targets: str, tokens: bool) -> dict[str, bool]:
-    """The fields whose integers are summarized, and whether some may be marked as ignored: not a target that
-    is also an input token."""
-    if not tokens:
-        return {targets: True}
-    return {targets: False} if inputs == targets else {targets: True, inputs: False}
-
-
 def summarize_labels(
     shards: Shards,
     rank: int = 0,
@@ -233,7 +218,7 @@ def _summarize_part(
     unknown = [info for info, labels in zip(infos, known, strict=True) if labels is None]
     found = [labels for labels in known if labels is not None and rank == 0]
     found += read.of(infos)
-    for name, ignore in _integers(spec.inputs, spec.targets, tokens).items():
+    for name, ignore in summarized(spec.inputs, spec.targets, tokens).items():
         if is_class_dtype(spec.fields[name].dtype):
             every = unknown if name == spec.targets else infos
             left = [info for info in every if not read.covers(info, name)]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import final
 
+from hvd_train.config import DataConfig
 from hvd_train.data.blocks import class_counts, row_bytes
 from hvd_train.data.format import ShardInfo, is_class_dtype
 from hvd_train.data.hdf5.file import ShardFile
@@ -63,6 +64,21 @@ class HeaderLabels:
     def of(self, infos: Iterable[ShardInfo]) -> list[Labels]:
         """What was found in those of the shards that this rank has read."""
         return [self._found[info.path] for info in infos if info.path in self._found]
+
+
+def header_labels(data: DataConfig, *, tokens: bool = False) -> HeaderLabels:
+    """What reads labels with the headers. None with a screen, which needs more than the header of one
+    shard."""
+    screened = data.on_damage == "skip"
+    return HeaderLabels({} if screened else summarized(data.inputs, data.targets, tokens))
+
+
+def summarized(inputs: str, targets: str, tokens: bool) -> dict[str, bool]:
+    """The fields whose integers are summarized, and whether some may be marked as ignored: not a target that
+    is also an input token."""
+    if not tokens:
+        return {targets: True}
+    return {targets: False} if inputs == targets else {targets: True, inputs: False}
 
 
 def require_as_indexed(file: ShardFile, known: ShardInfo) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from hvd_train.config import DataConfig
 from hvd_train.data import header_labels as module
-from hvd_train.data.catalog import header_labels, join_shards, list_files, summarize_labels
+from hvd_train.data.catalog import join_shards, list_files, summarize_labels
 from hvd_train.data.hdf5.file import ShardFile
+from hvd_train.data.header_labels import header_labels
 from hvd_train.data.headers import read_headers
 from hvd_train.data.labels import Labels, join
 from tests.unit.data.shards import write_foreign
