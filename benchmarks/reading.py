@@ -340,7 +340,12 @@ def main() -> int:
             "results": result,
             **state,
             "versions": versions,
-            "options": {**vars(args), "clock": chosen},
+            "options": {
+                "repetitions": args.repetitions,
+                "pairs": args.pairs,
+                "ranks": args.ranks,
+                "clock": chosen,
+            },
         }
         args.json.write_text(json.dumps(everything, indent=1, default=str) + "\n")
     return 0

@@ -71,6 +71,11 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return env | (AS_ROOT if os.getuid() == 0 else {}) | dict(extra or {})
 
 
+def suite(path: str) -> list[str]:
+    """The arguments of Python by which each rank of a job runs the tests of a file."""
+    return ["-m", "pytest", "-p", "no:cacheprovider", "-q", "-x", "--color=no", "--tb=short", path]
+
+
 def command(launcher: str, ranks: int, program: Sequence[str]) -> list[str]:
     """The line that starts `program` (arguments of Python) on so many ranks of this machine."""
     python = [sys.executable, *program]

@@ -76,7 +76,9 @@ def _settled(path: str) -> os.stat_result | None:
         wait_s = status.st_mtime + _SETTLED_S - time.time()
         if wait_s <= 0:
             return status
-        time.sleep(min(wait_s, _SETTLED_S))
+        if wait_s > _SETTLED_S:  # of the future, by whatever clock: many files would be waited for one by one
+            return None
+        time.sleep(wait_s)
     return None
 
 

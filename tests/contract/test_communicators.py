@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launching import Job, command, run
+from tests.launching import Job, command, run, suite
 
 JOBS = [
     ("solo", "python", 1),
@@ -23,17 +23,7 @@ JOBS = [
 MORE_JOBS = [("mpi", "mpirun", 1), ("mpi", "mpirun", 2), ("horovod", "mpirun", 3)]
 """Of tests/mpi/test_more_communicators.py, which is one of the long tests."""
 
-SUITE = [
-    "-m",
-    "pytest",
-    "-p",
-    "no:cacheprovider",
-    "-q",
-    "-x",
-    "--color=no",
-    "--tb=short",
-    "tests/contract/suite_communicator.py",
-]
+SUITE = suite("tests/contract/suite_communicator.py")
 """What each rank of a job runs, as arguments of Python."""
 
 

@@ -6,22 +6,12 @@ import re
 
 import pytest
 
-from tests.launching import command, run
+from tests.launching import command, run, suite
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_averaging_keeps_its_promises(ranks: int) -> None:
-    program = [
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-q",
-        "-x",
-        "--color=no",
-        "--tb=short",
-        "tests/mpi/suite_averaging.py",
-    ]
+    program = suite("tests/mpi/suite_averaging.py")
     env = {"SUITE_RANKS": str(ranks), "OMP_NUM_THREADS": "1"}
     job = run(command("mpirun", ranks, program), deadline_s=200, env=env)
     assert job.returncode == 0, job.output

@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.launching import command, run
+from tests.launching import command, run, suite
 from tests.mpi.jobs import events, train
 from tests.unit.outer_checkpoints import check_nesterov
 
-SUITE = ("-m", "pytest", "-p", "no:cacheprovider", "-q", "-x", "--color=no", "--tb=short")
 DIGITS = ("--config", "hvd_train/demo/digits.toml", "--patience", "0", "--threads", "1")
 EVERY = ("--checkpoint.every-rounds", "1", "--checkpoint.keep", "50", "--sync.outer", "nesterov")
 
 
 def test_four_ranks_are_one_process_with_four_replicas() -> None:
-    program = [*SUITE, "tests/mpi/suite_outer.py"]
+    program = suite("tests/mpi/suite_outer.py")
     job = run(command("mpirun", 4, program), deadline_s=200, env={"OMP_NUM_THREADS": "1"})
     assert job.returncode == 0, job.output
     assert re.findall(r"(\d+) passed", job.output) == ["12"] * 4, job.output

@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import re
 
-from tests.launching import command, run
+from tests.launching import command, run, suite
 
 
 def test_periods_are_exact_and_resumed() -> None:
-    program = [
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-q",
-        "-x",
-        "--color=no",
-        "--tb=short",
-        "tests/mpi/suite_periods.py",
-    ]
+    program = suite("tests/mpi/suite_periods.py")
     job = run(command("mpirun", 4, program), deadline_s=300, env={"OMP_NUM_THREADS": "1"})
     assert job.returncode == 0, job.output
     passed = [int(n) for n in re.findall(r"(\d+) passed", job.output)]

@@ -77,6 +77,11 @@ class LineTooLong(Exception):
     """A line does not fit into what is read at once."""
 
 
+def _lacks_compression(text: str) -> bool:
+    """Whether pyarrow's message says that it cannot unpack a compression, which is no damage."""
+    return ("compression" in text and "not supported" in text) or "Support for codec" in text
+
+
 @contextmanager
 def explained(path: str, kind: str) -> Iterator[None]:
     """Raises `DataError` and `LineTooLong` for what pyarrow raises about the file."""
@@ -93,7 +98,7 @@ def explained(path: str, kind: str) -> Iterator[None]:
         remedy = f"Expected a complete {kind} file: correct it, or copy it again."
         if "UTF8" in text:
             remedy = "Expected text in UTF-8: convert it."
-        elif isinstance(error, pyarrow.ArrowNotImplementedError) or "not supported" in text:  # a compression
+        elif _lacks_compression(text):
             remedy = (
                 "The file need not be damaged: write it again without that, such as by compression='zstd'."
             )

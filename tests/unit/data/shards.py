@@ -8,6 +8,9 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+import pytest
+
+from hvd_train.data.hdf5.file import ShardFile
 
 
 def inputs_of(first: int, rows: int, width: int = 3) -> npt.NDArray[np.float32]:
@@ -30,3 +33,16 @@ def row_numbers(batch: dict[str, npt.NDArray[Any]]) -> list[int]:
     np.testing.assert_array_equal(batch["inputs"], numbers[:, None] + np.arange(3) / 4)
     np.testing.assert_array_equal(batch["targets"], numbers % 7)
     return list(map(int, numbers))
+
+
+def opened_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are opened from now on."""
+    names: list[str] = []
+    init = ShardFile.__init__
+
+    def counting(self: ShardFile, path: str, *args: object, **options: object) -> None:
+        names.append(Path(path).name)
+        init(self, path, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ShardFile, "__init__", counting)
+    return names

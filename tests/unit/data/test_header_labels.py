@@ -11,11 +11,10 @@ import pytest
 from hvd_train.config import DataConfig
 from hvd_train.data import header_labels as module
 from hvd_train.data.catalog import join_shards, list_files, summarize_labels
-from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.header_labels import header_labels
 from hvd_train.data.headers import read_headers
 from hvd_train.data.labels import Labels, join
-from tests.unit.data.shards import write_foreign
+from tests.unit.data.shards import opened_files, write_foreign
 
 
 def by_ranks(data: DataConfig, size: int, *, tokens: bool = False) -> list[Labels]:
@@ -26,19 +25,6 @@ def by_ranks(data: DataConfig, size: int, *, tokens: bool = False) -> list[Label
     shards = join_shards(files, data, read)
     found = [summarize_labels(shards, rank, size, tokens=tokens, read=readers[rank]) for rank in ranks]
     return [join(part) for part in zip(*found, strict=True)]
-
-
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the files that are opened from now on."""
-    names: list[str] = []
-    init = ShardFile.__init__
-
-    def counting(self: ShardFile, path: str, *args: object, **options: object) -> None:
-        names.append(Path(path).name)
-        init(self, path, *args, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(ShardFile, "__init__", counting)
-    return names
 
 
 @pytest.fixture
@@ -54,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_each_file_is_opened_once(folder: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     data = DataConfig(path=str(folder / "d"), validation=str(folder / "v"))
-    names = opened(monkeypatch)
+    names = opened_files(monkeypatch)
     train, validation = by_ranks(data, size)
     assert sorted(names) == [*(f"d{i}.h5" for i in (0, 1, 2, 3, 4, 9)), *(f"v{i}.h5" for i in range(5))]
     values = [number % 7 for i in range(5) for number in range(11 * i, 11 * i + 3 + i)]
@@ -75,7 +61,7 @@ def test_large_fields_are_dealt_to_the_ranks(
     data = DataConfig(path=str(folder / "d"))
     small = by_ranks(data, size)
     monkeypatch.setattr(module, "MOST_BYTES", 5 * 8)
-    names = opened(monkeypatch)
+    names = opened_files(monkeypatch)
     assert [(part.count, part.different) for part in by_ranks(data, size)] == [
         (part.count, part.different) for part in small
     ]
@@ -89,7 +75,7 @@ def test_tokens_are_inputs_and_targets(tmp_path: Path, monkeypatch: pytest.Monke
     for i in range(3):
         with h5py.File(tmp_path / f"{i}.h5", "w") as file:
             file["inputs"], file["targets"] = np.arange(10 * i, 10 * i + 10), np.full(10, -100)
-    names = opened(monkeypatch)
+    names = opened_files(monkeypatch)
     labels, _ = by_ranks(DataConfig(path=str(tmp_path)), 2, tokens=True)
     assert names.count("1.h5") == 1
     assert len(names) == 3
@@ -102,7 +88,7 @@ def test_tokens_are_inputs_and_targets(tmp_path: Path, monkeypatch: pytest.Monke
 def test_with_rows_that_may_be_left_out_they_are_read_later(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = opened(monkeypatch)
+    names = opened_files(monkeypatch)
     labels, _ = by_ranks(DataConfig(path=str(folder / "d"), on_damage="skip"), 2)
     assert labels.count == 25
     assert names.count("d0.h5") == 2

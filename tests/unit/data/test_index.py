@@ -17,7 +17,6 @@ from hvd_train.config import DataConfig
 from hvd_train.data import index as module
 from hvd_train.data.catalog import Catalog, find_shards, open_catalog, whole
 from hvd_train.data.facts import digest
-from hvd_train.data.hdf5.file import ShardFile
 from hvd_train.data.index import INDEX_NAME
 from hvd_train.data.rows import Rows
 from hvd_train.data.selection import select_rows
@@ -25,7 +24,7 @@ from hvd_train.data.sources import Arrays
 from hvd_train.data.writer import write_part
 from hvd_train.errors import DataError
 from hvd_train.tools import shard
-from tests.unit.data.shards import row_numbers, write_foreign
+from tests.unit.data.shards import opened_files, row_numbers, write_foreign
 from tests.unit.data.swmr import Writer
 
 OLD_S = 1_000_000_000
@@ -52,15 +51,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are opened from now on."""
-    names: list[str] = []
-    init = ShardFile.__init__
-
-    def counting(self: ShardFile, path: str, *args: object, **options: object) -> None:
-        names.append(Path(path).name)
-        init(self, path, *args, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(ShardFile, "__init__", counting)
-    return names
+    return opened_files(monkeypatch)
 
 
 def change(folder: Path, **values: Any) -> None:
