@@ -14,7 +14,8 @@ from hvd_train.config.data import DataConfig
 from hvd_train.config.keeping import CheckpointConfig, EvaluateConfig, RecordConfig
 from hvd_train.config.model import ModelConfig
 from hvd_train.config.optim import GroupConfig, LearningRateConfig, OptimConfig, Value
-from hvd_train.config.sync import StopConfig, SyncConfig
+from hvd_train.config.stop import StopConfig
+from hvd_train.config.sync import SyncConfig
 from hvd_train.config_values import require, require_usable
 
 __all__ = [
