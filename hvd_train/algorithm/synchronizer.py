@@ -73,7 +73,7 @@ class Synchronizer:
             work,
             stop=stop,
             observe=observe,
-            communication_s=self.communication_s,
+            communication_s=self.communication_s + work.communication_s,
             wait_s=self.wait_s,
         )
         inspected = time.perf_counter()
