@@ -42,10 +42,7 @@ class Pieces:
         """The buffers that have them."""
         self.owned = {part: comm.owned(flat.numel(part)) for part in self.parts}
         """[start, stop) of the slice that this rank owns of each."""
-        self.entries: dict[Part, Sequence[Entry]] = {
-            part: list({e.start: e for e in reversed(flat.entries) if e.part == part}.values())[::-1]
-            for part in self.parts
-        }
+        self.entries = {part: list(_distinct(flat, part)) for part in self.parts}
         """The parameters in each; the same on every rank."""
         self._of = {part: list(self._cut(part)) for part in self.parts}
 
@@ -105,6 +102,15 @@ class Pieces:
                     missing -= _copy(state, offsets[piece.entry.name], piece, values, keeper)
             if missing <= 0:
                 return
+
+
+def _distinct(flat: FlatState, part: Part) -> Iterable[Entry]:
+    """The parameters in a buffer that have elements, of those in the same memory the first."""
+    seen: set[int] = set()
+    for entry in flat.entries:
+        if entry.part == part and entry.start < entry.stop and entry.start not in seen:
+            seen.add(entry.start)
+            yield entry
 
 
 def _copy(state: State, offset: int, piece: Piece, held: Mapping[str, Tensor], keeper: str) -> int:

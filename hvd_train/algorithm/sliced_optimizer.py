@@ -158,7 +158,7 @@ def _refuse_twins(flat: FlatState) -> None:
     """Raises `TaskError` if two parameters are the same memory: each would have a gradient of its own."""
     first: dict[tuple[Part, int], Entry] = {}
     for entry in flat.entries:
-        if entry.kind != "parameter":
+        if entry.kind != "parameter" or entry.start == entry.stop:
             continue
         other = first.setdefault((entry.part, entry.start), entry)
         if other.holder is not entry.holder:

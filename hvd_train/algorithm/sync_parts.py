@@ -92,6 +92,7 @@ class SyncParts:
             measure_drift=self._gradients is None,
             drift_at_once=self._sync.schedule == "drift",
             outliers=self.outliers,
+            checked="parameters" if self._gradients is None else "gradients",
         )
 
     def restore(
