@@ -88,7 +88,27 @@ def _is_moment(p: nn.Parameter, key: str, value: Any) -> bool:
 def _create(
     optimizer: torch.optim.Optimizer, missing: list[nn.Parameter], sparse: Collection[nn.Parameter]
 ) -> None:
-    scratch = {p: nn.Parameter(torch.zeros_like(p)) for p in missing}
+    for p, state in _first_state(optimizer, missing, sparse).items():
+        optimizer.state[p] = state
+
+
+def initial_moments(
+    optimizer: torch.optim.Optimizer, sparse: Collection[nn.Parameter] = ()
+) -> Iterator[tuple[nn.Parameter, str, Tensor]]:
+    """(parameter, key, tensor) of every moment as it is before the first step, whatever the optimizer holds
+    now; otherwise as `materialise`."""
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    for p, state in _first_state(optimizer, trained, sparse).items():
+        for key, value in sorted(state.items()):
+            if _is_moment(p, key, value):
+                yield p, key, value
+
+
+def _first_state(
+    optimizer: torch.optim.Optimizer, params: list[nn.Parameter], sparse: Collection[nn.Parameter]
+) -> dict[nn.Parameter, dict[str, Any]]:
+    """The state of some parameters before their first step; that of the optimizer stays as it is."""
+    scratch = {p: nn.Parameter(torch.zeros_like(p)) for p in params}
     for group in optimizer.param_groups:
         for p in scratch.keys() & group["params"]:
             zeros = torch.zeros_like(scratch[p])
@@ -107,15 +127,17 @@ def _create(
     finally:
         for group, params in zip(optimizer.param_groups, groups, strict=True):
             group["params"] = params
+    found: dict[nn.Parameter, dict[str, Any]] = {}
     for group in optimizer.param_groups:
         counters = {**_INITIAL_COUNTERS, "eta": float(group["lr"])}
         for p in group["params"]:
             if p in scratch:
                 state = optimizer.state.pop(scratch[p], {})
-                optimizer.state[p] = {
+                found[p] = {
                     k: v if v is None or _is_moment(p, k, v) else _beginning(optimizer, counters, k, v)
                     for k, v in state.items()
                 }
+    return found
 
 
 def _beginning(optimizer: torch.optim.Optimizer, counters: Mapping[str, float], key: str, value: Any) -> Any:

@@ -13,6 +13,7 @@ from hvd_train.algorithm.flat_state import FlatState
 from hvd_train.algorithm.outer import make_rule
 from hvd_train.algorithm.outer_step import OuterStep
 from hvd_train.algorithm.outliers import Outliers
+from hvd_train.algorithm.own_buffers import OwnBuffers
 from hvd_train.algorithm.synchronizer import Synchronizer
 from hvd_train.comm.base import Communicator
 from hvd_train.config import SyncConfig
@@ -42,8 +43,11 @@ class SyncParts:
             comm,
             optimizer_state=sync.optimizer_state,
             batch_norm=sync.batch_norm,
+            moments=sync.moments,
+            every_rounds=sync.every_rounds,
             parameters_apart=sync.outer != "none" or sync.clip > 0,
         )
+        self.buffers = OwnBuffers(model, self.flat)
         self.ema = Ema(self.flat, comm, sync.ema)
         self.outer = OuterStep(self.flat, comm, make_rule(sync), sync.clip)
         self.outliers = Outliers(
@@ -52,14 +56,20 @@ class SyncParts:
             decay=sync.outlier_decay,
             warmup=sync.outlier_warmup,
         )
+        self._resumed = False
 
     def stateful(self) -> dict[str, Stateful]:
-        """What of them a checkpoint saves; that of `outer` is each rank's own."""
-        return {"ema": self.ema, "outer": self.outer, "outliers": self.outliers}
+        """What of them a checkpoint saves; that of `outer` and `buffers` is each rank's own."""
+        return {
+            "buffers": self.buffers,
+            "ema": self.ema,
+            "outer": self.outer,
+            "outliers": self.outliers,
+        }
 
     def synchronizer(self) -> Synchronizer:
-        """What averages after every round."""
-        average = StateAverage(self.flat, self._comm, self.outer)
+        """What averages after every round; made once what is resumed is restored."""
+        average = StateAverage(self.flat, self._comm, self.outer, resumed=self._resumed)
         chosen: Average = average if self._sync.mode == "average" else NoAverage(average)
         if self._sync.ema:
             chosen = AverageWithEma(chosen, self.ema)
@@ -71,12 +81,21 @@ class SyncParts:
             outliers=self.outliers,
         )
 
+    def divide(self, states: MutableMapping[str, State]) -> None:
+        """Divides the saved state of the optimizer into what is averaged in every round now, `moments`, and
+        each rank's own, `optimizer`."""
+        both = {**states["moments"], **states["optimizer"]}
+        shared = {name.rpartition("/")[2] for name in self.flat.moments()}
+        states["moments"] = {name: v for name, v in both.items() if name.rpartition("/")[2] in shared}
+        states["optimizer"] = {name: v for name, v in both.items() if name not in states["moments"]}
+
     def restore(self, saved: SavedCheckpoint, states: MutableMapping[str, State]) -> None:
         """Restores what each rank holds a slice of, and removes from `states` what needs nothing more. The
         model holds other values afterwards. Not collective.
 
         Raises `RunDirectoryError` for a state that does not fit.
         """
+        self._resumed = True
         if self._sync.ema and saved.has_ema:
             restore_model(saved, self._model, EMA_FILE)
             self.ema.take()
