@@ -153,8 +153,8 @@ class StateAverage:
         return total
 
     def average(self, weight: float, healthy: bool, verify: bool = True, rounds: int | None = None) -> bool:
-        """See `Average`. An unhealthy rank takes the mean and drops its optimizer state where that is not
-        averaged."""
+        """See `Average`. An unhealthy rank takes the mean, and its optimizer begins anew where some of its
+        state is not averaged."""
         due = [part for part in self._buffers if rounds is None or part.is_due(rounds)]
         steps = [self._step.on_slice(part, measure=verify) for part in due]
         averaged = [
@@ -163,8 +163,8 @@ class StateAverage:
         ]
         any_weight = any(averaged)
         self._step.after_average(any_weight)
-        self._state.after_average(healthy)
         self._hash = self._hash_of_live(due) if verify else None
+        self._state.after_average(healthy)
         return any_weight
 
     def _hash_of_live(self, parts: Sequence[Part]) -> int:

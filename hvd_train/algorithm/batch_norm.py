@@ -10,7 +10,7 @@ arXiv:2105.07576, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from hvd_train.algorithm.evaluate import Evaluator
 from hvd_train.algorithm.header import Header
 from hvd_train.comm.base import Communicator, Op
 from hvd_train.data.batches import batch_bounds
+from hvd_train.data.format import Array
 from hvd_train.data.rows import Rows
 from hvd_train.data.screen import usable
 from hvd_train.errors import ConfigError, TaskError
@@ -171,15 +172,21 @@ class TrainingBatches:
         self._total = bounds[-1][1] if bounds else 0
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in range(self._count):
-            mark()
-            numbers = np.arange(batch, self._total, self._count) * len(self._rows) // self._total
-            arrays = self._rows.empty(len(numbers))
-            for at, row in enumerate(numbers.tolist()):
-                self._rows.read_into(arrays, at, row, row + 1)
-            arrays, kept, _ = usable(arrays)
-            if len(kept) > 1:  # batch norm needs two
-                yield self._transform({name: torch.from_numpy(array) for name, array in arrays.items()})
+        try:
+            for batch in range(self._count):
+                mark()
+                numbers = np.arange(batch, self._total, self._count) * len(self._rows) // self._total
+                arrays, kept, _ = usable(self._read(numbers.tolist()))
+                if len(kept) > 1:  # batch norm needs two
+                    yield self._transform({name: torch.from_numpy(array) for name, array in arrays.items()})
+        finally:
+            self._rows.close()
+
+    def _read(self, numbers: Sequence[int]) -> dict[str, Array]:
+        arrays = self._rows.empty(len(numbers))
+        for at, row in enumerate(numbers):
+            self._rows.read_into(arrays, at, row, row + 1)
+        return arrays
 
 
 class BatchNormEvaluator:
@@ -197,8 +204,8 @@ class BatchNormEvaluator:
     ) -> None:
         if not batch_norms(model):
             raise ConfigError(
-                f"evaluate.batch_norm_batches: the model {type(model).__name__} has no batch norm with "
-                "running statistics in training mode; expected at least one such layer. Leave the key out."
+                f"evaluate.batch_norm_batches: expected 0 with the model {type(model).__name__}, which has "
+                "no batch norm layer with running statistics in training mode."
             )
         self._inner = inner
         self._comm = comm

@@ -18,7 +18,8 @@ from hvd_train.run.model_state import finder, plain_names
 
 _INITIAL_COUNTERS = {"step": 0.0, "mu_product": 1.0, "mu": 1.0}
 """Counters before the first step. One more, ASGD's `eta`, begins as the learning rate."""
-_COUNTERS = {*_INITIAL_COUNTERS, "eta"}
+COUNTERS = frozenset((*_INITIAL_COUNTERS, "eta"))
+"""What is one number for a parameter, and never averaged."""
 
 
 def as_real(tensor: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ def _is_moment(p: nn.Parameter, key: str, value: Any) -> bool:
     """Whether a state value is one number for each element (or row) of the parameter, not a counter."""
     if not (torch.is_tensor(value) and (value.is_floating_point() or value.is_complex())):
         return False
-    return value.dim() > 0 or (p.dim() == 0 and key not in _COUNTERS)
+    return value.dim() > 0 or (p.dim() == 0 and key not in COUNTERS)
 
 
 def _create(
@@ -92,16 +93,13 @@ def _create(
         optimizer.state[p] = state
 
 
-def initial_moments(
+def initial_state(
     optimizer: torch.optim.Optimizer, sparse: Collection[nn.Parameter] = ()
-) -> Iterator[tuple[nn.Parameter, str, Tensor]]:
-    """(parameter, key, tensor) of every moment as it is before the first step, whatever the optimizer holds
-    now; otherwise as `materialise`."""
+) -> dict[nn.Parameter, dict[str, Any]]:
+    """The state of every trained parameter before its first step, whatever the optimizer holds now. Raises
+    as `materialise`."""
     trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    for p, state in _first_state(optimizer, trained, sparse).items():
-        for key, value in sorted(state.items()):
-            if _is_moment(p, key, value):
-                yield p, key, value
+    return _first_state(optimizer, trained, sparse)
 
 
 def _first_state(

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from hvd_train.algorithm.optimizer_state import initial_moments, sparse_parameters
+from hvd_train.algorithm.optimizer_state import COUNTERS, initial_state, sparse_parameters
 from hvd_train.config.sync import BUFFERS, Policy, require_states
 from hvd_train.config_values import require
 from hvd_train.errors import ConfigError
@@ -83,23 +83,34 @@ class OwnMoments:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, policy: StatePolicy) -> None:
         self._optimizer = optimizer
         self._policy = policy
-        self._initial = [
-            (p, key, _compact(value))
-            for p, key, value in initial_moments(optimizer, sparse_parameters(model))
-            if policy.of_moment(key) != "average"
-        ]
+        self._initial = {
+            p: {key: _compact(value) for key, value in state.items()}
+            for p, state in initial_state(optimizer, sparse_parameters(model)).items()
+        }
+        keys = {key for p in self._initial for key in optimizer.state[p]}
+        self._keeps = any(policy.of_moment(key) == "keep" for key in keys - COUNTERS)
 
     @torch.no_grad()
     def after_average(self, healthy: bool) -> None:
-        """Gives those with the policy `reset` their initial values, and on a rank whose values were not
-        finite those with `keep` too. Counters of steps go on."""
-        for p, key, initial in self._initial:
-            held = self._optimizer.state.get(p, {}).get(key)
-            if held is not None and (self._policy.of_moment(key) == "reset" or not healthy):
-                held.copy_(initial)
+        """Gives those with the policy `reset` their initial values. On a rank whose values were not finite,
+        and which keeps some, its whole state begins anew, counters and averaged moments included: a second
+        moment that begins at zero beside a first one that does not would make steps of any length."""
+        anew = self._keeps and not healthy
+        for p, initial in self._initial.items():
+            held = self._optimizer.state[p]
+            for key, value in initial.items():
+                reset = key not in COUNTERS and self._policy.of_moment(key) == "reset"
+                if not (anew or reset) or key not in held:
+                    continue
+                if isinstance(held[key], Tensor):
+                    held[key].copy_(value)
+                else:
+                    held[key] = value
 
 
-def _compact(value: Tensor) -> Tensor:
-    """One element where all are equal, as in most initial values; it is copied to all of them."""
+def _compact(value: Any) -> Any:
+    """Of a tensor one element where all are equal, as in most initial values; it is copied to all."""
+    if not isinstance(value, Tensor) or not value.numel():
+        return value
     first = value.reshape(-1)[:1].clone()
-    return first if value.numel() and bool((value == first).all()) else value.clone()
+    return first.reshape(()) if bool((value == first).all()) else value
