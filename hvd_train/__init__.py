@@ -14,6 +14,7 @@ from hvd_train._version import __version__
 if TYPE_CHECKING:
     from hvd_train.after.trained import load_model
     from hvd_train.algorithm.averager import Averager
+    from hvd_train.algorithm.batch_norm import update_batch_norm
     from hvd_train.algorithm.outer import Nesterov, OuterRule, SlowMo
     from hvd_train.algorithm.outliers import Outliers
     from hvd_train.algorithm.period.adacomm import AdaCommPeriod
@@ -53,6 +54,7 @@ __all__ = [
     "load_config",
     "load_model",
     "train",
+    "update_batch_norm",
 ]
 
 _HOME = {
@@ -76,6 +78,7 @@ _HOME = {
     "load_config": "hvd_train.config_file",
     "load_model": "hvd_train.after.trained",
     "train": "hvd_train.app",
+    "update_batch_norm": "hvd_train.algorithm.batch_norm",
 }
 
 

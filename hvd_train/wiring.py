@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hvd_train.algorithm.batch_norm import BatchNormEvaluator, TrainingBatches
 from hvd_train.algorithm.compiling import compile_in_turn
 from hvd_train.algorithm.continuing import EpochResume
 from hvd_train.algorithm.ema import PREFIX, Ema, EmaEvaluator
@@ -272,6 +273,23 @@ class Wiring:
         self._gradients.warm_up(batch)
 
     def _make_evaluator(self, ema: Ema) -> Evaluator:
+        prepared, evaluator = self.prepared, self._plain_evaluator(ema)
+        config, sample, count = prepared.config, prepared.catalog.sample, prepared.comm.size
+        batches = config.evaluate.batch_norm_batches
+        if not batches:
+            return evaluator
+        size = config.data.batch_size
+        rows = Rows(
+            prepared.catalog.parts(count, size)[prepared.comm.rank],
+            sample.fields,
+            screen=training_screen(config.data, sample),
+            known=prepared.catalog.shards,
+            copies=self.copies.paths,
+        )
+        training = TrainingBatches(rows, prepared.task, batch_size=size, count=batches)
+        return BatchNormEvaluator(evaluator, prepared.comm, prepared.task, prepared.model, training)
+
+    def _plain_evaluator(self, ema: Ema) -> Evaluator:
         prepared = self.prepared
         if not prepared.catalog.validation:
             return TrainingLossEvaluator()
@@ -309,7 +327,7 @@ class Wiring:
             raise ConfigError(
                 "sync.mode = 'none' cannot be resumed: a checkpoint holds one model, not one per rank."
             )
-        optional = {"settings", "evaluator", "ema", "outer", "outliers", "sliced"}
+        optional = {"settings", "evaluator", "buffers", "ema", "outer", "outliers", "sliced"}
         states = saved_states(saved, prepared.comm.rank, parts.keys() | {"sliced"}, optional)
         self.settings.load_state_dict(states.pop("settings", settings_before(before)))
         self._compare_samples(saved)
@@ -318,9 +336,7 @@ class Wiring:
         if not self.settings.best_holds:
             states.pop("watch")
             states.pop("evaluator", None)
-        if prepared.config.sync.optimizer_state != "average":  # then one part has all of it
-            states["optimizer"] = {**states["moments"], **states["optimizer"]}
-            states["moments"] = {}
+        self._sync.divide(states)
         for name in ("moments", "optimizer"):
             states[name] = self._fitting(states[name], parts[name])
         holds = self.settings.optimizer_holds and self.settings.arguments_hold
@@ -345,7 +361,7 @@ class Wiring:
             return {}
         if self.settings.arguments_hold:
             return state
-        if self.prepared.config.sync.optimizer_state != "average":
+        if not self._sync.flat.has_moments:
             return {}  # it is made in the first step, as the arguments say
         return {key: state.get(key, value) for key, value in part.state_dict().items()}
 

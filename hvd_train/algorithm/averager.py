@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -21,6 +21,7 @@ from hvd_train.algorithm.period.drift import DriftPeriod
 from hvd_train.algorithm.period.given import FixedPeriod
 from hvd_train.algorithm.synchronizer import Synchronizer
 from hvd_train.comm.base import Communicator
+from hvd_train.config.sync import Policy
 from hvd_train.config_values import require
 from hvd_train.io.output import warn
 from hvd_train.io.stateful import Count, State, checked
@@ -59,6 +60,8 @@ class Averager:
         optimizer_state: `average` its floating-point state like the parameters, `keep` it on each rank, or
             `reset` it after each average. Step counters stay each rank's own.
         batch_norm: `average` floating-point buffers of the model, or `keep` them.
+        moments: the same as `optimizer_state` for single moments: `{"exp_avg_sq": "keep"}`.
+        every_rounds: averages between two of a moment, or of the `buffers`: `{"exp_avg": 3}`.
         check_every: averages between two checks that all ranks hold the same bits, and with `DriftPeriod`
             between two measurements of the drift; 0: never.
         outer: how the parameters move on from the mean: `SlowMo()`, `Nesterov()`, or a rule of your own.
@@ -66,11 +69,12 @@ class Averager:
         clip: clip the averaged change of the parameters to this 2-norm; 0: do not clip.
         outliers: reduces the weights of ranks that it does not trust; None: all are trusted.
         resume: what `state_dict` returned on each rank, in rank order, to go on from there with any number of
-            ranks. Load the states of model and optimizer first.
+            ranks. Load the states of model and optimizer first; with `keep` or `every_rounds` those that
+            this rank has saved.
 
     Raises `TaskError` for tensors that cannot be laid out, `RanksDisagree` if the models differ,
-    `ConfigError` for `clip` with parameters of several types, and `RunDirectoryError` for a state that does
-    not fit.
+    `ConfigError` for `clip` with parameters of several types and for a moment that the optimizer does not
+    have, and `RunDirectoryError` for a state that does not fit.
     """
 
     def __init__(
@@ -80,8 +84,10 @@ class Averager:
         comm: Communicator,
         period: int | Period = 10,
         *,
-        optimizer_state: Literal["average", "keep", "reset"] = "average",
+        optimizer_state: Policy = "average",
         batch_norm: Literal["average", "keep"] = "average",
+        moments: Mapping[str, Policy] | None = None,
+        every_rounds: Mapping[str, int] | None = None,
         check_every: int = 10,
         outer: OuterRule | None = None,
         clip: float = 0.0,
@@ -105,6 +111,8 @@ class Averager:
             comm,
             optimizer_state=optimizer_state,
             batch_norm=batch_norm,
+            moments=moments,
+            every_rounds=every_rounds,
             parameters_apart=outer is not None or clip > 0,
         )
         self._outer = OuterStep(state, comm, outer, clip)
@@ -113,7 +121,7 @@ class Averager:
             self._resume(resume, comm.rank)
         drift = isinstance(period, DriftPeriod)
         self._synchronizer = Synchronizer(
-            StateAverage(state, comm, self._outer),
+            StateAverage(state, comm, self._outer, resumed=bool(resume)),
             comm,
             check_every=check_every,
             measure_drift=drift,

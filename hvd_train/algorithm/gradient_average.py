@@ -170,9 +170,9 @@ class EveryStep:
         """0: the ranks do not drift apart."""
         return 0.0
 
-    def average(self, weight: float, healthy: bool, verify: bool = True) -> bool:
+    def average(self, weight: float, healthy: bool, verify: bool = True, rounds: int | None = None) -> bool:
         """See `Average`. Returns whether the parameters have moved in this round."""
-        self._buffers.average(weight, healthy, verify)
+        self._buffers.average(weight, healthy, verify, rounds)
         moved = self._gradients.moved
         self._gradients.begin_round()
         return moved

@@ -92,6 +92,10 @@ class Config:
         require(self.seed >= 0, "seed", self.seed, "a seed of at least 0")
         plain = self.sync.wire == "float32" or self.backend in ("auto", "ring")
         require(plain, "sync.wire", self.sync.wire, f"float32 with backend = {self.backend!r}")
+        batches = self.evaluate.batch_norm_batches
+        expected = "0 with sync.mode = 'none', where every rank has a model of its own"
+        one_model = self.sync.mode != "none" or not batches
+        require(one_model, "evaluate.batch_norm_batches", batches, expected)
         factor, minimised = self.stop.divergence, self.evaluate.mode == "min"
         contradicts = self.evaluate.metric == "loss" and not minimised
         expected = "'min' with evaluate.metric = 'loss', which the training minimises"

@@ -37,6 +37,10 @@ class Rule(Enum):
         "the epoch goes on with the rows that it has left; in another order where one of the two reads as a "
         "stream"
     )
+    STATES = (
+        "counts from the next round on; state that is averaged in every round now, and was not before, "
+        "begins with that of rank 0"
+    )
     EMA = "counts from the next round on; the moving average begins with the next round where it was off"
     OUTER = "counts from the next round on; momentum and schedule of the outer optimizer begin anew"
     STEPS = "counts from the first step of this outer optimizer, as if it had always been so"
@@ -123,8 +127,10 @@ RULES: Mapping[str, Rule] = {
     "sync.target_share": Rule.NEXT,
     "sync.max_period": Rule.NEXT,
     "sync.replay_periods": Rule.SCHEDULE,
-    "sync.optimizer_state": Rule.NEXT,
-    "sync.batch_norm": Rule.NEXT,
+    "sync.optimizer_state": Rule.STATES,
+    "sync.moments": Rule.STATES,
+    "sync.every_rounds": Rule.STATES,
+    "sync.batch_norm": Rule.STATES,
     "sync.ema": Rule.EMA,
     "sync.outer": Rule.OUTER,
     "sync.outer_lr": Rule.NEXT,
@@ -155,6 +161,7 @@ RULES: Mapping[str, Rule] = {
     "evaluate.every_epochs": Rule.NEXT,
     "evaluate.every_rounds": Rule.NEXT,
     "evaluate.batch_size": Rule.NEXT,
+    "evaluate.batch_norm_batches": Rule.NEXT,
     "checkpoint.every_rounds": Rule.NEXT,
     "checkpoint.keep": Rule.NEXT,
     "record.observe": Rule.NEXT,

@@ -81,8 +81,17 @@ def of_process() -> tuple[int, int]:
 def _of_model(model: nn.Module, config: Config) -> Need:
     optimizer, comm, sync = make_optimizer(model, config.optim), SoloCommunicator(), config.sync
     whole = FlatState(model, optimizer, comm, batch_norm=sync.batch_norm)
-    flat = FlatState(model, optimizer, comm, optimizer_state=sync.optimizer_state, batch_norm=sync.batch_norm)
+    flat = FlatState(
+        model,
+        optimizer,
+        comm,
+        optimizer_state=sync.optimizer_state,
+        batch_norm=sync.batch_norm,
+        moments=sync.moments,
+        every_rounds=sync.every_rounds,
+    )
     kept = whole.num_bytes - flat.num_bytes
+    apart = [e for e in flat.entries if e.kind == "moment" and e.part.every > 1]
     return Need(
         words=f"{sum(p.numel() for p in model.parameters()):,} parameters",
         state_bytes=flat.num_bytes,
@@ -92,7 +101,8 @@ def _of_model(model: nn.Module, config: Config) -> Need:
         ema_bytes=sum(_wide_bytes(e) for e in flat.entries if e.kind != "moment") if sync.ema else 0,
         outer_bytes=_outer_bytes(flat, config),
         averaged_moment_bytes=sum(map(_num_bytes, flat.moments().values())),
-        own_moment_bytes=kept if sync.optimizer_state == "keep" else 0,
+        own_moment_bytes=(kept if flat.has_moments or sync.optimizer_state == "keep" else 0)
+        + sum(_num_bytes(e.holder) for e in apart),
         wide_bytes=sum(4 * math.prod(e.size) for e in flat.entries if e.dtype.itemsize < 4),
     )
 
