@@ -215,7 +215,7 @@ class SyncConfig:
     def _check_states(self) -> None:
         for key in ("moments", "every_rounds"):
             value = getattr(self, key)
-            expected = "it not to be given with sync.mode = 'none', which has no averages"
+            expected = f"it not to be given with sync.mode = {self.mode!r}, only with 'average'"
             require(self.mode == "average" or not value, f"sync.{key}", value, expected)
         require_states(self.moments, self.every_rounds)
         averaged = self.batch_norm == "average" or BUFFERS not in self.every_rounds
