@@ -55,7 +55,7 @@ class Row:
     observe: float = 0.0
     """1 if rank 0 asks all ranks to observe themselves after this average, else 0; see `Observer`."""
     distance: float = -1.0
-    """||y_i - x_t||^2 of this rank; -1 if not measured."""
+    """||y_i - x_t||^2 of this rank, over what is averaged in every round; -1 if not measured."""
     change: float = -1.0
     """The same of the parameters alone."""
     moved: float = -1.0

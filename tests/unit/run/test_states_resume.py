@@ -132,6 +132,18 @@ def test_what_is_averaged_can_be_changed(before: Any, after: Any, config: Config
     assert new[name].sum() > 0.5 * old[name].sum()
 
 
+def test_arguments_of_the_optimizer_can_be_changed(config: Config) -> None:
+    """A moment that is new begins with its initial value; the others go on."""
+    trained(having(config, 4, **DES_LOC), 2)
+    amsgrad = replace(config.optim, args={"amsgrad": True})
+    one = replace(resumed(having(config, 4, **DES_LOC), max_rounds=5), optim=amsgrad)
+    trained(one, 2)
+    assert checkpoint(config, 5).part(0, "moments").keys() >= {"last.weight/max_exp_avg_sq"}
+    assert moments(config, 5)["last.weight/step"] == moments(config, 4)["last.weight/step"] + 2
+    trained(replace(resumed(one, max_rounds=6), optim=config.optim), 2)
+    assert "last.weight/max_exp_avg_sq" not in moments(config, 6)
+
+
 def moments(config: Config, rounds: int) -> dict[str, Any]:
     """All of the optimizer's state that rank 0 has saved."""
     parts = checkpoint(config, rounds).parts(0)
