@@ -87,6 +87,17 @@ class StateAverage:
             _take_from_rank_0(self._comm, tensor)
         self._hash = self._hash_of_live()
 
+    def rebind(self, comm: Communicator) -> str:
+        """Goes on with the ranks of `comm`, those that survived the loss of others, from the newest complete
+        average. Returns what was lost of it, in words; empty if nothing was. Collective.
+
+        Raises `CommunicationError`, on every rank, where no average was complete.
+        """
+        self._state.rebind(comm)
+        self._comm, self._buffers = comm, self._state.buffers
+        self._hash = self._hash_of_live()
+        return self._step.rebind(comm)
+
     def _agree_on_layout(self) -> None:
         mine = self._state.layout()
         layouts = self._comm.allgather(mine)
