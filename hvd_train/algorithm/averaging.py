@@ -18,7 +18,7 @@ from hvd_train.algorithm.header import Header, Row, Work
 from hvd_train.algorithm.outer_step import OuterStep
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.buffer import Buffer
-from hvd_train.errors import BitsDiffer, RanksDisagree
+from hvd_train.errors import BitsDiffer, ConfigError, RanksDisagree
 from hvd_train.run.model_state import unusual
 
 PIECE_BYTES = 16 << 20
@@ -56,6 +56,14 @@ class Average(Protocol):
         `inspect`. Returns whether there was any weight; without, the state is the anchor again.
         Collective."""
 
+    def rebind(self, comm: Communicator) -> str:
+        """Goes on with the ranks of `comm`, those that survived the loss of others, from the newest complete
+        average. Returns what was lost of it, in words; empty if nothing was. Collective.
+
+        Raises `CommunicationError`, on every rank, where no average was complete, and `ConfigError` where
+        nothing is averaged.
+        """
+
 
 class StateAverage:
     """Averages a `FlatState`.
@@ -88,11 +96,7 @@ class StateAverage:
         self._hash = self._hash_of_live()
 
     def rebind(self, comm: Communicator) -> str:
-        """Goes on with the ranks of `comm`, those that survived the loss of others, from the newest complete
-        average. Returns what was lost of it, in words; empty if nothing was. Collective.
-
-        Raises `CommunicationError`, on every rank, where no average was complete.
-        """
+        """See `Average`."""
         self._state.rebind(comm)
         self._comm, self._buffers = comm, self._state.buffers
         self._hash = self._hash_of_live()
@@ -183,6 +187,14 @@ class NoAverage:
     def average(self, weight: float, healthy: bool, verify: bool = True) -> bool:
         """Does nothing."""
         return False
+
+    def rebind(self, comm: Communicator) -> str:
+        """Raises `ConfigError`."""
+        raise ConfigError(
+            "sync.mode = 'none' cannot go on without the ranks that are lost: their models were theirs "
+            "alone, and no average has them. Start again.",
+            agreed=True,
+        )
 
 
 @torch.no_grad()
