@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.averaging_cost import ROOT, markdown
+from hvd_train.algorithm.gradients import Gradients
 from hvd_train.algorithm.local_step import LocalStep, make_optimizer
 from hvd_train.config import Config, ModelConfig
 from hvd_train.config_file import load_config
@@ -73,13 +74,15 @@ def measure(name: str, blocks: int, steps: int) -> dict[str, Any]:
     """In this process: seconds of compiling, and of a step in each block."""
     torch.set_num_threads(1)
     config, task, spec, batch = MODELS[name]()
+    gradients: dict[str, Gradients] = {}
     made: dict[str, LocalStep] = {}
     for way, rows in (("plain", None), ("compiled", config.data.batch_size)):
         torch.manual_seed(0)
         model = task.build_model(spec)
-        made[way] = LocalStep(model, make_optimizer(model, config.optim), task, config.optim, rows)
+        gradients[way] = Gradients(model, task, config.optim, rows)
+        made[way] = LocalStep(gradients[way], make_optimizer(model, config.optim), config.optim)
     began, cpu = time.perf_counter(), cpu_s()
-    made["compiled"].warm_up(batch)
+    gradients["compiled"].warm_up(batch)
     compile_s, compile_cpu_s = time.perf_counter() - began, cpu_s() - cpu
     wall: dict[str, list[float]] = {way: [] for way in made}
     busy: dict[str, list[float]] = {way: [] for way in made}

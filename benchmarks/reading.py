@@ -26,6 +26,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.averaging_cost import write_data
+from hvd_train.algorithm.gradients import Gradients
 from hvd_train.algorithm.local_step import LocalStep, make_optimizer
 from hvd_train.algorithm.transformed_reader import TransformedReader
 from hvd_train.algorithm.worker import Worker
@@ -230,7 +231,9 @@ def _worker(files: Mapping[str, Path], way: str, rank: int, ranks: int) -> Worke
     config = Config(data=data, model=ModelConfig(hidden=(500, 100)))
     task = make_task(config)
     model = build(task, catalog)
-    step = LocalStep(model, make_optimizer(model, OptimConfig()), task, OptimConfig())
+    step = LocalStep(
+        Gradients(model, task, OptimConfig()), make_optimizer(model, OptimConfig()), OptimConfig()
+    )
     rows = [sum(span.num_rows for span in part) for part in parts]
     transformed = TransformedReader(
         reader,

@@ -11,9 +11,9 @@ from hvd_train.algorithm.continuing import EpochResume
 from hvd_train.algorithm.ema import PREFIX, Ema, EmaEvaluator
 from hvd_train.algorithm.evaluate import Evaluator, TrainingLossEvaluator, ValidationEvaluator
 from hvd_train.algorithm.flat_state import FlatState
+from hvd_train.algorithm.gradients import Gradients
 from hvd_train.algorithm.left_out import LeftOut
 from hvd_train.algorithm.local_sgd import LocalSGD
-from hvd_train.algorithm.local_step import LocalStep
 from hvd_train.algorithm.observer import Observer
 from hvd_train.algorithm.optimizer_state import OptimizerState
 from hvd_train.algorithm.period.chosen import make_period
@@ -79,7 +79,7 @@ class Wiring:
     """What marks the rows of `reader`."""
     _init: str = field(default="", init=False)
     """What the model starts from, in words; empty for its own initial values, and in a resumed run."""
-    _step: LocalStep = field(init=False)
+    _gradients: Gradients = field(init=False)
     """Of this rank; made by `assemble`."""
     _compile_s: Sequence[float] = field(default=(), init=False)
     """Seconds that compiling the model took on each rank."""
@@ -132,7 +132,7 @@ class Wiring:
     ) -> LocalSGD:
         prepared = self.prepared
         config, comm = prepared.config, prepared.comm
-        sync = self._sync = SyncParts(prepared.model, prepared.optimizer, comm, config.sync)
+        sync = self._sync = SyncParts(prepared.model, prepared.optimizer, comm, config)
         self.reader = self._make_reader(budget)
         validation = [(span.shard, span.start, span.stop) for span in prepared.catalog.validation]
         self.settings = Settings(anchored(config), validation)
@@ -232,7 +232,8 @@ class Wiring:
             prepared.comm,
             flat,
             prepared.host_of_rank,
-            layers=prepared.config.sync.mode == "average",
+            layers=prepared.config.sync.mode != "none",
+            every_step=prepared.config.sync.mode == "gradients",
             enabled=prepared.config.record.observe,
         )
 
@@ -253,12 +254,10 @@ class Wiring:
     def _make_worker(self, reader: TransformedReader) -> Worker:
         prepared = self.prepared
         rows = prepared.config.data.batch_size if prepared.config.model.compile else None
-        self._step = LocalStep(
-            prepared.model, prepared.optimizer, prepared.task, prepared.config.optim, compiled_rows=rows
-        )
+        self._gradients = Gradients(prepared.model, prepared.task, prepared.config.optim, compiled_rows=rows)
         return Worker(
             reader,
-            self._step,
+            self._sync.step(self._gradients),
             batch_size=prepared.config.data.batch_size * prepared.plan.sharing,
             last_batch=prepared.config.data.last_batch,
             accumulate=prepared.config.optim.accumulate,
@@ -270,7 +269,7 @@ class Wiring:
         prepared = self.prepared
         config = prepared.config
         batch = first_batch(prepared.task, prepared.catalog, config.data.batch_size, config.seed)
-        self._step.warm_up(batch)
+        self._gradients.warm_up(batch)
 
     def _make_evaluator(self, ema: Ema) -> Evaluator:
         prepared = self.prepared
@@ -310,8 +309,8 @@ class Wiring:
             raise ConfigError(
                 "sync.mode = 'none' cannot be resumed: a checkpoint holds one model, not one per rank."
             )
-        optional = {"settings", "evaluator", "ema", "outer", "outliers"}
-        states = saved_states(saved, prepared.comm.rank, parts.keys(), optional)
+        optional = {"settings", "evaluator", "ema", "outer", "outliers", "sliced"}
+        states = saved_states(saved, prepared.comm.rank, parts.keys() | {"sliced"}, optional)
         self.settings.load_state_dict(states.pop("settings", settings_before(before)))
         self._compare_samples(saved)
         if not self.settings.schedule_holds:
@@ -324,7 +323,8 @@ class Wiring:
             states["moments"] = {}
         for name in ("moments", "optimizer"):
             states[name] = self._fitting(states[name], parts[name])
-        self._sync.restore(saved, states)
+        holds = self.settings.optimizer_holds and self.settings.arguments_hold
+        self._sync.restore(saved, states, optimizer_holds=holds)
         restore(saved, prepared.model, parts, states)
 
     def _compare_samples(self, saved: SavedCheckpoint) -> None:

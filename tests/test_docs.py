@@ -15,7 +15,7 @@ from torch import nn
 
 import hvd_train
 from hvd_train.algorithm.flat_state import FlatState
-from hvd_train.algorithm.header import Row
+from hvd_train.algorithm.header import Row, StepDone
 from hvd_train.algorithm.transformed_reader import InThread, TransformedReader
 from hvd_train.algorithm.worker import Worker, steps_per_epoch
 from hvd_train.comm.solo import SoloCommunicator
@@ -191,7 +191,7 @@ def test_the_example_of_an_epoch_is_right(tmp_path: Path) -> None:
             TransformedReader(
                 reader, InThread(Classification(ModelConfig()), 0), Numbering(catalog.shards), batch_size=32
             ),
-            lambda batches: (0.0, sum(len(b["targets"]) for b in batches)),
+            lambda batches: StepDone(0.0, sum(len(b["targets"]) for b in batches)),
             batch_size=32,
             accumulate=1,
             samples_per_rank=[100, 70],

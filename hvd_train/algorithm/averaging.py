@@ -70,12 +70,17 @@ class StateAverage:
 
     Args:
         step: what moves the parameters where they do not simply become the mean.
+        parameters: whether the buffers that have the parameters alone are averaged, too; not where they move
+            in every local step.
     """
 
-    def __init__(self, state: FlatState, comm: Communicator, step: OuterStep | None = None) -> None:
+    def __init__(
+        self, state: FlatState, comm: Communicator, step: OuterStep | None = None, *, parameters: bool = True
+    ) -> None:
         self._state = state
         self._comm = comm
         self._step = OuterStep(state, comm, None) if step is None else step
+        self._parameters = parameters
         self._buffers: dict[Part, Buffer] = {}
         self._hash: int | None = None
 
@@ -126,7 +131,7 @@ class StateAverage:
             change, far = (math.fsum(of) for of in (zip(*distances, strict=True) if distances else ((), ())))
             found = Inspection(finite=math.isfinite(far), distance=far, change=change)
         else:
-            found = Inspection(finite=all(math.isfinite(_sum(b.live)) for b in self._buffers.values()))
+            found = Inspection(finite=all(math.isfinite(flat_sum(b.live)) for b in self._buffers.values()))
         return replace(found, moved=self.moved(), hash=self._hash) if verify else found
 
     def _distances(self, part: Part) -> tuple[float, float]:
@@ -150,8 +155,9 @@ class StateAverage:
     def average(self, weight: float, healthy: bool, verify: bool = True) -> bool:
         """See `Average`. An unhealthy rank takes the mean and drops its optimizer state where that is not
         averaged."""
-        steps = {part: self._step.on_slice(part, measure=verify) for part in self._buffers}
-        averaged = [self._comm.average(b, weight, steps[part]) for part, b in self._buffers.items()]
+        buffers = {p: b for p, b in self._buffers.items() if self._parameters or not p.parameters}
+        steps = {part: self._step.on_slice(part, measure=verify) for part in buffers}
+        averaged = [self._comm.average(b, weight, steps[part]) for part, b in buffers.items()]
         any_weight = any(averaged)
         self._step.after_average(any_weight)
         self._state.after_average(healthy)
@@ -217,7 +223,7 @@ def _take_from_rank_0(comm: Communicator, tensor: Tensor) -> None:
         own.copy_(flat.view(own.shape))
 
 
-def _sum(a: Tensor) -> float:
+def flat_sum(a: Tensor) -> float:
     """The sum of a flat tensor; float16 overflows above 65504, so that its sums need a wider type."""
     return float(a.sum(dtype=torch.float32) if a.dtype is torch.float16 else a.sum())
 

@@ -5,10 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field, fields
+from typing import NamedTuple
 
 import numpy as np
 
 from hvd_train.comm.base import Communicator
+
+
+class StepDone(NamedTuple):
+    """What one rank did in one local step."""
+
+    loss_sum: float
+    """Sum of the losses of its samples."""
+    samples: int
+    communication_s: float = 0.0
+    """Seconds of it in which the ranks averaged their gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +34,8 @@ class Work:
     """Seconds spent on getting batches, with their transform."""
     compute_s: float = 0.0
     """Seconds spent on forward, backward and optimizer."""
+    communication_s: float = 0.0
+    """Seconds in which the ranks averaged their gradients in these steps."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Rows that were drawn and not used, by reason."""
 

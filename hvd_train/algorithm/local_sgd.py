@@ -168,7 +168,8 @@ class LocalSGD:
                 round=self.progress.rounds,
                 kind="not_finite",
                 ranks=tuple(header.unhealthy),
-                message=f"parameters or loss of ranks {header.unhealthy} were not finite{where} {outcome}",
+                message=f"{self.synchronizer.checked} or loss of ranks {header.unhealthy} were not finite"
+                f"{where} {outcome}",
             )
         )
 

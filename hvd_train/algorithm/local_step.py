@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import inspect
 from collections.abc import Sequence
-from typing import Any, cast, final
+from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
+from hvd_train.algorithm.gradients import Gradients
+from hvd_train.algorithm.header import StepDone
 from hvd_train.algorithm.optimizer_state import densifies, sparse_parameters
 from hvd_train.algorithm.parameter_groups import parameter_groups
 from hvd_train.config import OptimConfig
 from hvd_train.errors import ConfigError, TaskError
-from hvd_train.run.model_state import buffers_as_they_are
-from hvd_train.run.random_state import generators_as_they_are
-from hvd_train.tasks.base import Batch, Task
+from hvd_train.tasks.base import Batch
 
 _UNUSABLE = {
     "LBFGS": "it evaluates the loss several times a step",
@@ -105,66 +104,32 @@ class LocalStep:
     """One optimizer step on this rank's transformed batches: forward, backward, clip, step. Never
     communicates.
 
-    The model must be in training mode. Its gradients may be sparse, if the optimizer accepts them. They are
-    discarded at the start of the next step.
-
     Args:
-        compiled_rows: batches of this many rows pass through the model compiled by torch.compile. The last
-            one of an epoch may have another number, and passes through the plain model.
+        gradients: of the model whose parameters `optimizer` steps. They may be sparse, if the optimizer
+            accepts them.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        task: Task,
-        config: OptimConfig,
-        compiled_rows: int | None = None,
-    ) -> None:
-        self._model = model
-        self._compiled_rows = compiled_rows
-        # It shares all tensors with the model.
-        self._compiled = model if compiled_rows is None else cast("nn.Module", torch.compile(model))
+    def __init__(self, gradients: Gradients, optimizer: Optimizer, config: OptimConfig) -> None:
+        self._gradients = gradients
         self._optimizer = optimizer
-        self._task = task
         self._clip_norm = config.clip_norm
         self._params = [p for group in optimizer.param_groups for p in group["params"]]
-        self._precision = (
-            torch.autocast(self._params[0].device.type, torch.bfloat16)
-            if config.precision == "bf16"
-            else contextlib.nullcontext()
-        )
-        self._loss_is_checked = False
 
-    def __call__(self, batches: Sequence[Batch]) -> tuple[float, int]:
-        """One step with the gradient of the mean over all samples of `batches`, which may differ in size.
-
-        Returns the sum of the loss over the samples, and their number; without a sample there is no step.
-        Raises `TaskError` if the task's loss is not what `Task.loss` promises.
-        """
-        for p in self._params:
-            p.grad = None
-        loss_sum, num_samples = 0.0, 0
-        for batch in batches:
-            mean, n = self._loss(batch)
-            if n:
-                # The number of samples is known only after the last batch: sum now, divide below.
-                (mean if len(batches) == 1 else mean * n).backward()  # type: ignore[no-untyped-call]
-                loss_sum += mean.item() * n
-                num_samples += n
+    def __call__(self, batches: Sequence[Batch]) -> StepDone:
+        """One step with the gradient of the mean over all samples of `batches`; without a sample there is no
+        step. Raises what `Gradients` raises."""
+        if not batches:
+            return StepDone(0.0, 0)
+        loss_sum, num_samples = self._gradients(batches)
         if num_samples == 0:
-            return 0.0, 0
-        if len(batches) > 1:
-            for p in self._params:
-                if p.grad is not None:
-                    p.grad.div_(num_samples)
+            return StepDone(0.0, 0)
         if any(p.grad is not None and p.grad.is_sparse for p in self._params):
             self._step_sparse()
         else:
             if self._clip_norm:
                 nn.utils.clip_grad_norm_(self._params, self._clip_norm)
             self._optimizer.step()
-        return loss_sum, num_samples
+        return StepDone(loss_sum, num_samples)
 
     def _step_sparse(self) -> None:
         for group in self._optimizer.param_groups:
@@ -184,25 +149,6 @@ class LocalStep:
                 "the embeddings with sparse=False."
             ) from error
 
-    def warm_up(self, batch: Batch) -> None:
-        """A forward and a backward pass on a transformed batch, in which the model is compiled. Buffers and
-        generators are as before it, and there are no gradients."""
-        with buffers_as_they_are(self._model), generators_as_they_are():
-            mean, _ = self._loss(batch)
-            mean.backward()  # type: ignore[no-untyped-call]
-        for p in self._params:
-            p.grad = None
-
-    def _loss(self, batch: Batch) -> tuple[Tensor, int]:
-        rows = next((len(tensor) for tensor in batch.values() if tensor.ndim), 0)
-        model = self._compiled if rows == self._compiled_rows else self._model
-        with self._precision:
-            loss = self._task.loss(model, batch)
-        if not self._loss_is_checked:
-            _check_loss(loss, type(self._task).__name__)
-            self._loss_is_checked = True
-        return loss
-
 
 def _clip_sparse(params: Sequence[nn.Parameter], max_norm: float) -> None:
     """As `clip_grad_norm_`, which takes no sparse gradients. Repeated rows are added up first."""
@@ -215,18 +161,3 @@ def _clip_sparse(params: Sequence[nn.Parameter], max_norm: float) -> None:
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v) for v in values]))
     for v in values:
         v.mul_(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
-
-
-def _check_loss(loss: object, task: str) -> None:
-    expected = "expected (mean loss, number of samples): a scalar tensor with a gradient and an int"
-    if not (isinstance(loss, tuple) and len(loss) == 2):
-        raise TaskError(f"{task}.loss returned {type(loss).__name__}; {expected}.")
-    mean, n = loss
-    if not isinstance(n, int) or n < 0:
-        raise TaskError(
-            f"{task}.loss returned {n!r} as the number of samples; {expected}. Take len of the batch."
-        )
-    if not (isinstance(mean, Tensor) and mean.numel() == 1 and mean.requires_grad):
-        seen = f"a tensor of shape {list(mean.shape)}" if isinstance(mean, Tensor) else type(mean).__name__
-        without = " without a gradient" if isinstance(mean, Tensor) and not mean.requires_grad else ""
-        raise TaskError(f"{task}.loss returned {seen}{without} as the loss; {expected}. Take the mean.")

@@ -36,6 +36,7 @@ class Observer:
         state: which was averaged.
         host_of_rank: the number of each rank's host, from 0.
         layers: whether the layers are observed: not where the ranks are never averaged.
+        every_step: whether the parameters move in every local step, so that the newest update is that of one.
         enabled: whether there are observations at all.
     """
 
@@ -46,12 +47,14 @@ class Observer:
         host_of_rank: Sequence[int],
         *,
         layers: bool = True,
+        every_step: bool = False,
         enabled: bool = True,
     ) -> None:
         self._comm = comm
         self._state = state
         self._host_of_rank = np.asarray(host_of_rank)
         self._layers = _parameters(state) if layers else []
+        self._every_step = every_step
         self._usage = UsageSampler()
         self.enabled = enabled
         """Whether figures of single ranks and layers are reported; may change between two rounds."""
@@ -74,7 +77,7 @@ class Observer:
         phase("observation")
         reports: list[MachineReport | LayerReport] = [self._machine(rounds)]
         if self._layers:
-            reports.append(self._layer_report(rounds, period))
+            reports.append(self._layer_report(rounds, 1 if self._every_step else period))
         done = time.perf_counter()
         self._next_s = done + max(_LEAST_S, _SHARE * (done - began))
         return reports

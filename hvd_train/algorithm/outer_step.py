@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from hvd_train.algorithm.distances import squared_distance
-from hvd_train.algorithm.flat_state import Entry, FlatState, Part
+from hvd_train.algorithm.flat_state import FlatState, Part
 from hvd_train.algorithm.outer import OuterRule
+from hvd_train.algorithm.pieces import Piece, Pieces
 from hvd_train.comm.base import Communicator, OnSlice
-from hvd_train.errors import ConfigError, RunDirectoryError
+from hvd_train.errors import ConfigError
 from hvd_train.io.stateful import Count, State, checked
 from hvd_train.io.text import listed
 
@@ -50,9 +51,9 @@ class OuterStep:
         self._comm = comm
         self._rule = rule
         self._clip = clip
-        self._parts = [part for part in flat.parts if part.parameters]
+        self._pieces = Pieces(flat, comm)
+        self._parts = self._pieces.parts
         self._keeps = () if rule is None else rule.keeps
-        self._entries = {(e.part, e.start): e for e in reversed(flat.entries) if e.part in self._parts}
         self._taken: dict[Part, Tensor] = {}
         self._steps_before = 0
         self.steps = 0
@@ -139,75 +140,44 @@ class OuterStep:
         if any_weight and self._rule is not None:
             self.steps += 1
 
-    def _pieces(self, part: Part) -> Iterator[tuple[Entry, int, int]]:
-        """The parameters of which this rank owns a piece, and its [first, last) in the buffer."""
-        start, stop = self._comm.owned(self._flat.numel(part))
-        for entry in self._entries.values():
-            first, last = max(start, entry.start), min(stop, entry.stop)
-            if entry.part == part and first < last:
-                yield entry, first, last
-
     def state_dict(self) -> dict[str, Any]:
         """The number of steps, and what the rule has kept of the pieces that this rank owns: flat tensors,
         views."""
-        offsets: dict[str, int] = {}
-        tensors: dict[str, Tensor] = {}
-        for part, buffer in self._flat.buffers.items():
-            for entry, first, last in self._pieces(part) if buffer.kept is not None else ():
-                offsets[entry.name] = first - entry.start
-                for kept, values in zip(self._keeps, buffer.state, strict=True):
-                    tensors[f"{kept}/{entry.name}"] = values[first - buffer.start : last - buffer.start]
         rule = "none" if self._rule is None else self._rule.name
-        return {"rule": rule, "steps": self.steps, "offsets": offsets, **tensors}
+        return {"rule": rule, "steps": self.steps, **self._pieces.saved(self._kept)}
+
+    def _kept(self, piece: Piece) -> Mapping[str, Tensor]:
+        buffer = self._flat.buffers.get(piece.entry.part)
+        if buffer is None or buffer.kept is None:
+            return {}
+        return dict(zip(self._keeps, self._pieces.inside(piece, buffer.state), strict=True))
 
     def load_state_dict(self, state: State) -> None:
         """Restores the state of a world of one rank; see `take` for others."""
         self.take([state])
 
-    @torch.no_grad()
     def take(self, states: Iterable[State]) -> None:
-        """Restores what the ranks of a checkpoint have saved, whatever their number: takes the pieces that
-        this rank owns now, and reads no further state once it has them all. Of another rule it takes nothing,
-        and a parameter that none has begins anew. Before the flat state is placed; not collective.
+        """Restores what the ranks of a checkpoint have saved, whatever their number: see `Pieces.take`. Of
+        another rule it takes nothing, and a parameter that none has begins anew. Before the flat state is
+        placed; not collective.
 
         Raises `RunDirectoryError` for a state that `state_dict` does not give.
         """
-        rule = self._rule
-        if rule is None:
+        if self._rule is None:
             return
-        wanted = {part: list(self._pieces(part)) for part in self._parts}
-        missing = sum(last - first for pieces in wanted.values() for _, first, last in pieces)
-        for part in self._parts:
-            start, stop = self._comm.owned(self._flat.numel(part))
+        for part, (start, stop) in self._pieces.owned.items():
             wide = part.dtype if part.dtype.itemsize >= 4 else torch.float32
             self._taken[part] = torch.zeros(len(self._keeps), stop - start, dtype=wide)
+        self._pieces.take(self._of_this_rule(states), self._place_of, "the outer optimizer")
+
+    def _of_this_rule(self, states: Iterable[State]) -> Iterator[tuple[Mapping[str, int], State]]:
         for state in states:
             saved = checked({k: v for k, v in state.items() if not isinstance(v, Tensor)}, _Saved)
-            if saved.rule != rule.name:
+            if self._rule is None or saved.rule != self._rule.name:
                 return
             self.steps = saved.steps
-            for pieces in wanted.values():
-                missing -= sum(self._take(state, saved, *piece) for piece in pieces)
-            if missing == 0:
-                return
+            yield saved.offsets, state
 
-    def _take(self, state: State, saved: _Saved, entry: Entry, first: int, last: int) -> int:
-        """Copies what a state has of a piece; returns how many elements that were."""
-        offset = saved.offsets.get(entry.name)
-        if offset is None:
-            return 0
-        own, start = self._taken[entry.part], self._comm.owned(self._flat.numel(entry.part))[0]
-        number = 0
-        for values, kept in zip(own, self._keeps, strict=True):
-            piece = state.get(f"{kept}/{entry.name}")
-            if not isinstance(piece, Tensor) or piece.dim() != 1 or piece.dtype is not own.dtype:
-                raise RunDirectoryError(
-                    f"`{kept}/{entry.name}` is not what the outer optimizer has kept: expected a flat "
-                    f"tensor of {own.dtype}"
-                )
-            begin = entry.start + offset
-            a, b = max(first, begin), min(last, begin + len(piece))
-            if a < b:
-                values[a - start : b - start] = piece[a - begin : b - begin]
-                number = b - a
-        return number
+    def _place_of(self, piece: Piece) -> Mapping[str, Tensor]:
+        taken = self._pieces.inside(piece, self._taken[piece.entry.part])
+        return dict(zip(self._keeps, taken, strict=True))

@@ -10,12 +10,17 @@ from torch import nn
 from hvd_train.algorithm.averaging import Average, NoAverage, StateAverage
 from hvd_train.algorithm.ema import AverageWithEma, Ema
 from hvd_train.algorithm.flat_state import FlatState
+from hvd_train.algorithm.gradient_average import EveryStep, GradientAverage, GradientStep
+from hvd_train.algorithm.gradients import Gradients
+from hvd_train.algorithm.local_step import LocalStep
 from hvd_train.algorithm.outer import make_rule
 from hvd_train.algorithm.outer_step import OuterStep
 from hvd_train.algorithm.outliers import Outliers
+from hvd_train.algorithm.sliced_optimizer import SlicedOptimizer
 from hvd_train.algorithm.synchronizer import Synchronizer
+from hvd_train.algorithm.worker import Step
 from hvd_train.comm.base import Communicator
-from hvd_train.config import SyncConfig
+from hvd_train.config import Config
 from hvd_train.config.sync import LONGEST_PLAIN_PERIOD
 from hvd_train.errors import RunDirectoryError
 from hvd_train.io.stateful import State, Stateful
@@ -31,19 +36,27 @@ class SyncParts:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, comm: Communicator, sync: SyncConfig
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, comm: Communicator, config: Config
     ) -> None:
         self._model = model
+        self._optimizer = optimizer
         self._comm = comm
-        self._sync = sync
+        self._optim = config.optim
+        self._sync = sync = config.sync
+        every_step = sync.mode == "gradients"
         self.flat = FlatState(
             model,
             optimizer,
             comm,
-            optimizer_state=sync.optimizer_state,
+            optimizer_state="keep" if every_step else sync.optimizer_state,
             batch_norm=sync.batch_norm,
-            parameters_apart=sync.outer != "none" or sync.clip > 0,
+            parameters_apart=every_step or sync.outer != "none" or sync.clip > 0,
         )
+        self._gradients: GradientAverage | None = None
+        self._sliced: SlicedOptimizer | None = None
+        if every_step:
+            self._sliced = SlicedOptimizer(self.flat, comm, optimizer)
+            self._gradients = GradientAverage(self.flat, comm, self._sliced, config.optim.clip_norm)
         self.ema = Ema(self.flat, comm, sync.ema)
         self.outer = OuterStep(self.flat, comm, make_rule(sync), sync.clip)
         self.outliers = Outliers(
@@ -54,26 +67,42 @@ class SyncParts:
         )
 
     def stateful(self) -> dict[str, Stateful]:
-        """What of them a checkpoint saves; that of `outer` is each rank's own."""
-        return {"ema": self.ema, "outer": self.outer, "outliers": self.outliers}
+        """What of them a checkpoint saves; that of `outer` and `sliced` is each rank's own."""
+        parts: dict[str, Stateful] = {"ema": self.ema, "outer": self.outer, "outliers": self.outliers}
+        return parts if self._sliced is None else {**parts, "sliced": self._sliced}
+
+    def step(self, gradients: Gradients) -> Step:
+        """What a local step does."""
+        if self._gradients is None:
+            return LocalStep(gradients, self._optimizer, self._optim)
+        return GradientStep(gradients, self._gradients)
 
     def synchronizer(self) -> Synchronizer:
         """What averages after every round."""
-        average = StateAverage(self.flat, self._comm, self.outer)
-        chosen: Average = average if self._sync.mode == "average" else NoAverage(average)
+        average = StateAverage(self.flat, self._comm, self.outer, parameters=self._gradients is None)
+        chosen: Average = NoAverage(average) if self._sync.mode == "none" else average
+        if self._gradients is not None:
+            chosen = EveryStep(average, self._gradients)
         if self._sync.ema:
             chosen = AverageWithEma(chosen, self.ema)
         return Synchronizer(
             chosen,
             self._comm,
             check_every=self._sync.check_every,
+            measure_drift=self._gradients is None,
             drift_at_once=self._sync.schedule == "drift",
             outliers=self.outliers,
+            checked="parameters" if self._gradients is None else "gradients",
         )
 
-    def restore(self, saved: SavedCheckpoint, states: MutableMapping[str, State]) -> None:
+    def restore(
+        self, saved: SavedCheckpoint, states: MutableMapping[str, State], *, optimizer_holds: bool
+    ) -> None:
         """Restores what each rank holds a slice of, and removes from `states` what needs nothing more. The
         model holds other values afterwards. Not collective.
+
+        Args:
+            optimizer_holds: whether the optimizer has the class, arguments and parameters that it had.
 
         Raises `RunDirectoryError` for a state that does not fit.
         """
@@ -83,19 +112,24 @@ class SyncParts:
         else:
             states.pop("ema", None)
         if states.pop("outer", None) is not None:
-            own = self._comm.rank % saved.world_size  # its slice is the same if the world is
-            others = (r for r in range(saved.world_size) if r != own)
-            try:
-                self.outer.take(saved.part(r, "outer") for r in (own, *others))
-            except RunDirectoryError as error:
-                raise saved.refusal(
-                    f"rank-*.safetensors: the state of outer: {str(error).rstrip('.')}"
-                ) from error
+            self._deal(saved, "outer", self.outer)
+        if states.pop("sliced", None) is not None and self._sliced is not None and optimizer_holds:
+            self._deal(saved, "sliced", self._sliced)
+
+    def _deal(self, saved: SavedCheckpoint, name: str, part: OuterStep | SlicedOptimizer) -> None:
+        own = self._comm.rank % saved.world_size  # its slice is the same if the world is
+        others = (r for r in range(saved.world_size) if r != own)
+        try:
+            part.take(saved.part(r, name) for r in (own, *others))
+        except RunDirectoryError as error:
+            raise saved.refusal(
+                f"rank-*.safetensors: the state of {name}: {str(error).rstrip('.')}"
+            ) from error
 
     def remark(self) -> str:
         """What the user should know of the choice; empty if there is nothing."""
         sync = self._sync
-        if sync.mode == "none" or sync.outer != "none" or sync.longest_period <= LONGEST_PLAIN_PERIOD:
+        if sync.mode != "average" or sync.outer != "none" or sync.longest_period <= LONGEST_PLAIN_PERIOD:
             return ""
         key = "period" if sync.longest_period == sync.period else "max_period"
         return (

@@ -22,6 +22,7 @@ class Synchronizer:
         drift_at_once: whether it is known in the round that is measured, not in the next one. That needs a
             pass over this rank's slice and one more small message in these rounds.
         outliers: reduces the weights of ranks that it does not trust. If it is on, every round measures.
+        checked: what of a rank must be finite, beside its loss, in words.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Synchronizer:
         measure_drift: bool = True,
         drift_at_once: bool = False,
         outliers: Outliers | None = None,
+        checked: str = "parameters",
     ) -> None:
         self._average = average
         self._comm = comm
@@ -40,6 +42,7 @@ class Synchronizer:
         self._measure_drift = measure_drift
         self._drift_at_once = drift_at_once
         self._outliers = Outliers("off") if outliers is None else outliers
+        self.checked = checked
         self._before: Header | None = None
         self.drift: float | None = None
         """Of the round before the last one, or with `drift_at_once` of the last one. None where it was not
@@ -78,7 +81,7 @@ class Synchronizer:
             work,
             stop=stop,
             observe=observe,
-            communication_s=self.communication_s,
+            communication_s=self.communication_s + work.communication_s,
             wait_s=self.wait_s,
         )
         inspected = time.perf_counter()

@@ -1,4 +1,5 @@
-"""What a rank does by itself in a round: k local steps on batches of its own shards. Never communicates."""
+"""What a rank does in a round: k local steps on batches of its own shards. It communicates only where the
+step does."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from hvd_train.algorithm.header import Work
+from hvd_train.algorithm.header import StepDone, Work
 from hvd_train.algorithm.transformed_reader import TransformedReader
 from hvd_train.config.data import LastBatch
 from hvd_train.data.batches import next_batch, num_batches
@@ -18,8 +19,8 @@ from hvd_train.io.stateful import Count, State, checked
 from hvd_train.liveness import phase
 from hvd_train.tasks.base import Batch
 
-Step = Callable[[Sequence[Batch]], tuple[float, int]]
-"""One optimizer step on some batches: the sum of their losses, and their samples."""
+Step = Callable[[Sequence[Batch]], StepDone]
+"""One optimizer step on some batches. Without any it does what a rank that is out of rows does."""
 
 
 class SavedWorker(msgspec.Struct, forbid_unknown_fields=True):
@@ -103,26 +104,27 @@ class Worker:
         self._began = self._reader.state_dict()
         self._left_out_in_round = {}
         samples, loss_sum = 0, 0.0
-        data_s = compute_s = 0.0
+        data_s = compute_s = communication_s = 0.0
         mark = time.perf_counter()
         for _ in range(period):
             batches = self._draw()
             drawn = time.perf_counter()
-            if batches:
-                phase("local step")
-                loss, count = self._step(batches)
-                samples += count
-                loss_sum += loss
+            phase("local step")
+            step = self._step(batches)
+            samples += step.samples
+            loss_sum += step.loss_sum
             self._count_step()
             done = time.perf_counter()
             data_s += drawn - mark
-            compute_s += done - drawn
+            compute_s += done - drawn - step.communication_s
+            communication_s += step.communication_s
             mark = done
         return Work(
             samples=samples,
             loss_sum=loss_sum,
             data_s=data_s,
             compute_s=compute_s,
+            communication_s=communication_s,
             left_out=self._left_out_in_round,
         )
 

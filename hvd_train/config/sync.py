@@ -16,16 +16,30 @@ LONGEST_PLAIN_PERIOD = 48
 _LONGEST_OUTER_PERIOD = 500
 """What DiLoCo takes."""
 
+_NO_PERIODS = {"none": "never averages", "gradients": "averages in every local step"}
+"""By mode: why there are no periods between averages."""
+
+_WITHOUT_AVERAGES: dict[str, tuple[str, dict[str, float | str]]] = {
+    "none": ("has no averages", {"ema": 0.0, "outer": "none", "clip": 0.0, "outliers": "off"}),
+    "gradients": (
+        "averages gradients and not parameters",
+        {"outer": "none", "clip": 0.0, "outliers": "off", "optimizer_state": "average", "wire": "float32"},
+    ),
+}
+"""By mode: what cannot be used, why, and the value that says so."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SyncConfig:
     """What is averaged, and how often."""
 
-    mode: Annotated[Literal["average", "none"], arg(aliases=["--sync"])] = "average"
-    """`none` never averages: a baseline for the gain and the cost of averaging."""
+    mode: Annotated[Literal["average", "gradients", "none"], arg(aliases=["--sync"])] = "average"
+    """`gradients` averages the gradients in every local step, in place of the parameters once a round.
+    `none` never averages: a baseline for the gain and the cost of averaging."""
 
     period: Annotated[int, arg(aliases=["--period"])] = 10
-    """Local steps between two averages (k); where the schedule changes that, the k that it starts from."""
+    """Local steps between two averages (k); where the schedule changes that, the k that it starts from. With
+    `gradients`: local steps of a round."""
 
     schedule: Annotated[
         Literal["fixed", "warmup", "qsr", "adacomm", "drift", "auto"], arg(aliases=["--schedule"])
@@ -138,7 +152,7 @@ class SyncConfig:
 
     def _check_schedule(self) -> None:
         named = self.schedule
-        never = "with sync.mode = 'none', which never averages"
+        never = f"with sync.mode = {self.mode!r}, which {_NO_PERIODS.get(self.mode)}"
         averages = self.mode == "average"
         require(averages or named == "fixed", "sync.schedule", named, f"'fixed' {never}")
         replayed = self.replay_periods
@@ -180,11 +194,12 @@ class SyncConfig:
         return LONGEST_PLAIN_PERIOD if self.outer == "none" else _LONGEST_OUTER_PERIOD
 
     def _check_averages(self) -> None:
-        """What has no meaning without averages must be off there."""
-        for name, off in (("ema", 0.0), ("outer", "none"), ("clip", 0.0), ("outliers", "off")):
-            value = getattr(self, name)
-            expected = f"{off or 0!r} with sync.mode = 'none', which has no averages"
-            require(self.mode == "average" or value == off, f"sync.{name}", value, expected)
+        """What has no meaning without averages of the parameters must be off there."""
+        for mode, (why, offs) in _WITHOUT_AVERAGES.items():
+            for name, off in offs.items() if self.mode == mode else ():
+                value = getattr(self, name)
+                expected = f"{off or 0!r} with sync.mode = {mode!r}, which {why}"
+                require(value == off, f"sync.{name}", value, expected)
 
     def _check_outer(self) -> None:
         off = {"outer_lr": None, "outer_momentum": None, "outer_schedule": "constant", "outer_warmup": 0}

@@ -57,6 +57,7 @@ class Start(Event):
     stop_rules: dict[str, int | float]
     versions: dict[str, str]
     schedule: str = ""
+    mode: str = "average"
     lost_rank: str = ""
     stall_timeout_s: float | None = None
     host_of_rank: list[Count] = []

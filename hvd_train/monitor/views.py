@@ -96,10 +96,10 @@ def findings(history: History) -> list[str]:
             "larger chunks of the shards, or a copy of the shards on the hosts' own disks."
         )
     if shares.get("communication", 0.0) > _MUCH:
-        found.append(
-            f"Averages take {shares['communication']:.0%} of the time: raise `sync.period`, or shorten the "
-            "messages by `sync.wire`."
-        )
+        remedy = "raise `sync.period`, or shorten the messages by `sync.wire`"
+        if history.start is not None and history.start.mode == "gradients":
+            remedy = "average the parameters every few local steps in place of gradients (`--sync average`)"
+        found.append(f"Averages take {shares['communication']:.0%} of the time: {remedy}.")
     layer = analysis.odd_layer(history)
     return [*found, layer] if layer else found
 

@@ -87,10 +87,15 @@ class RunStart:
     """Threads of torch on each rank."""
 
     period: int | None
-    """Local steps between two averages, as configured; None: the ranks are never averaged."""
+    """Local steps between two averages, or of a round of averaged gradients, as configured; None: the ranks
+    are never averaged."""
 
     schedule: str = ""
     """How the period changes, in words; empty: it does not."""
+
+    mode: str = "average"
+    """What is averaged: `average`: the parameters, after each round; `gradients`: the gradients, in every
+    local step; `none`: nothing."""
 
     batch_size: int
     """Samples of one local step on one rank."""
@@ -192,13 +197,14 @@ class LayerReport:
 
     round: int
     period: int
-    """Local steps of this round."""
+    """Local steps of `update`: those of this round, or 1 with averaged gradients."""
 
     norm: Sequence[float]
     """||x_(t+1)||, the Euclidean norm after the average."""
 
     update: Sequence[float]
-    """||x_(t+1) - x_t||. Its ratio to `norm`, divided by `period`, is the relative step of one local step."""
+    """||x_(t+1) - x_t||, with averaged gradients of the last local step. Its ratio to `norm`, divided by
+    `period`, is the relative step of one local step."""
 
     gradient: Mapping[str, Sequence[float]]
     """Root mean square of the gradient in the last local step: `min`, `mean` and `max` over the ranks that

@@ -177,6 +177,8 @@ def _waiting(header: RunStart) -> str:
 def _average(header: RunStart) -> str:
     if header.period is None:
         return "the ranks are never averaged"
+    if header.mode == "gradients":
+        return f"gradients in every local step; a round is {counted(header.period, 'local step')}"
     if header.schedule:
         return header.schedule
     return (

@@ -46,6 +46,7 @@ class Rule(Enum):
     LOSS = "counts from the next round on; best, curve and patience begin anew where the loss is watched"
     SCHEDULE = "counts from the next round on; what the schedule has gathered so far is dropped"
     OPTIMIZER = "the optimizer's state begins anew"
+    MODE = "the optimizer's state begins anew; refused where it was `none` or becomes `none`"
     ARGUMENTS = (
         "counts from the next round on; state that the optimizer keeps no longer is dropped, all of it where "
         "it is not averaged"
@@ -112,7 +113,7 @@ RULES: Mapping[str, Rule] = {
     "learning_rate.factor": Rule.WHOLE,
     "learning_rate.total": Rule.WHOLE,
     "learning_rate.floor": Rule.WHOLE,
-    "sync.mode": Rule.REFUSED,
+    "sync.mode": Rule.MODE,
     "sync.period": Rule.NEXT,
     "sync.schedule": Rule.SCHEDULE,
     "sync.warmup_rounds": Rule.WHOLE,
@@ -195,7 +196,7 @@ class Settings:
         self.best_holds = True
         """Whether values of the watched metric so far can be compared with those to come."""
         self.optimizer_holds = True
-        """Whether the optimizer is of the same class."""
+        """Whether the optimizer is of the same class, and its state in the same place."""
         self.arguments_hold = True
         """Whether it has the same arguments and the same parameters."""
         self.schedule_holds = True
@@ -219,17 +220,18 @@ class Settings:
         for key in changed:
             # A model without dropout has fewer layers, and other names of those after it.
             other_layers = RULES[key] is Rule.DROPOUT and 0 in (before[key], now[key])
-            if RULES[key] is Rule.REFUSED or other_layers:
+            alone = RULES[key] is Rule.MODE and "none" in (before[key], now[key])
+            if RULES[key] is Rule.REFUSED or other_layers or alone:
                 raise ConfigError(
                     f"{key} = {now[key]!r}: the run was trained with {before[key]!r}, and its checkpoint "
                     "fits nothing else. Give that value, or begin a new run."
                 )
-        if "optim.name" in changed:
-            self.optimizer_holds = False
-            self.remarks.append(
-                f"optim.name was {before['optim.name']!r} and is {now['optim.name']!r}: the optimizer's "
-                "state begins anew."
-            )
+        for key in changed:
+            if RULES[key] in (Rule.OPTIMIZER, Rule.MODE):
+                self.optimizer_holds = False
+                self.remarks.append(
+                    f"{key} was {before[key]!r} and is {now[key]!r}: the optimizer's state begins anew."
+                )
         self.schedule_holds = not any(RULES[key] is Rule.SCHEDULE for key in changed)
         self.arguments_hold = not any(RULES[key] is Rule.ARGUMENTS for key in changed)
         reasons = self._why_best_ends(before, now, changed, saved.validation)

@@ -1,4 +1,4 @@
-"""What checkpoints hold of an outer optimizer, put together from the files of all ranks."""
+"""What checkpoints hold of owned slices, put together from the files of all ranks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from torch import Tensor
 from hvd_train.run.saved_checkpoint import SavedCheckpoint
 
 
-def kept(folder: Path) -> dict[str, Tensor]:
-    """Every value that the ranks have kept, by `name of what/parameter`: flat."""
+def kept(folder: Path, part: str = "outer") -> dict[str, Tensor]:
+    """Every value that the ranks have kept of their slices, by `name of what/parameter`: flat. Single numbers
+    are left out."""
     saved = SavedCheckpoint.open(folder)
     pieces: dict[str, dict[int, Tensor]] = {}
     for rank in range(saved.world_size):
-        state = saved.part(rank, "outer")
+        state = saved.part(rank, part)
         for key, value in state.items():
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and value.dim():
                 pieces.setdefault(key, {})[state["offsets"][key.partition("/")[2]]] = value
     return {key: torch.cat([parts[offset] for offset in sorted(parts)]) for key, parts in pieces.items()}
 

@@ -18,6 +18,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "auto": {},
 }
 
+GRADIENTS = "with sync.mode = 'gradients', which averages gradients and not parameters."
+
 
 @pytest.mark.parametrize("schedule", GOOD)
 def test_a_schedule_needs_its_own_values_only(schedule: str) -> None:
@@ -65,6 +67,26 @@ def test_a_schedule_needs_its_own_values_only(schedule: str) -> None:
         (
             {"mode": "none", "replay_periods": "runs/a"},
             "replay_periods = 'runs/a': expected nothing with sync.mode = 'none', which never averages.",
+        ),
+        (
+            {"mode": "gradients", "schedule": "auto"},
+            "schedule = 'auto': expected 'fixed' with sync.mode = 'gradients', which averages in every local "
+            "step.",
+        ),
+        (
+            {"mode": "gradients", "replay_periods": "runs/a"},
+            "replay_periods = 'runs/a': expected nothing with sync.mode = 'gradients', which averages in "
+            "every local step.",
+        ),
+        *(
+            ({"mode": "gradients", key: value}, f"{key} = {value!r}: expected {off!r} {GRADIENTS}")
+            for key, value, off in (
+                ("outer", "slowmo", "none"),
+                ("clip", 1.0, 0),
+                ("outliers", "drop", "off"),
+                ("optimizer_state", "keep", "average"),
+                ("wire", "bfloat16", "float32"),
+            )
         ),
     ],
 )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_train.algorithm.flat_state import Entry, FlatState
+from hvd_train.algorithm.gradients import Gradients
 from hvd_train.algorithm.local_step import LocalStep, make_optimizer
 from hvd_train.algorithm.outer import make_rule
 from hvd_train.comm.solo import SoloCommunicator
@@ -184,4 +185,5 @@ class _Tiny(Task):
 def _try_step() -> None:
     task, config = _Tiny(), Config()
     model = task.build_model(None)
-    LocalStep(model, make_optimizer(model, config.optim), task, config.optim)([{"x": torch.ones(2, _SIDE)}])
+    gradients = Gradients(model, task, config.optim)
+    LocalStep(gradients, make_optimizer(model, config.optim), config.optim)([{"x": torch.ones(2, _SIDE)}])

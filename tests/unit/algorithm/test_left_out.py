@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
+from hvd_train.algorithm.header import StepDone
 from hvd_train.algorithm.transformed_reader import InThread, TransformedReader
 from hvd_train.algorithm.worker import Worker
 from hvd_train.config import Config, DataConfig, ModelConfig, StopConfig
@@ -175,9 +176,10 @@ def transformed(reader: Batches) -> TransformedReader:
 def test_a_batch_that_becomes_empty_or_a_single_row() -> None:
     steps = []
 
-    def step(batches: list) -> tuple[float, int]:
-        steps.append([batch["x"].tolist() for batch in batches])
-        return 0.0, sum(map(len, steps[-1]))
+    def step(batches: list) -> StepDone:
+        if batches:
+            steps.append([batch["x"].tolist() for batch in batches])
+        return StepDone(0.0, sum(map(len, steps[-1])) if batches else 0)
 
     reader = transformed(Batches([1, 1, 1], [0, 1, 1], [0, 0, 1], [1, 0, 0], [0]))
     worker = Worker(reader, step, batch_size=3, accumulate=1, samples_per_rank=[100])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_train.algorithm.flat_state import FlatState
+from hvd_train.algorithm.gradients import Gradients
 from hvd_train.algorithm.local_step import LocalStep, make_optimizer
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import ModelConfig, OptimConfig
@@ -45,7 +46,7 @@ def start(config: OptimConfig) -> tuple[nn.Module, LocalStep, Task]:
     torch.manual_seed(3)
     task = Classification(ModelConfig(hidden=(5,)), WEIGHTS)
     model = task.build_model(SPEC).double()
-    return model, LocalStep(model, make_optimizer(model, config), task, config), task
+    return model, LocalStep(Gradients(model, task, config), make_optimizer(model, config), config), task
 
 
 def flat(model: nn.Module) -> Tensor:
@@ -60,7 +61,7 @@ def test_accumulated_batches_equal_one_large_batch(name: str, clip_norm: float) 
     large, large_step, _ = start(config)
     for _ in range(5):
         parts = batches(4, 7, 2)
-        loss_sum, n = step(parts)
+        loss_sum, n, _ = step(parts)
         assert n == 13
         assert loss_sum == pytest.approx(large_step([together(parts)])[0], rel=1e-12)
     torch.testing.assert_close(flat(accumulated), flat(large), rtol=0, atol=1e-13)
@@ -115,7 +116,7 @@ def test_bf16_keeps_parameters_and_gradients_in_float32() -> None:
     task = Own()
     model = task.build_model(SPEC)
     before = flat(model).clone()
-    loss_sum, n = LocalStep(model, make_optimizer(model, config), task, config)(
+    loss_sum, n, _ = LocalStep(Gradients(model, task, config), make_optimizer(model, config), config)(
         [{**batch, "x": batch["x"].float()} for batch in batches(8)]
     )
     assert seen == [torch.bfloat16]
@@ -134,7 +135,7 @@ def test_frozen_parameters_stay_and_a_model_of_them_alone_is_refused() -> None:
     before = frozen.clone()
     config = OptimConfig(args={"weight_decay": 0.1})
     optimizer = make_optimizer(model, config)
-    LocalStep(model, optimizer, task, config)(batches(8))
+    LocalStep(Gradients(model, task, config), optimizer, config)(batches(8))
     assert all(p is not frozen for p in optimizer.param_groups[0]["params"])
     assert torch.equal(frozen, before)
     with pytest.raises(TaskError, match="Mlp has no parameter that requires a gradient"):
@@ -145,7 +146,7 @@ def test_no_sample_no_step() -> None:
     model, step, _ = start(OptimConfig(lr=0.1))
     step(batches(4))
     before = flat(model).clone()
-    assert step([]) == (0.0, 0)
+    assert step([]) == (0.0, 0, 0.0)
     assert torch.equal(flat(model), before)
 
 
@@ -156,9 +157,9 @@ def test_no_sample_no_step() -> None:
 def test_every_class_of_torch_optim_takes_the_learning_rate_and_steps(name: str) -> None:
     model, step, _ = start(OptimConfig(name=name, lr=0.01))
     before = flat(model).clone()
-    first, n = step(batches(16))
+    first, n, _ = step(batches(16))
     for _ in range(60):
-        last, _ = step(batches(16))
+        last, _, _ = step(batches(16))
     assert torch.isfinite(flat(model)).all()
     assert not torch.equal(flat(model), before)
     assert last / n < first / n
@@ -224,7 +225,9 @@ def test_a_loss_that_is_not_a_tensor(result: object, message: str) -> None:
 
     task = Own()
     model = task.build_model(SPEC)
-    step = LocalStep(model, make_optimizer(model, OptimConfig()), task, OptimConfig())
+    step = LocalStep(
+        Gradients(model, task, OptimConfig()), make_optimizer(model, OptimConfig()), OptimConfig()
+    )
     with pytest.raises(TaskError, match=re.escape(message)):
         step(batches(3))
 
@@ -252,7 +255,7 @@ def trained(task: Embedded, config: OptimConfig) -> Tensor:
     model = task.build_model(SPEC).double()
     optimizer = make_optimizer(model, config)
     FlatState(model, optimizer, SoloCommunicator()).place()
-    step = LocalStep(model, optimizer, task, config)
+    step = LocalStep(Gradients(model, task, config), optimizer, config)
     generator = torch.Generator().manual_seed(1)
     for _ in range(6):
         step([{"x": torch.randint(0, 20, (n, 4), generator=generator)} for n in (5, 3)[: config.accumulate]])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor, nn
 
+from hvd_train.algorithm.header import StepDone
 from hvd_train.algorithm.transformed_reader import InThread, TransformedReader
 from hvd_train.algorithm.worker import Worker, steps_per_epoch
 from hvd_train.config import DataConfig
@@ -42,10 +43,12 @@ class Steps:
     def __init__(self) -> None:
         self.rows: list[list[list[int]]] = []
 
-    def __call__(self, batches: Sequence[Batch]) -> tuple[float, int]:
+    def __call__(self, batches: Sequence[Batch]) -> StepDone:
+        if not batches:
+            return StepDone(0.0, 0)
         self.rows.append([row_numbers({k: v.numpy() for k, v in b.items()}) for b in batches])
         flat = [n for batch in self.rows[-1] for n in batch]
-        return float(sum(flat)), len(flat)
+        return StepDone(float(sum(flat)), len(flat))
 
 
 @pytest.fixture

@@ -114,7 +114,6 @@ def test_a_change_that_is_not_allowed_is_refused_with_its_key(key: str, value: A
         "model.channels",
         "model.embedding",
         "model.context",
-        "sync.mode",
     }
     train(config, 1)
     kept = saved_config(Path(config.runs) / "r")

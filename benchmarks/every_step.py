@@ -1,0 +1,218 @@
+"""What averaging gradients in every local step costs: samples/s of `--sync gradients`, of torch's
+DistributedDataParallel and of Horovod's DistributedOptimizer, beside ranks that never average. See README.md
+beside this file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.averaging_cost import ROOT, circumstances, markdown, read_run, write_data
+from hvd_train.algorithm.gradients import Gradients
+from hvd_train.algorithm.local_step import make_optimizer
+from hvd_train.config import Config, DataConfig, ModelConfig, OptimConfig
+from hvd_train.data.catalog import open_catalog
+from hvd_train.data.deal import deal
+from hvd_train.data.readers.make import make_reader
+from hvd_train.tasks.base import Batch
+from hvd_train.tasks.building import build
+from hvd_train.tasks.load import make_task
+
+BATCH = 64
+OURS = {"not averaging": ["--sync", "none"], "hvd_train": ["--sync", "gradients"]}
+"""The ways that are trainings of this program, by name: their options. What the others are divided by is the
+first."""
+PEERS = {"DDP": "ddp", "Horovod": "horovod"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A model, and how long to train it."""
+
+    model: ModelConfig
+    rounds: int
+    warm_up: int
+
+
+SIZES = {
+    "mlp": Size(model=ModelConfig(hidden=(500, 100)), rounds=300, warm_up=50),
+    "cnn": Size(
+        model=ModelConfig(name="cnn", channels=(64, 128, 256), hidden=(6000, 1800)), rounds=6, warm_up=2
+    ),
+}
+"""The MNIST mlp of 0.4 million parameters, and a cnn of 25 million."""
+PERIOD = 10
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--repetitions", type=int, default=5, help="runs of each way, interleaved")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch on each rank")
+    parser.add_argument("--models", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--mnist", default=os.environ.get("MNIST_DIR"), help="folder with MNIST's idx files")
+    parser.add_argument("--json", type=Path, help="write everything that was measured into this file")
+    parser.add_argument("--peer", nargs=3, metavar=("WAY", "MODEL", "FOLDER"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def launched(ranks: int, line: list[str]) -> str:
+    """Runs a program on all ranks, without binding; its output."""
+    start = ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)]
+    # Horovod's default waits up to 1 ms before each exchange.
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HOROVOD_CYCLE_TIME": "0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*start, sys.executable, *line], capture_output=True, text=True, env=env, check=False
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(line)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def measure(way: str, name: str, repetition: int, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Trains in a job of its own."""
+    size = SIZES[name]
+    if way in PEERS:
+        peer = ["--peer", PEERS[way], name, str(folder), "--threads", str(args.threads)]
+        text = launched(args.ranks, ["-m", "benchmarks.every_step", *peer])
+        return {"samples_per_s": float(text.split()[-1])}
+    run = f"{name}-{way.replace(' ', '-')}-{repetition}"
+    options = {
+        "--data": folder / "data",
+        "--runs": folder / "runs",
+        "--name": run,
+        "--max-rounds": size.rounds,
+        "--period": PERIOD,
+        "--threads": args.threads,
+        "--batch-size": BATCH,
+        "--patience": 0,
+        "--evaluate.every-epochs": 0,
+        "--evaluate.every-rounds": size.rounds,  # at the end only, after what is counted
+        "--model.name": size.model.name,
+    }
+    words = [str(word) for pair in options.items() for word in pair]
+    words += ["--model.hidden", *map(str, size.model.hidden)]
+    words += ["--model.channels", *map(str, size.model.channels)]
+    launched(args.ranks, ["-m", "hvd_train", *words, *OURS[way]])
+    found = read_run(way, repetition, folder / "runs" / run / "events.jsonl", size.warm_up)
+    return {
+        "samples_per_s": found.samples_per_s,
+        "seconds_per_round": found.seconds_per_round,
+        "measurement": found,
+    }
+
+
+def batches(config: Config, rank: int, ranks: int) -> Iterator[Batch]:
+    """Batches of the rank's rows in random order, from memory: a peer reads no file while it trains."""
+    catalog = open_catalog(config.data)
+    part = deal(catalog.train, ranks)[rank]
+    reader = make_reader(part, config.data, 0, catalog.sample.fields, 1 << 40)
+    whole = reader.next_batch(reader.num_samples)
+    tensors = {name: torch.from_numpy(values) for name, values in (whole or {}).items()}
+    rows = len(tensors["targets"])
+    while True:
+        for chosen in torch.randperm(rows)[: rows // BATCH * BATCH].split(BATCH):
+            yield {name: values[chosen] for name, values in tensors.items()}
+
+
+def train_peer(way: str, name: str, folder: str, threads: int) -> None:
+    """One rank of a peer: the same model, loss and optimizer. Rank 0 prints the samples/s of all."""
+    torch.set_num_threads(threads)
+    rank, ranks = int(os.environ["OMPI_COMM_WORLD_RANK"]), int(os.environ["OMPI_COMM_WORLD_SIZE"])
+    config = Config(data=DataConfig(path=f"{folder}/data"), model=SIZES[name].model)
+    task = make_task(config)
+    torch.manual_seed(0)
+    model = build(task, open_catalog(config.data))
+    optimizer = make_optimizer(model, OptimConfig())
+    model, optimizer = {"ddp": _ddp, "horovod": _horovod}[way](model, optimizer, folder, rank, ranks)
+    gradients, drawn = Gradients(model, task, OptimConfig()), batches(config, rank, ranks)
+    warm_up, steps = (PERIOD * n for n in (SIZES[name].warm_up, SIZES[name].rounds))
+    began = 0.0
+    for step in range(steps):
+        if step == warm_up:
+            began = time.perf_counter()
+        gradients([next(drawn)])
+        optimizer.step()
+    if rank == 0:
+        print((steps - warm_up) * BATCH * ranks / (time.perf_counter() - began))
+
+
+Made = tuple[nn.Module, Any]
+
+
+def _ddp(model: nn.Module, optimizer: Any, folder: str, rank: int, ranks: int) -> Made:
+    import torch.distributed as dist
+
+    # The launcher's own number: a file of an earlier run would connect nothing.
+    job = os.environ.get("PMIX_NAMESPACE", "job").replace("/", "-")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/{job}", rank=rank, world_size=ranks)
+    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True), optimizer
+
+
+def _horovod(model: nn.Module, optimizer: Any, folder: str, rank: int, ranks: int) -> Made:
+    import horovod.torch as hvd
+
+    hvd.init()
+    hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+    return model, hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
+
+
+def table(runs: list[dict[str, Any]], ways: list[str]) -> list[list[str]]:
+    """Rows of cells: median and spread of samples/s, beside not averaging and beside the better peer."""
+    speeds = {way: {r["repetition"]: r["samples_per_s"] for r in runs if r["way"] == way} for way in ways}
+    peers = [way for way in ways if way in PEERS]
+    better = max(peers, key=lambda way: statistics.median(speeds[way].values()))
+    rows = [["", "samples/s", "min to max", f"of {ways[0]}", f"of {better}"]]
+    for way, of in speeds.items():
+        # Of the same repetition: what slows the machine down for a while slows both.
+        ratio: Callable[[str], float] = lambda base: statistics.median(of[n] / speeds[base][n] for n in of)  # noqa: E731, B023
+        spread = f"{min(of.values()):,.0f} to {max(of.values()):,.0f}"
+        cells = [way, f"{statistics.median(of.values()):,.0f}", spread, f"{ratio(ways[0]):.1%}"]
+        rows.append([*cells, f"{ratio(better):.2f}"])
+    return rows
+
+
+def main() -> None:
+    args = arguments()
+    if args.peer:
+        train_peer(*args.peer, args.threads)
+        return
+    load = os.getloadavg()[0]
+    ways, runs, measurements = [*OURS, *PEERS], [], []
+    with tempfile.TemporaryDirectory() as temporary:
+        data = write_data(Path(temporary) / "data", args.mnist, args.ranks)
+        for name in args.models:
+            for repetition in range(args.repetitions):
+                # Another one is first each time: what comes first may find a cooler or a warmer machine.
+                first = repetition % len(ways)
+                for way in ways[first:] + ways[:first]:
+                    found = measure(way, name, repetition, Path(temporary), args)
+                    measurements += [m for m in [found.pop("measurement", None)] if m]
+                    runs.append({"model": name, "way": way, "repetition": repetition, **found})
+                    print(
+                        f"{name} {repetition} {way}: {found['samples_per_s']:,.0f} samples/s", file=sys.stderr
+                    )
+    given = argparse.Namespace(**vars(args), period=PERIOD, rounds=None, warm_up=None)
+    about = circumstances(given, data, load, measurements)
+    print("\n".join(f"{key}: {value}" for key, value in about.items()), end="\n\n")
+    for name in args.models:
+        print(f"{name}:\n\n{markdown(table([r for r in runs if r['model'] == name], ways))}\n")
+    if args.json:
+        args.json.write_text(json.dumps({"about": about, "runs": runs}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""The configured optimizer on the slices of the parameters that this rank owns, with 1/p of its state.
+
+S. Rajbhandari, J. Rasley, O. Ruwase and Y. He, "ZeRO: Memory Optimizations Toward Training Trillion Parameter
+Models", SC 2020, arXiv:1910.02054, section 5.1 (P_os): every rank keeps the optimizer's state of its part of
+the parameters, and updates that part alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, final
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hvd_train.algorithm.flat_state import Entry, FlatState, Part
+from hvd_train.algorithm.optimizer_state import materialise
+from hvd_train.algorithm.pieces import Piece, Pieces
+from hvd_train.comm.base import Communicator
+from hvd_train.errors import ConfigError, TaskError
+from hvd_train.io.stateful import Count, State, checked
+
+_BY_ELEMENT = (
+    *("ASGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax"),
+    *("NAdam", "RAdam", "RMSprop", "Rprop", "SGD"),
+)
+"""Classes of torch.optim whose step on an element depends on no other element."""
+
+
+class _Saved(msgspec.Struct, forbid_unknown_fields=True):
+    """The state of a `SlicedOptimizer` of one rank; the optimizer's tensors are beside it."""
+
+    optimizer: str
+    offsets: dict[str, Count]
+    """For each parameter of which this rank owns a piece: where in the parameter's memory that begins."""
+
+
+class _Slice:
+    """The slice of one buffer: its elements, and an optimizer of the pieces of parameters in it."""
+
+    def __init__(self, pieces: Pieces, part: Part, whole: Optimizer) -> None:
+        start, stop = pieces.owned[part]
+        wide = part.dtype if part.dtype.itemsize >= 4 else torch.float32
+        self.x = torch.zeros(stop - start, dtype=wide)
+        number = {e.start: i for i, e in enumerate(pieces.entries[part])}
+        group_of = {p: i for i, group in enumerate(whole.param_groups) for p in group["params"]}
+        self.parameters: dict[Piece, nn.Parameter] = {}
+        self.numbers: list[int] = []
+        """Of each piece, which parameter of the buffer it is of."""
+        groups: list[dict[str, Any]] = [{**group, "params": []} for group in whole.param_groups]
+        for piece in pieces.of(part):
+            own = nn.Parameter(pieces.inside(piece, self.x))
+            groups[group_of[piece.entry.holder]]["params"].append(own)
+            self.parameters[piece] = own
+            self.numbers.append(number[piece.entry.start])
+        known = inspect.signature(type(whole)).parameters
+        arguments = {k: v for k, v in whole.defaults.items() if k in known}
+        self.optimizer = type(whole)(groups, **arguments)
+        names = {p: piece.entry.name for piece, p in self.parameters.items()}
+        list(materialise(self.optimizer, names))
+        self.gradients: list[Tensor] = []
+        """Of each piece: views of the slice of the mean."""
+
+
+@final
+class SlicedOptimizer:
+    """Steps the slices that this rank owns as `whole` would step all parameters. Stateful: each rank saves
+    the state of its pieces; see `take` for how they come back.
+
+    Args:
+        flat: has buffers of the parameters alone (`parameters_apart`).
+        whole: of the model's parameters. It never steps, and keeps no state from now on; its groups are read
+            in each step, so that a schedule may change them.
+
+    Raises `ConfigError` for an optimizer that does not work element by element, and `TaskError` for two
+    parameters in the same memory.
+    """
+
+    def __init__(self, flat: FlatState, comm: Communicator, whole: Optimizer) -> None:
+        self.name = type(whole).__name__
+        if self.name not in _BY_ELEMENT:
+            raise ConfigError(
+                f"optim.name = {self.name!r}: sync.mode = 'gradients' steps on slices of the parameters; "
+                "expected an optimizer that works element by element: one of "
+                f"{', '.join(_BY_ELEMENT)}. Choose one of these, or sync.mode = 'average'."
+            )
+        _refuse_twins(flat)
+        whole.state.clear()  # of classes that begin with some
+        self._flat = flat
+        self._whole = whole
+        self._pieces = Pieces(flat, comm)
+        self._slices = {part: _Slice(self._pieces, part, whole) for part in self._pieces.parts}
+
+    @property
+    def pieces(self) -> Pieces:
+        """Those of this rank."""
+        return self._pieces
+
+    def place(self) -> None:
+        """Finds the gradients, once the flat state is placed. Not collective."""
+        for part, of in self._slices.items():
+            mean = self._flat.buffers[part].owned
+            of.gradients = [self._pieces.inside(piece, mean) for piece in of.parameters]
+
+    @torch.no_grad()
+    def step(self, part: Part, mean: Tensor, present: Sequence[bool]) -> None:
+        """mean, a slice of the mean gradient, := that slice of x_(t+1). Not collective.
+
+        Args:
+            part: the buffer.
+            mean: `owned` of that buffer.
+            present: of each parameter in it, in the order of `Pieces.entries`, whether it has a gradient. One
+                that has none stays as it is, as torch has it.
+        """
+        buffer, of = self._flat.buffers[part], self._slices[part]
+        for own, group in zip(of.optimizer.param_groups, self._whole.param_groups, strict=True):
+            own.update((key, value) for key, value in group.items() if key != "params")
+        of.x.copy_(buffer.anchor[buffer.start : buffer.stop])
+        for p, gradient, number in zip(of.parameters.values(), of.gradients, of.numbers, strict=True):
+            p.grad = gradient if present[number] else None
+        of.optimizer.step()
+        mean.copy_(of.x)
+
+    def _held(self, piece: Piece) -> Mapping[str, Tensor]:
+        of = self._slices[piece.entry.part]
+        state = of.optimizer.state.get(of.parameters[piece], {})
+        return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The class, and the state of the pieces that this rank owns: flat tensors, and counters of no
+        dimension."""
+        return {"optimizer": self.name, **self._pieces.saved(self._held)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Restores the state of a world of one rank; see `take` for others."""
+        self.take([state])
+
+    def take(self, states: Iterable[State]) -> None:
+        """Restores what the ranks of a checkpoint have saved, whatever their number: see `Pieces.take`. Of
+        another class it takes nothing, and a parameter that none has begins anew. Not collective.
+
+        Raises `RunDirectoryError` for a state that `state_dict` does not give.
+        """
+        self._pieces.take(self._of_this_class(states), self._held, "the optimizer")
+
+    def _of_this_class(self, states: Iterable[State]) -> Iterator[tuple[Mapping[str, int], State]]:
+        for state in states:
+            saved = checked({k: v for k, v in state.items() if not isinstance(v, Tensor)}, _Saved)
+            if saved.optimizer != self.name:
+                return
+            yield saved.offsets, state
+
+
+def _refuse_twins(flat: FlatState) -> None:
+    """Raises `TaskError` if two parameters are the same memory: each would have a gradient of its own."""
+    first: dict[tuple[Part, int], Entry] = {}
+    for entry in flat.entries:
+        if entry.kind != "parameter" or entry.start == entry.stop:
+            continue
+        other = first.setdefault((entry.part, entry.start), entry)
+        if other.holder is not entry.holder:
+            raise TaskError(
+                f"`{other.name}` and `{entry.name}` are two parameters in the same memory, which sync.mode = "
+                "'gradients' cannot step as one. Tie them by giving both modules the same Parameter object."
+            )

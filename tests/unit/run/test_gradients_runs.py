@@ -1,0 +1,146 @@
+"""Whole trainings with averaged gradients: resumed, on other ranks, switched on and off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from hvd_train.config import CheckpointConfig, Config, OptimConfig, StopConfig, SyncConfig
+from hvd_train.data.format import SampleSpec
+from hvd_train.record.reports import FaultReport, LayerReport, RoundReport
+from hvd_train.record.wording import header_lines
+from hvd_train.run.saved_checkpoint import SavedCheckpoint
+from tests.unit.outer_checkpoints import kept
+from tests.unit.trainings import Remembered, Same, resumed, small, train
+
+
+class Drawn(Same):
+    """With initial values of its own: the ranks are threads, which share torch's generator."""
+
+    def build_model(self, spec: SampleSpec) -> nn.Module:
+        model = super().build_model(spec)
+        generator = torch.Generator().manual_seed(3)
+        for p in model.parameters():
+            p.detach().normal_(0, 0.3, generator=generator)
+        return model
+
+
+def trained(config: Config, ranks: int) -> list[Remembered]:
+    return train(config, ranks, Drawn())
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return replace(
+        small(tmp_path),
+        sync=SyncConfig(mode="gradients", period=2),
+        optim=OptimConfig(name="AdamW", lr=0.01),
+        checkpoint=CheckpointConfig(every_rounds=1, keep=50),
+        stop=StopConfig(patience=0, max_rounds=6),
+    )
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """What is on standard error since it was last asked, in one line."""
+    return lambda: " ".join(capsys.readouterr().err.split())
+
+
+def having(config: Config, rounds: int = 6, name: str = "r", **sync: Any) -> Config:
+    stop = StopConfig(patience=0, max_rounds=rounds)
+    return replace(config, name=name, stop=stop, sync=replace(config.sync, **sync))
+
+
+def checkpoint(config: Config, rounds: int) -> Path:
+    return Path(config.runs) / config.name / "checkpoints" / f"round-{rounds}"
+
+
+@pytest.mark.parametrize("sync", [{}, {"ema": 0.5}], ids=str)
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_resumed_run_gives_the_same_bits(ranks: int, sync: dict[str, Any], config: Config) -> None:
+    """With three ranks one is out of rows before the others are."""
+    whole, half = having(config, name="whole", **sync), having(config, 3, **sync)
+    trained(whole, ranks)
+    trained(half, ranks)
+    trained(resumed(half, max_rounds=6), ranks)
+    for name in ("model", *(["ema"] if sync else []), *(f"rank-{rank:05d}" for rank in range(ranks))):
+        a, b = (load_file(checkpoint(c, 6) / f"{name}.safetensors") for c in (half, whole))
+        assert a.keys() == b.keys()
+        # The ranks are threads of one process: its generators are seeded by each of them.
+        unlike = [key for key in a if not torch.equal(a[key], b[key])]
+        assert [key for key in unlike if not key.startswith("random/")] == []
+    assert not SavedCheckpoint.open(checkpoint(whole, 6)).part(0, "moments")
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_moments_are_dealt_anew(ranks: int, config: Config) -> None:
+    trained(having(config, 3), 2)
+    before = kept(checkpoint(config, 3), "sliced")
+    assert before.keys() == {
+        f"{moment}/{name}"
+        for moment in ("exp_avg", "exp_avg_sq")
+        for name in load_file(checkpoint(config, 3) / "model.safetensors")
+    }
+    trained(resumed(having(config), max_rounds=4), ranks)
+    after = kept(checkpoint(config, 4), "sliced")
+    assert {key: len(value) for key, value in before.items()} == {k: len(v) for k, v in after.items()}
+    assert steps(checkpoint(config, 4)) == {8.0}, "four rounds of two steps"
+    other = replace(config, optim=OptimConfig(name="AdamW", lr=0.01, args={"amsgrad": True}))
+    trained(resumed(having(other), max_rounds=5), ranks)
+    assert steps(checkpoint(config, 5)) == {2.0}, "with other arguments the state begins anew"
+
+
+def steps(folder: Path) -> set[float]:
+    """Steps of the optimizer, as it has counted them for each parameter."""
+    saved = SavedCheckpoint.open(folder)
+    states = [saved.part(rank, "sliced") for rank in range(saved.world_size)]
+    return {float(value) for of in states for key, value in of.items() if key.startswith("step/")}
+
+
+def test_the_mode_can_be_changed_and_back(config: Config, said: Callable[[], str]) -> None:
+    trained(having(config, 2, mode="average"), 2)
+    said()
+    trained(resumed(having(config), max_rounds=4), 2)
+    expected = "sync.mode was 'average' and is 'gradients': the optimizer's state begins anew."
+    assert expected in said()
+    folder = checkpoint(config, 4)
+    assert all((value != 0).any() for key, value in kept(folder, "sliced").items() if "bias" not in key)
+    assert steps(folder) == {4.0}, "two rounds of two steps"
+    trained(resumed(having(config, mode="average"), max_rounds=5), 2)
+    assert "sync.mode was 'gradients' and is 'average': the optimizer's state begins anew." in said()
+    saved = SavedCheckpoint.open(checkpoint(config, 5))
+    assert "sliced" not in saved.parts(0)
+    own = saved.part(0, "optimizer")
+    assert {float(value) for key, value in own.items() if key.endswith("/step")} == {2.0}
+
+
+def test_a_rank_that_is_not_finite_has_no_weight_in_that_step(config: Config, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["inputs"][20] = float("nan")
+    config = replace(config, data=replace(config.data, not_finite="keep"))
+    (recorder, *_) = trained(having(config, 10, period=1), 3)
+    (fault,) = recorder.of(FaultReport)
+    assert fault.ranks == (0,)
+    assert fault.message.startswith("gradients or loss of ranks [0] were not finite: ")
+    assert fault.message.endswith("They took the others' mean.")
+    rounds = recorder.of(RoundReport)
+    assert [r.zero_weight for r in rounds if r.round == fault.round] == [(0,)]
+    assert all(torch.isfinite(torch.tensor(r.loss)) and r.drift is None for r in rounds)
+
+
+def test_the_header_and_the_layers_say_what_a_step_is(config: Config) -> None:
+    (recorder, *_) = trained(having(config, 2), 2)
+    assert recorder.start.mode == "gradients"
+    lines = "\n".join(header_lines(recorder.start))
+    assert "gradients in every local step; a round is 2 local steps" in lines
+    layers = recorder.of(LayerReport)
+    assert layers
+    assert {report.period for report in layers} == {1}
