@@ -19,7 +19,7 @@ from hvd_train.algorithm.header import Header, Row, Work
 from hvd_train.algorithm.outer_step import OuterStep
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.buffer import Buffer
-from hvd_train.errors import BitsDiffer, RanksDisagree
+from hvd_train.errors import BitsDiffer, ConfigError, RanksDisagree
 from hvd_train.run.model_state import unusual
 
 PIECE_BYTES = 16 << 20
@@ -60,6 +60,14 @@ class Average(Protocol):
             verify: whether to take a hash of what was averaged, for the next `inspect`.
             rounds: done before this one, the same on every rank: what has a period of its own is averaged
                 only where it is due. None: everything is averaged.
+        """
+
+    def rebind(self, comm: Communicator) -> str:
+        """Goes on with the ranks of `comm`, those that survived the loss of others, from the newest complete
+        average. Returns what was lost of it, in words; empty if nothing was. Collective.
+
+        Raises `CommunicationError`, on every rank, where no average was complete, and `ConfigError` where
+        nothing is averaged.
         """
 
 
@@ -114,6 +122,13 @@ class StateAverage:
     @property
     def _in_every_round(self) -> list[Part]:
         return [part for part in self._buffers if part.every == 1]
+
+    def rebind(self, comm: Communicator) -> str:
+        """See `Average`."""
+        self._state.rebind(comm)
+        self._comm, self._buffers = comm, self._state.buffers
+        self._hash = self._hash_of_live()
+        return self._step.rebind(comm)
 
     def _agree_on_layout(self) -> None:
         mine = self._state.layout()
@@ -203,6 +218,14 @@ class NoAverage:
     def average(self, weight: float, healthy: bool, verify: bool = True, rounds: int | None = None) -> bool:
         """Does nothing."""
         return False
+
+    def rebind(self, comm: Communicator) -> str:
+        """Raises `ConfigError`."""
+        raise ConfigError(
+            "sync.mode = 'none' cannot go on without the ranks that are lost: their models were theirs "
+            "alone, and no average has them. Start again.",
+            agreed=True,
+        )
 
 
 @torch.no_grad()

@@ -127,6 +127,12 @@ class Ema:
                     own[first - start : last - start] = laid[first - entry.start : last - entry.start]
             self._slices[part] = own
 
+    def rebind(self, comm: Communicator) -> str:
+        """Begins anew with the ranks of `comm`. Returns what is lost, in words. Not collective."""
+        self._comm, self.averages = comm, 0
+        self._slices.clear()
+        return "the moving average begins anew: its slices of the lost ranks are gone." if self._decay else ""
+
     def state_dict(self) -> dict[str, Any]:
         """The number of averages."""
         return {"averages": self.averages}
@@ -162,6 +168,10 @@ class AverageWithEma:
         if averaged:
             self._ema.after_average()
         return averaged
+
+    def rebind(self, comm: Communicator) -> str:
+        """See `Average`. The moving average begins anew: the slices of the lost ranks are gone."""
+        return " ".join(filter(None, (self._inner.rebind(comm), self._ema.rebind(comm))))
 
 
 class EmaEvaluator:

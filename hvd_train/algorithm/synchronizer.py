@@ -57,6 +57,11 @@ class Synchronizer:
         """x_0 := the state of rank 0. Collective."""
         self._average.start()
 
+    def rebind(self, comm: Communicator) -> str:
+        """See `Average`."""
+        self._comm, self._before = comm, None
+        return self._average.rebind(comm)
+
     def synchronize(self, rounds: int, work: Work, stop: bool = False, observe: bool = False) -> Header:
         """x_(t+1) := sum of w_i y_i, w_i the share of rank i in the samples of the healthy ranks. Collective.
 

@@ -218,13 +218,13 @@ def test_the_remedies_work() -> None:
     [
         (
             {"mode": "none", "moments": {"exp_avg": "keep"}},
-            "sync.moments = {'exp_avg': 'keep'}: expected it not to be given with sync.mode = 'none', only "
-            "with 'average'.",
+            "sync.moments = {'exp_avg': 'keep'}: expected it not to be given with sync.mode = 'none', which "
+            "has no averages.",
         ),
         (
             {"mode": "none", "every_rounds": {"buffers": 2}},
-            "sync.every_rounds = {'buffers': 2}: expected it not to be given with sync.mode = 'none', only "
-            "with 'average'.",
+            "sync.every_rounds = {'buffers': 2}: expected it not to be given with sync.mode = 'none', which "
+            "has no averages.",
         ),
         (
             {"batch_norm": "keep", "every_rounds": {"buffers": 2}},
