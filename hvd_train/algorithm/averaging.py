@@ -248,5 +248,7 @@ def report(
         compute_s=work.compute_s,
         communication_s=communication_s,
         wait_s=wait_s,
+        steps=float(work.steps),
+        epoch=work.epoch,
         **{f"{reason}_rows": float(rows) for reason, rows in work.left_out.items()},
     )
