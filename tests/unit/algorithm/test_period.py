@@ -181,13 +181,22 @@ def test_auto_reaches_its_share_and_settles() -> None:
         "has 20 from round 12 on."
     )
     assert period.next(11, 0.1) == 20
-    for communication_s in (0.51, 0.49, 0.5, 0.514):
+    for communication_s in (0.51, 0.49, 0.5, 0.52):
         assert not any(rounds_of(period, 11, communication_s, 0.1))
-    assert any(rounds_of(period, 21, 0.25, 0.1))
+    assert any(rounds_of(period, 80, 0.25, 0.1))
     assert period.next(0, 0.1) == 10
-    assert any(rounds_of(period, 21, 0.012, 0.1))
+    assert any(rounds_of(period, 80, 0.012, 0.1))
     assert period.next(0, 0.1) == 1
     assert not any(rounds_of(period, 31, 0.012, 0.1))
+
+
+def test_auto_measures_more_rounds_where_it_hardly_changes() -> None:
+    """Its first change is a large one. The next ones are of less than a quarter: after 20 rounds, then 40."""
+    period, changes = AutoPeriod(10, share=0.2, most=48), []
+    for number, communication_s in enumerate([0.5] * 11 + [0.549] * 11 + [0.599] * 21 + [0.52] * 41, 1):
+        if any(rounds_of(period, 1, communication_s, 0.1)):
+            changes.append((number, period.next(0, 0.1)))
+    assert changes == [(11, 20), (22, 22), (43, 24), (84, 21)]
 
 
 def test_auto_leaves_out_single_slow_rounds() -> None:
