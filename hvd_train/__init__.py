@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hvd_train.algorithm.period.auto import AutoPeriod
     from hvd_train.algorithm.period.drift import DriftPeriod
     from hvd_train.algorithm.period.given import QsrPeriod, WarmupPeriod
+    from hvd_train.algorithm.period.timed import TimePeriod
     from hvd_train.app import Result, train
     from hvd_train.comm.factory import connect
     from hvd_train.config import Config
@@ -48,6 +49,7 @@ __all__ = [
     "ShardWriter",
     "SlowMo",
     "Task",
+    "TimePeriod",
     "WarmupPeriod",
     "__version__",
     "connect",
@@ -73,6 +75,7 @@ _HOME = {
     "ShardWriter": "hvd_train.data.shard_writer",
     "SlowMo": "hvd_train.algorithm.outer",
     "Task": "hvd_train.tasks.base",
+    "TimePeriod": "hvd_train.algorithm.period.timed",
     "WarmupPeriod": "hvd_train.algorithm.period.given",
     "connect": "hvd_train.comm.factory",
     "load_config": "hvd_train.config_file",

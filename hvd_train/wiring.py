@@ -105,7 +105,8 @@ class Wiring:
         if prepared.plan.is_shared:
             budget = min(prepared.comm.allgather(budget))
         training = together(prepared.comm, lambda: self._assemble(run, recorder, stop_request, claim, budget))
-        remarks = [self._sync.remark(), *self.settings.remarks, self._go_on_in_epoch(training.worker)]
+        resumed = self._go_on_in_epoch(training.worker, training.progress)
+        remarks = [self._sync.remark(), *self.settings.remarks, resumed]
         together(prepared.comm, self._epochs.open)
         how = f"{self._epochs.mode}: {self._epochs.why}{self.copies.words}"
         self._readings = prepared.comm.allgather(how)
@@ -137,7 +138,10 @@ class Wiring:
         self.reader = self._make_reader(budget)
         validation = [(span.shard, span.start, span.stop) for span in prepared.catalog.validation]
         self.settings = Settings(anchored(config), validation)
-        progress, worker = Progress(), self._make_worker(self.reader)
+        progress, worker = (
+            Progress(rows=prepared.plan.samples_per_part if prepared.own_epochs else ()),
+            self._make_worker(self.reader),
+        )
         watch = Watch(config.stop, config.evaluate.mode)
         period, evaluator = make_period(config.sync, prepared.replayed), self._make_evaluator(sync.ema)
         parts: dict[str, Stateful] = {
@@ -156,7 +160,9 @@ class Wiring:
         if run.checkpoint is not None:
             self._saved = SavedCheckpoint.open(run.checkpoint)
             self._restore(self._saved, parts, run.before)
-            self._refuse_if_over(progress, worker)
+            # A checkpoint has it only where ranks passed epochs of their own.
+            progress.epoch = progress.epoch or float(worker.epochs)
+            self._refuse_if_over(progress)
         elif config.model.init:
             # On every rank: what x_0 does not take from rank 0 (buffers with the policy `keep`, extra state)
             # is then the same everywhere.
@@ -172,14 +178,16 @@ class Wiring:
             checkpoints=self._make_checkpoints(run, parts, recorder, claim, sync.ema),
             claim=claim,
             observer=self._make_observer(sync.flat),
-            left_out=LeftOut(comm, worker, self._screen, recorder, num_rows(prepared.catalog.train)),
+            left_out=LeftOut(
+                comm, worker, progress, self._screen, recorder, num_rows(prepared.catalog.train)
+            ),
             recorder=recorder,
             stop_request=stop_request,
             progress=progress,
             evaluation=config.evaluate,
         )
 
-    def _go_on_in_epoch(self, worker: Worker) -> str:
+    def _go_on_in_epoch(self, worker: Worker, progress: Progress) -> str:
         """Goes to where the checkpoint was in its epoch; returns what the user should know of it."""
         prepared = self.prepared
         if self._saved is None:
@@ -192,7 +200,10 @@ class Wiring:
             screen=self._screen,
             parts=len(prepared.plan.parts),
         )
-        return resume.go_on(self._saved, self.settings.before)
+        remark = resume.go_on(self._saved, self.settings.before, progress.epochs)
+        if not worker.own_epochs:
+            progress.epoch = worker.progress
+        return remark
 
     def _optimizer_parts(self, flat: FlatState) -> dict[str, Stateful]:
         """The optimizer's state: what is averaged is the same on every rank, the rest each rank's own."""
@@ -263,6 +274,7 @@ class Wiring:
             last_batch=prepared.config.data.last_batch,
             accumulate=prepared.config.optim.accumulate,
             samples_per_rank=prepared.plan.samples_per_part,
+            own_epochs=prepared.own_epochs,
         )
 
     def _warm_up(self) -> None:
@@ -365,11 +377,11 @@ class Wiring:
             return {}  # it is made in the first step, as the arguments say
         return {key: state.get(key, value) for key, value in part.state_dict().items()}
 
-    def _refuse_if_over(self, progress: Progress, worker: Worker) -> None:
+    def _refuse_if_over(self, progress: Progress) -> None:
         stop = self.prepared.config.stop
         for key, done, limit in (
             ("max_rounds", progress.rounds, stop.max_rounds),
-            ("max_epochs", worker.epochs, stop.max_epochs),
+            ("max_epochs", progress.epochs, stop.max_epochs),
         ):
             if limit is not None and done >= limit:
                 raise ConfigError(

@@ -127,7 +127,7 @@ class StateAverage:
         """See `Average`."""
         self._state.rebind(comm)
         self._comm, self._buffers = comm, self._state.buffers
-        self._hash = self._hash_of_live()
+        self._hash = self._hash_of_live(list(self._buffers))
         return self._step.rebind(comm)
 
     def _agree_on_layout(self) -> None:
@@ -302,5 +302,7 @@ def report(
         compute_s=work.compute_s,
         communication_s=communication_s,
         wait_s=wait_s,
+        steps=float(work.steps),
+        epoch=work.epoch,
         **{f"{reason}_rows": float(rows) for reason, rows in work.left_out.items()},
     )

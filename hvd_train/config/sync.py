@@ -61,11 +61,12 @@ class SyncConfig:
     `gradients`: local steps of a round."""
 
     schedule: Annotated[
-        Literal["fixed", "warmup", "qsr", "adacomm", "drift", "auto"], arg(aliases=["--schedule"])
+        Literal["fixed", "warmup", "qsr", "adacomm", "drift", "auto", "time"], arg(aliases=["--schedule"])
     ] = "fixed"
     """How k changes. `warmup`: 1 in the first rounds. `qsr`: grows as the learning rate falls. `adacomm`:
     falls with the training loss. `drift`: keeps the drift near a bound. `auto`: keeps the share of the time
-    that communication takes."""
+    that communication takes. `time`: each rank takes the steps that fit into `seconds`, for ranks of unequal
+    speed."""
 
     warmup_rounds: int = 0
     """With `warmup`: rounds of one local step before those of `period`."""
@@ -84,12 +85,17 @@ class SyncConfig:
     target_share: float = 0.05
     """With `auto`: the share of the time that communication may take."""
 
+    seconds: float = 0.0
+    """With `time`: seconds of local steps in a round. Long enough for ten steps of the slowest rank, if the
+    network allows."""
+
     max_period: int | None = None
     """The largest k of `qsr`, `adacomm`, `drift` and `auto`. Not given: 48, or 500 with an outer
     optimizer."""
 
     replay_periods: Annotated[str, arg(aliases=["--replay-periods"])] = ""
-    """Take the k of each round from the event log of the run in this folder, in place of the schedule."""
+    """Take the local steps of each round from the event log of the run in this folder, in place of the
+    schedule."""
 
     optimizer_state: Policy = "average"
     """`average` it like the parameters, `keep` it on each rank, or `reset` it after each average."""
@@ -187,11 +193,13 @@ class SyncConfig:
         require(averages or not replayed, "sync.replay_periods", replayed, f"nothing {never}")
         # By key: the schedules that use it, whether its value is one, and what is one.
         rules: dict[str, tuple[tuple[str, ...], bool, str]] = {
+            "period": (("fixed", "warmup", "qsr", "adacomm", "drift", "auto"), True, ""),
             "warmup_rounds": (("warmup",), self.warmup_rounds >= 1, "at least 1 round"),
             "qsr_alpha": (("qsr",), self.qsr_alpha > 0, "more than 0"),
             "adacomm_steps": (("adacomm",), self.adacomm_steps >= 1, "at least 1 local step"),
             "drift_bound": (("drift",), self.drift_bound > 0, "more than 0"),
             "target_share": (("auto",), 0 < self.target_share < 1, "a share between 0 and 1"),
+            "seconds": (("time",), self.seconds > 0, "more than 0 s"),
             "max_period": (
                 ("qsr", "adacomm", "drift", "auto"),
                 self.longest_period >= self.period,
@@ -214,8 +222,8 @@ class SyncConfig:
 
     @property
     def longest_period(self) -> int:
-        """The largest k that the schedule may choose."""
-        if self.schedule in ("fixed", "warmup"):
+        """The largest k that the schedule may choose; `time` has none."""
+        if self.schedule in ("fixed", "warmup", "time"):
             return self.period
         if self.max_period is not None:
             return self.max_period

@@ -48,7 +48,10 @@ class Rule(Enum):
     BATCH = "the epoch goes on with the rows that it has left"
     BEST = "best, curve and patience begin anew"
     LOSS = "counts from the next round on; best, curve and patience begin anew where the loss is watched"
-    SCHEDULE = "counts from the next round on; what the schedule has gathered so far is dropped"
+    SCHEDULE = (
+        "counts from the next round on; what the schedule has gathered so far is dropped, and the epoch "
+        "begins anew if one of the two is `time`"
+    )
     OPTIMIZER = "the optimizer's state begins anew"
     MODE = "the optimizer's state begins anew; refused where it was `none` or becomes `none`"
     ARGUMENTS = (
@@ -125,6 +128,7 @@ RULES: Mapping[str, Rule] = {
     "sync.adacomm_steps": Rule.NEXT,
     "sync.drift_bound": Rule.NEXT,
     "sync.target_share": Rule.NEXT,
+    "sync.seconds": Rule.NEXT,
     "sync.max_period": Rule.NEXT,
     "sync.replay_periods": Rule.SCHEDULE,
     "sync.optimizer_state": Rule.STATES,
