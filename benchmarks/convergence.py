@@ -12,12 +12,16 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.averaging_cost import markdown
 from benchmarks.study.data import write_all
+from benchmarks.study.picture import draw
 from benchmarks.study.plan import trainings_left
 from benchmarks.study.problems import PROBLEMS, ROOT, Problem
-from benchmarks.study.results import read_results
+from benchmarks.study.report import table
+from benchmarks.study.results import Results
 
 RESULTS = ROOT / "benchmarks" / "results" / "convergence.jsonl"
+PICTURE = ROOT / "docs" / "pictures" / "convergence.png"
 
 
 def arguments() -> argparse.Namespace:
@@ -30,8 +34,10 @@ def arguments() -> argparse.Namespace:
     names = sorted({p.name for p in PROBLEMS})
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="problems")
     parser.add_argument("--estimate", action="store_true", help="print what is left, and train nothing")
+    parser.add_argument("--report", action="store_true", help="print the table, draw the picture")
+    parser.add_argument("--picture", type=Path, default=PICTURE, help="file that --report draws into")
     given = parser.parse_args()
-    if not given.estimate and given.mnist is None:
+    if not (given.estimate or given.report) and given.mnist is None:
         parser.error("--mnist: expected the folder with MNIST's idx files, or MNIST_DIR to be set")
     return given
 
@@ -40,6 +46,11 @@ def main() -> None:
     given = arguments()
     until = time.time() + 3600 * given.hours
     problems = [p for p in PROBLEMS if p.name in given.only]
+    if given.report:
+        results = Results(given.results)
+        print(markdown(table(problems, results)))
+        draw([p for p in PROBLEMS if p.name == "mlp"], results, given.picture)
+        return
     print(estimate(problems, given.results))
     if given.estimate:
         return
@@ -73,7 +84,7 @@ def train_on(ranks: int, folder: Path, given: argparse.Namespace, until: float) 
 
 def estimate(problems: list[Problem], results: Path) -> str:
     """What is left, and how long that takes on two cores that have nothing else to do."""
-    lines, seconds, so_far = [], 0.0, read_results(results)
+    lines, seconds, so_far = [], 0.0, Results(results)
     for problem in problems:
         count = trainings_left(problem, so_far)
         seconds += count * problem.seconds

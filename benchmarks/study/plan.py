@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.study.problems import SELECTION, SELECTION_SEED, SPLITS, TEST, Problem, Training
-from benchmarks.study.results import Result, find
+from benchmarks.study.results import Result, Results
 from benchmarks.study.rules import Rule
 
 MOST_RATES = 8
@@ -28,39 +28,39 @@ class Cell:
             problem=self.problem, split=self.split, rule=self.rule, rate=rate, seed=seed, part=part
         )
 
-    def tried(self, results: Sequence[Result]) -> dict[float, float]:
+    def tried(self, results: Results) -> dict[float, float]:
         """The error by learning rate, of those that were tried one after the other from the given ones on."""
         errors: dict[float, float] = {}
         rate: float | None = self.problem.rates[0]
         while rate is not None:
-            result = find(results, self.training(rate, SELECTION_SEED, SELECTION))
+            result = results.find(self.training(rate, SELECTION_SEED, SELECTION))
             if result is None:
                 break
             errors[rate] = result.error
             rate = next_rate(self.problem.rates, errors)
         return errors
 
-    def chosen(self, results: Sequence[Result]) -> float | None:
+    def chosen(self, results: Results) -> float | None:
         """The learning rate of the final trainings; None if it is not known yet."""
         errors = self.tried(results)
         return best_rate(errors) if next_rate(self.problem.rates, errors) is None else None
 
-    def final(self, results: Sequence[Result]) -> dict[int, Result]:
+    def final(self, results: Results) -> dict[int, Result]:
         """The results of the final trainings that have ended, by seed."""
         rate = self.chosen(results)
         if rate is None:
             return {}
-        found = {seed: find(results, self.training(rate, seed, TEST)) for seed in self.problem.seeds}
+        found = {seed: results.find(self.training(rate, seed, TEST)) for seed in self.problem.seeds}
         return {seed: result for seed, result in found.items() if result is not None}
 
-    def next(self, results: Sequence[Result]) -> Training | None:
+    def next(self, results: Results) -> Training | None:
         """Its next training; None if all have ended."""
         errors = self.tried(results)
         rate = next_rate(self.problem.rates, errors)
         if rate is not None:
             return self.training(rate, SELECTION_SEED, SELECTION)
         trainings = (self.training(best_rate(errors), seed, TEST) for seed in self.problem.seeds)
-        return next((t for t in trainings if find(results, t) is None), None)
+        return next((t for t in trainings if results.find(t) is None), None)
 
 
 def best_rate(errors: dict[float, float]) -> float:
@@ -88,7 +88,7 @@ def cells(problems: Sequence[Problem]) -> Iterator[Cell]:
                 yield Cell(problem=problem, split=split, rule=rule)
 
 
-def next_training(problems: Sequence[Problem], results: Sequence[Result]) -> Training | None:
+def next_training(problems: Sequence[Problem], results: Results) -> Training | None:
     """The first that has not ended, of the rules that this version of hvd_train has."""
     for cell in cells(problems):
         training = cell.next(results) if cell.rule.is_available else None
@@ -97,7 +97,7 @@ def next_training(problems: Sequence[Problem], results: Sequence[Result]) -> Tra
     return None
 
 
-def trainings_left(problem: Problem, results: Sequence[Result]) -> int:
+def trainings_left(problem: Problem, results: Results) -> int:
     """How many trainings of a problem are left at least: without further learning rates."""
     left = 0
     for cell in cells([problem]):

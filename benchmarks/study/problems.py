@@ -29,6 +29,12 @@ SELECTION_SEED = 100
 NEVER = 10**9
 """Rounds."""
 
+KEY = ("problem", "ranks", "rows", "split", "rule", "lr", "part", "settings")
+"""What tells trainings apart; see `Training.key`."""
+
+
+_DEFAULTS = flatten(Config())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
@@ -117,18 +123,10 @@ class Training:
 
     def key(self) -> dict[str, Any]:
         """What the training is, in values of JSON: it is not repeated as long as nothing of that changes."""
-        plain, own = flatten(Config()), flatten(self.config())
-        problem = self.problem
-        return {
-            "problem": problem.name,
-            "ranks": problem.ranks,
-            "rows": problem.rows,
-            "split": self.split,
-            "rule": self.rule.name,
-            "lr": self.rate,
-            "part": self.part,
-            "settings": {name: value for name, value in own.items() if value != plain.get(name)},
-        }
+        own, problem = flatten(self.config()), self.problem
+        settings = {name: value for name, value in own.items() if value != _DEFAULTS.get(name)}
+        values = (problem.name, problem.ranks, problem.rows, self.split, self.rule.name)
+        return dict(zip(KEY, (*values, self.rate, self.part, settings), strict=True))
 
 
 def folder_of(problem: Problem, split: str, part: str) -> str:

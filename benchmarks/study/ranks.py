@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.study.plan import next_training
 from benchmarks.study.problems import PROBLEMS, Problem, Training
-from benchmarks.study.results import Result, append_result, read_results
+from benchmarks.study.results import Results
 from hvd_train import connect, train
 from hvd_train.comm.base import Communicator, OnSlice
 from hvd_train.comm.buffer import Buffer
@@ -25,18 +25,25 @@ from hvd_train.run.layout import EVENTS_FILE
 
 
 class SentBytes:
-    """Counts what a rank would send in averages if every rank had a host of its own: 2 (p - 1) / p of each
-    buffer. The first average of a buffer, which is the start from the values of rank 0, does not count."""
+    """Counts the averages, and what a rank would send in them if every rank had a host of its own: 2 (p-1)/p
+    of each buffer. The first average of a buffer, the start from the values of rank 0, does not count."""
 
     def __init__(self, comm: Communicator) -> None:
-        self.bytes = 0.0
+        self.begin()
         self._average = comm.average
         self._share = 2 * (comm.size - 1) / comm.size
         comm.average = self._counted  # type: ignore[method-assign]
 
+    def begin(self) -> None:
+        """Begins to count for another training."""
+        self.bytes = 0.0
+        self.averages = 0
+        """Of the buffer that was averaged most often."""
+
     def _counted(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> bool:
         if buffer.version > 0:
             self.bytes += self._share * buffer.num_bytes
+            self.averages = max(self.averages, buffer.version)
         return self._average(buffer, weight, on_slice)
 
 
@@ -51,7 +58,7 @@ def main() -> None:
     with connect() as comm:
         problems = [p for p in PROBLEMS if p.ranks == comm.size and (not given.only or p.name in given.only)]
         sent = SentBytes(comm)
-        results = read_results(given.results) if comm.rank == 0 else []
+        results = Results(given.results)
         while True:
             training = _next(comm, problems, results, given.until)
             if training is None:
@@ -60,13 +67,11 @@ def main() -> None:
             if values is None:
                 return
             if comm.rank == 0:
-                results.append(append_result(given.results, values))
+                results.append(values)
                 print(_line(values), flush=True)
 
 
-def _next(
-    comm: Communicator, problems: Sequence[Problem], results: Sequence[Result], until: float
-) -> Training | None:
+def _next(comm: Communicator, problems: Sequence[Problem], results: Results, until: float) -> Training | None:
     """The next training, by the results that rank 0 has. Collective."""
     found = next_training(problems, results) if comm.rank == 0 and time.time() < until else None
     return comm.broadcast(found)
@@ -77,7 +82,7 @@ def _trained(
 ) -> dict[str, Any] | None:
     """The result of a training, on rank 0; None if it was interrupted. Collective."""
     config = training.placed(data, runs)
-    sent.bytes = 0.0
+    sent.begin()
     began, cpu = time.perf_counter(), time.process_time()
     with _quiet():
         outcome = train(config, comm=comm)
@@ -85,7 +90,8 @@ def _trained(
         return None
     gc.collect()  # the buffers of the training, which ranks share
     costs = {
-        "bytes": comm.broadcast(sent.bytes),
+        "averages": sent.averages,
+        "bytes": sent.bytes,
         "seconds": round(time.perf_counter() - began, 2),
         "cpu_seconds": round(sum(comm.allgather(time.process_time() - cpu)), 2),
     }
@@ -132,7 +138,7 @@ def _line(values: dict[str, Any]) -> str:
     return (
         f"{time.strftime('%H:%M:%S')} {values['problem']} {values['ranks']} ranks, {values['split']}, "
         f"{values['rule']}, lr {values['lr']:g}, {values['part']}, seed {seed}: {error} "
-        f"({values['rounds']} rounds, {values['seconds']:.1f} s, CPU {values['cpu_seconds']:.1f} s)"
+        f"({values['averages']} averages, {values['seconds']:.1f} s, CPU {values['cpu_seconds']:.1f} s)"
     )
 
 

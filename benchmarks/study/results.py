@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.problems import Training
+from benchmarks.study.problems import KEY, Training
 
 
 @dataclass(frozen=True)
@@ -29,36 +29,41 @@ class Result:
         error = self.values["error"]
         return float("inf") if error is None else float(error)
 
-    def is_of(self, training: Training) -> bool:
-        """Whether it is that of a training, with all its settings."""
-        return all(self.values.get(name) == value for name, value in _plain(training.key()).items())
+
+class Results:
+    """Those of a file, which need not exist yet. An incomplete last line does not count.
+
+    A training has a result if one has the same key, with all settings: what has been changed since is
+    trained again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._by_key: dict[str, Result] = {}
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        for line in lines:
+            if line.endswith("\n"):
+                self._take(json.loads(line))
+
+    def _take(self, values: Mapping[str, Any]) -> None:
+        self._by_key[_text({name: values[name] for name in KEY})] = Result(values)
+
+    def find(self, training: Training) -> Result | None:
+        """The result of a training; None if it has not ended."""
+        return self._by_key.get(_text(training.key()))
+
+    def append(self, values: Mapping[str, Any]) -> None:
+        """Adds a line, which is on disk when this returns. An incomplete one at the end is replaced."""
+        line = json.dumps(values) + "\n"
+        with self._path.open("a+b") as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._take(json.loads(line))
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As they are when they have been written and read: tuples are lists."""
-    plain: dict[str, Any] = json.loads(json.dumps(values))
-    return plain
-
-
-def read_results(path: Path) -> list[Result]:
-    """What the file has so far, the last line left out if it is not complete."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [Result(json.loads(line)) for line in lines if line.endswith("\n")]
-
-
-def append_result(path: Path, values: Mapping[str, Any]) -> Result:
-    """Adds a line, which is on disk when this returns. An incomplete line at the end is replaced."""
-    line = json.dumps(values) + "\n"
-    with path.open("a+b") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.seek(0, os.SEEK_END)
-        file.write(line.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    return Result(json.loads(line))
-
-
-def find(results: Sequence[Result], training: Training) -> Result | None:
-    """The result of a training; None if it has not ended."""
-    return next((result for result in results if result.is_of(training)), None)
+def _text(key: Mapping[str, Any]) -> str:
+    """The same for a key that was written and read: JSON has no tuples."""
+    return json.dumps(key, sort_keys=True)

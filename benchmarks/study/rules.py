@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hvd_train.config import SyncConfig
-from hvd_train.errors import ConfigError
 
 DRIFT_BOUNDS = {"alike": 2.0, "split": 8.0}
 """By split: about twice the median of the drift that the mlp showed with k = 10 on four ranks."""
@@ -41,12 +40,13 @@ class Rule:
 
     @property
     def is_available(self) -> bool:
-        """Whether this version of hvd_train has the rule."""
-        try:
-            SyncConfig(**self.settings("alike", 0.1))
-        except (ConfigError, TypeError):
-            return False
-        return True
+        """Whether this version of hvd_train has the rule: its keys of `sync`, with such values."""
+        known = get_type_hints(SyncConfig)
+        chosen = self.settings("alike", 0.1)
+        return all(
+            key in known and (get_origin(known[key]) is not Literal or value in get_args(known[key]))
+            for key, value in chosen.items()
+        )
 
 
 GRADIENTS = Rule(name="gradients", sync={"mode": "gradients"})
@@ -88,6 +88,7 @@ ALL = (
     Rule(name="clip", sync={"period": 10, "clip": CLIP}),
     Rule(name="moments kept", sync={"period": 10, "optimizer_state": "keep"}),
     Rule(name="moments reset", sync={"period": 10, "optimizer_state": "reset"}),
+    Rule(name="momentum every 3 rounds", sync={"period": 10, "every_rounds": {"momentum_buffer": 3}}),
     Rule(name="ema 0.9", sync={"period": 10, "ema": 0.9}, metric="ema_"),
 )
 """For the mlp. `auto` and `time` are left out: their periods depend on the speed of the machine, so that a
