@@ -61,10 +61,11 @@ def _points(
 ) -> tuple[list[int], list[float], list[float]]:
     """Of the rules that have a difference: their places, the means, and half of the intervals' widths."""
     names = {rule.name for rule in problem.rules}
-    points = []
+    places, means, halves = list[int](), list[float](), list[float]()
     for place, rule in enumerate(rules):
         found = outcome(problem, split, rule, results) if rule.name in names else None
         if found is not None and found.difference is not None:
-            points.append((place, found.difference.mean, found.difference.half))
-    places, means, halves = ([point[i] for point in points] for i in range(3))
+            places.append(place)
+            means.append(found.difference.mean)
+            halves.append(found.difference.half)
     return places, means, halves

@@ -99,7 +99,9 @@ def _trained(
         return {}
     figures = _figures(outcome.run / EVENTS_FILE)
     shutil.rmtree(outcome.run)
-    return {**training.key(), "error": outcome.final, "reason": outcome.reason, **figures, **costs}
+    # One that diverged is evaluated with its last finite parameters, if at all.
+    error = None if outcome.reason == "diverged" else outcome.final
+    return {**training.key(), "error": error, "reason": outcome.reason, **figures, **costs}
 
 
 def _figures(log: Path) -> dict[str, Any]:
