@@ -50,7 +50,9 @@ def unit(problem: Problem) -> str:
 
 
 def outcome(problem: Problem, split: str, rule: Rule, results: Results) -> Outcome | None:
-    """None as long as not all seeds have been trained."""
+    """None as long as not all seeds have been trained, and for a rule that this version does not have."""
+    if not rule.is_available:
+        return None
     cell = Cell(problem=problem, split=split, rule=rule)
     found = cell.final(results)
     if len(found) < len(problem.seeds):

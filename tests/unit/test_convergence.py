@@ -104,7 +104,10 @@ def test_what_has_other_settings_is_trained_again(results: Results) -> None:
 def test_rules_that_this_version_does_not_have_are_left_out(results: Results) -> None:
     rules = (Rule(name="a", sync={"mode": "telepathy"}), Rule(name="b", sync={"telepathy": 3}))
     assert not any(rule.is_available for rule in rules)
-    assert next_training([replace(SMALL, rules=rules)], results) is None
+    problem = replace(SMALL, rules=rules)
+    assert next_training([problem], results) is None
+    assert trainings_left(problem, results) == 0
+    assert len(table([problem], results)) == 1
     assert all(rule.is_available for rule in (REFERENCE, DILOCO))
 
 
