@@ -100,8 +100,8 @@ class Worker:
         return self.epochs + self._done + (1 - self._done) * (steps - self._steps_left()) / steps
 
     def run(self, period: int) -> Work:
-        """`period` local steps. A rank that is out of rows has no batches in the rest of the epoch. Collective
-        where the step is."""
+        """`period` local steps. A rank that is out of rows has no batches in the rest of the epoch.
+        Collective where the step is."""
         self._began = self._reader.state_dict()
         self._left_out_in_round = {}
         samples, loss_sum = 0, 0.0

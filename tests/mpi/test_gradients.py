@@ -1,4 +1,4 @@
-"""Runs suite_gradients.py on four ranks; and whole trainings with averaged gradients under a real launcher."""
+"""Runs suite_gradients.py on four ranks; and whole trainings with averaged gradients under a launcher."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tests.unit.outer_checkpoints import kept, optimizer_steps
 
 DIGITS = ("--config", "hvd_train/demo/digits.toml", "--patience", "0", "--threads", "1", "--period", "3")
 GRADIENTS = ("--sync", "gradients", "--optim.name", "AdamW", "--lr", "0.001", "--optim.clip-norm", "1")
+KEEP = ("--checkpoint.keep", "50")
 
 
 def test_four_ranks_are_one_process_with_the_joint_batch() -> None:
@@ -22,7 +23,7 @@ def test_four_ranks_are_one_process_with_the_joint_batch() -> None:
 
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     """Its moments are dealt anew, in shared memory too, and the error goes on falling."""
-    train("mpirun", 2, tmp_path, "--name", "r", *DIGITS, *GRADIENTS, "--max-rounds", "40")
+    train("mpirun", 2, tmp_path, "--name", "r", *DIGITS, *GRADIENTS, *KEEP, "--max-rounds", "40")
     train("mpirun", 3, tmp_path, "--resume", str(tmp_path / "r"), "--max-rounds", "80")
     folder = tmp_path / "r" / "checkpoints"
     before, after = (folder / f"round-{n}" for n in (40, 80))
