@@ -17,6 +17,7 @@ from hvd_train.algorithm.pieces import Piece, Pieces
 from hvd_train.comm.base import Communicator, OnSlice
 from hvd_train.errors import ConfigError
 from hvd_train.io.stateful import Count, State, checked
+from hvd_train.io.text import listed
 
 
 class _Saved(msgspec.Struct, forbid_unknown_fields=True):
@@ -54,6 +55,7 @@ class OuterStep:
         self._parts = self._pieces.parts
         self._keeps = () if rule is None else rule.keeps
         self._taken: dict[Part, Tensor] = {}
+        self._steps_before = 0
         self.steps = 0
         """Outer steps done; the same on every rank."""
         self.moved: dict[Part, float] = {}
@@ -79,6 +81,27 @@ class OuterStep:
             self._comm.keep_state(buffer, len(self._keeps))
             if part in self._taken:
                 buffer.state.copy_(self._taken.pop(part))
+        self._steps_before = self.steps - self._number()
+
+    def _number(self) -> int:
+        """That of the newest average of the parameters, which is the same in all of their buffers."""
+        return next((self._flat.buffers[part].version for part in self._parts), 0)
+
+    def rebind(self, comm: Communicator) -> str:
+        """Goes on in `comm`, to which the flat state has moved with what the rule keeps, from the average
+        that it holds now. Returns what was lost, in words; empty if nothing was. Not collective."""
+        self._comm, self._pieces = comm, Pieces(self._flat, comm)
+        if self._rule is not None:
+            self.steps = self._steps_before + self._number()
+        kept = [self._flat.buffers[part].kept for part in self._parts if self._keeps]
+        lost = sum(state.lost for state in kept if state is not None)
+        if not lost:
+            return ""
+        whole = sum(self._flat.numel(part) for part in self._parts)
+        return (
+            f"{listed(self._keeps)} of the outer optimizer for {lost / whole:.1%} of the parameters was on "
+            "lost ranks alone: it begins again at 0."
+        )
 
     def on_slice(self, part: Part, measure: bool) -> OnSlice | None:
         """The slice step of a buffer in the average that begins now; None if it has none.

@@ -57,6 +57,11 @@ class Synchronizer:
         """x_0 := the state of rank 0. Collective."""
         self._average.start()
 
+    def rebind(self, comm: Communicator) -> str:
+        """See `Average`."""
+        self._comm, self._before = comm, None
+        return self._average.rebind(comm)
+
     def synchronize(self, rounds: int, work: Work, stop: bool = False, observe: bool = False) -> Header:
         """x_(t+1) := sum of w_i y_i, w_i the share of rank i in the samples of the healthy ranks. Collective.
 
@@ -88,7 +93,11 @@ class Synchronizer:
         weight = float(header.weights[self._comm.rank])
         phase("average")
         self._average.average(
-            weight, self._comm.rank not in header.unhealthy, verify=self._is_checked(rounds)
+            weight,
+            self._comm.rank not in header.unhealthy,
+            verify=self._is_checked(rounds),
+            # All of the state of an unhealthy rank is the others' mean afterwards.
+            rounds=None if header.unhealthy else rounds,
         )
         self.drift = self._known_drift(header, rounds)
         self._before = header if header.measured else None

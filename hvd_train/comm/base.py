@@ -10,6 +10,7 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, TypeVar
@@ -21,7 +22,7 @@ from typing_extensions import Self
 
 from hvd_train.comm import ending
 from hvd_train.comm.buffer import Buffer, slice_bounds
-from hvd_train.comm.slice_state import SliceState
+from hvd_train.comm.slice_state import SliceState, deal
 from hvd_train.errors import CommunicationError, UserError
 from hvd_train.liveness import Liveness
 
@@ -184,7 +185,9 @@ class Communicator(ABC):
     def recover(self, buffers: Sequence[Buffer]) -> list[Buffer]:
         """New buffers of this communicator for those of one that lost ranks: anchor and live are the newest
         average that every one of `buffers` has complete on some surviving rank; their values move to the
-        ranks that lack them. `buffers` are averaged together, in this order. Collective, among survivors.
+        ranks that lack them. `buffers` are averaged together, in this order. So is what the slice steps of
+        that average have kept; values that no surviving rank can read become 0: see `SliceState.lost`.
+        Collective, among survivors.
 
         Raises `CommunicationError`, on every rank, where no average was complete.
         """
@@ -207,7 +210,27 @@ class Communicator(ABC):
             new.live.copy_(held[number])
         new.version = number - 1
         self.average(new, 1.0 if self.rank == root else 0.0)
+        if old.kept is not None:
+            self._restore_state(old, old.kept, new, number)
         return new
+
+    def _restore_state(self, old: Buffer, kept: SliceState, new: Buffer, number: int) -> None:
+        self.keep_state(new, kept.num_values)
+        spans = self.allgather((kept.readable, (new.start, new.stop)))
+        lost = 0
+        for start, stop, reader, owner in deal(*zip(*spans, strict=True)):
+            if reader is None:
+                lost += stop - start
+                continue
+            values = torch.empty(0)
+            if self.rank == reader:  # a copy: of a view the whole memory would be sent
+                values = old.state_of(number, start, stop).clone()
+            if reader != owner:
+                values = self.broadcast(values, reader)
+            if self.rank == owner:
+                new.state[:, start - new.start : stop - new.start] = values
+        assert new.kept is not None
+        new.kept = replace(new.kept, lost=lost)
 
     def gather_values(self, row: Sequence[float]) -> np.ndarray:
         """The rows of all ranks, float64 [size, len(row)], by one allreduce: each rank fills its own row

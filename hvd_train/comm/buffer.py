@@ -165,11 +165,15 @@ class Buffer:
         average that failed."""
         return {version: self._slots[slot] for version, slot in self._complete_slots().items()}
 
-    def states(self) -> dict[int, Tensor]:
-        """What the slice steps of these averages have kept, by the same numbers: all that can be read here,
-        as in `SliceState.slots`."""
+    def state_of(self, number: int, start: int, stop: int) -> Tensor:
+        """What the slice steps of average `number` have kept of the elements [start, stop), which must be
+        readable: see `SliceState.values`. It must be this rank's newest one or one beside it, and complete on
+        some rank. It need not be on this one: an average is complete nowhere before all slice steps are done.
+        """
         assert self.kept is not None
-        return {version: self.kept.slots[slot] for version, slot in self._complete_slots().items()}
+        assert abs(number - self.version) <= 1
+        slot = self._newest if number == self.version else self.next_slot
+        return self.kept.values(slot, start, stop)
 
     def _complete_slots(self) -> dict[int, int]:
         if self._complete is not None:

@@ -189,7 +189,10 @@ class RingCommunicator(Communicator):
         self._hosts.back(self._inner, allocate, 2 * num_values * row)
         region.seal()
         values = torch.from_numpy(region.array()).view(buffer.wide).view(2, num_values, buffer.numel)
-        buffer.kept = SliceState((values[0], values[1]), 0, (buffer.start, buffer.stop))
+        owned = self._inner.allgather((buffer.start, buffer.stop))
+        starts, stops = zip(*(owned[r] for r in self._hosts.local), strict=True)  # one after the other
+        readable = min(starts), max(stops)
+        buffer.kept = SliceState((values[0], values[1]), 0, owned[self.rank], readable)
 
     def average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> bool:
         """See `Communicator.average`. Between two barriers every rank reads its slices of all live tensors

@@ -191,10 +191,13 @@ def test_what_a_slice_step_keeps_moves_on_with_the_anchor(comm: Communicator, dt
             assert torch.equal(buffer.state, kept(version - 1, *owned, buffer.wide))
             comm.average(buffer, 1.0, functools.partial(step, fails=False))
             assert torch.equal(buffer.state, kept(version, *owned, buffer.wide))
-        seen, first = buffer.states()[3], buffer.kept.first  # type: ignore[union-attr]
+        readable = buffer.kept.readable  # type: ignore[union-attr]
         for rank, host, start, stop in comm.allgather((comm.rank, comm.host, *owned)):
             if rank == comm.rank or (comm.name == "ring" and host == comm.host):
-                assert torch.equal(seen[:, start - first : stop - first], kept(3, start, stop, buffer.wide))
+                assert readable[0] <= start <= stop <= readable[1]
+                for version in (2, 3):
+                    expected = kept(version, start, stop, buffer.wide)
+                    assert torch.equal(buffer.state_of(version, start, stop), expected)
 
 
 def test_a_slice_step_may_gather_a_few_values_in_the_background_too(comm: Communicator) -> None:
@@ -338,6 +341,24 @@ def test_recover_gives_the_newest_average_that_all_buffers_have(comm: Communicat
         assert torch.equal(buffer.live, value)
     assert comm.average(recovered[0], 1.0)
     assert recovered[0].version == 3
+
+
+def test_recover_brings_back_what_slice_steps_have_kept(comm: Communicator) -> None:
+    """That of the average that is recovered, not that of a later one."""
+    first, second = filled(comm, 1009, torch.float32), filled(comm, 257, torch.float64)
+    comm.average(first, 1.0)
+    comm.average(second, 1.0)
+    for buffer in (first, second):
+        comm.keep_state(buffer, 2)
+        buffer.state.copy_(kept(1, buffer.start, buffer.stop, buffer.wide))
+    step = torch.tensor([[1000], [-1]])
+    for buffer in (first, second, first):
+        comm.average(buffer, 1.0, lambda mean, start, b=buffer: b.next_state.copy_(b.state + step))  # type: ignore[misc]
+    recovered = comm.recover([first, second])
+    for buffer in recovered:
+        assert buffer.kept is not None
+        assert (buffer.version, buffer.kept.lost) == (2, 0)
+        assert torch.equal(buffer.state, kept(2, buffer.start, buffer.stop, buffer.wide))
 
 
 def test_integers_cannot_be_averaged(comm: Communicator) -> None:

@@ -150,14 +150,22 @@ def weight(rank: int) -> float:
     return 1.0 + 3 * rank
 
 
-def slice_step(owned: Tensor, start: int) -> None:
+def slice_step(buffer: Buffer, owned: Tensor) -> None:
+    torch.add(buffer.state, 1, out=buffer.next_state)
     for _ in range(20):  # long enough to be hit
         owned.mul_(2).mul_(0.5)
     owned.mul_(0.5)
 
 
+def has_kept(buffer: Buffer) -> bool:
+    """Whether this rank has, of the elements that it owns, what their slice steps have kept."""
+    assert buffer.kept is not None
+    expected = torch.arange(buffer.start, buffer.stop) % 1013 + buffer.version
+    return buffer.kept.lost == 0 and torch.equal(buffer.state[0], expected.float())
+
+
 def average(comm: Communicator, buffer: Buffer, mode: str) -> None:
-    on_slice = slice_step if mode == "sliced" else None
+    on_slice = (lambda owned, start: slice_step(buffer, owned)) if mode == "sliced" else None
     if mode == "background":
         comm.start_average(buffer, weight(comm.rank)).wait()
         buffer.live.copy_(buffer.anchor)
@@ -176,12 +184,15 @@ def one_round(comm: Communicator, buffer: Buffer, mode: str, round: int) -> floa
     return float(((buffer.live.double() - expected) / expected.abs().clamp(min=1)).abs().max())
 
 
-def first_buffer(comm: Communicator) -> Buffer:
+def first_buffer(comm: Communicator, mode: str) -> Buffer:
     """A buffer with x_0 as its first average, taken from rank 0."""
     buffer = comm.buffer(NUMEL, torch.float32)
     if comm.rank == 0:
         buffer.live.copy_(start())
     comm.average(buffer, float(comm.rank == 0))
+    if mode == "sliced":
+        comm.keep_state(buffer, 1)
+        buffer.state.copy_(torch.arange(buffer.start, buffer.stop) % 1013 + 1)
     return buffer
 
 
@@ -208,11 +219,11 @@ class Job:
         if self.phase in STEPS:
             self.starter.fatal, self.starter.victim = random.choice(STEPS[self.phase]), self.victim
         comm = RingCommunicator(self.starter)
-        self.twin = first_buffer(comm)
+        self.twin = first_buffer(comm, self.mode)
         if self.phase in STEPS:
             comm.barrier(30)
             raise AssertionError("the victim lives")
-        self.comm, self.buffer = comm, first_buffer(comm)
+        self.comm, self.buffer = comm, first_buffer(comm, self.mode)
 
     def train(self) -> None:
         watcher = Watcher(self.comm, self.phase, self.victim) if self.victim else None
@@ -232,13 +243,15 @@ class Job:
         """Three rounds with those that are left."""
         survivors = self.comm.survivors()
         comm = survivors if isinstance(survivors, RingCommunicator) else RingCommunicator(survivors)
-        buffer = comm.recover([self.buffer])[0] if self.buffer else first_buffer(comm)
+        buffer = comm.recover([self.buffer])[0] if self.buffer else first_buffer(comm, self.mode)
         number = buffer.version
         self.report |= {"number": number, "anchor": digest(buffer.anchor), "live": digest(buffer.live)}
         self.report |= {"reference": self.averages.get(number), "size": comm.size, "rounds": []}
+        self.report["kept"] = self.mode != "sliced" or has_kept(buffer)
         for round in range(number + 1, number + 4):
             error = one_round(comm, buffer, self.mode, round)
             self.report["rounds"].append((error, digest(buffer.anchor)))
+        self.report["kept"] &= self.mode != "sliced" or has_kept(buffer)
         comm.close()
 
 

@@ -140,6 +140,7 @@ def _judge(trial: Trial, job: Job, reports: list[dict[str, Any]], death: dict[st
     errors = [e for report in reports for e in (*report["errors"], *(error for error, _ in report["rounds"]))]
     assert all(error < 1e-6 for error in errors), said
     assert all(len(report["rounds"]) == 3 for report in reports), said
+    assert all(report["kept"] for report in reports), said
     if "round" not in death:
         assert death["mapped"] is (trial.phase == AFTER_MAPPING), said
         return Outcome("", "x_0", slowest_s, struck=True)

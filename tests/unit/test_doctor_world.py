@@ -268,6 +268,10 @@ def test_what_each_optimizer_keeps() -> None:
     kept = need.of(replace(adam, sync=SyncConfig(optimizer_state="keep")), n)
     assert (kept.state_bytes, kept.own_bytes, kept.own_moment_bytes) == (4 * n, 8 * n, 8 * n)
     assert need.of(replace(adam, sync=SyncConfig(optimizer_state="reset")), n).own_moment_bytes == 0
+    apart = need.of(replace(adam, sync=SyncConfig(every_rounds={"exp_avg": 3})), n)
+    assert (apart.state_bytes, apart.averaged_moment_bytes, apart.own_moment_bytes) == (12 * n, 4 * n, 4 * n)
+    mixed = need.of(replace(adam, sync=SyncConfig(moments={"exp_avg": "keep"})), n)
+    assert (mixed.state_bytes, mixed.own_bytes, mixed.own_moment_bytes) == (8 * n, 4 * n, 4 * n)
     assert need.of(replace(adam, sync=SyncConfig(ema=0.9)), n).ema_bytes == 4 * n
     assert need.of(replace(adam, sync=SyncConfig(outer="nesterov")), n).outer_bytes == 2 * 4 * n, "two slots"
     assert (sgd.ema_bytes, sgd.outer_bytes) == (0, 0)

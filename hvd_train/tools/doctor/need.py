@@ -82,9 +82,17 @@ def _of_model(model: nn.Module, config: Config) -> Need:
     optimizer, comm, sync = make_optimizer(model, config.optim), SoloCommunicator(), config.sync
     whole = FlatState(model, optimizer, comm, batch_norm=sync.batch_norm)
     every_step = sync.mode == "gradients"
-    policy = "keep" if every_step else sync.optimizer_state
-    flat = FlatState(model, optimizer, comm, optimizer_state=policy, batch_norm=sync.batch_norm)
+    flat = FlatState(
+        model,
+        optimizer,
+        comm,
+        optimizer_state="keep" if every_step else sync.optimizer_state,
+        batch_norm=sync.batch_norm,
+        moments=sync.moments,
+        every_rounds=sync.every_rounds,
+    )
     kept = whole.num_bytes - flat.num_bytes
+    apart = [e for e in flat.entries if e.kind == "moment" and e.part.every > 1]
     parameters = sum(_wide_bytes(e) for e in flat.entries if e.kind == "parameter")
     moments = sum(_wide_bytes(e) for e in whole.entries if e.kind == "moment")
     return Need(
@@ -98,7 +106,8 @@ def _of_model(model: nn.Module, config: Config) -> Need:
         stepped_bytes=parameters if every_step else 0,
         sliced_moment_bytes=moments if every_step else 0,
         averaged_moment_bytes=sum(map(_num_bytes, flat.moments().values())),
-        own_moment_bytes=kept if sync.optimizer_state == "keep" else 0,
+        own_moment_bytes=(kept if flat.has_moments or sync.optimizer_state == "keep" else 0)
+        + sum(_num_bytes(e.holder) for e in apart),
         wide_bytes=sum(4 * math.prod(e.size) for e in flat.entries if e.dtype.itemsize < 4),
     )
 
