@@ -156,15 +156,23 @@ class FlatState:
             view.copy_(as_real(entry.holder))
             self._hand_over(entry, view)
 
-    def rebind(self, comm: Communicator) -> None:
+    def rebind(self, comm: Communicator, *, in_every_step: bool = False) -> None:
         """Moves everything to buffers of `comm`, the communicator of the surviving ranks after some were
         lost. The values are those of the newest average that is complete in all buffers of the same period:
         what is averaged in every n-th round goes back to its own last average. Collective.
 
+        Args:
+            in_every_step: whether the buffers that have the parameters alone are averaged more often than
+                the others, and have a newest average of their own.
+
         Raises `CommunicationError`, on every rank, where there is no such average.
         """
-        for every in sorted({part.every for part in self.buffers}):
-            group = [part for part in self.buffers if part.every == every]
+
+        def period(part: Part) -> tuple[int, bool]:
+            return part.every, in_every_step and part.parameters
+
+        for of in sorted(set(map(period, self.buffers))):
+            group = [part for part in self.buffers if period(part) == of]
             self.buffers |= zip(group, comm.recover([self.buffers[part] for part in group]), strict=True)
         self._comm = comm
         for entry in self.entries:
@@ -275,6 +283,11 @@ class FlatState:
     def has_moments(self) -> bool:
         """Whether the optimizer's state was created, rather than being left to its first step."""
         return self._policy.tells_moments_apart
+
+    def remark(self) -> str:
+        """What the user should know of the periods and policies of the moments; empty if there is
+        nothing."""
+        return self._policy.remark({key for state in self.optimizer.state.values() for key in state})
 
     def moments(self) -> dict[str, Tensor]:
         """The tensors of the optimizer that are averaged in every round, by `parameter/key`."""

@@ -151,8 +151,11 @@ class SyncParts:
                 f"rank-*.safetensors: the state of {name}: {str(error).rstrip('.')}"
             ) from error
 
-    def remark(self) -> str:
-        """What the user should know of the choice; empty if there is nothing."""
+    def remarks(self) -> list[str]:
+        """What the user should know of the choice; an empty string where there is nothing."""
+        return [self._about_long_periods(), self.flat.remark()]
+
+    def _about_long_periods(self) -> str:
         sync = self._sync
         if sync.mode != "average" or sync.outer != "none" or sync.longest_period <= LONGEST_PLAIN_PERIOD:
             return ""
