@@ -177,6 +177,14 @@ class EveryStep:
         self._gradients.begin_round()
         return moved
 
+    def rebind(self, comm: Communicator) -> str:
+        """Raises `ConfigError`."""
+        raise ConfigError(
+            "sync.mode = 'gradients' cannot go on without the ranks that are lost: the optimizer's state of "
+            "their slices was theirs alone. Resume from a checkpoint.",
+            agreed=True,
+        )
+
 
 def _dense(gradient: Tensor) -> Tensor:
     return as_real(gradient.to_dense() if gradient.is_sparse else gradient)

@@ -90,7 +90,7 @@ class OuterStep:
     def rebind(self, comm: Communicator) -> str:
         """Goes on in `comm`, to which the flat state has moved with what the rule keeps, from the average
         that it holds now. Returns what was lost, in words; empty if nothing was. Not collective."""
-        self._comm = comm
+        self._comm, self._pieces = comm, Pieces(self._flat, comm)
         if self._rule is not None:
             self.steps = self._steps_before + self._number()
         kept = [self._flat.buffers[part].kept for part in self._parts if self._keeps]

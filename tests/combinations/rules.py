@@ -10,6 +10,7 @@ from hvd_train.config_file import embedded_config
 
 RULES: dict[str, dict[str, Any]] = {
     "none": {"mode": "none"},
+    "gradients": {"mode": "gradients"},
     "fixed": {"schedule": "fixed"},
     "warmup": {"schedule": "warmup", "warmup_rounds": 2},
     "qsr": {"schedule": "qsr", "qsr_alpha": 0.1, "max_period": 4},

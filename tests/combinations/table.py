@@ -50,7 +50,8 @@ def refused_types(rule: str) -> str:
 
     def make() -> None:
         both = Model(two_types=True)
-        SyncParts(both, torch.optim.SGD(both.parameters(), lr=0.1), SoloCommunicator(), sync(rule))
+        optimizer = torch.optim.SGD(both.parameters(), lr=0.1)
+        SyncParts(both, optimizer, SoloCommunicator(), config("runs", "r", sync(rule)))
 
     return refusal(make)
 
@@ -64,9 +65,13 @@ def refused_resume(rule: str) -> str:
 
 
 def refused_loss(rule: str) -> str:
-    rounds = Rounds(SoloCommunicator(), sync(rule))
+    rounds = Rounds(SoloCommunicator(), config("runs", "r", sync(rule)))
     rounds.round()
     return refusal(lambda: rounds.rebind(SoloCommunicator()))
+
+
+def averages_parameters(rule: str) -> bool:
+    return sync(rule).mode == "average"
 
 
 def refused_pair(first: str, second: str) -> str:
@@ -87,7 +92,8 @@ class Messages:
         return f"no ({self._seen.index(message) + 1})"
 
     def listed(self) -> str:
-        return "".join(f"{number}. `{message}`\n" for number, message in enumerate(self._seen, 1))
+        code = (f"`` {text} ``" if "`" in text else f"`{text}`" for text in self._seen)
+        return "".join(f"{number}. {text}\n" for number, text in enumerate(code, 1))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -104,12 +110,11 @@ def written(rule: str) -> str:
 def rules(messages: Messages) -> str:
     rows = []
     for rule in RULES:
-        never = sync(rule).mode == "none"
         cells = [messages.cell(refused_on(rule, backend)) for backend in BACKENDS]
         cells += [
             messages.cell(refused_wires(rule, "ring")),
             messages.cell(refused_types(rule)),
-            "" if never else "yes",
+            "yes" if averages_parameters(rule) else "",
         ]
         resumed = messages.cell(refused_resume(rule))
         rows.append([rule, written(rule), *cells, resumed, resumed, messages.cell(refused_loss(rule))])
