@@ -14,12 +14,14 @@ from hvd_train._version import __version__
 if TYPE_CHECKING:
     from hvd_train.after.trained import load_model
     from hvd_train.algorithm.averager import Averager
+    from hvd_train.algorithm.batch_norm import update_batch_norm
     from hvd_train.algorithm.outer import Nesterov, OuterRule, SlowMo
     from hvd_train.algorithm.outliers import Outliers
     from hvd_train.algorithm.period.adacomm import AdaCommPeriod
     from hvd_train.algorithm.period.auto import AutoPeriod
     from hvd_train.algorithm.period.drift import DriftPeriod
     from hvd_train.algorithm.period.given import QsrPeriod, WarmupPeriod
+    from hvd_train.algorithm.period.timed import TimePeriod
     from hvd_train.app import Result, train
     from hvd_train.comm.factory import connect
     from hvd_train.config import Config
@@ -47,12 +49,14 @@ __all__ = [
     "ShardWriter",
     "SlowMo",
     "Task",
+    "TimePeriod",
     "WarmupPeriod",
     "__version__",
     "connect",
     "load_config",
     "load_model",
     "train",
+    "update_batch_norm",
 ]
 
 _HOME = {
@@ -71,11 +75,13 @@ _HOME = {
     "ShardWriter": "hvd_train.data.shard_writer",
     "SlowMo": "hvd_train.algorithm.outer",
     "Task": "hvd_train.tasks.base",
+    "TimePeriod": "hvd_train.algorithm.period.timed",
     "WarmupPeriod": "hvd_train.algorithm.period.given",
     "connect": "hvd_train.comm.factory",
     "load_config": "hvd_train.config_file",
     "load_model": "hvd_train.after.trained",
     "train": "hvd_train.app",
+    "update_batch_norm": "hvd_train.algorithm.batch_norm",
 }
 
 

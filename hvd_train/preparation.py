@@ -31,7 +31,7 @@ from hvd_train.io.output import warn
 from hvd_train.liveness import phase
 from hvd_train.run.model_state import saved_state
 from hvd_train.run.random_state import seed_rank
-from hvd_train.run.replay import periods_of
+from hvd_train.run.replay import Stretch, periods_of
 from hvd_train.run.shards import find_shards_together
 from hvd_train.tasks.base import Task
 from hvd_train.tasks.building import build, refuse_single_rows
@@ -66,8 +66,11 @@ class Prepared:
     """What the values of the training rows are, by dataset; empty on every rank but 0."""
     remarks: list[str]
     """What looks wrong in them, one sentence each; empty on every rank but 0."""
-    replayed: tuple[tuple[int, int], ...]
+    replayed: tuple[Stretch, ...]
     """The periods of `sync.replay_periods`: see `periods_of`; empty without it."""
+    own_epochs: bool
+    """Whether every rank passes epochs of its own: with the schedule `time`, and where such a run is
+    replayed."""
 
 
 def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
@@ -77,6 +80,10 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
     require_equal(comm, "configurations", flatten(config), "Give every rank the same file and flags.")
     its_versions = versions(comm)
     replayed = _replayed(config, comm)
+    own_epochs = isinstance(replayed[0][1], tuple) if replayed else config.sync.schedule == "time"
+    if own_epochs and replayed:
+        why = "in a replay of a run with sync.schedule = 'time'"
+        together(comm, lambda: config.require_own_rows(why))
     bindings = share_cores(config.threads, comm)
     hosts = tuple(dict.fromkeys(binding.host for binding in bindings))
     chosen = together(comm, lambda: make_task(config) if task is None else task)
@@ -114,15 +121,16 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
         surveys=surveys,
         remarks=found,
         replayed=replayed,
+        own_epochs=own_epochs,
     )
 
 
-def _replayed(config: Config, comm: Communicator) -> tuple[tuple[int, int], ...]:
+def _replayed(config: Config, comm: Communicator) -> tuple[Stretch, ...]:
     """The periods of the run whose periods are replayed, which rank 0 reads. Collective."""
     run = config.sync.replay_periods
     if not run:
         return ()
-    mine = together(comm, lambda: periods_of(run) if comm.rank == 0 else ())
+    mine = together(comm, lambda: periods_of(run, comm.size) if comm.rank == 0 else ())
     return tuple(comm.broadcast(mine))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hvd_train.algorithm.batch_norm import BatchNormEvaluator, TrainingBatches
 from hvd_train.algorithm.compiling import compile_in_turn
 from hvd_train.algorithm.continuing import EpochResume
 from hvd_train.algorithm.ema import PREFIX, Ema, EmaEvaluator
@@ -104,7 +105,8 @@ class Wiring:
         if prepared.plan.is_shared:
             budget = min(prepared.comm.allgather(budget))
         training = together(prepared.comm, lambda: self._assemble(run, recorder, stop_request, claim, budget))
-        remarks = [self._sync.remark(), *self.settings.remarks, self._go_on_in_epoch(training.worker)]
+        resumed = self._go_on_in_epoch(training.worker, training.progress)
+        remarks = [self._sync.remark(), *self.settings.remarks, resumed]
         together(prepared.comm, self._epochs.open)
         how = f"{self._epochs.mode}: {self._epochs.why}{self.copies.words}"
         self._readings = prepared.comm.allgather(how)
@@ -136,7 +138,10 @@ class Wiring:
         self.reader = self._make_reader(budget)
         validation = [(span.shard, span.start, span.stop) for span in prepared.catalog.validation]
         self.settings = Settings(anchored(config), validation)
-        progress, worker = Progress(), self._make_worker(self.reader)
+        progress, worker = (
+            Progress(rows=prepared.plan.samples_per_part if prepared.own_epochs else ()),
+            self._make_worker(self.reader),
+        )
         watch = Watch(config.stop, config.evaluate.mode)
         period, evaluator = make_period(config.sync, prepared.replayed), self._make_evaluator(sync.ema)
         parts: dict[str, Stateful] = {
@@ -155,7 +160,9 @@ class Wiring:
         if run.checkpoint is not None:
             self._saved = SavedCheckpoint.open(run.checkpoint)
             self._restore(self._saved, parts, run.before)
-            self._refuse_if_over(progress, worker)
+            # A checkpoint has it only where ranks passed epochs of their own.
+            progress.epoch = progress.epoch or float(worker.epochs)
+            self._refuse_if_over(progress)
         elif config.model.init:
             # On every rank: what x_0 does not take from rank 0 (buffers with the policy `keep`, extra state)
             # is then the same everywhere.
@@ -171,14 +178,16 @@ class Wiring:
             checkpoints=self._make_checkpoints(run, parts, recorder, claim, sync.ema),
             claim=claim,
             observer=self._make_observer(sync.flat),
-            left_out=LeftOut(comm, worker, self._screen, recorder, num_rows(prepared.catalog.train)),
+            left_out=LeftOut(
+                comm, worker, progress, self._screen, recorder, num_rows(prepared.catalog.train)
+            ),
             recorder=recorder,
             stop_request=stop_request,
             progress=progress,
             evaluation=config.evaluate,
         )
 
-    def _go_on_in_epoch(self, worker: Worker) -> str:
+    def _go_on_in_epoch(self, worker: Worker, progress: Progress) -> str:
         """Goes to where the checkpoint was in its epoch; returns what the user should know of it."""
         prepared = self.prepared
         if self._saved is None:
@@ -191,7 +200,10 @@ class Wiring:
             screen=self._screen,
             parts=len(prepared.plan.parts),
         )
-        return resume.go_on(self._saved, self.settings.before)
+        remark = resume.go_on(self._saved, self.settings.before, progress.epochs)
+        if not worker.own_epochs:
+            progress.epoch = worker.progress
+        return remark
 
     def _optimizer_parts(self, flat: FlatState) -> dict[str, Stateful]:
         """The optimizer's state: what is averaged is the same on every rank, the rest each rank's own."""
@@ -262,6 +274,7 @@ class Wiring:
             last_batch=prepared.config.data.last_batch,
             accumulate=prepared.config.optim.accumulate,
             samples_per_rank=prepared.plan.samples_per_part,
+            own_epochs=prepared.own_epochs,
         )
 
     def _warm_up(self) -> None:
@@ -272,6 +285,23 @@ class Wiring:
         self._gradients.warm_up(batch)
 
     def _make_evaluator(self, ema: Ema) -> Evaluator:
+        prepared, evaluator = self.prepared, self._plain_evaluator(ema)
+        config, sample, count = prepared.config, prepared.catalog.sample, prepared.comm.size
+        batches = config.evaluate.batch_norm_batches
+        if not batches:
+            return evaluator
+        size = config.data.batch_size
+        rows = Rows(
+            prepared.catalog.parts(count, size)[prepared.comm.rank],
+            sample.fields,
+            screen=training_screen(config.data, sample),
+            known=prepared.catalog.shards,
+            copies=self.copies.paths,
+        )
+        training = TrainingBatches(rows, prepared.task, batch_size=size, count=batches)
+        return BatchNormEvaluator(evaluator, prepared.comm, prepared.task, prepared.model, training)
+
+    def _plain_evaluator(self, ema: Ema) -> Evaluator:
         prepared = self.prepared
         if not prepared.catalog.validation:
             return TrainingLossEvaluator()
@@ -309,7 +339,7 @@ class Wiring:
             raise ConfigError(
                 "sync.mode = 'none' cannot be resumed: a checkpoint holds one model, not one per rank."
             )
-        optional = {"settings", "evaluator", "ema", "outer", "outliers", "sliced"}
+        optional = {"settings", "evaluator", "buffers", "ema", "outer", "outliers", "sliced"}
         states = saved_states(saved, prepared.comm.rank, parts.keys() | {"sliced"}, optional)
         self.settings.load_state_dict(states.pop("settings", settings_before(before)))
         self._compare_samples(saved)
@@ -318,9 +348,7 @@ class Wiring:
         if not self.settings.best_holds:
             states.pop("watch")
             states.pop("evaluator", None)
-        if prepared.config.sync.optimizer_state != "average":  # then one part has all of it
-            states["optimizer"] = {**states["moments"], **states["optimizer"]}
-            states["moments"] = {}
+        self._sync.divide(states)
         for name in ("moments", "optimizer"):
             states[name] = self._fitting(states[name], parts[name])
         holds = self.settings.optimizer_holds and self.settings.arguments_hold
@@ -345,15 +373,15 @@ class Wiring:
             return {}
         if self.settings.arguments_hold:
             return state
-        if self.prepared.config.sync.optimizer_state != "average":
+        if not self._sync.flat.has_moments:
             return {}  # it is made in the first step, as the arguments say
         return {key: state.get(key, value) for key, value in part.state_dict().items()}
 
-    def _refuse_if_over(self, progress: Progress, worker: Worker) -> None:
+    def _refuse_if_over(self, progress: Progress) -> None:
         stop = self.prepared.config.stop
         for key, done, limit in (
             ("max_rounds", progress.rounds, stop.max_rounds),
-            ("max_epochs", worker.epochs, stop.max_epochs),
+            ("max_epochs", progress.epochs, stop.max_epochs),
         ):
             if limit is not None and done >= limit:
                 raise ConfigError(

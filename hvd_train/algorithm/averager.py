@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -16,11 +16,13 @@ from hvd_train.algorithm.header import Header, Work
 from hvd_train.algorithm.outer import OuterRule
 from hvd_train.algorithm.outer_step import OuterStep
 from hvd_train.algorithm.outliers import Outliers
-from hvd_train.algorithm.period.base import Done, Period
+from hvd_train.algorithm.pace import Pace
+from hvd_train.algorithm.period.base import Done, Period, own_limit
 from hvd_train.algorithm.period.drift import DriftPeriod
 from hvd_train.algorithm.period.given import FixedPeriod
 from hvd_train.algorithm.synchronizer import Synchronizer
 from hvd_train.comm.base import Communicator
+from hvd_train.config.sync import Policy
 from hvd_train.config_values import require
 from hvd_train.io.output import warn
 from hvd_train.io.stateful import Count, State, checked
@@ -47,7 +49,8 @@ class Averager:
 
     The constructor is collective: parameters, buffers and optimizer state are laid out flat and take the
     values of rank 0. Every rank must call `step` the same number of times; a rank that is out of data calls
-    `step(0)`.
+    `step(0)`. With `TimePeriod` ranks call it different numbers of times, and each must go on until the same
+    number of `rounds` is done.
 
     Args:
         model: on the CPU. Its parameters keep their identity; their data moves.
@@ -55,10 +58,13 @@ class Averager:
         comm: from `hvd_train.connect()`.
         period: local steps between two averages, or a schedule of them, such as
             `hvd_train.QsrPeriod(4, alpha=0.02, most=48)`. After each average the schedule of rank 0
-            decides on the next k, which is broadcast.
+            decides on the next k, which is broadcast. `hvd_train.TimePeriod(2.0)`: as many local steps on
+            each rank as fit into 2 seconds.
         optimizer_state: `average` its floating-point state like the parameters, `keep` it on each rank, or
             `reset` it after each average. Step counters stay each rank's own.
         batch_norm: `average` floating-point buffers of the model, or `keep` them.
+        moments: the same as `optimizer_state` for single moments: `{"exp_avg_sq": "keep"}`.
+        every_rounds: averages between two of a moment, or of the `buffers`: `{"exp_avg": 3}`.
         check_every: averages between two checks that all ranks hold the same bits, and with `DriftPeriod`
             between two measurements of the drift; 0: never.
         outer: how the parameters move on from the mean: `SlowMo()`, `Nesterov()`, or a rule of your own.
@@ -66,11 +72,12 @@ class Averager:
         clip: clip the averaged change of the parameters to this 2-norm; 0: do not clip.
         outliers: reduces the weights of ranks that it does not trust; None: all are trusted.
         resume: what `state_dict` returned on each rank, in rank order, to go on from there with any number of
-            ranks. Load the states of model and optimizer first.
+            ranks. Load the states of model and optimizer first; with `keep` or `every_rounds` those that
+            this rank has saved.
 
     Raises `TaskError` for tensors that cannot be laid out, `RanksDisagree` if the models differ,
-    `ConfigError` for `clip` with parameters of several types, and `RunDirectoryError` for a state that does
-    not fit.
+    `ConfigError` for `clip` with parameters of several types and for a moment that the optimizer does not
+    have, and `RunDirectoryError` for a state that does not fit.
     """
 
     def __init__(
@@ -80,8 +87,10 @@ class Averager:
         comm: Communicator,
         period: int | Period = 10,
         *,
-        optimizer_state: Literal["average", "keep", "reset"] = "average",
+        optimizer_state: Policy = "average",
         batch_norm: Literal["average", "keep"] = "average",
+        moments: Mapping[str, Policy] | None = None,
+        every_rounds: Mapping[str, int] | None = None,
         check_every: int = 10,
         outer: OuterRule | None = None,
         clip: float = 0.0,
@@ -96,15 +105,17 @@ class Averager:
         self._schedule = FixedPeriod(period) if isinstance(period, int) else period
         self._optimizer = optimizer
         self._comm = comm
+        self._pace = Pace()
         self.rounds = 0
         """Averages done."""
-        self._begin()
         state = FlatState(
             model,
             optimizer,
             comm,
             optimizer_state=optimizer_state,
             batch_norm=batch_norm,
+            moments=moments,
+            every_rounds=every_rounds,
             parameters_apart=outer is not None or clip > 0,
         )
         self._outer = OuterStep(state, comm, outer, clip)
@@ -113,7 +124,7 @@ class Averager:
             self._resume(resume, comm.rank)
         drift = isinstance(period, DriftPeriod)
         self._synchronizer = Synchronizer(
-            StateAverage(state, comm, self._outer),
+            StateAverage(state, comm, self._outer, resumed=bool(resume)),
             comm,
             check_every=check_every,
             measure_drift=drift,
@@ -121,8 +132,7 @@ class Averager:
             outliers=self._outliers,
         )
         self._synchronizer.start()
-        self.period = self._next_period()
-        """Local steps of the present round."""
+        self._begin()
 
     def _resume(self, states: Sequence[State], rank: int) -> None:
         saved = [checked(state, _Saved) for state in states]
@@ -143,26 +153,30 @@ class Averager:
         }
 
     def _begin(self) -> None:
-        self._local_steps = self._samples = 0
+        """Begins a round. Collective, unless the period is a number."""
+        limit = self._schedule.next(self.rounds, float(self._optimizer.param_groups[0]["lr"]))
+        if not isinstance(self._schedule, FixedPeriod):
+            limit = self._comm.broadcast(limit)
+        own = own_limit(limit, self._comm.rank)
+        self.period = own if isinstance(own, int) else None
+        """Local steps of the present round; None where time decides."""
+        self._samples = 0
         self._loss_sum = 0.0
+        self._pace.begin(own)
         self._began = time.perf_counter()
 
-    def _next_period(self) -> int:
-        k = self._schedule.next(self.rounds, float(self._optimizer.param_groups[0]["lr"]))
-        return k if isinstance(self._schedule, FixedPeriod) else self._comm.broadcast(k)
-
     def step(self, num_samples: int, loss: float = 0.0) -> bool:
-        """Counts one local step on `num_samples` samples; averages after `period` of them, and returns
-        whether it did. Collective in the calls that average.
+        """Counts one local step on `num_samples` samples; averages if it is the last one of the round, and
+        returns whether it did. Collective in the calls that average.
 
         Args:
             loss: the mean over these samples, for `AdaCommPeriod`. A rank with one that is not finite has
                 weight 0.
         """
-        self._local_steps += 1
+        self._pace.count()
         self._samples += num_samples
         self._loss_sum += loss * num_samples
-        if self._local_steps < self.period:
+        if not self._pace.is_over():
             return False
         self.average()
         return True
@@ -176,26 +190,27 @@ class Averager:
             samples=self._samples,
             loss_sum=self._loss_sum,
             compute_s=time.perf_counter() - self._began,
+            steps=self._pace.steps,
         )
         header = self._synchronizer.synchronize(self.rounds, work)
         self.rounds += 1
         averaged = time.perf_counter()
-        if self._local_steps:
+        if header["steps"].any():
             self._tell(header)
-        self.period = self._next_period()
-        self._synchronizer.communication_s += time.perf_counter() - averaged
         self._begin()
+        self._synchronizer.communication_s += time.perf_counter() - averaged
         return header
 
     def _tell(self, header: Header) -> None:
         """Gives the schedule what the round showed; prints what it has to say."""
-        done = Done(rounds=self.rounds, k=self._local_steps, header=header, drift=self._synchronizer.drift)
+        done = Done(rounds=self.rounds, k=header.period, header=header, drift=self._synchronizer.drift)
         message = self._schedule.after_round(done)
         if message and self._comm.rank == 0:
             warn(f"round {self.rounds}: {message}")
 
     def finish(self) -> None:
         """Averages the local steps since the last average; does nothing if there were none. Collective."""
-        # All ranks have done the same number of local steps, so that all decide the same.
-        if self._local_steps:
+        # All ranks have done the same number of local steps in this round, with `TimePeriod` none, so that
+        # all decide the same.
+        if self._pace.steps:
             self.average()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Protocol
@@ -51,10 +52,15 @@ class Average(Protocol):
         """||mean - x_t||^2 of the last average, which was one with `verify`, over the slices that this rank
         owns. Not collective."""
 
-    def average(self, weight: float, healthy: bool, verify: bool = True) -> bool:
-        """Replaces the state by the weighted mean over the ranks; `verify` takes a hash of it, for the next
-        `inspect`. Returns whether there was any weight; without, the state is the anchor again.
-        Collective."""
+    def average(self, weight: float, healthy: bool, verify: bool = True, rounds: int | None = None) -> bool:
+        """Replaces the state by the weighted mean over the ranks. Returns whether there was any weight;
+        without, the state is the anchor again. Collective.
+
+        Args:
+            verify: whether to take a hash of what was averaged, for the next `inspect`.
+            rounds: done before this one, the same on every rank: what has a period of its own is averaged
+                only where it is due. None: everything is averaged.
+        """
 
     def rebind(self, comm: Communicator) -> str:
         """Goes on with the ranks of `comm`, those that survived the loss of others, from the newest complete
@@ -72,39 +78,56 @@ class StateAverage:
         step: what moves the parameters where they do not simply become the mean.
         parameters: whether the buffers that have the parameters alone are averaged, too; not where they move
             in every local step.
+        resumed: whether state that has a period of its own was restored on each rank, so that a start does
+            not replace it.
     """
 
     def __init__(
-        self, state: FlatState, comm: Communicator, step: OuterStep | None = None, *, parameters: bool = True
+        self,
+        state: FlatState,
+        comm: Communicator,
+        step: OuterStep | None = None,
+        *,
+        parameters: bool = True,
+        resumed: bool = False,
     ) -> None:
         self._state = state
         self._comm = comm
         self._step = OuterStep(state, comm, None) if step is None else step
         self._parameters = parameters
         self._buffers: dict[Part, Buffer] = {}
+        self._resumed = resumed
         self._hash: int | None = None
 
     def start(self) -> None:
         """x_0 := the state of rank 0: an average in which only rank 0 has weight. What is not averaged, such
-        as frozen parameters and integer buffers, is copied from rank 0, in pieces and in place. Collective.
+        as frozen parameters and integer buffers, is copied from rank 0, in pieces and in place. Only state
+        with a period of its own, where it was restored, stays each rank's own. Collective.
 
         Raises `RanksDisagree`, on every rank, if the layouts differ.
         """
         self._agree_on_layout()
         self._state.place()
         self._buffers = self._state.buffers
-        for buffer in self._buffers.values():
+        for part, buffer in self._buffers.items():
+            own = buffer.live.clone() if self._resumed and part.every > 1 else None
             self._comm.average(buffer, 1.0 if self._comm.rank == 0 else 0.0)
+            if own is not None:
+                buffer.live.copy_(own)
         self._step.place()
         for _, tensor in self._state.frozen():
             _take_from_rank_0(self._comm, tensor)
-        self._hash = self._hash_of_live()
+        self._hash = self._hash_of_live(self._in_every_round)
+
+    @property
+    def _in_every_round(self) -> list[Part]:
+        return [part for part in self._buffers if part.every == 1]
 
     def rebind(self, comm: Communicator) -> str:
         """See `Average`."""
         self._state.rebind(comm)
         self._comm, self._buffers = comm, self._state.buffers
-        self._hash = self._hash_of_live()
+        self._hash = self._hash_of_live(list(self._buffers))
         return self._step.rebind(comm)
 
     def _agree_on_layout(self) -> None:
@@ -122,16 +145,16 @@ class StateAverage:
 
     def inspect(self, distance: bool, verify: bool) -> Inspection:
         """See `Average`. One pass over the state: a sum, or with `distance` the squared distance instead,
-        shows whether all values are finite. Raises `ViewReplaced`, on this rank only, if a tensor was moved
-        out of the flat state."""
+        shows whether all values are finite. Distances are of what is averaged in every round. Raises
+        `ViewReplaced`, on this rank only, if a tensor was moved out of the flat state."""
         self._state.check_views()
-        found = Inspection(finite=True)
+        measured = self._in_every_round if distance else []
+        summed = [buffer for part, buffer in self._buffers.items() if part not in measured]
+        found = Inspection(finite=all(math.isfinite(flat_sum(buffer.live)) for buffer in summed))
         if distance:
-            distances = [self._distances(part) for part in self._buffers]
+            distances = [self._distances(part) for part in measured]
             change, far = (math.fsum(of) for of in (zip(*distances, strict=True) if distances else ((), ())))
-            found = Inspection(finite=math.isfinite(far), distance=far, change=change)
-        else:
-            found = Inspection(finite=all(math.isfinite(flat_sum(b.live)) for b in self._buffers.values()))
+            found = Inspection(finite=found.finite and math.isfinite(far), distance=far, change=change)
         return replace(found, moved=self.moved(), hash=self._hash) if verify else found
 
     def _distances(self, part: Part) -> tuple[float, float]:
@@ -144,7 +167,8 @@ class StateAverage:
     def moved(self) -> float:
         """See `Average`."""
         total = 0.0
-        for part, buffer in self._buffers.items():
+        for part in self._in_every_round:
+            buffer = self._buffers[part]
             owned = slice(buffer.start, buffer.stop)
             moved = self._step.moved.get(part)
             total += (
@@ -152,23 +176,24 @@ class StateAverage:
             )
         return total
 
-    def average(self, weight: float, healthy: bool, verify: bool = True) -> bool:
-        """See `Average`. An unhealthy rank takes the mean and drops its optimizer state where that is not
-        averaged."""
-        buffers = {p: b for p, b in self._buffers.items() if self._parameters or not p.parameters}
+    def average(self, weight: float, healthy: bool, verify: bool = True, rounds: int | None = None) -> bool:
+        """See `Average`. An unhealthy rank takes the mean, and its optimizer begins anew where some of its
+        state is not averaged."""
+        due = [part for part in self._buffers if rounds is None or part.is_due(rounds)]
+        buffers = {p: self._buffers[p] for p in due if self._parameters or not p.parameters}
         steps = {part: self._step.on_slice(part, measure=verify) for part in buffers}
         averaged = [self._comm.average(b, weight, steps[part]) for part, b in buffers.items()]
         any_weight = any(averaged)
         self._step.after_average(any_weight)
+        self._hash = self._hash_of_live(due) if verify else None
         self._state.after_average(healthy)
-        self._hash = self._hash_of_live() if verify else None
         return any_weight
 
-    def _hash_of_live(self) -> int:
-        """A 64-bit hash (XXH3) of this rank's own copy of the state."""
+    def _hash_of_live(self, parts: Sequence[Part]) -> int:
+        """A 64-bit hash (XXH3) of this rank's own copy of these parts of the state."""
         digest = xxhash.xxh3_64()
-        for buffer in self._buffers.values():
-            digest.update(buffer.live.view(torch.uint8).numpy().data)
+        for part in parts:
+            digest.update(self._buffers[part].live.view(torch.uint8).numpy().data)
         return digest.intdigest()
 
 
@@ -190,7 +215,7 @@ class NoAverage:
         """0: nothing is averaged."""
         return 0.0
 
-    def average(self, weight: float, healthy: bool, verify: bool = True) -> bool:
+    def average(self, weight: float, healthy: bool, verify: bool = True, rounds: int | None = None) -> bool:
         """Does nothing."""
         return False
 
@@ -277,5 +302,7 @@ def report(
         compute_s=work.compute_s,
         communication_s=communication_s,
         wait_s=wait_s,
+        steps=float(work.steps),
+        epoch=work.epoch,
         **{f"{reason}_rows": float(rows) for reason, rows in work.left_out.items()},
     )

@@ -36,13 +36,14 @@ class EpochResume:
     parts: int
     """In how many parts the rows are dealt: the ranks, or 1 if they share every batch."""
 
-    def go_on(self, saved: SavedCheckpoint, before: Mapping[str, Any]) -> str:
+    def go_on(self, saved: SavedCheckpoint, before: Mapping[str, Any], epochs: int) -> str:
         """Where a rank's rows are not those of its state, deals the rows that the epoch has left; returns
         what the user should know of that. Collective.
 
         Args:
             saved: the checkpoint that the worker was restored from.
             before: the configuration that it was written with; empty if that is not known.
+            epochs: full epochs that the run had done. With epochs of their own, ranks may have done others.
         """
         if not any(self.comm.allgather(self.worker.restarted)):
             return ""
@@ -54,7 +55,7 @@ class EpochResume:
             left = self._left(legs)
             if left is not None and self._goes_on_in(left, legs, states):
                 return ""
-        now = _leg(workers, readers, before)
+        now = None if self.worker.own_epochs else _leg(workers, readers, before)
         if now is not None and (left is not None or not legs):
             if not legs and not any(now.positions.values()):
                 self.worker.restart_epoch()
@@ -62,10 +63,16 @@ class EpochResume:
             legs, left = (*legs, now), self._left([now], left)
         why = (
             "the rows of the ranks, or their order, are not those of the checkpoint (other data, number of "
-            f"ranks, batch size, seed, reading or order): epoch {workers[0].epochs + 1} "
+            f"ranks, batch size, seed, reading or order): epoch {epochs + 1} "
         )
+        if workers[0].own_epochs is not self.worker.own_epochs:
+            why = (
+                "with sync.schedule = 'time' every rank passes epochs of its own, with the others all ranks "
+                f"pass them together: epoch {epochs + 1} "
+            )
         if now is None or left is None or not left.num_rows:
             self.reader.drop()
+            self.worker.epochs = epochs
             self.worker.restart_epoch()
             return why + "begins anew."
         self._take_up(left, legs)
@@ -120,7 +127,11 @@ def _leg(
     workers: Sequence[SavedWorker], readers: Sequence[SavedReader], before: Mapping[str, Any]
 ) -> Leg | None:
     """The leg that was interrupted; None if it is not known, or the ranks were not in the same one."""
-    if not before or any((w.epochs, w.legs) != (workers[0].epochs, workers[0].legs) for w in workers):
+    if (
+        not before
+        or any(w.own_epochs for w in workers)
+        or any((w.epochs, w.legs) != (workers[0].epochs, workers[0].legs) for w in workers)
+    ):
         return None
     return Leg(
         parts=1 if before["data.order"] == "global" else len(workers),

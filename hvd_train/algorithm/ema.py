@@ -81,8 +81,10 @@ class Ema:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Gives the model the moving average, and afterwards the values of the newest average, which it must
-        have had before. Entering is collective: every rank sends its slice to all."""
+        """Gives the model the moving average, and afterwards the values of the newest average, which its
+        parameters must have had before, and its buffers as they were. Entering is collective: every rank
+        sends its slice to all."""
+        buffers = [(e.holder, e.holder.clone()) for e in self._flat.entries if e.kind == "buffer"]
         try:
             for part in self._numels:
                 self._spread(part)
@@ -91,6 +93,8 @@ class Ema:
             for part, numel in self._numels.items():
                 buffer = self._flat.buffers[part]
                 buffer.live[:numel].copy_(buffer.anchor[:numel])
+            for holder, values in buffers:  # some are not averaged in every round, or were computed anew
+                holder.copy_(values)
 
     @torch.no_grad()
     def _spread(self, part: Part) -> None:
@@ -158,9 +162,9 @@ class AverageWithEma:
         """See `Average`."""
         return self._inner.moved()
 
-    def average(self, weight: float, healthy: bool, verify: bool = True) -> bool:
+    def average(self, weight: float, healthy: bool, verify: bool = True, rounds: int | None = None) -> bool:
         """See `Average`. Without any weight there is no new anchor, and the moving average stays."""
-        averaged = self._inner.average(weight, healthy, verify)
+        averaged = self._inner.average(weight, healthy, verify, rounds)
         if averaged:
             self._ema.after_average()
         return averaged

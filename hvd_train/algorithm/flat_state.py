@@ -4,12 +4,13 @@ buffer of their real type.
 
 An average is then one call on one buffer: no copy in or out, no loop over tensors. Where parameters do not
 become the mean, but move by a rule, they have buffers of their own, so that every rank owns as many of them.
+What is averaged in every n-th round is in buffers of its own as well.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -17,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from hvd_train.algorithm.optimizer_state import as_real, materialise, sparse_parameters
+from hvd_train.algorithm.state_policy import OwnMoments, StatePolicy
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.buffer import DTYPES, Buffer
+from hvd_train.config.sync import BUFFERS, Policy
 from hvd_train.errors import TaskError, ViewReplaced
 from hvd_train.run.model_state import unusual
 from hvd_train.tasks.inputs import constant_buffers
@@ -34,6 +37,12 @@ class Part(NamedTuple):
     dtype: torch.dtype
     parameters: bool = False
     """Whether it has the parameters of this type, and nothing else."""
+    every: int = 1
+    """Rounds between two averages of what is in it."""
+
+    def is_due(self, rounds: int) -> bool:
+        """Whether it is averaged in the round that follows `rounds` others."""
+        return (rounds + 1) % self.every == 0
 
 
 @dataclass(frozen=True)
@@ -70,15 +79,18 @@ class FlatState:
     Args:
         model: its trainable parameters and floating-point buffers become views. Frozen parameters and
             other buffers stay where they are: see `frozen`.
-        optimizer: with the policy `average` its state is created now, if it has none yet, and every
-            floating-point tensor of it with at least one dimension becomes a view.
+        optimizer: where a moment is averaged its state is created now, if it has none yet. The moments with
+            the policy `average`, floating-point tensors with at least one dimension, become views.
         comm: where the buffers come from.
         optimizer_state: `average`, `keep` or `reset`.
         batch_norm: `average` or `keep`, for floating-point buffers of the model.
+        moments: the same for single moments, in place of `optimizer_state`.
+        every_rounds: rounds between two averages of a moment, or of `buffers`.
         parameters_apart: whether the parameters have buffers of their own.
 
     Raises:
         TaskError: a tensor that cannot be laid out, named.
+        ConfigError: a moment that the optimizer does not have, or a period of what is not averaged.
     """
 
     def __init__(
@@ -87,22 +99,53 @@ class FlatState:
         optimizer: torch.optim.Optimizer,
         comm: Communicator,
         *,
-        optimizer_state: Literal["average", "keep", "reset"] = "average",
+        optimizer_state: Policy = "average",
         batch_norm: Literal["average", "keep"] = "average",
+        moments: Mapping[str, Policy] | None = None,
+        every_rounds: Mapping[str, int] | None = None,
         parameters_apart: bool = False,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
-        self._policy = optimizer_state
+        self._policy = StatePolicy(
+            optimizer_state=optimizer_state,
+            batch_norm=batch_norm,
+            moments=moments or {},
+            every_rounds=every_rounds or {},
+        )
         self._trainable = {name: p.requires_grad for name, p in model.named_parameters()}
         tensors = list(_model_tensors(model, batch_norm == "average"))
-        if optimizer_state == "average":
-            names = {p: name for name, p in model.named_parameters()}
-            moments = materialise(optimizer, names, sparse_parameters(model))
-            tensors += [(f"{names[p]}/{key}", "moment", t) for p, key, t in moments]
-        self.entries, self._numels = _lay_out(tensors, parameters_apart)
+        self._own_moments: OwnMoments | None = None
+        if self.has_moments:
+            tensors += self._averaged_moments()
+        self.entries, self._numels = _lay_out(tensors, self._part_of(parameters_apart))
         self._comm = comm
         self.buffers: dict[Part, Buffer] = {}
+
+    def _averaged_moments(self) -> list[tuple[str, str, Tensor]]:
+        """Creates the optimizer's state, and remembers how moments begin that are not averaged."""
+        names = {p: name for name, p in self.model.named_parameters()}
+        found = list(materialise(self.optimizer, names, sparse_parameters(self.model)))
+        keys = {key for _, key, _ in found}
+        self._policy.check(keys, type(self.optimizer).__name__)
+        if any(self._policy.of_moment(key) != "average" for key in keys):
+            self._own_moments = OwnMoments(self.model, self.optimizer, self._policy)
+        return [
+            (f"{names[p]}/{key}", "moment", t)
+            for p, key, t in found
+            if self._policy.of_moment(key) == "average"
+        ]
+
+    def _part_of(self, parameters_apart: bool) -> Callable[[str, str, torch.dtype], Part]:
+        """Which buffer a tensor is in, by its name, its kind and its type."""
+
+        def part(name: str, kind: str, dtype: torch.dtype) -> Part:
+            if kind == "parameter":
+                return Part(dtype, parameters_apart)
+            of = BUFFERS if kind == "buffer" else name.rpartition("/")[2]
+            return Part(dtype, every=self._policy.every(of))
+
+        return part
 
     def place(self) -> None:
         """Moves every tensor, with the value that it has now, into buffers of the communicator.
@@ -115,11 +158,14 @@ class FlatState:
 
     def rebind(self, comm: Communicator) -> None:
         """Moves everything to buffers of `comm`, the communicator of the surviving ranks after some were
-        lost. The values are those of the newest average that is complete in all buffers. Collective.
+        lost. The values are those of the newest average that is complete in all buffers of the same period:
+        what is averaged in every n-th round goes back to its own last average. Collective.
 
         Raises `CommunicationError`, on every rank, where there is no such average.
         """
-        self.buffers = dict(zip(self.buffers, comm.recover(list(self.buffers.values())), strict=True))
+        for every in sorted({part.every for part in self.buffers}):
+            group = [part for part in self.buffers if part.every == every]
+            self.buffers |= zip(group, comm.recover([self.buffers[part] for part in group]), strict=True)
         self._comm = comm
         for entry in self.entries:
             self._hand_over(entry, self._view(entry))
@@ -134,14 +180,13 @@ class FlatState:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of one copy of the state: what one average moves."""
+        """Bytes of one copy of the state: what the average of a round in which all of it is due moves."""
         return sum(numel * part.dtype.itemsize for part, numel in self._numels.items())
 
     @property
     def parts(self) -> list[Part]:
         """The buffers that there are, in the order of `buffers`; also before they are placed."""
-        order = [Part(dtype, parameters) for dtype in DTYPES for parameters in (True, False)]
-        return [part for part in order if part in self._numels]
+        return sorted(self._numels, key=lambda p: (DTYPES.index(p.dtype), not p.parameters, p.every))
 
     def numel(self, part: Part) -> int:
         """Elements of a buffer."""
@@ -165,7 +210,7 @@ class FlatState:
 
     def layout(self) -> list[str]:
         """One line per tensor: name, type, shape and place. Equal on all ranks, or they cannot average."""
-        averaged = [f"{e.name} {e.dtype} {e.size} {e.stride} at {e.start}" for e in self.entries]
+        averaged = [f"{e.name} {e.dtype} {e.size} {e.stride} at {_place(e)}" for e in self.entries]
         return averaged + [f"{name} {t.dtype} {tuple(t.shape)} of rank 0" for name, t in self.frozen()]
 
     def check_views(self) -> None:
@@ -219,14 +264,26 @@ class FlatState:
                 )
 
     def after_average(self, healthy: bool) -> None:
-        """Clears the optimizer's state where it was not averaged and must not be kept: with the policy
+        """Clears moments of the optimizer that were not averaged and must not be kept: with the policy
         `reset`, and with `keep` on a rank whose values were not finite."""
-        if self._policy == "reset" or (self._policy == "keep" and not healthy):
+        if self._own_moments is not None:
+            self._own_moments.after_average(healthy)
+        elif not self.has_moments and (self._policy.optimizer_state == "reset" or not healthy):
             self.optimizer.state.clear()
 
+    @property
+    def has_moments(self) -> bool:
+        """Whether the optimizer's state was created, rather than being left to its first step."""
+        return self._policy.tells_moments_apart
+
     def moments(self) -> dict[str, Tensor]:
-        """The averaged tensors of the optimizer, by `parameter/key`."""
-        return {e.name: e.holder for e in self.entries if e.kind == "moment"}
+        """The tensors of the optimizer that are averaged in every round, by `parameter/key`."""
+        return {e.name: e.holder for e in self.entries if e.kind == "moment" and e.part.every == 1}
+
+    def own_buffers(self) -> dict[str, Tensor]:
+        """The floating-point buffers of the model that are not averaged in every round, by name."""
+        shared = {e.name for e in self.entries if e.part.every == 1} | {name for name, _ in self.frozen()}
+        return {name: b for name, b in self.model.named_buffers() if name not in shared}
 
 
 def _model_tensors(model: nn.Module, with_buffers: bool) -> Iterator[tuple[str, str, Tensor]]:
@@ -261,11 +318,17 @@ def _is_averaged(tensor: Tensor) -> bool:
     return not unusual(tensor) and (tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype) in DTYPES
 
 
+def _place(entry: Entry) -> str:
+    """Where a tensor is, in words."""
+    every = entry.part.every
+    return str(entry.start) if every == 1 else f"{entry.start}, every {every} rounds"
+
+
 def _lay_out(
-    tensors: list[tuple[str, str, Tensor]], parameters_apart: bool
+    tensors: list[tuple[str, str, Tensor]], part_of: Callable[[str, str, torch.dtype], Part]
 ) -> tuple[list[Entry], dict[Part, int]]:
-    """Places the tensors one after another in the buffer of their dtype. Tensors that are the same memory
-    under two names get one place; tensors that overlap in part are refused."""
+    """Places the tensors one after another in their buffers. Tensors that are the same memory under two names
+    get one place; tensors that overlap in part are refused."""
     entries: list[Entry] = []
     numels: dict[Part, int] = {}
     places: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Entry] = {}
@@ -277,7 +340,7 @@ def _lay_out(
         twin = places.get(place) if tensor.numel() else None
         if twin is None:
             step = ALIGNMENT // tensor.dtype.itemsize
-            part = Part(tensor.dtype, parameters_apart and kind == "parameter")
+            part = part_of(name, kind, tensor.dtype)
             start = -(-numels.get(part, 0) // step) * step
             numels[part] = start + tensor.numel()
             _refuse_overlap(name, tensor, spans)

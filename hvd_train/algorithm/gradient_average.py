@@ -74,6 +74,14 @@ class GradientAverage:
         self._places = {p: [as_real(e.holder) for e in entries] for p, entries in self._entries.items()}
         self._on_slice = {part: partial(self._step, part) for part in self._entries}
 
+    def rebind(self, comm: Communicator) -> str:
+        """Goes on in `comm`, to which the flat state has moved. Returns what was lost, in words. Not
+        collective."""
+        self._comm = comm
+        lost = self._optimizer.rebind(comm)
+        self.place()
+        return lost
+
     def begin_round(self) -> None:
         """Forgets what the last round showed."""
         self.finite, self.moved = True, False
@@ -170,20 +178,16 @@ class EveryStep:
         """0: the ranks do not drift apart."""
         return 0.0
 
-    def average(self, weight: float, healthy: bool, verify: bool = True) -> bool:
+    def average(self, weight: float, healthy: bool, verify: bool = True, rounds: int | None = None) -> bool:
         """See `Average`. Returns whether the parameters have moved in this round."""
-        self._buffers.average(weight, healthy, verify)
+        self._buffers.average(weight, healthy, verify, rounds)
         moved = self._gradients.moved
         self._gradients.begin_round()
         return moved
 
     def rebind(self, comm: Communicator) -> str:
-        """Raises `ConfigError`."""
-        raise ConfigError(
-            "sync.mode = 'gradients' cannot go on without the ranks that are lost: the optimizer's state of "
-            "their slices was theirs alone. Resume from a checkpoint.",
-            agreed=True,
-        )
+        """See `Average`."""
+        return f"{self._buffers.rebind(comm)} {self._gradients.rebind(comm)}".strip()
 
 
 def _dense(gradient: Tensor) -> Tensor:

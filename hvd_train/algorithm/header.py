@@ -38,6 +38,10 @@ class Work:
     """Seconds in which the ranks averaged their gradients in these steps."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Rows that were drawn and not used, by reason."""
+    steps: int = 0
+    """Local steps taken."""
+    epoch: float = 0.0
+    """Epochs of its rows that it has done in all, with the part of the current one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +59,7 @@ class Row:
     observe: float = 0.0
     """1 if rank 0 asks all ranks to observe themselves after this average, else 0; see `Observer`."""
     distance: float = -1.0
-    """||y_i - x_t||^2 of this rank; -1 if not measured."""
+    """||y_i - x_t||^2 of this rank, over what is averaged in every round; -1 if not measured."""
     change: float = -1.0
     """The same of the parameters alone."""
     moved: float = -1.0
@@ -78,6 +82,10 @@ class Row:
     """Rows that were left out since the last average, as they cannot be read."""
     alone_rows: float = 0.0
     """Rows that were left out since the last average, as no other row of their batch was left."""
+    steps: float = 0.0
+    """Local steps since the last average."""
+    epoch: float = 0.0
+    """Epochs of this rank's rows that it has done in all, with the part of the current one."""
 
 
 class Header:
@@ -104,6 +112,11 @@ class Header:
     def samples(self) -> int:
         """Samples of all ranks."""
         return int(self["samples"].sum())
+
+    @property
+    def period(self) -> int:
+        """Local steps of this round; where the ranks took different numbers their mean, rounded."""
+        return max(1, round(float(self["steps"].mean())))
 
     @property
     def loss(self) -> float | None:

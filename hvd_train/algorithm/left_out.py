@@ -8,6 +8,7 @@ from typing import final
 import numpy as np
 
 from hvd_train.algorithm.header import Header
+from hvd_train.algorithm.progress import Progress
 from hvd_train.algorithm.worker import Worker
 from hvd_train.comm.base import Communicator
 from hvd_train.data.damage import Damage
@@ -24,21 +25,29 @@ _OF_ROWS = ("not_finite", "damaged")
 @final
 class LeftOut:
     """Counts the rows that were left out, and reports them: those of the first epoch at its end, and those of
-    a later one if its numbers differ. The same on every rank; it communicates only after such a row.
+    a later one if its numbers differ. The same on every rank; it communicates only after such a row. Where
+    ranks pass epochs of their own, the numbers of an epoch are those of the newest one that each has done.
 
     Args:
         screen: what marks this rank's rows for training; None: none are left out.
     """
 
     def __init__(
-        self, comm: Communicator, worker: Worker, screen: Screen | None, recorder: Recorder, num_rows: int
+        self,
+        comm: Communicator,
+        worker: Worker,
+        progress: Progress,
+        screen: Screen | None,
+        recorder: Recorder,
+        num_rows: int,
     ) -> None:
         self._comm = comm
         self._worker = worker
+        self._progress = progress
         self._screen = screen
         self._recorder = recorder
         self._num_rows = num_rows
-        self._epochs = worker.epochs
+        self._epochs = progress.epochs
         self._reported: dict[str, list[int]] = {}
         self._evaluation_reported = 0
         self.totals = dict.fromkeys(REASONS, 0)
@@ -51,9 +60,9 @@ class LeftOut:
             self.totals[reason] += int(header[f"{reason}_rows"].sum())
         if header["damaged_rows"].any():
             self._report_damage(rounds, new_files=True)
-        if self._worker.epochs == self._epochs:
+        if self._progress.epochs == self._epochs:
             return
-        self._epochs = self._worker.epochs
+        self._epochs = self._progress.epochs
         if not any(self.totals.values()):
             return
         if self.totals["damaged"]:

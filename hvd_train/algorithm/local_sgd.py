@@ -17,7 +17,7 @@ from hvd_train.algorithm.evaluate import Evaluator
 from hvd_train.algorithm.header import Header
 from hvd_train.algorithm.left_out import LeftOut
 from hvd_train.algorithm.observer import Observer
-from hvd_train.algorithm.period.base import Done, Period
+from hvd_train.algorithm.period.base import Done, Limit, Period, own_limit
 from hvd_train.algorithm.progress import Progress
 from hvd_train.algorithm.schedule import LearningRate
 from hvd_train.algorithm.stopping import GO_ON, Verdict, Watch
@@ -79,8 +79,8 @@ class LocalSGD:
     stop_request: StopRequest
     progress: Progress
     evaluation: EvaluateConfig
-    _k: int = field(default=0, init=False)
-    """Local steps of the next round, as rank 0 decided."""
+    _limit: Limit = field(default=0, init=False)
+    """What ends the next round, as rank 0 decided."""
     _unhealthy: frozenset[int] = field(default=frozenset(), init=False)
     """Ranks that were not finite in the previous round."""
     _figures_reported: bool = field(default=False, init=False)
@@ -88,17 +88,16 @@ class LocalSGD:
     def run(self) -> StopReport:
         """Trains until the stop flag. Collective; every rank returns the same, except for `seconds`."""
         self.synchronizer.start()  # x_0 := the state of rank 0
-        self._k = self.comm.broadcast(self._next_period())
+        self._limit = self.comm.broadcast(self._next_limit())
         clock, began_with, verdict = Clock(), self.progress.samples, GO_ON
         while not verdict.stop:
             self.learning_rate.apply(self.progress.rounds, self.progress.samples)
-            k = self._k
-            work = self.worker.run(k)  # k local steps on this rank's own shards
+            work = self.worker.run(own_limit(self._limit, self.comm.rank))  # k local steps on its own shards
             header = self.synchronizer.synchronize(
                 self.progress.rounds, work, stop=self.stop_request.asked, observe=self.observer.is_due()
             )
-            self._count(header, k)
-            self._observe(header, k)
+            self._count(header)
+            self._observe(header)
             verdict = self._decide(header, clock)
             evaluated = self._evaluation_is_due(verdict)
             if evaluated:
@@ -107,25 +106,25 @@ class LocalSGD:
             self.checkpoints.after_round(self.progress.rounds, verdict.reason, improved, evaluated)
         return self._finish(verdict, self.progress.samples - began_with, clock)
 
-    def _next_period(self) -> int:
-        """k of the next round as this rank finds it."""
+    def _next_limit(self) -> Limit:
+        """What ends the next round, as this rank finds it."""
         done = self.progress
         return self.period.next(done.rounds, self.learning_rate.without_warm_up(done.rounds, done.samples))
 
-    def _count(self, header: Header, k: int) -> None:
-        self.progress.rounds += 1
-        self.progress.samples += header.samples
+    def _count(self, header: Header) -> None:
+        self.progress.after_round(header)
         self.evaluator.after_round(header)
         loss, observed = header.loss, self.observer.enabled
         self.recorder.report(
             RoundReport(
                 round=self.progress.rounds,
-                epoch=self.worker.progress,
+                epoch=self.progress.epoch,
                 samples=header.samples,
                 loss=float("nan") if loss is None else loss,
                 seconds={phase: Spread(*header.spread(f"{phase}_s")) for phase in PHASES},
                 by_rank=np.stack([header[f"{phase}_s"] for phase in PHASES]) if observed else None,
-                period=k,
+                period=header.period,
+                steps=header["steps"].astype(int).tolist() if self.progress.rows else None,
                 lr=self.learning_rate.current,
                 drift=self.synchronizer.drift,
                 zero_weight=tuple(int(r) for r in (header.weights == 0).nonzero()[0]),
@@ -145,9 +144,9 @@ class LocalSGD:
         self._unhealthy = frozenset(header.unhealthy)
         self.left_out.after_round(header, self.progress.rounds)
 
-    def _observe(self, header: Header, k: int) -> None:
+    def _observe(self, header: Header) -> None:
         if header.observe and header.weights.any():  # without any the anchor is that of a round before
-            for report in self.observer.observe(self.progress.rounds, k):
+            for report in self.observer.observe(self.progress.rounds, header.period):
                 self.recorder.report(report)
 
     def _report_unhealthy(self, header: Header) -> None:
@@ -195,17 +194,19 @@ class LocalSGD:
         return "; ".join(dict.fromkeys(place for place in self.comm.allgather(mine) if place))
 
     def _decide(self, header: Header, clock: Clock) -> Verdict:
-        """Whether the run ends, and if not, the local steps of its next round."""
+        """Whether the run ends, and if not, what ends its next round."""
+        done, k = self.progress, header.period
         news = self.period.after_round(
-            Done(rounds=self.progress.rounds, k=self._k, header=header, drift=self.synchronizer.drift)
+            Done(rounds=done.rounds, k=k, header=header, drift=self.synchronizer.drift)
         )
-        verdict = self.watch.after_round(header, self.progress.rounds, self.worker.epochs, clock.elapsed_s())
+        verdict = self.watch.after_round(header, done.rounds, done.epochs, clock.elapsed_s())
         began = time.perf_counter()
         phase("stop flag")
-        verdict, self._k = decided(self.comm, (verdict, self._next_period()), self.claim.poll)
+        verdict, self._limit = decided(self.comm, (verdict, self._next_limit()), self.claim.poll)
         self.synchronizer.communication_s += time.perf_counter() - began
         if news and not verdict.stop:
-            self.recorder.report(PeriodReport(round=self.progress.rounds, period=self._k, message=news))
+            following = self._limit if isinstance(self._limit, int) else k
+            self.recorder.report(PeriodReport(round=done.rounds, period=following, message=news))
         return verdict
 
     def _evaluation_is_due(self, verdict: Verdict) -> bool:
@@ -214,7 +215,7 @@ class LocalSGD:
         if verdict.stop:
             untrained = verdict.reason == "diverged" and self.progress.rounds == 1
             return verdict.reason != "interrupted" and not untrained
-        return self.progress.evaluation_is_due(self.evaluation, self.worker.epochs)
+        return self.progress.evaluation_is_due(self.evaluation)
 
     def _evaluate(self, verdict: Verdict) -> Verdict:
         """Evaluates and decides whether the error ends the run. A reason that `verdict` already has is kept,
@@ -222,7 +223,7 @@ class LocalSGD:
         began = time.perf_counter()
         phase("evaluation")
         figures = self.evaluator.evaluate()
-        self.progress.evaluated(self.worker.epochs)
+        self.progress.evaluated()
         self.left_out.after_evaluation(
             *self.evaluator.left_out(), self.evaluator.num_samples, self.progress.rounds
         )
@@ -233,13 +234,14 @@ class LocalSGD:
         self.recorder.report(
             EvaluationReport(
                 round=self.progress.rounds,
-                epoch=self.worker.progress,
+                epoch=self.progress.epoch,
                 samples=self.progress.samples,
                 error=value,
                 metrics=figures,
                 best=self.watch.best if self.watch.best is not None else value,
                 best_round=self.watch.best_round,
                 seconds=time.perf_counter() - began,
+                passes=self.progress.passes,
             )
         )
         return verdict if verdict.stop and seen.reason != "diverged" else seen
@@ -274,6 +276,7 @@ class LocalSGD:
             left_out={reason: rows for reason, rows in self.left_out.totals.items() if rows},
             checkpoints=self.comm.broadcast(self.checkpoints.kept() if self.comm.rank == 0 else {}),
             missing=missing,
+            passes=self.progress.passes,
         )
         self.recorder.report(stop)
         return stop

@@ -18,7 +18,8 @@ from hvd_train.run.model_state import finder, plain_names
 
 _INITIAL_COUNTERS = {"step": 0.0, "mu_product": 1.0, "mu": 1.0}
 """Counters before the first step. One more, ASGD's `eta`, begins as the learning rate."""
-_COUNTERS = {*_INITIAL_COUNTERS, "eta"}
+COUNTERS = frozenset((*_INITIAL_COUNTERS, "eta"))
+"""What is one number for a parameter, and never averaged."""
 
 
 def as_real(tensor: Tensor) -> Tensor:
@@ -82,13 +83,30 @@ def _is_moment(p: nn.Parameter, key: str, value: Any) -> bool:
     """Whether a state value is one number for each element (or row) of the parameter, not a counter."""
     if not (torch.is_tensor(value) and (value.is_floating_point() or value.is_complex())):
         return False
-    return value.dim() > 0 or (p.dim() == 0 and key not in _COUNTERS)
+    return value.dim() > 0 or (p.dim() == 0 and key not in COUNTERS)
 
 
 def _create(
     optimizer: torch.optim.Optimizer, missing: list[nn.Parameter], sparse: Collection[nn.Parameter]
 ) -> None:
-    scratch = {p: nn.Parameter(torch.zeros_like(p)) for p in missing}
+    for p, state in _first_state(optimizer, missing, sparse).items():
+        optimizer.state[p] = state
+
+
+def initial_state(
+    optimizer: torch.optim.Optimizer, sparse: Collection[nn.Parameter] = ()
+) -> dict[nn.Parameter, dict[str, Any]]:
+    """The state of every trained parameter before its first step, whatever the optimizer holds now. Raises
+    as `materialise`."""
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    return _first_state(optimizer, trained, sparse)
+
+
+def _first_state(
+    optimizer: torch.optim.Optimizer, params: list[nn.Parameter], sparse: Collection[nn.Parameter]
+) -> dict[nn.Parameter, dict[str, Any]]:
+    """The state of some parameters before their first step; that of the optimizer stays as it is."""
+    scratch = {p: nn.Parameter(torch.zeros_like(p)) for p in params}
     for group in optimizer.param_groups:
         for p in scratch.keys() & group["params"]:
             zeros = torch.zeros_like(scratch[p])
@@ -107,15 +125,17 @@ def _create(
     finally:
         for group, params in zip(optimizer.param_groups, groups, strict=True):
             group["params"] = params
+    found: dict[nn.Parameter, dict[str, Any]] = {}
     for group in optimizer.param_groups:
         counters = {**_INITIAL_COUNTERS, "eta": float(group["lr"])}
         for p in group["params"]:
             if p in scratch:
                 state = optimizer.state.pop(scratch[p], {})
-                optimizer.state[p] = {
+                found[p] = {
                     k: v if v is None or _is_moment(p, k, v) else _beginning(optimizer, counters, k, v)
                     for k, v in state.items()
                 }
+    return found
 
 
 def _beginning(optimizer: torch.optim.Optimizer, counters: Mapping[str, float], key: str, value: Any) -> Any:

@@ -91,8 +91,11 @@ class SlicedOptimizer:
         whole.state.clear()  # of classes that begin with some
         self._flat = flat
         self._whole = whole
-        self._pieces = Pieces(flat, comm)
-        self._slices = {part: _Slice(self._pieces, part, whole) for part in self._pieces.parts}
+        self._begin(comm)
+
+    def _begin(self, comm: Communicator) -> None:
+        self._pieces = Pieces(self._flat, comm)
+        self._slices = {part: _Slice(self._pieces, part, self._whole) for part in self._pieces.parts}
 
     @property
     def pieces(self) -> Pieces:
@@ -104,6 +107,12 @@ class SlicedOptimizer:
         for part, of in self._slices.items():
             mean = self._flat.buffers[part].owned
             of.gradients = [self._pieces.inside(piece, mean) for piece in of.parameters]
+
+    def rebind(self, comm: Communicator) -> str:
+        """Begins anew on the slices of this rank in `comm`, to which the flat state has moved. Returns what
+        was lost, in words. Not collective."""
+        self._begin(comm)
+        return f"the state of {self.name} begins anew: that of the lost ranks was on them alone."
 
     @torch.no_grad()
     def step(self, part: Part, mean: Tensor, present: Sequence[bool]) -> None:

@@ -16,6 +16,7 @@ from hvd_train.algorithm.local_step import LocalStep
 from hvd_train.algorithm.outer import make_rule
 from hvd_train.algorithm.outer_step import OuterStep
 from hvd_train.algorithm.outliers import Outliers
+from hvd_train.algorithm.own_buffers import OwnBuffers
 from hvd_train.algorithm.sliced_optimizer import SlicedOptimizer
 from hvd_train.algorithm.synchronizer import Synchronizer
 from hvd_train.algorithm.worker import Step
@@ -50,8 +51,11 @@ class SyncParts:
             comm,
             optimizer_state="keep" if every_step else sync.optimizer_state,
             batch_norm=sync.batch_norm,
+            moments=sync.moments,
+            every_rounds=sync.every_rounds,
             parameters_apart=every_step or sync.outer != "none" or sync.clip > 0,
         )
+        self.buffers = OwnBuffers(model, self.flat)
         self._gradients: GradientAverage | None = None
         self._sliced: SlicedOptimizer | None = None
         if every_step:
@@ -65,10 +69,16 @@ class SyncParts:
             decay=sync.outlier_decay,
             warmup=sync.outlier_warmup,
         )
+        self._resumed = False
 
     def stateful(self) -> dict[str, Stateful]:
-        """What of them a checkpoint saves; that of `outer` and `sliced` is each rank's own."""
-        parts: dict[str, Stateful] = {"ema": self.ema, "outer": self.outer, "outliers": self.outliers}
+        """What of them a checkpoint saves; that of `buffers`, `outer` and `sliced` is each rank's own."""
+        parts: dict[str, Stateful] = {
+            "buffers": self.buffers,
+            "ema": self.ema,
+            "outer": self.outer,
+            "outliers": self.outliers,
+        }
         return parts if self._sliced is None else {**parts, "sliced": self._sliced}
 
     def step(self, gradients: Gradients) -> Step:
@@ -78,8 +88,14 @@ class SyncParts:
         return GradientStep(gradients, self._gradients)
 
     def synchronizer(self) -> Synchronizer:
-        """What averages after every round."""
-        average = StateAverage(self.flat, self._comm, self.outer, parameters=self._gradients is None)
+        """What averages after every round; made once what is resumed is restored."""
+        average = StateAverage(
+            self.flat,
+            self._comm,
+            self.outer,
+            parameters=self._gradients is None,
+            resumed=self._resumed,
+        )
         chosen: Average = NoAverage(average) if self._sync.mode == "none" else average
         if self._gradients is not None:
             chosen = EveryStep(average, self._gradients)
@@ -95,6 +111,14 @@ class SyncParts:
             checked="parameters" if self._gradients is None else "gradients",
         )
 
+    def divide(self, states: MutableMapping[str, State]) -> None:
+        """Divides the saved state of the optimizer into what is averaged in every round now, `moments`, and
+        each rank's own, `optimizer`."""
+        both = {**states["moments"], **states["optimizer"]}
+        shared = {name.rpartition("/")[2] for name in self.flat.moments()}
+        states["moments"] = {name: v for name, v in both.items() if name.rpartition("/")[2] in shared}
+        states["optimizer"] = {name: v for name, v in both.items() if name not in states["moments"]}
+
     def restore(
         self, saved: SavedCheckpoint, states: MutableMapping[str, State], *, optimizer_holds: bool
     ) -> None:
@@ -106,6 +130,7 @@ class SyncParts:
 
         Raises `RunDirectoryError` for a state that does not fit.
         """
+        self._resumed = True
         if self._sync.ema and saved.has_ema:
             restore_model(saved, self._model, EMA_FILE)
             self.ema.take()

@@ -93,7 +93,11 @@ class Synchronizer:
         weight = float(header.weights[self._comm.rank])
         phase("average")
         self._average.average(
-            weight, self._comm.rank not in header.unhealthy, verify=self._is_checked(rounds)
+            weight,
+            self._comm.rank not in header.unhealthy,
+            verify=self._is_checked(rounds),
+            # All of the state of an unhealthy rank is the others' mean afterwards.
+            rounds=None if header.unhealthy else rounds,
         )
         self.drift = self._known_drift(header, rounds)
         self._before = header if header.measured else None

@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 
 from hvd_train.algorithm.header import StepDone, Work
+from hvd_train.algorithm.pace import Pace
+from hvd_train.algorithm.period.base import Seconds
 from hvd_train.algorithm.transformed_reader import TransformedReader
 from hvd_train.config.data import LastBatch
 from hvd_train.data.batches import next_batch, num_batches
@@ -33,6 +35,7 @@ class SavedWorker(msgspec.Struct, forbid_unknown_fields=True):
     """In place of `rows`, of version 0.1.0."""
     legs: tuple[Leg, ...] = ()
     """The legs of the epoch before the present one."""
+    own_epochs: bool = False
 
 
 def steps_per_epoch(
@@ -54,6 +57,7 @@ class Worker:
         accumulate: batches of a local step.
         last_batch: what becomes of rows that are no full batch.
         samples_per_rank: rows of every rank's part; the one with most rows counts the epochs.
+        own_epochs: whether a rank that is through its own rows begins its next epoch, whatever the others do.
     """
 
     def __init__(
@@ -65,15 +69,19 @@ class Worker:
         accumulate: int,
         samples_per_rank: Sequence[int],
         last_batch: LastBatch = "keep",
+        own_epochs: bool = False,
     ) -> None:
         self._reader = reader
         self._step = step
         self._batch_size = batch_size
         self._accumulate = accumulate
         self._last_batch: LastBatch = last_batch
-        self._most_rows = max(samples_per_rank)
+        self.own_epochs = own_epochs
+        """Whether this rank passes epochs of its own."""
+        self._most_rows = reader.num_samples if own_epochs else max(samples_per_rank)
+        self._pace = Pace()
         self.epochs = 0
-        """Full epochs done; the same on all ranks."""
+        """Full epochs done; without epochs of its own the same on all ranks."""
         self._legs: tuple[Leg, ...] = ()
         """The legs of this epoch before the present one; none but in an epoch that was interrupted."""
         self._done = 0.0
@@ -97,16 +105,20 @@ class Worker:
     def progress(self) -> float:
         """Epochs done, with the part of the current one."""
         steps = steps_per_epoch([self._epoch_rows], self._batch_size, self._accumulate, self._last_batch)
+        if not steps:
+            return float(self.epochs)  # of a rank without rows
         return self.epochs + self._done + (1 - self._done) * (steps - self._steps_left()) / steps
 
-    def run(self, period: int) -> Work:
-        """`period` local steps. A rank that is out of rows does nothing in the rest of the epoch."""
+    def run(self, limit: int | Seconds) -> Work:
+        """Local steps up to the limit of the round. A rank that is out of rows does nothing in the rest of
+        the epoch; one that has none, and epochs of its own, takes no step."""
+        self._pace.begin(limit if self._most_rows else 0)
         self._began = self._reader.state_dict()
         self._left_out_in_round = {}
         samples, loss_sum = 0, 0.0
         data_s = compute_s = communication_s = 0.0
         mark = time.perf_counter()
-        for _ in range(period):
+        while not self._pace.is_over():
             batches = self._draw()
             drawn = time.perf_counter()
             phase("local step")
@@ -119,6 +131,7 @@ class Worker:
             compute_s += done - drawn - step.communication_s
             communication_s += step.communication_s
             mark = done
+            self._pace.count()
         return Work(
             samples=samples,
             loss_sum=loss_sum,
@@ -126,6 +139,8 @@ class Worker:
             compute_s=compute_s,
             communication_s=communication_s,
             left_out=self._left_out_in_round,
+            steps=self._pace.steps,
+            epoch=self.progress,
         )
 
     def not_finite(self) -> str:
@@ -176,6 +191,8 @@ class Worker:
     def state_dict(self) -> dict[str, Any]:
         """The position of this rank in its data."""
         state = {"epochs": self.epochs, "rows": self._rows, "reader": self._reader.state_dict()}
+        if self.own_epochs:
+            return {**state, "own_epochs": True}
         # Older programs read the state of an epoch that was not dealt anew.
         return {**state, "legs": list(map(msgspec.to_builtins, self._legs))} if self._legs else state
 
@@ -189,7 +206,8 @@ class Worker:
         # That many rows, if this rank had them; at its end it may have taken more at once, or dropped some.
         position, mine = saved.reader["position"], self._reader.num_samples
         fits = saved.rows is not None or position == min(rows, mine) or position == mine == rows + 1
-        self.restarted = self._reader.restarted or not fits or rows >= self._epoch_rows
+        fits = fits and saved.own_epochs == self.own_epochs
+        self.restarted = self._reader.restarted or not fits or rows >= max(1, self._epoch_rows)
 
     def restart_epoch(self) -> None:
         """Goes to the beginning of the current epoch."""

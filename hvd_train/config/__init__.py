@@ -92,12 +92,24 @@ class Config:
         require(self.seed >= 0, "seed", self.seed, "a seed of at least 0")
         plain = self.sync.wire == "float32" or self.backend in ("auto", "ring")
         require(plain, "sync.wire", self.sync.wire, f"float32 with backend = {self.backend!r}")
+        batches = self.evaluate.batch_norm_batches
+        expected = "0 with sync.mode = 'none', where every rank has a model of its own"
+        one_model = self.sync.mode != "none" or not batches
+        require(one_model, "evaluate.batch_norm_batches", batches, expected)
+        if self.sync.schedule == "time":
+            self.require_own_rows("with sync.schedule = 'time'")
         factor, minimised = self.stop.divergence, self.evaluate.mode == "min"
         contradicts = self.evaluate.metric == "loss" and not minimised
         expected = "'min' with evaluate.metric = 'loss', which the training minimises"
         require(not contradicts, "evaluate.mode", self.evaluate.mode, expected)
         expected = "the rule to be off with evaluate.mode = 'max'"
         require(factor is None or minimised, "stop.divergence", factor, expected)
+
+    def require_own_rows(self, why: str) -> None:
+        """Raises `ConfigError` if the ranks do not read rows of their own, the same in every epoch."""
+        epochs = f"{why}, as every rank passes epochs of its own"
+        require(self.data.order == "rank", "data.order", self.data.order, f"'rank' {epochs}")
+        require(self.data.redeal == "never", "data.redeal", self.data.redeal, f"'never' {epochs}")
 
 
 def is_safe(character: str) -> bool:

@@ -33,11 +33,17 @@ class EvaluateConfig:
     batch_size: int = 256
     """Samples of one forward pass."""
 
+    batch_norm_batches: int = 0
+    """Before an evaluation compute the running statistics of batch norm anew, from this many training batches
+    of each rank, and keep them in the model; 0: evaluate with those of the training."""
+
     def __post_init__(self) -> None:
         require_usable(self, "evaluate.")
         require(self.every_epochs >= 0, "evaluate.every_epochs", self.every_epochs, "0 or more epochs")
         require(self.every_rounds >= 0, "evaluate.every_rounds", self.every_rounds, "0 or more rounds")
         require(self.batch_size >= 1, "evaluate.batch_size", self.batch_size, "at least 1 sample")
+        batches = self.batch_norm_batches
+        require(batches >= 0, "evaluate.batch_norm_batches", batches, "0 or more batches")
         off = self.every_epochs == 0 and self.every_rounds == 0
         require(not off, "evaluate.every_rounds", 0, "every_epochs or every_rounds to be on")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, get_args
 
 from tyro.conf import arg
 
@@ -13,20 +14,38 @@ from hvd_train.config_values import require, require_usable
 LONGEST_PLAIN_PERIOD = 48
 """Local steps above which plain averaging was seen to lose accuracy."""
 
+BUFFERS = "buffers"
+"""What `SyncConfig.every_rounds` calls the floating-point buffers of the model."""
+
+Policy = Literal["average", "keep", "reset"]
+"""What an average does with a state of the optimizer."""
+
 _LONGEST_OUTER_PERIOD = 500
 """What DiLoCo takes."""
 
 _NO_PERIODS = {"none": "never averages", "gradients": "averages in every local step"}
 """By mode: why there are no periods between averages."""
 
-_WITHOUT_AVERAGES: dict[str, tuple[str, dict[str, float | str]]] = {
-    "none": ("has no averages", {"ema": 0.0, "outer": "none", "clip": 0.0, "outliers": "off"}),
+_OFF = {"outer": "none", "clip": 0.0, "outliers": "off", "moments": {}, "every_rounds": {}}
+
+_WITHOUT_AVERAGES: dict[str, tuple[str, dict[str, object]]] = {
+    "none": ("has no averages", {**_OFF, "ema": 0.0}),
     "gradients": (
         "averages gradients and not parameters",
-        {"outer": "none", "clip": 0.0, "outliers": "off", "optimizer_state": "average", "wire": "float32"},
+        {**_OFF, "optimizer_state": "average", "wire": "float32"},
     ),
 }
 """By mode: what cannot be used, why, and the value that says so."""
+
+
+def require_states(moments: Mapping[str, str], every_rounds: Mapping[str, int]) -> None:
+    """Raises `ConfigError` for a policy that there is not, and for a period that is not positive."""
+    policies = get_args(Policy)
+    for name, policy in moments.items():
+        expected = f"one of {', '.join(map(repr, policies))}"
+        require(policy in policies, f"sync.moments.{name}", policy, expected)
+    for name, rounds in every_rounds.items():
+        require(rounds >= 1, f"sync.every_rounds.{name}", rounds, "at least 1 round")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +61,12 @@ class SyncConfig:
     `gradients`: local steps of a round."""
 
     schedule: Annotated[
-        Literal["fixed", "warmup", "qsr", "adacomm", "drift", "auto"], arg(aliases=["--schedule"])
+        Literal["fixed", "warmup", "qsr", "adacomm", "drift", "auto", "time"], arg(aliases=["--schedule"])
     ] = "fixed"
     """How k changes. `warmup`: 1 in the first rounds. `qsr`: grows as the learning rate falls. `adacomm`:
     falls with the training loss. `drift`: keeps the drift near a bound. `auto`: keeps the share of the time
-    that communication takes."""
+    that communication takes. `time`: each rank takes the steps that fit into `seconds`, for ranks of unequal
+    speed."""
 
     warmup_rounds: int = 0
     """With `warmup`: rounds of one local step before those of `period`."""
@@ -65,15 +85,28 @@ class SyncConfig:
     target_share: float = 0.05
     """With `auto`: the share of the time that communication may take."""
 
+    seconds: float = 0.0
+    """With `time`: seconds of local steps in a round. Long enough for ten steps of the slowest rank, if the
+    network allows."""
+
     max_period: int | None = None
     """The largest k of `qsr`, `adacomm`, `drift` and `auto`. Not given: 48, or 500 with an outer
     optimizer."""
 
     replay_periods: Annotated[str, arg(aliases=["--replay-periods"])] = ""
-    """Take the k of each round from the event log of the run in this folder, in place of the schedule."""
+    """Take the local steps of each round from the event log of the run in this folder, in place of the
+    schedule."""
 
-    optimizer_state: Literal["average", "keep", "reset"] = "average"
+    optimizer_state: Policy = "average"
     """`average` it like the parameters, `keep` it on each rank, or `reset` it after each average."""
+
+    moments: dict[str, Policy] = field(default_factory=dict)
+    """The same for single moments of the optimizer, by their names in its state: `exp_avg_sq keep`. The
+    others are treated as `optimizer_state` says."""
+
+    every_rounds: dict[str, int] = field(default_factory=dict)
+    """Average these moments, or the floating-point `buffers`, only in every n-th round, which saves their
+    bytes in the others: `exp_avg 3 exp_avg_sq 6`, as in DES-LOC. What is not named: every round."""
 
     batch_norm: Literal["average", "keep"] = "average"
     """`average` floating-point buffers, such as running statistics, or `keep` them on each rank."""
@@ -142,6 +175,7 @@ class SyncConfig:
         self._check_schedule()
         require(0 <= self.ema < 1, "sync.ema", self.ema, "a decay in [0, 1)")
         self._check_averages()
+        self._check_states()
         self._check_outer()
         self._check_outliers()
         expected = "a positive number of seconds"
@@ -159,11 +193,13 @@ class SyncConfig:
         require(averages or not replayed, "sync.replay_periods", replayed, f"nothing {never}")
         # By key: the schedules that use it, whether its value is one, and what is one.
         rules: dict[str, tuple[tuple[str, ...], bool, str]] = {
+            "period": (("fixed", "warmup", "qsr", "adacomm", "drift", "auto"), True, ""),
             "warmup_rounds": (("warmup",), self.warmup_rounds >= 1, "at least 1 round"),
             "qsr_alpha": (("qsr",), self.qsr_alpha > 0, "more than 0"),
             "adacomm_steps": (("adacomm",), self.adacomm_steps >= 1, "at least 1 local step"),
             "drift_bound": (("drift",), self.drift_bound > 0, "more than 0"),
             "target_share": (("auto",), 0 < self.target_share < 1, "a share between 0 and 1"),
+            "seconds": (("time",), self.seconds > 0, "more than 0 s"),
             "max_period": (
                 ("qsr", "adacomm", "drift", "auto"),
                 self.longest_period >= self.period,
@@ -186,8 +222,8 @@ class SyncConfig:
 
     @property
     def longest_period(self) -> int:
-        """The largest k that the schedule may choose."""
-        if self.schedule in ("fixed", "warmup"):
+        """The largest k that the schedule may choose; `time` has none."""
+        if self.schedule in ("fixed", "warmup", "time"):
             return self.period
         if self.max_period is not None:
             return self.max_period
@@ -198,8 +234,15 @@ class SyncConfig:
         for mode, (why, offs) in _WITHOUT_AVERAGES.items():
             for name, off in offs.items() if self.mode == mode else ():
                 value = getattr(self, name)
-                expected = f"{off or 0!r} with sync.mode = {mode!r}, which {why}"
+                named = "it not to be given" if off == {} else f"{off or 0!r}"
+                expected = f"{named} with sync.mode = {mode!r}, which {why}"
                 require(value == off, f"sync.{name}", value, expected)
+
+    def _check_states(self) -> None:
+        require_states(self.moments, self.every_rounds)
+        averaged = self.batch_norm == "average" or BUFFERS not in self.every_rounds
+        expected = "'average' with a period of buffers in sync.every_rounds"
+        require(averaged, "sync.batch_norm", self.batch_norm, expected)
 
     def _check_outer(self) -> None:
         off = {"outer_lr": None, "outer_momentum": None, "outer_schedule": "constant", "outer_warmup": 0}

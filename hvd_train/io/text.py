@@ -34,6 +34,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def spread(values: Sequence[int]) -> str:
+    """The least and the largest of some numbers: `10-21`, or one number if they are alike."""
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low}-{high}"
+
+
 def listed(names: Sequence[str], most: int = 12) -> str:
     """Names in words: the first ones, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""

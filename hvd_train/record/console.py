@@ -20,7 +20,7 @@ from hvd_train.record.reports import (
     RunStart,
     StopReport,
 )
-from hvd_train.record.wording import closing_lines, header_lines, number
+from hvd_train.record.wording import closing_lines, header_lines, number, period_of
 
 PLAIN_EVERY_S = 10.0
 _BAR_EVERY_S = 0.1
@@ -117,7 +117,7 @@ class _Status:
         error = f"{number(seen.error)} (best {number(seen.best)}{self._ema(seen)})" if seen else "-"
         speed = "-" if self._speed is None else f"{self._speed:,.0f}"
         share = "-" if self._communication is None else f"{self._communication:.0%}"
-        period = f"  k {last.period:>4}" if last and self.header.schedule else ""
+        period = f"  k {period_of(last):>4}" if last and self.header.schedule else ""
         return (
             f"round {rounds:>6}{period}  epoch {epoch:>7.2f}  {self.header.metric} {error}  "
             f"loss {number(loss)}  {speed:>9} samples/s  communication {share:>4}"

@@ -44,7 +44,8 @@ _BUDGETS = {  # bytes a second in the long run, bytes at once
     "layers": (200, 50_000),
 }
 """What the lines of a kind may take: 4.1 MB an hour together, and 0.5 MB once. Lines of other kinds are rare,
-and all are written."""
+and all are written. The local steps of each rank (schedule `time`) are not counted: those of every round are
+needed for a replay."""
 
 _DIGITS = 4
 """Significant digits of figures of which there is one for each rank or layer, and of seconds."""
@@ -120,6 +121,7 @@ class EventLog(Recorder):
             **vars(report),
             "rounds": (report.round, report.round),
             "periods": [(report.period, 1)],
+            "steps": [] if report.steps is None else [report.steps],
         }
         self._rounds = fields if self._rounds is None else _merge(self._rounds, fields)
         self._rounds_time = now
@@ -133,13 +135,17 @@ class EventLog(Recorder):
         if self._rounds is None:
             return
         by_rank = self._rounds.pop("by_rank")
-        if len(self._rounds["periods"]) == 1:  # then `period` is that of all
+        steps = self._rounds["steps"]
+        if steps or len(self._rounds["periods"]) == 1:  # then `period` is that of all
             del self._rounds["periods"]
+        if not steps:
+            del self._rounds["steps"]
         self._rounds["slowest"] = _slowest(by_rank)
         if by_rank is not None:
             self._add_ranks(by_rank)
         self._rounds["seconds"] = _short(self._rounds["seconds"])
-        self._write("round", self._rounds_time, self._rounds)
+        free_bytes = len(msgspec.json.encode(steps))
+        self._write("round", self._rounds_time, self._rounds, free_bytes)
         self._written_time = self._rounds_time
         self._rounds = None
 
@@ -156,7 +162,8 @@ class EventLog(Recorder):
             self._write("ranks", self._rounds_time, {**self._ranks, "seconds": _short(dict(by_rank))})
             self._ranks = None
 
-    def _write(self, event: str, time_s: float, fields: dict[str, Any]) -> None:
+    def _write(self, event: str, time_s: float, fields: dict[str, Any], free_bytes: int = 0) -> None:
+        """`free_bytes`: of the line, which the budget does not count."""
         # msgspec writes a float that is not finite as null; JSON cannot represent it.
         values = {"event": event, "schema": SCHEMA, "time_s": time_s, **fields}
         try:
@@ -166,7 +173,7 @@ class EventLog(Recorder):
         with self._missing_lines_are_no_error():
             _append(self._file.fileno(), line)
         if event in self._budgets:
-            self._budgets[event].spend(len(line))
+            self._budgets[event].spend(len(line) - free_bytes)
 
     @contextmanager
     def _missing_lines_are_no_error(self) -> Iterator[None]:
@@ -218,6 +225,7 @@ def _merge(before: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         "seconds": {p: before["seconds"].get(p, none) + new["seconds"].get(p, none) for p in phases},
         "by_rank": _sum(before["by_rank"], new["by_rank"]),
         "periods": _periods(before["periods"], new["periods"]),
+        "steps": [*before["steps"], *new["steps"]],
         "drift": before["drift"] if new["drift"] is None else new["drift"],
         "zero_weight": sorted({*before["zero_weight"], *new["zero_weight"]}),
     }

@@ -155,7 +155,10 @@ class RoundReport:
     """The same of each rank: float64 [len(PHASES), size]."""
 
     period: int
-    """Local steps of this round."""
+    """Local steps of this round; where the ranks take different numbers their mean, rounded."""
+
+    steps: Sequence[int] | None = None
+    """Local steps of each rank, where every rank passes epochs of its own; else None."""
 
     lr: float
     """Learning rate of the first parameter group."""
@@ -235,6 +238,9 @@ class EvaluationReport:
     seconds: float
     """Wall-clock seconds of this evaluation."""
 
+    passes: Sequence[float] = ()
+    """How often the rows of each rank have counted, where every rank passes epochs of its own."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +279,7 @@ class PeriodReport:
 
     round: int
     period: int
-    """Local steps of the next round."""
+    """Local steps of the next round, as far as they are known: else of this one."""
 
     message: str
 
@@ -305,6 +311,9 @@ class StopReport:
 
     checkpoints: Mapping[str, str] = field(default_factory=dict)
     """Folder of the `best` and of the `latest` checkpoint, where there is one."""
+
+    passes: Sequence[float] = ()
+    """How often the rows of each rank have counted, where every rank passes epochs of its own."""
 
     missing: str = ""
     """What should be on disk and could not be written, with the reason and what is there instead: the run has

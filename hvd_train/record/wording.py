@@ -6,9 +6,10 @@ import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import median
 
-from hvd_train.io.text import counted, listed
-from hvd_train.record.reports import RunStart, StopReport
+from hvd_train.io.text import counted, listed, spread
+from hvd_train.record.reports import RoundReport, RunStart, StopReport
 
 REASONS = {
     "patience": "the error has not improved for {patience} evaluations",
@@ -72,6 +73,8 @@ def closing_lines(header: RunStart, stop: StopReport) -> list[str]:
     if stop.seconds > 0:
         speed += f": {stop.samples / stop.seconds:,.0f} samples/s"
     lines += [_labelled("speed", speed), _labelled("run", header.run)]
+    if stop.passes:
+        lines.append(_labelled("passes", passes_of(stop.passes)))
     if stop.left_out:
         rows = [f"{counted(n, 'row')} that {LEFT_OUT[reason]}" for reason, n in stop.left_out.items()]
         lines.append(_labelled("left out", f"{', '.join(rows)}, in all epochs together"))
@@ -112,6 +115,23 @@ def number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.4f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:.4g}"
+
+
+def period_of(report: RoundReport) -> str:
+    """The local steps of a round; the least and the largest number where ranks differ."""
+    return spread(report.steps) if report.steps else str(report.period)
+
+
+def passes_of(passes: Sequence[float]) -> str:
+    """How often the rows of each rank have counted; of many ranks the least and the most often."""
+    if len(passes) <= _NAMED_RANKS:
+        return f"{listed([f'rank {rank} {value:.2f}' for rank, value in enumerate(passes)])} over its rows"
+    ranks = range(len(passes))
+    low, high = min(ranks, key=passes.__getitem__), max(ranks, key=passes.__getitem__)
+    middle = median(passes)
+    return (
+        f"rank {low} {passes[low]:.2f} to rank {high} {passes[high]:.2f} over its rows, median {middle:.2f}"
+    )
 
 
 def figure(value: float | None) -> str:

@@ -37,6 +37,10 @@ class Rule(Enum):
         "the epoch goes on with the rows that it has left; in another order where one of the two reads as a "
         "stream"
     )
+    STATES = (
+        "counts from the next round on; state that is averaged in every round now, and was not before, "
+        "begins with that of rank 0"
+    )
     EMA = "counts from the next round on; the moving average begins with the next round where it was off"
     OUTER = "counts from the next round on; momentum and schedule of the outer optimizer begin anew"
     STEPS = "counts from the first step of this outer optimizer, as if it had always been so"
@@ -44,7 +48,10 @@ class Rule(Enum):
     BATCH = "the epoch goes on with the rows that it has left"
     BEST = "best, curve and patience begin anew"
     LOSS = "counts from the next round on; best, curve and patience begin anew where the loss is watched"
-    SCHEDULE = "counts from the next round on; what the schedule has gathered so far is dropped"
+    SCHEDULE = (
+        "counts from the next round on; what the schedule has gathered so far is dropped, and the epoch "
+        "begins anew if one of the two is `time`"
+    )
     OPTIMIZER = "the optimizer's state begins anew"
     MODE = "the optimizer's state begins anew; refused where it was `none` or becomes `none`"
     ARGUMENTS = (
@@ -121,10 +128,13 @@ RULES: Mapping[str, Rule] = {
     "sync.adacomm_steps": Rule.NEXT,
     "sync.drift_bound": Rule.NEXT,
     "sync.target_share": Rule.NEXT,
+    "sync.seconds": Rule.NEXT,
     "sync.max_period": Rule.NEXT,
     "sync.replay_periods": Rule.SCHEDULE,
-    "sync.optimizer_state": Rule.NEXT,
-    "sync.batch_norm": Rule.NEXT,
+    "sync.optimizer_state": Rule.STATES,
+    "sync.moments": Rule.STATES,
+    "sync.every_rounds": Rule.STATES,
+    "sync.batch_norm": Rule.STATES,
     "sync.ema": Rule.EMA,
     "sync.outer": Rule.OUTER,
     "sync.outer_lr": Rule.NEXT,
@@ -155,6 +165,7 @@ RULES: Mapping[str, Rule] = {
     "evaluate.every_epochs": Rule.NEXT,
     "evaluate.every_rounds": Rule.NEXT,
     "evaluate.batch_size": Rule.NEXT,
+    "evaluate.batch_norm_batches": Rule.NEXT,
     "checkpoint.every_rounds": Rule.NEXT,
     "checkpoint.keep": Rule.NEXT,
     "record.observe": Rule.NEXT,

@@ -278,9 +278,10 @@ class Hosts:
         with launching.start(line, cwd=cwd, env={**HOST_ENV, **(env or {})}) as process:
             yield process
 
-    def rate(self, host: int, rate: str) -> None:
-        """Limits a host's link, each way, to a rate in the words of tc, such as `100mbit`."""
-        shape = ("root", "tbf", "rate", rate, "burst", "64kb", "latency", "100ms")
+    def rate(self, host: int, rate: str, burst: str = "64kb") -> None:
+        """Limits a host's link, each way, to a rate in the words of tc, such as `100mbit`. That of `1gbit` is
+        kept to with a `burst` of `512kb`."""
+        shape = ("root", "tbf", "rate", rate, "burst", burst, "latency", "100ms")
         for network, device in self._ends(host):
             network.call("tc", "qdisc", "replace", "dev", device, *shape)
 

@@ -275,7 +275,7 @@ def weights(folder: Path, rounds: int) -> bytes:
 
 
 def stretches_of(folder: Path) -> tuple[tuple[int, int], ...]:
-    return periods_of(str(folder))
+    return periods_of(str(folder), RANKS)
 
 
 @pytest.fixture

@@ -177,6 +177,9 @@ def test_the_peak_is_at_the_start_in_a_step_in_an_average_or_in_a_checkpoint(bac
     assert peak(needs(ema_bytes=4)) == moving, "slices of 2, and one more file on rank 0"
     outer = steady + 8 + max(average, gradients + 4 + 3 * 4 + 3 * 2 * 2)
     assert peak(needs(outer_bytes=8)) == outer, "two slots of 4, one of which is saved in the files of both"
+    every_step = steady + 4 + 8 + max(average, gradients + 4 + 3 * 4 + 3 * 2 * 4)
+    found = peak(needs(stepped_bytes=4, sliced_moment_bytes=8))
+    assert found == every_step, "the moments of both are saved in their files"
     assert peak(needs(wide_bytes=16)) == steady + 8 + wide + max(average, gradients + 16), "half types"
 
 
@@ -265,9 +268,20 @@ def test_what_each_optimizer_keeps() -> None:
     kept = need.of(replace(adam, sync=SyncConfig(optimizer_state="keep")), n)
     assert (kept.state_bytes, kept.own_bytes, kept.own_moment_bytes) == (4 * n, 8 * n, 8 * n)
     assert need.of(replace(adam, sync=SyncConfig(optimizer_state="reset")), n).own_moment_bytes == 0
+    apart = need.of(replace(adam, sync=SyncConfig(every_rounds={"exp_avg": 3})), n)
+    assert (apart.state_bytes, apart.averaged_moment_bytes, apart.own_moment_bytes) == (12 * n, 4 * n, 4 * n)
+    mixed = need.of(replace(adam, sync=SyncConfig(moments={"exp_avg": "keep"})), n)
+    assert (mixed.state_bytes, mixed.own_bytes, mixed.own_moment_bytes) == (8 * n, 4 * n, 4 * n)
     assert need.of(replace(adam, sync=SyncConfig(ema=0.9)), n).ema_bytes == 4 * n
     assert need.of(replace(adam, sync=SyncConfig(outer="nesterov")), n).outer_bytes == 2 * 4 * n, "two slots"
     assert (sgd.ema_bytes, sgd.outer_bytes) == (0, 0)
+    every_step = need.of(replace(adam, sync=SyncConfig(mode="gradients")), n)
+    assert (every_step.state_bytes, every_step.stepped_bytes) == (4 * n, 4 * n)
+    assert (every_step.sliced_moment_bytes, every_step.own_bytes, every_step.averaged_moment_bytes) == (
+        8 * n,
+        0,
+        0,
+    )
 
 
 def test_the_embedded_model() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hvd_train.config import SyncConfig
+from hvd_train.config import Config, DataConfig, SyncConfig
 from hvd_train.errors import ConfigError
 
 GOOD: dict[str, dict[str, Any]] = {
@@ -16,6 +16,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "adacomm": {},
     "drift": {"drift_bound": 1.0},
     "auto": {},
+    "time": {"seconds": 0.5},
 }
 
 GRADIENTS = "with sync.mode = 'gradients', which averages gradients and not parameters."
@@ -51,6 +52,15 @@ def test_a_schedule_needs_its_own_values_only(schedule: str) -> None:
             {"schedule": "drift", "drift_bound": 1.0, "check_every": 0},
             "check_every = 0: expected at least 1 with sync.schedule = 'drift', which follows what these "
             "checks measure.",
+        ),
+        ({"schedule": "time"}, "seconds = 0.0: expected more than 0 s with sync.schedule = 'time'."),
+        (
+            {"schedule": "time", "seconds": 1.0, "period": 20},
+            "period = 20: expected 10, the default, with sync.schedule = 'time', which ignores it.",
+        ),
+        (
+            {"seconds": 1.0},
+            "seconds = 1.0: expected 0.0, the default, with sync.schedule = 'fixed', which ignores it.",
         ),
         (
             {"schedule": "qsr", "qsr_alpha": 0.1, "warmup_rounds": 5},
@@ -94,6 +104,18 @@ def test_other_values_are_refused_with_their_key(values: dict[str, Any], message
     with pytest.raises(ConfigError) as caught:
         SyncConfig(**values)
     assert str(caught.value) == f"sync.{message}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "usual"), [("order", "global", "rank"), ("redeal", "epoch", "never")]
+)
+def test_with_time_every_rank_has_rows_of_its_own(key: str, value: str, usual: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config(sync=SyncConfig(schedule="time", seconds=1.0), data=DataConfig(**{key: value}))
+    assert str(caught.value) == (
+        f"data.{key} = {value!r}: expected {usual!r} with sync.schedule = 'time', as every rank passes "
+        "epochs of its own."
+    )
 
 
 def test_an_outer_optimizer_allows_longer_periods() -> None:

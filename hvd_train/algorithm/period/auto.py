@@ -13,10 +13,13 @@ from hvd_train.algorithm.period.base import Done
 from hvd_train.io.stateful import Count, State, checked
 from hvd_train.io.text import counted
 
-_ROUNDS = 10
-"""Rounds over which the medians are taken."""
-_SLACK = 0.03
-"""The part by which the best k may differ from the present one before the period changes."""
+_ROUNDS, _MOST_ROUNDS = 10, 40
+"""Rounds over which the medians are taken, at first and where the period hardly changes any more."""
+_SLACK = 0.05
+"""The part by which the best k may differ from the present one before the period changes. As the derivative
+of c / (c + k s) by log k is at most 1/4, the share is then at most 1.25 points from the target."""
+_SMALL = 0.25
+"""A change of the period by a smaller part is put down to noise: more rounds are then measured."""
 
 
 class _Saved(msgspec.Struct, forbid_unknown_fields=True):
@@ -36,7 +39,8 @@ class AutoPeriod:
     c is the median over the ranks of the seconds that the average takes, and what the slowest rank waits in
     the header: the time of its message. Waiting for a slower rank is part of s, as a larger k would not make
     it less. Both are medians over some rounds; the first round after a start or a change is left out. The
-    period stays where the best k differs from it by little, so that it settles.
+    period stays where the best k differs from it by little, and the less it changes the more rounds are
+    measured, so that it settles.
 
     Args:
         k: the period until the first measurement.
@@ -49,6 +53,7 @@ class AutoPeriod:
         self._share = share
         self._most = most
         self._missed = False
+        self._rounds = _ROUNDS
         self._begin()
         self.words = (
             f"average every {counted(k, 'local step')} at first, then as rarely as keeps communication at "
@@ -75,7 +80,7 @@ class AutoPeriod:
         busy = header["data_s"] + header["compute_s"] + header["communication_s"] + header["wait_s"]
         self._communication.append(communication)
         self._step.append((float(np.median(busy)) - communication) / done.k)
-        if len(self._step) < _ROUNDS:
+        if len(self._step) < self._rounds:
             return ""
         communication, step = median(self._communication), median(self._step)
         self._communication, self._step = [], []
@@ -85,6 +90,8 @@ class AutoPeriod:
         best = communication * (1 - self._share) / (self._share * step)
         fits = self._k - 1 - _SLACK * self._k < best <= self._k * (1 + _SLACK)
         k = self._k if fits else max(1, min(math.ceil(best), self._most))
+        small = abs(k - self._k) < _SMALL * self._k
+        self._rounds = min(2 * self._rounds, _MOST_ROUNDS) if small else _ROUNDS
         missed, self._missed = self._missed, k == self._most and best > self._most * (1 + _SLACK)
         lines = []
         if k != self._k:

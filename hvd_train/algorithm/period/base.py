@@ -1,4 +1,4 @@
-"""What every schedule of the period is: how many local steps each round has."""
+"""What every schedule of the period is: what ends each round."""
 
 from __future__ import annotations
 
@@ -18,11 +18,27 @@ class Done:
     rounds: int
     """Rounds done, this one included."""
     k: int
-    """Its local steps."""
+    """Its local steps; where ranks took different numbers their mean, rounded."""
     header: Header
     """What every rank did in it."""
     drift: float | None = None
     """The newest drift, if it became known in this round; see `Synchronizer`."""
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """A round in which every rank takes as many local steps as fit into so many seconds."""
+
+    value: float
+
+
+Limit = int | tuple[int, ...] | Seconds
+"""What ends a round: a number of local steps, one for each rank, or a time."""
+
+
+def own_limit(limit: Limit, rank: int) -> int | Seconds:
+    """What ends the round on one rank."""
+    return limit[rank] if isinstance(limit, tuple) else limit
 
 
 class Period(Protocol):
@@ -36,9 +52,9 @@ class Period(Protocol):
     def words(self) -> str:
         """The rule in words, for the run's header; empty for a period that does not change."""
 
-    def next(self, rounds: int, rate: float) -> int:
-        """k, at least 1, of the round that starts after `rounds` rounds. Called again before that round it
-        gives the same.
+    def next(self, rounds: int, rate: float) -> Limit:
+        """The limit of the round that starts after `rounds` rounds; mostly k, at least 1. Called again before
+        that round it gives the same.
 
         Args:
             rate: learning rate of the first parameter group in that round, without its warm-up.

@@ -10,10 +10,12 @@ from hvd_train.algorithm.period.base import Period
 from hvd_train.algorithm.period.drift import DriftPeriod
 from hvd_train.algorithm.period.given import FixedPeriod, QsrPeriod, WarmupPeriod
 from hvd_train.algorithm.period.replayed import ReplayedPeriods
+from hvd_train.algorithm.period.timed import TimePeriod
 from hvd_train.config import SyncConfig
+from hvd_train.config.sync import LONGEST_PLAIN_PERIOD
 
 
-def make_period(sync: SyncConfig, replayed: Sequence[tuple[int, int]] = ()) -> Period:
+def make_period(sync: SyncConfig, replayed: Sequence[tuple[int, int | tuple[int, ...]]] = ()) -> Period:
     """The schedule that `sync` names.
 
     Args:
@@ -34,5 +36,7 @@ def make_period(sync: SyncConfig, replayed: Sequence[tuple[int, int]] = ()) -> P
             return DriftPeriod(k, bound=sync.drift_bound, most=most)
         case "auto":
             return AutoPeriod(k, share=sync.target_share, most=most)
+        case "time":
+            return TimePeriod(sync.seconds, LONGEST_PLAIN_PERIOD if sync.outer == "none" else None)
         case _:
             return FixedPeriod(k)

@@ -32,6 +32,12 @@ class Need:
     outer_bytes: int = 0
     """Of what an outer optimizer keeps in its two slots: all slices together."""
 
+    stepped_bytes: int = 0
+    """Of x_t as the optimizer of averaged gradients steps it: all slices together."""
+
+    sliced_moment_bytes: int = 0
+    """Of that optimizer's state: all slices together."""
+
     averaged_moment_bytes: int = 0
     """Of the optimizer's averaged state, which rank 0 saves for all."""
 
@@ -78,6 +84,7 @@ class Place:
 def state_bytes(need: Need, at: Place) -> int:
     """State, slices and gradients at the peak: at the start, in a step, in an average or in a checkpoint."""
     sliced = need.state_bytes + need.wide_bytes // 2 + need.ema_bytes + need.outer_bytes
+    sliced += need.stepped_bytes + need.sliced_moment_bytes
     slices = at.ranks * sliced // at.world_size
     steady = at.copies * need.state_bytes + slices + at.ranks * need.own_bytes
     if at.backend == "ring" and at.num_hosts > 1:
@@ -93,7 +100,8 @@ def state_bytes(need: Need, at: Place) -> int:
     # A file is held three times: as copies of the tensors, as the format has it, and as bytes to write. While
     # rank 0 packs the model it still has the bytes of the other file, and while it packs the moving average
     # those of both.
-    own = 3 * at.ranks * (need.own_moment_bytes + need.outer_bytes // 2 // at.world_size)
+    kept = (need.outer_bytes // 2 + need.sliced_moment_bytes) // at.world_size
+    own = 3 * at.ranks * (need.own_moment_bytes + kept)
     moments = need.averaged_moment_bytes
     models = 4 if need.ema_bytes else 3
     save = gradients + own + max(3 * moments, moments + models * need.model_bytes)

@@ -81,25 +81,39 @@ def of_process() -> tuple[int, int]:
 def _of_model(model: nn.Module, config: Config) -> Need:
     optimizer, comm, sync = make_optimizer(model, config.optim), SoloCommunicator(), config.sync
     whole = FlatState(model, optimizer, comm, batch_norm=sync.batch_norm)
-    flat = FlatState(model, optimizer, comm, optimizer_state=sync.optimizer_state, batch_norm=sync.batch_norm)
+    every_step = sync.mode == "gradients"
+    flat = FlatState(
+        model,
+        optimizer,
+        comm,
+        optimizer_state="keep" if every_step else sync.optimizer_state,
+        batch_norm=sync.batch_norm,
+        moments=sync.moments,
+        every_rounds=sync.every_rounds,
+    )
     kept = whole.num_bytes - flat.num_bytes
+    apart = [e for e in flat.entries if e.kind == "moment" and e.part.every > 1]
+    parameters = sum(_wide_bytes(e) for e in flat.entries if e.kind == "parameter")
+    moments = sum(_wide_bytes(e) for e in whole.entries if e.kind == "moment")
     return Need(
         words=f"{sum(p.numel() for p in model.parameters()):,} parameters",
         state_bytes=flat.num_bytes,
         gradient_bytes=sum(p.numel() * p.itemsize for p in model.parameters() if p.requires_grad),
-        own_bytes=kept + sum(_num_bytes(t) for _, t in flat.frozen()),
+        own_bytes=(0 if every_step else kept) + sum(_num_bytes(t) for _, t in flat.frozen()),
         model_bytes=sum(map(_num_bytes, saved_state(model)[0].values())),
         ema_bytes=sum(_wide_bytes(e) for e in flat.entries if e.kind != "moment") if sync.ema else 0,
-        outer_bytes=_outer_bytes(flat, config),
+        outer_bytes=_outer_bytes(parameters, config),
+        stepped_bytes=parameters if every_step else 0,
+        sliced_moment_bytes=moments if every_step else 0,
         averaged_moment_bytes=sum(map(_num_bytes, flat.moments().values())),
-        own_moment_bytes=kept if sync.optimizer_state == "keep" else 0,
+        own_moment_bytes=(kept if flat.has_moments or sync.optimizer_state == "keep" else 0)
+        + sum(_num_bytes(e.holder) for e in apart),
         wide_bytes=sum(4 * math.prod(e.size) for e in flat.entries if e.dtype.itemsize < 4),
     )
 
 
-def _outer_bytes(flat: FlatState, config: Config) -> int:
+def _outer_bytes(parameters: int, config: Config) -> int:
     rule = make_rule(config.sync)
-    parameters = sum(_wide_bytes(e) for e in flat.entries if e.kind == "parameter")
     return 0 if rule is None else 2 * len(rule.keeps) * parameters
 
 

@@ -13,11 +13,12 @@ import pytest
 from hvd_train.algorithm.header import Header, Row
 from hvd_train.algorithm.period.adacomm import AdaCommPeriod
 from hvd_train.algorithm.period.auto import AutoPeriod
-from hvd_train.algorithm.period.base import Done, Period
+from hvd_train.algorithm.period.base import Done, Period, Seconds, own_limit
 from hvd_train.algorithm.period.chosen import make_period
 from hvd_train.algorithm.period.drift import DriftPeriod
 from hvd_train.algorithm.period.given import FixedPeriod, QsrPeriod, WarmupPeriod
 from hvd_train.algorithm.period.replayed import ReplayedPeriods
+from hvd_train.algorithm.period.timed import TimePeriod
 from hvd_train.config import SyncConfig
 from hvd_train.errors import RunDirectoryError
 
@@ -180,13 +181,22 @@ def test_auto_reaches_its_share_and_settles() -> None:
         "has 20 from round 12 on."
     )
     assert period.next(11, 0.1) == 20
-    for communication_s in (0.51, 0.49, 0.5, 0.514):
+    for communication_s in (0.51, 0.49, 0.5, 0.52):
         assert not any(rounds_of(period, 11, communication_s, 0.1))
-    assert any(rounds_of(period, 21, 0.25, 0.1))
+    assert any(rounds_of(period, 80, 0.25, 0.1))
     assert period.next(0, 0.1) == 10
-    assert any(rounds_of(period, 21, 0.012, 0.1))
+    assert any(rounds_of(period, 80, 0.012, 0.1))
     assert period.next(0, 0.1) == 1
     assert not any(rounds_of(period, 31, 0.012, 0.1))
+
+
+def test_auto_measures_more_rounds_where_it_hardly_changes() -> None:
+    """Its first change is a large one. The next ones are of less than a quarter: after 20 rounds, then 40."""
+    period, changes = AutoPeriod(10, share=0.2, most=48), []
+    for number, communication_s in enumerate([0.5] * 11 + [0.549] * 11 + [0.599] * 21 + [0.52] * 41, 1):
+        if any(rounds_of(period, 1, communication_s, 0.1)):
+            changes.append((number, period.next(0, 0.1)))
+    assert changes == [(11, 20), (22, 22), (43, 24), (84, 21)]
 
 
 def test_auto_leaves_out_single_slow_rounds() -> None:
@@ -214,6 +224,49 @@ def test_auto_measures_nothing_without_time() -> None:
     assert period.next(0, 0.1) == 10
 
 
+def timed(rounds: int, *rows: tuple[int, float]) -> Done:
+    """Ranks with so many steps in so many seconds."""
+    table = header(*({"steps": steps, "compute_s": seconds} for steps, seconds in rows))
+    return Done(rounds=rounds, k=table.period, header=table)
+
+
+def test_time() -> None:
+    period = again(TimePeriod(2.0, most=48), TimePeriod(0.5, most=48))
+    assert period.next(0, 0.1) == period.next(9, 0.1) == Seconds(0.5)
+    assert period.words == "average after as many local steps of each rank as fit into 0.5 s"
+    assert timed(1, (20, 0.5), (11, 0.5)).k == 16, "their mean"
+    assert timed(1, (0, 0.0)).k == 1
+    with pytest.raises(ValueError, match="seconds = 0: expected more than 0"):
+        TimePeriod(0)
+
+
+def test_time_says_once_which_ranks_are_too_slow() -> None:
+    """In three rounds in a row, the first of a start left out."""
+    period = TimePeriod(0.5, most=48)
+    slow, fits = ((1, 2.25), (1, 2.0), (1, 0.7)), ((1, 2.25), (2, 0.5), (1, 0.5))
+    assert [period.after_round(timed(r, *slow)) for r in (1, 2, 3)] == ["", "", ""]
+    assert [period.after_round(timed(r, *fits)) for r in (4, 5)] == [
+        "one local step took 2.25 s on rank 0, and sync.seconds is 0.5: the others wait for it. Raise "
+        "sync.seconds.",
+        "",
+    ]
+    period = TimePeriod(0.5)
+    said = [period.after_round(timed(r, *slow)) for r in range(8)]
+    assert [bool(text) for text in said] == [False, False, False, True, False, False, False, False]
+    assert "took 2.25 s on ranks 0, 1, and" in said[3]
+
+
+def test_time_says_once_that_rounds_are_very_long() -> None:
+    period, long = TimePeriod(0.5, most=48), ((48, 0.5), (49, 0.5))
+    assert [period.after_round(timed(r, *long)) for r in range(3)] == [
+        "",
+        "rank 1 took 49 local steps: above 48 plain averaging tends to lose accuracy. Lower sync.seconds, or "
+        "set sync.outer = 'nesterov'.",
+        "",
+    ]
+    assert not any(TimePeriod(0.5).after_round(timed(r, *long)) for r in range(3))
+
+
 def test_replayed() -> None:
     period = ReplayedPeriods("runs/a", [(3, 5), (4, 1), (9, 7)], "auto")
     assert [period.next(r, 0.1) for r in range(12)] == [5, 5, 5, 1, 7, 7, 7, 7, 7, 7, 7, 7]
@@ -222,6 +275,13 @@ def test_replayed() -> None:
     assert period.after_round(done(7, 10)) == (
         "runs/a ends with round 9: this one and those after it have as many local steps, 7."
     )
+
+
+def test_replayed_steps_of_each_rank() -> None:
+    period = ReplayedPeriods("runs/a", [(1, (5, 3)), (3, (6, 2))])
+    assert [period.next(r, 0.1) for r in range(4)] == [(5, 3), (6, 2), (6, 2), (6, 2)]
+    assert [own_limit(period.next(0, 0.1), rank) for rank in range(2)] == [5, 3]
+    assert period.after_round(done(4, 4)).endswith("have as many local steps, 2-6.")
 
 
 @pytest.mark.parametrize(

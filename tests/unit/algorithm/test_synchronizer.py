@@ -38,7 +38,7 @@ class Recording:
     def moved(self) -> float:
         return 1.5
 
-    def average(self, weight: float, healthy: bool, verify: bool = True) -> None:
+    def average(self, weight: float, healthy: bool, verify: bool = True, rounds: int | None = None) -> None:
         if verify:
             self.hashed.append(len(self.weights) - 1)
         assert healthy

@@ -10,6 +10,7 @@ import pytest
 from torch import Tensor, nn
 
 from hvd_train.algorithm.header import StepDone
+from hvd_train.algorithm.period.base import Seconds
 from hvd_train.algorithm.transformed_reader import InThread, TransformedReader
 from hvd_train.algorithm.worker import Worker, steps_per_epoch
 from hvd_train.config import DataConfig
@@ -78,6 +79,7 @@ def made_of(
     accumulate: int = 1,
     samples_per_rank: Sequence[int] = ROWS,
     last: LastBatch = "keep",
+    own_epochs: bool = False,
 ) -> tuple[Worker, Steps]:
     steps = Steps()
     transformed = TransformedReader(
@@ -90,6 +92,7 @@ def made_of(
         accumulate=accumulate,
         samples_per_rank=samples_per_rank,
         last_batch=last,
+        own_epochs=own_epochs,
     )
     return made, steps
 
@@ -168,6 +171,45 @@ def test_a_rank_without_rows_only_counts(readers: list[Reader]) -> None:
     work = made.run(13)
     assert (work.samples, work.loss_sum, made.epochs, steps.rows) == (0, 0.0, 2, [])
     assert made.progress == pytest.approx(2 + 1 / 6)
+
+
+def test_ranks_with_epochs_of_their_own_pass_them_alone(readers: list[Reader]) -> None:
+    workers = [made_of(reader, own_epochs=True) for reader in readers[:3]]
+    works = [[w.run(5) for _ in range(3)] for w, _ in workers]
+    assert [[work.steps for work in rank] for rank in works] == [[5] * 3, [5] * 3, [0] * 3]
+    assert [[work.epoch for work in rank] for rank in works[1:]] == [
+        pytest.approx([5 / 3, 10 / 3, 5]),
+        [0] * 3,
+    ]
+    assert [w.epochs for w, _ in workers] == [2, 5, 0]
+    assert works[0][2].epoch == pytest.approx(2.5)
+    assert [[work.samples for work in rank] for rank in works[1:]] == [[18, 16, 16], [0] * 3]
+    every = [n for step in workers[1][1].rows for batch in step for n in batch]
+    assert [sorted(every[i : i + 10]) for i in range(0, 50, 10)] == [list(range(23, 33))] * 5
+
+
+def test_a_round_in_seconds_has_at_least_one_step(readers: list[Reader]) -> None:
+    workers = [made_of(reader, own_epochs=True)[0] for reader in readers[:3]]
+    assert [w.run(Seconds(1e-9)).steps for w in workers] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("rank", range(3))
+@pytest.mark.parametrize("cut", [1, 3, 7])
+def test_a_rank_is_resumed_in_its_own_epoch(rank: int, cut: int, readers: list[Reader]) -> None:
+    whole, expected = made_of(readers[rank], own_epochs=True)
+    whole.run(cut)
+    state = copy.deepcopy(whole.state_dict())
+    expected.rows.clear()
+    whole.run(9)
+    again, steps = made_of(readers[rank + 3], own_epochs=True)
+    again.load_state_dict(state)
+    assert not again.restarted
+    again.run(9)
+    assert steps.rows == expected.rows
+    assert (again.epochs, again.state_dict()) == (whole.epochs, whole.state_dict())
+    together, _ = worker(readers[rank])
+    together.load_state_dict(state)
+    assert together.restarted, "its epoch may not be that of the others"
 
 
 def test_seconds_are_measured(readers: list[Reader]) -> None:

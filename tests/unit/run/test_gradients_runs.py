@@ -126,7 +126,7 @@ def test_a_rank_that_is_not_finite_has_no_weight_in_that_step(config: Config, tm
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         file["inputs"][20] = float("nan")
     config = replace(config, data=replace(config.data, not_finite="keep"))
-    (recorder, *_) = trained(having(config, 10, period=1), 3)
+    (recorder, *_) = trained(having(config, 20, period=1), 3)
     (fault,) = recorder.of(FaultReport)
     assert fault.ranks == (0,)
     assert fault.message.startswith("gradients or loss of ranks [0] were not finite: ")

@@ -75,7 +75,7 @@ def test_another_schedule_begins_anew(before: int, config: Config) -> None:
 def kept(config: Config) -> tuple[Config, list[int]]:
     """A run with its event log, and its periods."""
     result = hvd_train.train(config, comm=SoloCommunicator())
-    return config, [k for _, k in each_round(periods_of(str(result.run)))]
+    return config, [k for _, k in each_round(periods_of(str(result.run), 1))]
 
 
 def each_round(stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
