@@ -142,7 +142,7 @@ setup(
         "filters": FILTERS,
         "images": IMAGES,
         "test": TEST,
-        "dev": [*TEST, "ruff", "mypy", "import-linter", "pre-commit"],
+        "dev": [*TEST, "ruff", "mypy", "import-linter", "pre-commit", "matplotlib"],
     },
     entry_points={"console_scripts": ["hvd_train = hvd_train.__main__:main"]},
     ext_modules=[Extension(name, sources=[], optional=True) for name in EXTENSIONS],

@@ -7,13 +7,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +35,21 @@ BATCH = 64
 OURS = {"not averaging": ["--sync", "none"], "hvd_train": ["--sync", "gradients"]}
 """The ways that are trainings of this program, by name: their options. What the others are divided by is the
 first."""
-PEERS = {"DDP": "ddp", "Horovod": "horovod"}
+PEERS = {
+    "DDP": ("ddp", {"GLOO_SOCKET_IFNAME": "lo"}),
+    "Horovod": ("horovod", {}),
+    "Horovod, cycle of 0.1 ms": ("horovod", {"HOROVOD_CYCLE_TIME": "0.1"}),
+}
+"""The others, by name: what trains, and its environment. By default Horovod waits up to 1 ms before it begins
+an exchange."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """A model, and how long to train it."""
-
-    model: ModelConfig
-    rounds: int
-    warm_up: int
-
-
-SIZES = {
-    "mlp": Size(model=ModelConfig(hidden=(500, 100)), rounds=300, warm_up=50),
-    "cnn": Size(
-        model=ModelConfig(name="cnn", channels=(64, 128, 256), hidden=(6000, 1800)), rounds=6, warm_up=2
-    ),
+MODELS = {
+    "mlp": ModelConfig(hidden=(500, 100)),
+    "cnn": ModelConfig(name="cnn", channels=(64, 128, 256), hidden=(6000, 1800)),
 }
 """The MNIST mlp of 0.4 million parameters, and a cnn of 25 million."""
+STEPS = {"mlp": (500, 3000), "cnn": (20, 80)}
+"""Local steps of a run: those at its start that do not count, and all."""
 PERIOD = 10
 
 
@@ -62,18 +58,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=5, help="runs of each way, interleaved")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on each rank")
-    parser.add_argument("--models", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--mnist", default=os.environ.get("MNIST_DIR"), help="folder with MNIST's idx files")
     parser.add_argument("--json", type=Path, help="write everything that was measured into this file")
     parser.add_argument("--peer", nargs=3, metavar=("WAY", "MODEL", "FOLDER"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def launched(ranks: int, line: list[str]) -> str:
+def launched(ranks: int, line: list[str], variables: dict[str, str]) -> str:
     """Runs a program on all ranks, without binding; its output."""
     start = ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)]
-    # Horovod's default waits up to 1 ms before each exchange.
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "HOROVOD_CYCLE_TIME": "0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     done = subprocess.run(
         [*start, sys.executable, *line], capture_output=True, text=True, env=env, check=False
     )
@@ -84,30 +79,31 @@ def launched(ranks: int, line: list[str]) -> str:
 
 def measure(way: str, name: str, repetition: int, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Trains in a job of its own."""
-    size = SIZES[name]
+    model, (warm_up, steps) = MODELS[name], STEPS[name]
     if way in PEERS:
-        peer = ["--peer", PEERS[way], name, str(folder), "--threads", str(args.threads)]
-        text = launched(args.ranks, ["-m", "benchmarks.every_step", *peer])
+        kind, variables = PEERS[way]
+        peer = ["--peer", kind, name, str(folder), "--threads", str(args.threads)]
+        text = launched(args.ranks, ["-m", "benchmarks.every_step", *peer], variables)
         return {"samples_per_s": float(text.split()[-1])}
     run = f"{name}-{way.replace(' ', '-')}-{repetition}"
     options = {
         "--data": folder / "data",
         "--runs": folder / "runs",
         "--name": run,
-        "--max-rounds": size.rounds,
+        "--max-rounds": steps // PERIOD,
         "--period": PERIOD,
         "--threads": args.threads,
         "--batch-size": BATCH,
         "--patience": 0,
         "--evaluate.every-epochs": 0,
-        "--evaluate.every-rounds": size.rounds,  # at the end only, after what is counted
-        "--model.name": size.model.name,
+        "--evaluate.every-rounds": steps // PERIOD,  # at the end only, after what is counted
+        "--model.name": model.name,
     }
     words = [str(word) for pair in options.items() for word in pair]
-    words += ["--model.hidden", *map(str, size.model.hidden)]
-    words += ["--model.channels", *map(str, size.model.channels)]
-    launched(args.ranks, ["-m", "hvd_train", *words, *OURS[way]])
-    found = read_run(way, repetition, folder / "runs" / run / "events.jsonl", size.warm_up)
+    words += ["--model.hidden", *map(str, model.hidden), "--model.channels", *map(str, model.channels)]
+    launched(args.ranks, ["-m", "hvd_train", *words, *OURS[way]], {})
+    found = read_run(way, repetition, folder / "runs" / run / "events.jsonl", warm_up // PERIOD)
+    shutil.rmtree(folder / "runs" / run)
     return {
         "samples_per_s": found.samples_per_s,
         "seconds_per_round": found.seconds_per_round,
@@ -132,14 +128,14 @@ def train_peer(way: str, name: str, folder: str, threads: int) -> None:
     """One rank of a peer: the same model, loss and optimizer. Rank 0 prints the samples/s of all."""
     torch.set_num_threads(threads)
     rank, ranks = int(os.environ["OMPI_COMM_WORLD_RANK"]), int(os.environ["OMPI_COMM_WORLD_SIZE"])
-    config = Config(data=DataConfig(path=f"{folder}/data"), model=SIZES[name].model)
+    config = Config(data=DataConfig(path=f"{folder}/data"), model=MODELS[name])
     task = make_task(config)
     torch.manual_seed(0)
     model = build(task, open_catalog(config.data))
     optimizer = make_optimizer(model, OptimConfig())
     model, optimizer = {"ddp": _ddp, "horovod": _horovod}[way](model, optimizer, folder, rank, ranks)
     gradients, drawn = Gradients(model, task, OptimConfig()), batches(config, rank, ranks)
-    warm_up, steps = (PERIOD * n for n in (SIZES[name].warm_up, SIZES[name].rounds))
+    warm_up, steps = STEPS[name]
     began = 0.0
     for step in range(steps):
         if step == warm_up:
@@ -170,18 +166,19 @@ def _horovod(model: nn.Module, optimizer: Any, folder: str, rank: int, ranks: in
     return model, hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
 
 
-def table(runs: list[dict[str, Any]], ways: list[str]) -> list[list[str]]:
+def table(runs: list[dict[str, Any]]) -> list[list[str]]:
     """Rows of cells: median and spread of samples/s, beside not averaging and beside the better peer."""
-    speeds = {way: {r["repetition"]: r["samples_per_s"] for r in runs if r["way"] == way} for way in ways}
-    peers = [way for way in ways if way in PEERS]
-    better = max(peers, key=lambda way: statistics.median(speeds[way].values()))
-    rows = [["", "samples/s", "min to max", f"of {ways[0]}", f"of {better}"]]
+    speeds: dict[str, dict[int, float]] = {}
+    for run in runs:
+        speeds.setdefault(run["way"], {})[run["repetition"]] = run["samples_per_s"]
+    middle = {way: statistics.median(of.values()) for way, of in speeds.items()}
+    alone, better = next(iter(OURS)), max(PEERS, key=middle.__getitem__)
+    rows = [["", "samples/s", "min to max", f"of {alone}", f"of {better}"]]
     for way, of in speeds.items():
         # Of the same repetition: what slows the machine down for a while slows both.
-        ratio: Callable[[str], float] = lambda base: statistics.median(of[n] / speeds[base][n] for n in of)  # noqa: E731, B023
+        ratios = [statistics.median(of[n] / speeds[base][n] for n in of) for base in (alone, better)]
         spread = f"{min(of.values()):,.0f} to {max(of.values()):,.0f}"
-        cells = [way, f"{statistics.median(of.values()):,.0f}", spread, f"{ratio(ways[0]):.1%}"]
-        rows.append([*cells, f"{ratio(better):.2f}"])
+        rows.append([way, f"{middle[way]:,.0f}", spread, f"{ratios[0]:.1%}", f"{ratios[1]:.2f}"])
     return rows
 
 
@@ -205,11 +202,14 @@ def main() -> None:
                     print(
                         f"{name} {repetition} {way}: {found['samples_per_s']:,.0f} samples/s", file=sys.stderr
                     )
-    given = argparse.Namespace(**vars(args), period=PERIOD, rounds=None, warm_up=None)
-    about = circumstances(given, data, load, measurements)
+    rounds = {name: steps // PERIOD for name, (_, steps) in STEPS.items()}
+    given = argparse.Namespace(**vars(args), period=PERIOD, rounds=rounds, warm_up=None)
+    about = circumstances(given, data, load, measurements) | {
+        "warm_up": {n: STEPS[n][0] for n in args.models}
+    }
     print("\n".join(f"{key}: {value}" for key, value in about.items()), end="\n\n")
     for name in args.models:
-        print(f"{name}:\n\n{markdown(table([r for r in runs if r['model'] == name], ways))}\n")
+        print(f"{name}:\n\n{markdown(table([r for r in runs if r['model'] == name]))}\n")
     if args.json:
         args.json.write_text(json.dumps({"about": about, "runs": runs}, indent=2) + "\n")
 

@@ -110,8 +110,8 @@ class Worker:
         return self.epochs + self._done + (1 - self._done) * (steps - self._steps_left()) / steps
 
     def run(self, limit: int | Seconds) -> Work:
-        """Local steps up to the limit of the round. A rank that is out of rows does nothing in the rest of
-        the epoch; one that has none, and epochs of its own, takes no step."""
+        """Local steps up to the limit of the round. A rank that is out of rows has no batches in the rest of
+        the epoch; one that has none, and epochs of its own, takes no step. Collective where the step is."""
         self._pace.begin(limit if self._most_rows else 0)
         self._began = self._reader.state_dict()
         self._left_out_in_round = {}

@@ -30,6 +30,13 @@ def steps(folder: Path) -> set[int]:
     return {saved.part(rank, "outer")["steps"] for rank in range(saved.world_size)}
 
 
+def optimizer_steps(folder: Path) -> set[float]:
+    """Steps of the optimizer of averaged gradients, as the ranks have counted them for each parameter."""
+    saved = SavedCheckpoint.open(folder)
+    states = [saved.part(rank, "sliced") for rank in range(saved.world_size)]
+    return {float(value) for of in states for key, value in of.items() if key.startswith("step/")}
+
+
 def check_nesterov(run: Path, *, rounds: int, lr: float, momentum: float, first: int = 1) -> None:
     """That each round's parameters follow from those and the momentum of the round before: the outer gradient
     is u_(t+1) - mu u_t."""

@@ -18,7 +18,7 @@ from hvd_train.data.format import SampleSpec
 from hvd_train.record.reports import FaultReport, LayerReport, RoundReport
 from hvd_train.record.wording import header_lines
 from hvd_train.run.saved_checkpoint import SavedCheckpoint
-from tests.unit.outer_checkpoints import kept
+from tests.unit.outer_checkpoints import kept, optimizer_steps
 from tests.unit.trainings import Remembered, Same, resumed, small, train
 
 
@@ -92,17 +92,10 @@ def test_moments_are_dealt_anew(ranks: int, config: Config) -> None:
     trained(resumed(having(config), max_rounds=4), ranks)
     after = kept(checkpoint(config, 4), "sliced")
     assert {key: len(value) for key, value in before.items()} == {k: len(v) for k, v in after.items()}
-    assert steps(checkpoint(config, 4)) == {8.0}, "four rounds of two steps"
+    assert optimizer_steps(checkpoint(config, 4)) == {8.0}, "four rounds of two steps"
     other = replace(config, optim=OptimConfig(name="AdamW", lr=0.01, args={"amsgrad": True}))
     trained(resumed(having(other), max_rounds=5), ranks)
-    assert steps(checkpoint(config, 5)) == {2.0}, "with other arguments the state begins anew"
-
-
-def steps(folder: Path) -> set[float]:
-    """Steps of the optimizer, as it has counted them for each parameter."""
-    saved = SavedCheckpoint.open(folder)
-    states = [saved.part(rank, "sliced") for rank in range(saved.world_size)]
-    return {float(value) for of in states for key, value in of.items() if key.startswith("step/")}
+    assert optimizer_steps(checkpoint(config, 5)) == {2.0}, "with other arguments the state begins anew"
 
 
 def test_the_mode_can_be_changed_and_back(config: Config, said: Callable[[], str]) -> None:
@@ -113,7 +106,7 @@ def test_the_mode_can_be_changed_and_back(config: Config, said: Callable[[], str
     assert expected in said()
     folder = checkpoint(config, 4)
     assert all((value != 0).any() for key, value in kept(folder, "sliced").items() if "bias" not in key)
-    assert steps(folder) == {4.0}, "two rounds of two steps"
+    assert optimizer_steps(folder) == {4.0}, "two rounds of two steps"
     trained(resumed(having(config, mode="average"), max_rounds=5), 2)
     assert "sync.mode was 'gradients' and is 'average': the optimizer's state begins anew." in said()
     saved = SavedCheckpoint.open(checkpoint(config, 5))
