@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hvd_train.algorithm.gradients import Gradients
 from hvd_train.algorithm.header import Work
-from hvd_train.algorithm.period.base import Done
+from hvd_train.algorithm.period.base import Done, Seconds, own_limit
 from hvd_train.algorithm.period.chosen import make_period
 from hvd_train.algorithm.sync_parts import SyncParts
 from hvd_train.comm.base import Communicator
@@ -65,14 +65,18 @@ class Rounds:
             generator = torch.Generator().manual_seed(1000 * self.done + 10 * number + self.comm.rank)
             done = self.step([{"inputs": torch.randn(BATCH, 4, generator=generator)}])
             loss_sum, samples = loss_sum + done.loss_sum, samples + done.samples
-        return Work(samples=samples, loss_sum=loss_sum, compute_s=0.01)
+        return Work(samples=samples, loss_sum=loss_sum, compute_s=0.01, steps=k)
 
     def round(self) -> None:
         """One round, after which all ranks that average have the same parameters. Collective."""
-        k = self.comm.broadcast(self.period.next(self.done, 0.1))
-        header = self.synchronizer.synchronize(self.done, self.local_steps(k))
+        limit = own_limit(self.comm.broadcast(self.period.next(self.done, 0.1)), self.comm.rank)
+        # A clock is not needed for ranks to take different numbers of steps.
+        work = self.local_steps(1 + self.comm.rank if isinstance(limit, Seconds) else limit)
+        header = self.synchronizer.synchronize(self.done, work)
         self.done += 1
-        self.period.after_round(Done(rounds=self.done, k=k, header=header, drift=self.synchronizer.drift))
+        self.period.after_round(
+            Done(rounds=self.done, k=header.period, header=header, drift=self.synchronizer.drift)
+        )
         every = set(self.comm.allgather(self.bits()))
         assert len(every) == (self.comm.size if self.sync.mode == "none" else 1)
 

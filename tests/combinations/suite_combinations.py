@@ -13,10 +13,10 @@ from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.errors import UserError
 from tests.combinations.rounds import Rounds
 from tests.combinations.rules import RULES, SHORT_WIRES, config, of_one_key, sync
-from tests.combinations.table import averages_parameters, refused_pair, refused_types, refused_wires
+from tests.combinations.table import averages_parameters, refused_parts, refused_wires
 from tests.combinations.trainings import trains
 
-PAIRS = [pair for pair in combinations(RULES, 2) if not of_one_key(*pair) and not refused_pair(*pair)]
+PAIRS = [pair for pair in combinations(RULES, 2) if not of_one_key(*pair) and not refused_parts(*pair)]
 """Two rules that go together."""
 
 
@@ -50,7 +50,7 @@ def test_every_rule_runs_with_a_short_wire(world: Communicator, runs: str, wire:
             trains(comm, runs, rule, wire=wire)
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if not refused_types(rule)])
+@pytest.mark.parametrize("rule", [rule for rule in RULES if not refused_parts(rule, two_types=True)])
 def test_a_model_of_two_types(ring: Communicator, rule: str) -> None:
     rounds = Rounds(ring, config("runs", "r", sync(rule)), two_types=True)
     for _ in range(3):
