@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hvd_train.algorithm.batch_norm import BatchNormEvaluator, TrainingBatches
+from hvd_train.algorithm.batch_norm import BatchNormEvaluator, training_batches
 from hvd_train.algorithm.compiling import compile_in_turn
 from hvd_train.algorithm.continuing import EpochResume
 from hvd_train.algorithm.ema import PREFIX, Ema, EmaEvaluator
@@ -286,20 +286,11 @@ class Wiring:
 
     def _make_evaluator(self, ema: Ema) -> Evaluator:
         prepared, evaluator = self.prepared, self._plain_evaluator(ema)
-        config, sample, count = prepared.config, prepared.catalog.sample, prepared.comm.size
-        batches = config.evaluate.batch_norm_batches
-        if not batches:
+        config = prepared.config
+        if not config.evaluate.batch_norm_batches:
             return evaluator
-        size = config.data.batch_size
-        rows = Rows(
-            prepared.catalog.parts(count, size)[prepared.comm.rank],
-            sample.fields,
-            screen=training_screen(config.data, sample),
-            known=prepared.catalog.shards,
-            copies=self.copies.paths,
-        )
-        training = TrainingBatches(rows, prepared.task, batch_size=size, count=batches)
-        return BatchNormEvaluator(evaluator, prepared.comm, prepared.task, prepared.model, training)
+        batches = training_batches(prepared.catalog, config, prepared.task, prepared.comm, self.copies.paths)
+        return BatchNormEvaluator(evaluator, prepared.comm, prepared.task, prepared.model, batches)
 
     def _plain_evaluator(self, ema: Ema) -> Evaluator:
         prepared = self.prepared

@@ -89,9 +89,9 @@ def cells(problems: Sequence[Problem]) -> Iterator[Cell]:
 
 
 def next_training(problems: Sequence[Problem], results: Results) -> Training | None:
-    """The first that has not ended, of the rules that this version of hvd_train has."""
+    """The first that has not ended."""
     for cell in cells(problems):
-        training = cell.next(results) if cell.rule.is_available else None
+        training = cell.next(results)
         if training is not None:
             return training
     return None
@@ -101,8 +101,7 @@ def trainings_left(problem: Problem, results: Results) -> int:
     """How many trainings of a problem are left at least: without further learning rates."""
     left = 0
     for cell in cells([problem]):
-        if cell.rule.is_available:
-            tried = cell.tried(results)
-            left += len([rate for rate in problem.rates if rate not in tried])
-            left += len(problem.seeds) - len(cell.final(results))
+        tried = cell.tried(results)
+        left += len([rate for rate in problem.rates if rate not in tried])
+        left += len(problem.seeds) - len(cell.final(results))
     return left

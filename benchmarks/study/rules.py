@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-from hvd_train.config import SyncConfig
+from typing import Any
 
 DRIFT_BOUNDS = {"alike": 2.0, "split": 8.0}
 """By split: about twice the median of the drift that the mlp showed with k = 10 on four ranks."""
@@ -37,16 +35,6 @@ class Rule:
         """Of `sync`."""
         scaled = {key: factor * rate for key, factor in self.by_rate.items()}
         return {**self.sync, **self.by_split.get(split, {}), **scaled}
-
-    @property
-    def is_available(self) -> bool:
-        """Whether this version of hvd_train has the rule: its keys of `sync`, with such values."""
-        known = get_type_hints(SyncConfig)
-        chosen = self.settings("alike", 0.1)
-        return all(
-            key in known and (get_origin(known[key]) is not Literal or value in get_args(known[key]))
-            for key, value in chosen.items()
-        )
 
 
 GRADIENTS = Rule(name="gradients", sync={"mode": "gradients"})

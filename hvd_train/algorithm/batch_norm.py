@@ -10,7 +10,7 @@ arXiv:2105.07576, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hvd_train.algorithm.evaluate import Evaluator
 from hvd_train.algorithm.header import Header
 from hvd_train.comm.base import Communicator, Op
+from hvd_train.config import Config
 from hvd_train.data.batches import batch_bounds
+from hvd_train.data.catalog import Catalog
 from hvd_train.data.format import Array
 from hvd_train.data.rows import Rows
-from hvd_train.data.screen import usable
+from hvd_train.data.screen import training_screen, usable
 from hvd_train.errors import ConfigError, TaskError
 from hvd_train.io.stateful import State
 from hvd_train.liveness import mark
@@ -187,6 +189,22 @@ class TrainingBatches:
         for at, row in enumerate(numbers):
             self._rows.read_into(arrays, at, row, row + 1)
         return arrays
+
+
+def training_batches(
+    catalog: Catalog, config: Config, task: Task, comm: Communicator, copies: Mapping[str, str]
+) -> TrainingBatches:
+    """Those that a run's configuration asks of this rank; `copies` of files are read in their place. Not
+    collective."""
+    data, size = config.data, config.data.batch_size
+    rows = Rows(
+        catalog.parts(comm.size, size)[comm.rank],
+        catalog.sample.fields,
+        screen=training_screen(data, catalog.sample),
+        known=catalog.shards,
+        copies=copies,
+    )
+    return TrainingBatches(rows, task, batch_size=size, count=config.evaluate.batch_norm_batches)
 
 
 class BatchNormEvaluator:

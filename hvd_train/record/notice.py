@@ -40,10 +40,11 @@ class Notice(Recorder):
         seconds = sum(spread.median for spread in report.seconds.values())
         if seconds > self._lead_s / 2:
             self._warned = True
+            key = "period" if report.steps is None else "seconds"
             warn(
                 f"round {report.round} took {seconds:.3g} s, but the job is notified {self._lead_s:g} s "
                 "before its end; expected rounds of at most half of that, or there is no time for a "
-                "checkpoint. Lower sync.period, or raise the seconds of sbatch's --signal and "
+                f"checkpoint. Lower sync.{key}, or raise the seconds of sbatch's --signal and "
                 f"{LEAD_VARIABLE}."
             )
 

@@ -101,28 +101,16 @@ def test_what_has_other_settings_is_trained_again(results: Results) -> None:
     assert len(train_all(replace(SMALL, rules=(REFERENCE, slow)), results, error)) == count / 2
 
 
-def test_rules_that_this_version_does_not_have_are_left_out(results: Results) -> None:
-    rules = (Rule(name="a", sync={"mode": "telepathy"}), Rule(name="b", sync={"telepathy": 3}))
-    assert not any(rule.is_available for rule in rules)
-    problem = replace(SMALL, rules=rules)
-    assert next_training([problem], results) is None
-    assert trainings_left(problem, results) == 0
-    assert len(table([problem], results)) == 1
-    assert all(rule.is_available for rule in (REFERENCE, DILOCO))
-
-
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda p: f"{p.name}-{p.ranks}")
 def test_every_training_can_be_configured_and_has_the_same_samples(problem: Problem) -> None:
     assert problem.rows % (problem.ranks * problem.batch) == 0, "every step has a full batch"
     for rule in problem.rules:
-        if rule.is_available:
-            training = Training(problem=problem, split="split", rule=rule, rate=0.1, seed=0, part=TEST)
-            config = training.config()
-            assert isinstance(config, Config)
-            assert (
-                config.learning_rate.total == problem.samples == problem.steps * problem.batch * problem.ranks
-            )
-            assert problem.steps >= 3 * config.sync.period
+        training = Training(problem=problem, split="split", rule=rule, rate=0.1, seed=0, part=TEST)
+        config = training.config()
+        assert isinstance(config, Config)
+        assert config.learning_rate.total == problem.samples
+        assert problem.samples == problem.steps * problem.batch * problem.ranks
+        assert problem.steps >= 3 * config.sync.period
 
 
 def test_intervals_are_those_of_students_t() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hvd_train.record.notice import LEAD_VARIABLE, make_notice
@@ -26,6 +28,12 @@ def test_a_round_longer_than_half_the_notice_is_warned_of_once(capsys: pytest.Ca
         "hvd_train: round 1 took 2 s, but the job is notified 3.9 s before its end; expected"
     )
     assert "Lower sync.period, or raise" in line
+
+
+def test_rounds_of_equal_time_are_shortened_by_their_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    (recorder,) = make_notice({LEAD_VARIABLE: "1"})
+    recorder.report(replace(round_report(1), steps=(3, 1)))
+    assert "Lower sync.seconds, or raise" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lead_s", [str(2 * ROUND_S), "120", "", "soon"])
