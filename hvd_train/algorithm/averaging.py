@@ -125,7 +125,7 @@ class StateAverage:
 
     def rebind(self, comm: Communicator) -> str:
         """See `Average`."""
-        self._state.rebind(comm)
+        self._state.rebind(comm, in_every_step=not self._parameters)
         self._comm, self._buffers = comm, self._state.buffers
         self._hash = self._hash_of_live(list(self._buffers))
         return self._step.rebind(comm)

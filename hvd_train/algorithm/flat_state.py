@@ -156,15 +156,20 @@ class FlatState:
             view.copy_(as_real(entry.holder))
             self._hand_over(entry, view)
 
-    def rebind(self, comm: Communicator) -> None:
+    def rebind(self, comm: Communicator, *, in_every_step: bool = False) -> None:
         """Moves everything to buffers of `comm`, the communicator of the surviving ranks after some were
         lost. The values are those of the newest average that is complete in all buffers of the same period:
         what is averaged in every n-th round goes back to its own last average. Collective.
 
+        Args:
+            in_every_step: whether the parameters that have buffers of their own are averaged in every local
+                step, and the others in every round.
+
         Raises `CommunicationError`, on every rank, where there is no such average.
         """
-        for every in sorted({part.every for part in self.buffers}):
-            group = [part for part in self.buffers if part.every == every]
+        period = {part: (in_every_step and part.parameters, part.every) for part in self.buffers}
+        for same in sorted(set(period.values())):
+            group = [part for part in self.buffers if period[part] == same]
             self.buffers |= zip(group, comm.recover([self.buffers[part] for part in group]), strict=True)
         self._comm = comm
         for entry in self.entries:

@@ -254,6 +254,9 @@ def test_time_says_once_which_ranks_are_too_slow() -> None:
     said = [period.after_round(timed(r, *slow)) for r in range(8)]
     assert [bool(text) for text in said] == [False, False, False, True, False, False, False, False]
     assert "took 2.25 s on ranks 0, 1, and" in said[3]
+    period = TimePeriod(0.5)  # counts anew where a rank was lost
+    said = [period.after_round(timed(r, *(slow if r < 3 else slow[1:]))) for r in range(6)]
+    assert [bool(text) for text in said] == [False] * 5 + [True]
 
 
 def test_time_says_once_that_rounds_are_very_long() -> None:
