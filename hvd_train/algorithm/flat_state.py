@@ -162,17 +162,14 @@ class FlatState:
         what is averaged in every n-th round goes back to its own last average. Collective.
 
         Args:
-            in_every_step: whether the buffers that have the parameters alone are averaged more often than
-                the others, and have a newest average of their own.
+            in_every_step: whether the parameters that have buffers of their own are averaged in every local
+                step, and the others in every round.
 
         Raises `CommunicationError`, on every rank, where there is no such average.
         """
-
-        def period(part: Part) -> tuple[int, bool]:
-            return part.every, in_every_step and part.parameters
-
-        for of in sorted(set(map(period, self.buffers))):
-            group = [part for part in self.buffers if period(part) == of]
+        period = {part: (in_every_step and part.parameters, part.every) for part in self.buffers}
+        for same in sorted(set(period.values())):
+            group = [part for part in self.buffers if period[part] == same]
             self.buffers |= zip(group, comm.recover([self.buffers[part] for part in group]), strict=True)
         self._comm = comm
         for entry in self.entries:

@@ -45,6 +45,8 @@ class _Slice:
         start, stop = pieces.owned[part]
         wide = part.dtype if part.dtype.itemsize >= 4 else torch.float32
         self.x = torch.zeros(stop - start, dtype=wide)
+        self.version = 0
+        """The number of the average that left `x`; 0: none did."""
         number = {e.start: i for i, e in enumerate(pieces.entries[part])}
         group_of = {p: i for i, group in enumerate(whole.param_groups) for p in group["params"]}
         self.parameters: dict[Piece, nn.Parameter] = {}
@@ -127,11 +129,14 @@ class SlicedOptimizer:
         buffer, of = self._flat.buffers[part], self._slices[part]
         for own, group in zip(of.optimizer.param_groups, self._whole.param_groups, strict=True):
             own.update((key, value) for key, value in group.items() if key != "params")
-        of.x.copy_(buffer.anchor[buffer.start : buffer.stop])
+        if of.version != buffer.version or of.x.dtype is not part.dtype:
+            # The last average failed, or its result was rounded; else x is what the anchor has.
+            of.x.copy_(buffer.anchor[buffer.start : buffer.stop])
         for p, gradient, number in zip(of.parameters.values(), of.gradients, of.numbers, strict=True):
             p.grad = gradient if present[number] else None
         of.optimizer.step()
         mean.copy_(of.x)
+        of.version = buffer.version + 1
 
     def _held(self, piece: Piece) -> Mapping[str, Tensor]:
         of = self._slices[piece.entry.part]

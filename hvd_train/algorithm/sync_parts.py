@@ -22,7 +22,6 @@ from hvd_train.algorithm.synchronizer import Synchronizer
 from hvd_train.algorithm.worker import Step
 from hvd_train.comm.base import Communicator
 from hvd_train.config import Config
-from hvd_train.config.sync import LONGEST_PLAIN_PERIOD
 from hvd_train.errors import RunDirectoryError
 from hvd_train.io.stateful import State, Stateful
 from hvd_train.run.restore import restore_model
@@ -150,18 +149,3 @@ class SyncParts:
             raise saved.refusal(
                 f"rank-*.safetensors: the state of {name}: {str(error).rstrip('.')}"
             ) from error
-
-    def remarks(self) -> list[str]:
-        """What the user should know of the choice; an empty string where there is nothing."""
-        return [self._about_long_periods(), self.flat.remark()]
-
-    def _about_long_periods(self) -> str:
-        sync = self._sync
-        if sync.mode != "average" or sync.outer != "none" or sync.longest_period <= LONGEST_PLAIN_PERIOD:
-            return ""
-        key = "period" if sync.longest_period == sync.period else "max_period"
-        return (
-            f"sync.{key} = {sync.longest_period} without an outer optimizer: above {LONGEST_PLAIN_PERIOD} "
-            "local steps plain averaging tends to lose accuracy. Set sync.outer = 'nesterov', or a shorter "
-            "period."
-        )

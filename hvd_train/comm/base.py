@@ -32,6 +32,9 @@ OnSlice = Callable[[Tensor, int], None]
 _GRACE_S = 3.0
 """Seconds that a rank which lost contact gives the one at fault to report it."""
 
+_PIECE_ELEMENTS = 1 << 21
+"""Elements of which a message has the kept values: MPI counts its bytes in 31 bits."""
+
 _READING_S = 0.5
 """Seconds for the launcher to read a rank's last output: MPICH's ends all ranks without reading the rest."""
 
@@ -217,8 +220,9 @@ class Communicator(ABC):
     def _restore_state(self, old: Buffer, kept: SliceState, new: Buffer, number: int) -> None:
         self.keep_state(new, kept.num_values)
         spans = self.allgather((kept.readable, (new.start, new.stop)))
+        readable, owned = zip(*spans, strict=True)
         lost = 0
-        for start, stop, reader, owner in deal(*zip(*spans, strict=True)):
+        for start, stop, reader, owner in deal(readable, owned, _PIECE_ELEMENTS):
             if reader is None:
                 lost += stop - start
                 continue

@@ -70,16 +70,18 @@ class Piece(NamedTuple):
     owner: int
 
 
-def deal(readable: Sequence[tuple[int, int]], owned: Sequence[tuple[int, int]]) -> Iterator[Piece]:
+def deal(readable: Sequence[tuple[int, int]], owned: Sequence[tuple[int, int]], most: int) -> Iterator[Piece]:
     """Where the values of all elements are, and where they go.
 
     Args:
         readable: for each rank the elements whose values it can read.
         owned: for each rank those that it is to have; together all, each once.
+        most: elements of a piece.
     """
     bounds = {bound for span in readable for bound in span}
     for owner, (first, last) in enumerate(owned):
-        cuts = sorted({first, last} | {bound for bound in bounds if first < bound < last})
+        inside = bounds | set(range(first, last, most))
+        cuts = sorted({first, last} | {bound for bound in inside if first < bound < last})
         for start, stop in pairwise(cuts):
             have = [r for r, (a, b) in enumerate(readable) if a <= start and stop <= b]
             lowest = have[0] if have else None

@@ -229,6 +229,17 @@ class SyncConfig:
             return self.max_period
         return LONGEST_PLAIN_PERIOD if self.outer == "none" else _LONGEST_OUTER_PERIOD
 
+    def remark(self) -> str:
+        """What the user should know of the choice; empty if there is nothing."""
+        if self.mode != "average" or self.outer != "none" or self.longest_period <= LONGEST_PLAIN_PERIOD:
+            return ""
+        key = "period" if self.longest_period == self.period else "max_period"
+        return (
+            f"sync.{key} = {self.longest_period} without an outer optimizer: above {LONGEST_PLAIN_PERIOD} "
+            "local steps plain averaging tends to lose accuracy. Set sync.outer = 'nesterov', or a shorter "
+            "period."
+        )
+
     def _check_averages(self) -> None:
         """What has no meaning without averages of the parameters must be off there."""
         for mode, (why, offs) in _WITHOUT_AVERAGES.items():

@@ -275,7 +275,7 @@ class FaultReport:
 @final
 @dataclass(frozen=True, kw_only=True)
 class PeriodReport:
-    """What the user should know of the period: why it changes, or cannot."""
+    """What the user should know of the period: why it changes, or cannot, or should."""
 
     round: int
     period: int

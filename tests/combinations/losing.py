@@ -14,7 +14,7 @@ from hvd_train.comm.mpi import MPICommunicator
 from hvd_train.comm.ring import RingCommunicator
 from hvd_train.errors import ConfigError, RankLost
 from tests.combinations.rounds import Rounds
-from tests.combinations.rules import RULES, sync
+from tests.combinations.rules import RULES, config, sync
 
 BEFORE, AFTER = 3, 3
 """Rounds before the loss, and after it."""
@@ -35,7 +35,11 @@ def main() -> None:
     victim, folder = int(sys.argv[1]), Path(sys.argv[2])
     world = MPICommunicator()
     comms = {"ring": RingCommunicator(world), "mpi": world}
-    trainings = {(name, rule): Rounds(comm, sync(rule)) for name, comm in comms.items() for rule in RULES}
+    trainings = {
+        (name, rule): Rounds(comm, config("runs", "r", sync(rule)))
+        for name, comm in comms.items()
+        for rule in RULES
+    }
     for rounds in trainings.values():
         for _ in range(BEFORE):
             rounds.round()

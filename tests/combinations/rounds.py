@@ -8,12 +8,15 @@ import torch.nn.functional as F
 import xxhash
 from torch import Tensor, nn
 
+from hvd_train.algorithm.gradients import Gradients
 from hvd_train.algorithm.header import Work
-from hvd_train.algorithm.period.base import Done
+from hvd_train.algorithm.period.base import Done, Seconds, own_limit
 from hvd_train.algorithm.period.chosen import make_period
 from hvd_train.algorithm.sync_parts import SyncParts
 from hvd_train.comm.base import Communicator
-from hvd_train.config import SyncConfig
+from hvd_train.config import Config
+from hvd_train.data.format import SampleSpec
+from hvd_train.tasks.base import Batch, Task
 
 BATCH = 6
 
@@ -31,40 +34,51 @@ class Model(nn.Module):
         return self.head(self.body(inputs).to(self.head.weight.dtype))
 
 
-class Rounds:
-    """A training of one rule on this rank. Making one is collective."""
+class Largest(Task):
+    """Which of the first three inputs is the largest."""
 
-    def __init__(self, comm: Communicator, sync: SyncConfig, *, two_types: bool = False) -> None:
+    def build_model(self, spec: SampleSpec) -> nn.Module:
+        return Model(two_types=False)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        return F.cross_entropy(model(batch["inputs"]), batch["inputs"][:, :3].argmax(1)), BATCH
+
+
+class Rounds:
+    """A training on this rank. Making one is collective."""
+
+    def __init__(self, comm: Communicator, config: Config, *, two_types: bool = False) -> None:
         self.comm = comm
-        self.sync = sync
+        self.sync = config.sync
         self.model = Model(two_types=two_types)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
-        self.parts = SyncParts(self.model, self.optimizer, comm, sync)
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+        self.parts = SyncParts(self.model, optimizer, comm, config)
+        self.step = self.parts.step(Gradients(self.model, Largest(), config.optim))
         self.synchronizer = self.parts.synchronizer()
-        self.period = make_period(sync, ())
+        self.period = make_period(self.sync, ())
         self.synchronizer.start()
         self.done = 0
 
     def local_steps(self, k: int) -> Work:
-        loss_sum = 0.0
-        for step in range(k):
-            generator = torch.Generator().manual_seed(1000 * self.done + 10 * step + self.comm.rank)
-            inputs = torch.randn(BATCH, 4, generator=generator)
-            self.optimizer.zero_grad()
-            loss = F.cross_entropy(self.model(inputs), inputs[:, :3].argmax(1))
-            loss.backward()
-            self.optimizer.step()
-            loss_sum += loss.item() * BATCH
-        return Work(samples=k * BATCH, loss_sum=loss_sum, compute_s=0.01)
+        loss_sum, samples = 0.0, 0
+        for number in range(k):
+            generator = torch.Generator().manual_seed(1000 * self.done + 10 * number + self.comm.rank)
+            done = self.step([{"inputs": torch.randn(BATCH, 4, generator=generator)}])
+            loss_sum, samples = loss_sum + done.loss_sum, samples + done.samples
+        return Work(samples=samples, loss_sum=loss_sum, compute_s=0.01, steps=k)
 
     def round(self) -> None:
         """One round, after which all ranks that average have the same parameters. Collective."""
-        k = self.comm.broadcast(self.period.next(self.done, 0.1))
-        header = self.synchronizer.synchronize(self.done, self.local_steps(k))
+        limit = own_limit(self.comm.broadcast(self.period.next(self.done, 0.1)), self.comm.rank)
+        # A clock is not needed for ranks to take different numbers of steps.
+        work = self.local_steps(1 + self.comm.rank if isinstance(limit, Seconds) else limit)
+        header = self.synchronizer.synchronize(self.done, work)
         self.done += 1
-        self.period.after_round(Done(rounds=self.done, k=k, header=header, drift=self.synchronizer.drift))
-        others = set(self.comm.allgather(self.bits()))
-        assert len(others) == (1 if self.sync.mode == "average" else self.comm.size)
+        self.period.after_round(
+            Done(rounds=self.done, k=header.period, header=header, drift=self.synchronizer.drift)
+        )
+        every = set(self.comm.allgather(self.bits()))
+        assert len(every) == (self.comm.size if self.sync.mode == "none" else 1)
 
     def average(self, background: bool) -> None:
         """`sync.period` local steps and an average, at once or in the background, while the parameters may

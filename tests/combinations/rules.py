@@ -10,12 +10,14 @@ from hvd_train.config_file import embedded_config
 
 RULES: dict[str, dict[str, Any]] = {
     "none": {"mode": "none"},
+    "gradients": {"mode": "gradients"},
     "fixed": {"schedule": "fixed"},
     "warmup": {"schedule": "warmup", "warmup_rounds": 2},
     "qsr": {"schedule": "qsr", "qsr_alpha": 0.1, "max_period": 4},
     "adacomm": {"schedule": "adacomm", "adacomm_steps": 4, "max_period": 4},
     "drift": {"schedule": "drift", "drift_bound": 0.1, "max_period": 4},
     "auto": {"schedule": "auto", "max_period": 4},
+    "time": {"schedule": "time", "seconds": 0.02, "period": 10},
     "slowmo": {"outer": "slowmo"},
     "nesterov": {"outer": "nesterov"},
     "clip": {"clip": 0.05},
@@ -24,6 +26,8 @@ RULES: dict[str, dict[str, Any]] = {
     "ema": {"ema": 0.5},
     "state kept": {"optimizer_state": "keep"},
     "state reset": {"optimizer_state": "reset"},
+    "moment kept": {"moments": {"momentum_buffer": "keep"}},
+    "own periods": {"every_rounds": {"momentum_buffer": 3, "buffers": 2}},
     "norm kept": {"batch_norm": "keep"},
 }
 """Name in the tables: keys of `sync` and their values, which must be valid by themselves."""

@@ -45,12 +45,13 @@ def refused_wires(rule: str, backend: str) -> str:
     return next(filter(None, (refused_on(rule, backend, wire) for wire in SHORT_WIRES)), "")
 
 
-def refused_types(rule: str) -> str:
-    """With parameters of two types."""
+def refused_parts(*rules: str, two_types: bool = False) -> str:
+    """By the parts of a training, for a model with parameters of one type or of two."""
 
     def make() -> None:
-        both = Model(two_types=True)
-        SyncParts(both, torch.optim.SGD(both.parameters(), lr=0.1), SoloCommunicator(), sync(rule))
+        module = Model(two_types=two_types)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+        SyncParts(module, optimizer, SoloCommunicator(), config("runs", "r", sync(*rules)))
 
     return refusal(make)
 
@@ -64,13 +65,13 @@ def refused_resume(rule: str) -> str:
 
 
 def refused_loss(rule: str) -> str:
-    rounds = Rounds(SoloCommunicator(), sync(rule))
+    rounds = Rounds(SoloCommunicator(), config("runs", "r", sync(rule)))
     rounds.round()
     return refusal(lambda: rounds.rebind(SoloCommunicator()))
 
 
-def refused_pair(first: str, second: str) -> str:
-    return refusal(lambda: sync(first, second))
+def averages_parameters(rule: str) -> bool:
+    return sync(rule).mode == "average"
 
 
 class Messages:
@@ -87,7 +88,8 @@ class Messages:
         return f"no ({self._seen.index(message) + 1})"
 
     def listed(self) -> str:
-        return "".join(f"{number}. `{message}`\n" for number, message in enumerate(self._seen, 1))
+        code = (f"`` {text} ``" if "`" in text else f"`{text}`" for text in self._seen)
+        return "".join(f"{number}. {text}\n" for number, text in enumerate(code, 1))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -97,19 +99,21 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def written(rule: str) -> str:
     """The keys of a rule, as in a configuration file."""
-    values = {key: f'"{v}"' if isinstance(v, str) else v for key, v in RULES[rule].items()}
+    flat: dict[str, Any] = {}
+    for key, value in RULES[rule].items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    values = {key: f'"{v}"' if isinstance(v, str) else v for key, v in flat.items()}
     return ", ".join(f"`{key} = {value}`" for key, value in values.items())
 
 
 def rules(messages: Messages) -> str:
     rows = []
     for rule in RULES:
-        never = sync(rule).mode == "none"
         cells = [messages.cell(refused_on(rule, backend)) for backend in BACKENDS]
         cells += [
             messages.cell(refused_wires(rule, "ring")),
-            messages.cell(refused_types(rule)),
-            "" if never else "yes",
+            messages.cell(refused_parts(rule, two_types=True)),
+            "yes" if averages_parameters(rule) else "",
         ]
         resumed = messages.cell(refused_resume(rule))
         rows.append([rule, written(rule), *cells, resumed, resumed, messages.cell(refused_loss(rule))])
@@ -123,7 +127,8 @@ def pairs(messages: Messages) -> str:
     rows = []
     for i, rule in enumerate(names):
         cells = [
-            "" if of_one_key(rule, other) else messages.cell(refused_pair(rule, other)) for other in names[:i]
+            "" if of_one_key(rule, other) else messages.cell(refused_parts(rule, other))
+            for other in names[:i]
         ]
         rows.append([rule, *cells, *[""] * (len(names) - 1 - i)])
     return table(["", *names[:-1]], rows[1:])

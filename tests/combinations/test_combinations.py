@@ -48,6 +48,7 @@ def test_every_yes_runs_over_horovod() -> None:
 SAID = {
     "none": "sync.mode = 'none' cannot go on without the ranks that are lost: their models were theirs "
     "alone, and no average has them. Start again.",
+    "gradients": "the state of SGD begins anew: that of the lost ranks was on them alone.",
     "ema": "the moving average begins anew: its slices of the lost ranks are gone.",
 }
 """By the rules that lose something with a rank; on `mpi` outer optimizers do as well."""

@@ -10,14 +10,16 @@ import sys
 from collections.abc import Callable
 from ipaddress import IPv4Interface
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hvd_train.config import SyncConfig
 from hvd_train.environment import mpi_build
 from hvd_train.environment.interfaces import Interface
 from hvd_train.environment.launcher import detect
 from hvd_train.errors import ConfigError, DataError
-from hvd_train.tools.doctor import host, network, parts, slurm, software, storage
+from hvd_train.tools.doctor import choices, host, network, parts, slurm, software, storage
 from hvd_train.tools.doctor.check import Check, attempt, numbers, size
 from hvd_train.tools.doctor.options import Options, parse
 from tests.deadlines import seconds
@@ -360,6 +362,33 @@ def doctor(*args: str, **extra: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*DOCTOR, *args], capture_output=True, text=True, env=env, timeout=seconds(60), check=False
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "seen"),
+    [
+        ({}, "every 10 local steps"),
+        ({"period": 1}, "after every local step; the run says after 20 rounds if they take most of its time"),
+        ({"schedule": "auto"}, "every 10 local steps at first, by the schedule auto"),
+        ({"schedule": "time", "seconds": 0.5}, "after 0.5 s of local steps"),
+        ({"mode": "none"}, "never"),
+        ({"mode": "gradients"}, "of gradients, in every local step"),
+        ({"period": 100, "outer": "nesterov"}, "every 100 local steps"),
+    ],
+)
+def test_how_often_the_ranks_average(values: dict[str, Any], seen: str) -> None:
+    assert choices.averages(SyncConfig(**values)) == Check(name="averages", seen=seen)
+
+
+def test_long_periods_of_plain_averages_are_a_warning() -> None:
+    check = choices.averages(SyncConfig(period=49))
+    assert (check.status, check.remedy) == ("warning", "")
+    assert check.seen == (
+        "sync.period = 49 without an outer optimizer: above 48 local steps plain averaging tends to lose "
+        "accuracy. Set sync.outer = 'nesterov', or a shorter period."
+    )
+    check = choices.averages(SyncConfig(schedule="qsr", qsr_alpha=0.1, max_period=60))
+    assert check.seen.startswith("sync.max_period = 60 without an outer optimizer")
 
 
 def test_a_library_that_does_not_return(tmp_path: Path) -> None:

@@ -39,4 +39,4 @@ def make_period(sync: SyncConfig, replayed: Sequence[tuple[int, int | tuple[int,
         case "time":
             return TimePeriod(sync.seconds, LONGEST_PLAIN_PERIOD if sync.outer == "none" else None)
         case _:
-            return FixedPeriod(k)
+            return FixedPeriod(k, averages=sync.mode == "average")

@@ -6,21 +6,33 @@ from __future__ import annotations
 import math
 from typing import final
 
-from hvd_train.algorithm.period.base import Stateless
+from hvd_train.algorithm.period.base import Done, Stateless
+from hvd_train.algorithm.period.cost import EveryStepCost
 from hvd_train.io.text import counted
 
 
 @final
 class FixedPeriod(Stateless):
-    """The same k in every round. A resumed run takes the k of its configuration, not that of its past."""
+    """The same k in every round. A resumed run takes the k of its configuration, not that of its past.
 
-    def __init__(self, k: int) -> None:
+    Args:
+        k: local steps of a round.
+        averages: whether the parameters are averaged after it: with k = 1 it then says if that takes most of
+            the time.
+    """
+
+    def __init__(self, k: int, *, averages: bool = True) -> None:
         self._k = k
+        self._cost = EveryStepCost() if averages and k == 1 else None
         self.words = ""
 
     def next(self, rounds: int, rate: float) -> int:
         """See `Period`."""
         return self._k
+
+    def after_round(self, done: Done) -> str:
+        """See `Period`."""
+        return "" if self._cost is None else self._cost.after_round(done)
 
 
 @final

@@ -56,7 +56,8 @@ class TimePeriod(Stateless):
     def _about_slow_ranks(self, done: Done) -> str:
         busy = done.header["data_s"] + done.header["compute_s"]
         is_slow = (done.header["steps"] == 1) & (busy > 1.5 * self._seconds)
-        self._slow_for = (self._slow_for + is_slow) * is_slow
+        before = self._slow_for if np.shape(self._slow_for) == is_slow.shape else 0  # ranks may be lost
+        self._slow_for = (before + is_slow) * is_slow
         slow = np.flatnonzero(self._slow_for >= _ROUNDS)
         if self._slow_reported or not len(slow):
             return ""

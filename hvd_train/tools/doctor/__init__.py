@@ -7,6 +7,7 @@ host       cores, what MPI may use within a host, shared memory, limits
 network    interfaces, and which of them an MPI over TCP should use
 storage    the folder of the runs, and locks in it
 slurm      the allocation, and whether srun fits the MPI
+choices    what of the configuration can be judged without a run
 need       the memory that a model and its data take
 memory     what the ranks of a host hold at the peak of a training
 parts      torch, the ring's extensions, MPI: what must be loaded to be known

@@ -15,7 +15,7 @@ from hvd_train.environment.binding import core_binding
 from hvd_train.environment.interfaces import interfaces
 from hvd_train.environment.launcher import Launcher, detect
 from hvd_train.errors import EnvironmentMismatch
-from hvd_train.tools.doctor import host, network, slurm, software, storage, world
+from hvd_train.tools.doctor import choices, host, network, slurm, software, storage, world
 from hvd_train.tools.doctor.check import Check, attempt
 from hvd_train.tools.doctor.child import Child, ChildReport
 from hvd_train.tools.doctor.options import Options
@@ -49,7 +49,8 @@ def run(options: Options, version: str) -> int:
 
 def _local(options: Options, version: str, launcher: Launcher) -> list[Check]:
     """The checks that load nothing, side by side: some ask programs."""
-    runs, mpi = Path(options.load().runs), _mpi_in_words()
+    config, mpi = options.load(), _mpi_in_words()
+    runs = Path(config.runs)
     todo: dict[str, Callable[[], Check]] = {
         "python": software.python,
         "hvd_train": lambda: software.package(version),
@@ -67,6 +68,7 @@ def _local(options: Options, version: str, launcher: Launcher) -> list[Check]:
         "HDF5 locks": lambda: storage.file_locking(runs),
         "Slurm": slurm.allocation,
         "srun": lambda: slurm.srun(mpi),
+        "averages": lambda: choices.averages(config.sync),
     }
     with ThreadPoolExecutor() as pool:
         return list(pool.map(attempt, todo.keys(), todo.values()))

@@ -354,6 +354,26 @@ def test_rebind_goes_back_to_the_newest_average_that_all_buffers_have() -> None:
     state.check_views()
 
 
+def test_rebind_where_parameters_are_averaged_in_every_step() -> None:
+    """They are many averages ahead of the buffers, which have a number of their own."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    state = flat(model, parameters_apart=True)
+    comm = SoloCommunicator()
+    for buffer in state.buffers.values():
+        comm.average(buffer, 1.0)
+    parameters = Part(torch.float32, parameters=True)
+    for _ in range(4):
+        with torch.no_grad():
+            model[0].weight.add_(1)
+        comm.average(state.buffers[parameters], 1.0)
+    averaged = model[0].weight.clone()
+    with pytest.raises(CommunicationError, match=r"newest of each buffer are \[5, 1\]"):
+        state.rebind(comm)
+    state.rebind(comm, in_every_step=True)
+    assert [b.version for b in state.buffers.values()] == [5, 1]
+    assert torch.equal(model[0].weight, averaged)
+
+
 def test_rebind_without_a_complete_average_is_an_error() -> None:
     state = flat(nn.Linear(2, 2))
     with pytest.raises(CommunicationError, match=r"newest of each buffer are \[0\]"):

@@ -304,3 +304,30 @@ def test_without_a_rank_the_parameters_are_those_of_the_last_step() -> None:
     assert torch.equal(model[1].running_mean, at_end_of_round["1.running_mean"])
     trained.run(range(3, 5))
     assert not torch.equal(model[0].weight, at_last_step)
+
+
+def test_an_average_that_fails_moves_no_parameter() -> None:
+    """The next step begins from x_t again, and every rank has the same bits."""
+
+    def rank(comm: ThreadCommunicator) -> None:
+        config = OptimConfig(lr=0.1, args={"momentum": 0.0})
+        failing, plain = (Trained(comm, config, Odd()) for _ in range(2))
+        gather = comm.all_gather
+
+        def broken(owned: Tensor, staged: Tensor) -> None:
+            raise RuntimeError("all-gather")
+
+        for at in range(4):
+            if at == 2:
+                comm.all_gather = broken  # type: ignore[method-assign]
+                with pytest.raises(RuntimeError, match="all-gather"):
+                    failing.step([rows(9, comm.rank)])
+                comm.all_gather = gather  # type: ignore[method-assign]
+                buffer = next(iter(failing.parts.flat.buffers.values()))
+                buffer.live.copy_(buffer.anchor)
+            for trained in (failing, plain):
+                trained.step([rows(at, comm.rank)])
+        for ours, theirs in zip(failing.model.parameters(), plain.model.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+    on_ranks(2, rank)

@@ -41,6 +41,31 @@ def test_fixed() -> None:
     period = again(FixedPeriod(3), FixedPeriod(7))
     assert [period.next(r, 0.1) for r in (0, 1, 1, 10**6)] == [7, 7, 7, 7]
     assert period.words == ""
+
+
+def every_step(share: float, rounds: int, period: FixedPeriod) -> list[str]:
+    """What is said in rounds of one second that spend this share on averages, and on waiting for others."""
+    row = {"data_s": 0.1, "compute_s": 0.9 - share, "communication_s": 0.7 * share, "wait_s": 0.3 * share}
+    waiting = {"compute_s": 0.05, "wait_s": 0.95}
+    return [
+        period.after_round(Done(rounds=r, k=1, header=header(row, waiting))) for r in range(1, rounds + 1)
+    ]
+
+
+def test_fixed_says_once_that_averages_after_every_step_take_most_of_the_time() -> None:
+    """Over 20 rounds, the first of a start left out, on the rank that waits least."""
+    said = every_step(0.6, 60, FixedPeriod(1))
+    assert [r for r, text in enumerate(said, 1) if text] == [21]
+    assert said[20] == (
+        "communication took 60% of the time in 20 rounds of one local step each: choose a longer period "
+        "(sync.period), or the schedule auto (sync.schedule)."
+    )
+    assert not any(every_step(0.45, 60, FixedPeriod(1)))
+    assert not any(every_step(0.8, 60, FixedPeriod(2)))
+    assert not any(every_step(0.8, 60, FixedPeriod(1, averages=False)))
+    alone = header({"communication_s": 0.8, "compute_s": 0.2})
+    period = FixedPeriod(1)
+    assert not any(period.after_round(Done(rounds=r, k=1, header=alone)) for r in range(60))
     assert period.after_round(done(7)) == ""
 
 
@@ -254,6 +279,9 @@ def test_time_says_once_which_ranks_are_too_slow() -> None:
     said = [period.after_round(timed(r, *slow)) for r in range(8)]
     assert [bool(text) for text in said] == [False, False, False, True, False, False, False, False]
     assert "took 2.25 s on ranks 0, 1, and" in said[3]
+    period = TimePeriod(0.5)  # counts anew where a rank was lost
+    said = [period.after_round(timed(r, *(slow if r < 3 else slow[1:]))) for r in range(6)]
+    assert [bool(text) for text in said] == [False] * 5 + [True]
 
 
 def test_time_says_once_that_rounds_are_very_long() -> None:
