@@ -106,7 +106,8 @@ class Wiring:
             budget = min(prepared.comm.allgather(budget))
         training = together(prepared.comm, lambda: self._assemble(run, recorder, stop_request, claim, budget))
         resumed = self._go_on_in_epoch(training.worker, training.progress)
-        remarks = [prepared.config.sync.remark(), *self.settings.remarks, resumed]
+        remarks = [prepared.config.sync.remark(), self._sync.flat.remark()]
+        remarks += [*self.settings.remarks, resumed]
         together(prepared.comm, self._epochs.open)
         how = f"{self._epochs.mode}: {self._epochs.why}{self.copies.words}"
         self._readings = prepared.comm.allgather(how)

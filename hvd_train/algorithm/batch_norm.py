@@ -207,6 +207,15 @@ def training_batches(
     return TrainingBatches(rows, task, batch_size=size, count=config.evaluate.batch_norm_batches)
 
 
+def require_batch_norm(model: nn.Module) -> None:
+    """Raises `ConfigError` for a model without batch norm whose statistics are to be computed anew."""
+    if not batch_norms(model):
+        raise ConfigError(
+            f"evaluate.batch_norm_batches: expected 0 with the model {type(model).__name__}, which has "
+            "no batch norm layer with running statistics in training mode."
+        )
+
+
 class BatchNormEvaluator:
     """Computes the running statistics of batch norm anew before each evaluation. They stay in the model.
 
@@ -220,11 +229,7 @@ class BatchNormEvaluator:
     def __init__(
         self, inner: Evaluator, comm: Communicator, task: Task, model: nn.Module, batches: TrainingBatches
     ) -> None:
-        if not batch_norms(model):
-            raise ConfigError(
-                f"evaluate.batch_norm_batches: expected 0 with the model {type(model).__name__}, which has "
-                "no batch norm layer with running statistics in training mode."
-            )
+        require_batch_norm(model)
         self._inner = inner
         self._comm = comm
         self._task = task

@@ -241,8 +241,8 @@ class TrainingLossEvaluator:
         self._samples = 0.0
 
     def after_round(self, header: Header) -> None:
-        """Adds the losses of the ranks that had weight in this round."""
-        counted = header.weights > 0
+        """Adds the losses that count in this round."""
+        counted = header.counted
         self._loss_sum += float(header["loss_sum"][counted].sum())
         self._samples += float(header["samples"][counted].sum())
 

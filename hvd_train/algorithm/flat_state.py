@@ -281,6 +281,11 @@ class FlatState:
         """Whether the optimizer's state was created, rather than being left to its first step."""
         return self._policy.tells_moments_apart
 
+    def remark(self) -> str:
+        """What the user should know of the periods and policies of the moments; empty if there is
+        nothing."""
+        return self._policy.remark({key for state in self.optimizer.state.values() for key in state})
+
     def moments(self) -> dict[str, Tensor]:
         """The tensors of the optimizer that are averaged in every round, by `parameter/key`."""
         return {e.name: e.holder for e in self.entries if e.kind == "moment" and e.part.every == 1}

@@ -58,6 +58,8 @@ class GradientAverage:
         self._optimizer_s = 0.0
         self.finite = True
         """Whether loss and gradients of this rank were finite in all steps of this round."""
+        self.counted = False
+        """Whether this rank had weight in the last step."""
         self.moved = False
         """Whether the parameters have moved in this round; the same on every rank."""
         if clip_norm and len(self._entries) > 1:
@@ -101,6 +103,7 @@ class GradientAverage:
         weight = float(samples)
         if samples and not (math.isfinite(loss_sum) and self._lay()):
             self.finite, weight = False, 0.0
+        self.counted = weight > 0
         if not weight:
             self._has = {part: np.zeros(len(entries)) for part, entries in self._entries.items()}
         self._optimizer_s = 0.0
@@ -148,10 +151,11 @@ class GradientStep:
         self._average = average
 
     def __call__(self, batches: Sequence[Batch]) -> StepDone:
-        """One step with the gradient of the mean over the samples of all ranks. Raises what `Gradients`
-        raises."""
+        """One step with the gradient of the mean over the samples of all ranks. Without weight in it this
+        rank has used no samples. Raises what `Gradients` raises."""
         loss_sum, samples = self._gradients(batches)
-        return StepDone(loss_sum, samples, self._average.average(loss_sum, samples))
+        seconds = self._average.average(loss_sum, samples)
+        return StepDone(loss_sum, samples, seconds) if self._average.counted else StepDone(0.0, 0, seconds)
 
 
 @final

@@ -100,6 +100,9 @@ class Header:
         `Outliers` does not trust a rank."""
         self.unhealthy = [int(r) for r in np.flatnonzero(~healthy)]
         """Ranks with values that are not finite."""
+        self.moved = bool(self.weights.any())
+        """Whether the parameters have moved to an average in this round; where gradients are averaged in
+        every step they may have though each rank has the weight 0."""
         self.outliers: list[int] = []
         """Ranks whose weight `Outliers` has reduced."""
         self.outlier_words = ""
@@ -119,11 +122,21 @@ class Header:
         return max(1, round(float(self["steps"].mean())))
 
     @property
+    def counted(self) -> np.ndarray:
+        """Which ranks' losses count: those with weight, or all if the parameters moved without any."""
+        return self.weights > 0 if self.weights.any() or not self.moved else self["samples"] > 0
+
+    @property
     def loss(self) -> float | None:
-        """Mean loss over the samples of the ranks that have weight; None if there is none."""
-        total = self["samples"][self.weights > 0].sum()
-        sums = self["loss_sum"][self.weights > 0]
+        """Mean loss over the samples of the ranks whose losses count; None if there is none."""
+        total = self["samples"][self.counted].sum()
+        sums = self["loss_sum"][self.counted]
         return float(sums.sum() / total) if total > 0 else None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether no rank is finite, and no average was."""
+        return len(self.unhealthy) == self.size and not self.moved
 
     @property
     def stop(self) -> bool:

@@ -150,18 +150,17 @@ class LocalSGD:
                 self.recorder.report(report)
 
     def _report_unhealthy(self, header: Header) -> None:
-        everywhere = len(header.unhealthy) == header.size
         # A rank that keeps its values remains not finite: its rows are read again in the first round only.
         fresh = frozenset(header.unhealthy) - self._unhealthy
         where = ", as in the round before."
         if fresh:
             found = self._places(self.worker.not_finite() if self.comm.rank in fresh else "")
             where = f": {found}." if found else _NO_SUCH_ROW
-        outcome = (
-            "All ranks keep the last good parameters; the run ends."
-            if everywhere
-            else "They took the others' mean."
-        )
+        outcome = "They took the others' mean."
+        if header.diverged:
+            outcome = "All ranks keep the last good parameters; the run ends."
+        elif len(header.unhealthy) == header.size:
+            outcome = "Steps without a finite gradient were left out; there were others."
         self.recorder.report(
             FaultReport(
                 round=self.progress.rounds,

@@ -20,6 +20,9 @@ from hvd_train.config.sync import BUFFERS, Policy, require_states
 from hvd_train.config_values import require
 from hvd_train.errors import ConfigError
 
+_SECOND_MOMENTS = ("exp_avg_sq", "exp_inf")
+"""What optimizers call that by which they divide `exp_avg`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StatePolicy:
@@ -71,6 +74,28 @@ class StatePolicy:
                     f"{self.of_moment(name)!r}; expected a moment with the policy 'average'. Leave it out, "
                     f"or set sync.moments.{name} = 'average'."
                 )
+
+    def remark(self, keys: Collection[str]) -> str:
+        """What the user should know of the choice for an optimizer with the moments `keys`; empty if there
+        is nothing.
+
+        A step of Adam divides `exp_avg` by a root of the second moment. The second moment of a rank is 0
+        where that rank has had no gradient. An average of both, or of the second alone, leaves no mean
+        gradient beside a 0; one of `exp_avg` alone does.
+        """
+        if "exp_avg" not in keys or self.of_moment("exp_avg") != "average":
+            return ""
+        for second in (key for key in _SECOND_MOMENTS if key in keys):
+            is_averaged = self.of_moment(second) == "average"
+            if is_averaged and self.every("exp_avg") % self.every(second) == 0:
+                continue
+            return (
+                f"exp_avg is averaged in rounds in which {second} is not. Where a rank has had no gradient "
+                f"(of a unit that was never active, a token that it has not seen), its {second} is 0, and "
+                f"the exp_avg of others makes steps of any length. Average {second} whenever exp_avg is: "
+                f"with the policy 'average', and sync.every_rounds.exp_avg a multiple of that of {second}."
+            )
+        return ""
 
 
 class OwnMoments:

@@ -67,7 +67,7 @@ class Watch:
 
     def after_round(self, header: Header, rounds: int, epochs: int, seconds: float) -> Verdict:
         """Decision by the limits after `rounds` rounds, `epochs` full epochs and `seconds` of training."""
-        if len(header.unhealthy) == header.size:
+        if header.diverged:
             return Verdict("diverged")
         if header.stop:
             return Verdict("interrupted")

@@ -92,7 +92,7 @@ class Synchronizer:
         self._outliers.judge(header)
         weight = float(header.weights[self._comm.rank])
         phase("average")
-        self._average.average(
+        header.moved = self._average.average(
             weight,
             self._comm.rank not in header.unhealthy,
             verify=self._is_checked(rounds),

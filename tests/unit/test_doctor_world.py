@@ -16,6 +16,7 @@ from hvd_train.data.catalog import open_catalog
 from hvd_train.environment import machine
 from hvd_train.environment.binding import CoreBinding
 from hvd_train.environment.launcher import Launcher
+from hvd_train.errors import ConfigError
 from hvd_train.tasks.base import Batch, Task
 from hvd_train.tools.doctor import need, world
 from hvd_train.tools.doctor.check import Check, size
@@ -282,6 +283,25 @@ def test_what_each_optimizer_keeps() -> None:
         0,
         0,
     )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            Config(sync=SyncConfig(mode="gradients"), optim=OptimConfig(name="Adafactor")),
+            "optim.name = 'Adafactor': sync.mode = 'gradients' steps on slices of the parameters; ",
+        ),
+        (
+            Config(evaluate=EvaluateConfig(batch_norm_batches=2)),
+            "evaluate.batch_norm_batches: expected 0 with the model Mlp, ",
+        ),
+    ],
+)
+def test_what_a_run_refuses_is_refused(config: Config, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        need.of(config, None)
+    assert str(caught.value).startswith(message)
 
 
 def test_the_embedded_model() -> None:

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hvd_train.algorithm.batch_norm import require_batch_norm
 from hvd_train.algorithm.flat_state import Entry, FlatState
 from hvd_train.algorithm.gradients import Gradients
 from hvd_train.algorithm.local_step import LocalStep, make_optimizer
 from hvd_train.algorithm.outer import make_rule
+from hvd_train.algorithm.sync_parts import SyncParts
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import Config
 from hvd_train.data.batches import largest_batch
@@ -50,6 +52,8 @@ def of(config: Config, parameters: int | None) -> Need:
     if parameters is None:
         model = build(task, catalog)
         freeze(model, config.model.freeze)
+        if config.evaluate.batch_norm_batches:
+            require_batch_norm(model)
         found = _of_model(model, config)
         count = found.words
         found = replace(found, activation_bytes=_activations(task, catalog, config))
@@ -82,15 +86,7 @@ def _of_model(model: nn.Module, config: Config) -> Need:
     optimizer, comm, sync = make_optimizer(model, config.optim), SoloCommunicator(), config.sync
     whole = FlatState(model, optimizer, comm, batch_norm=sync.batch_norm)
     every_step = sync.mode == "gradients"
-    flat = FlatState(
-        model,
-        optimizer,
-        comm,
-        optimizer_state="keep" if every_step else sync.optimizer_state,
-        batch_norm=sync.batch_norm,
-        moments=sync.moments,
-        every_rounds=sync.every_rounds,
-    )
+    flat = SyncParts(model, optimizer, comm, config).flat  # refuses what a run refuses
     kept = whole.num_bytes - flat.num_bytes
     apart = [e for e in flat.entries if e.kind == "moment" and e.part.every > 1]
     parameters = sum(_wide_bytes(e) for e in flat.entries if e.kind == "parameter")

@@ -290,6 +290,22 @@ def test_without_any_weight_nothing_moves() -> None:
     on_ranks(2, rank)
 
 
+def test_without_a_rank_the_parameters_are_those_of_the_last_step() -> None:
+    """They have been averaged more often than the buffers, which go back to the end of the last round."""
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
+    trained = Trained(SoloCommunicator(), optim("AdamW"), model)
+    at_end_of_round, _ = trained.run(range(2))
+    trained.step([rows(2, 0)])
+    at_last_step = model[0].weight.detach().clone()
+    lost = trained.synchronizer.rebind(SoloCommunicator())
+    assert lost == "the state of AdamW begins anew: that of the lost ranks was on them alone."
+    assert torch.equal(model[0].weight, at_last_step)
+    assert not torch.equal(model[0].weight, at_end_of_round["0.weight"])
+    assert torch.equal(model[1].running_mean, at_end_of_round["1.running_mean"])
+    trained.run(range(3, 5))
+    assert not torch.equal(model[0].weight, at_last_step)
+
+
 def test_an_average_that_fails_moves_no_parameter() -> None:
     """The next step begins from x_t again, and every rank has the same bits."""
 

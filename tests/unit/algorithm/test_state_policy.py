@@ -16,6 +16,7 @@ from hvd_train.algorithm.state_policy import StatePolicy
 from hvd_train.comm.solo import SoloCommunicator
 from hvd_train.config import SyncConfig
 from hvd_train.errors import ConfigError
+from tests.threads import ThreadCommunicator, on_ranks
 
 F32 = torch.float32
 
@@ -247,6 +248,62 @@ def test_without_moments_of_its_own_the_state_is_left_to_the_first_step() -> Non
     """So that optimizers that cannot step on a copy can be used with `keep`."""
     assert StatePolicy(optimizer_state="keep", every_rounds={"buffers": 2}).tells_moments_apart is False
     assert StatePolicy(optimizer_state="reset", moments={"exp_avg": "average"}).tells_moments_apart is True
+
+
+@pytest.mark.parametrize(
+    ("policy", "is_said"),
+    [
+        ({}, False),
+        ({"optimizer_state": "keep"}, False),
+        ({"moments": {"exp_avg": "keep"}}, False),
+        ({"every_rounds": {"exp_avg": 6, "exp_avg_sq": 6}}, False),
+        ({"every_rounds": {"exp_avg": 6, "exp_avg_sq": 3}}, False),
+        ({"every_rounds": {"exp_avg": 3, "exp_avg_sq": 6}}, True),
+        ({"every_rounds": {"exp_avg": 3, "exp_avg_sq": 2}}, True),
+        ({"every_rounds": {"exp_avg_sq": 2}}, True),
+        ({"moments": {"exp_avg_sq": "keep"}}, True),
+        ({"moments": {"exp_avg_sq": "reset"}}, True),
+    ],
+)
+def test_second_moments_that_are_not_averaged_with_the_first_are_named(policy: Any, is_said: bool) -> None:
+    model = network()
+    said = FlatState(model, adam(model), SoloCommunicator(), **policy).remark()
+    assert said.startswith("exp_avg is averaged in rounds in which exp_avg_sq is not. ") is is_said
+    assert bool(said) is is_said
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    assert FlatState(model, sgd, SoloCommunicator(), every_rounds={"momentum_buffer": 3}).remark() == ""
+
+
+def _longest_step(comm: ThreadCommunicator, every_rounds: dict[str, int]) -> float:
+    """Of 12 rounds of one step, in learning rates; rank 0 has no gradient of the second weight."""
+    model = nn.Linear(2, 1, bias=False)
+    nn.init.ones_(model.weight)
+    optimizer = adam(model, lr=1e-6)
+    state = FlatState(model, optimizer, comm, every_rounds=every_rounds)
+    average = StateAverage(state, comm)
+    average.start()
+    longest = 0.0
+    for rounds in range(12):
+        before = model.weight.detach().clone()
+        optimizer.zero_grad()
+        model(torch.tensor([[1.0, float(comm.rank)]])).sum().backward()
+        optimizer.step()
+        longest = max(longest, float((model.weight - before).detach().abs().max()) / 1e-6)
+        average.average(1.0, healthy=True, rounds=rounds)
+    return longest
+
+
+@pytest.mark.parametrize(("first", "second"), [(6, 6), (6, 3), (1, 1)])
+def test_second_moments_averaged_with_the_first_keep_steps_short(first: int, second: int) -> None:
+    """What the remark says of other periods, and what it recommends."""
+    steps = on_ranks(2, lambda comm: _longest_step(comm, {"exp_avg": first, "exp_avg_sq": second}))
+    assert max(steps) < 10
+
+
+def test_second_moments_that_are_0_beside_averaged_first_ones_make_long_steps() -> None:
+    zero, other = on_ranks(2, lambda comm: _longest_step(comm, {"exp_avg": 3, "exp_avg_sq": 6}))
+    assert zero > 1e5
+    assert other < 10
 
 
 def test_rebind_goes_back_to_the_last_average_of_each_period() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from hvd_train.config import CheckpointConfig, Config, OptimConfig, StopConfig, SyncConfig
 from hvd_train.data.format import SampleSpec
-from hvd_train.record.reports import FaultReport, LayerReport, RoundReport
+from hvd_train.record.reports import FaultReport, LayerReport, RoundReport, StopReport
 from hvd_train.record.wording import header_lines
 from hvd_train.run.saved_checkpoint import SavedCheckpoint
 from tests.unit.outer_checkpoints import kept, optimizer_steps
@@ -127,6 +127,36 @@ def test_a_rank_that_is_not_finite_has_no_weight_in_that_step(config: Config, tm
     rounds = recorder.of(RoundReport)
     assert [r.zero_weight for r in rounds if r.round == fault.round] == [(0,)]
     assert all(torch.isfinite(torch.tensor(r.loss)) and r.drift is None for r in rounds)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_round_with_a_bad_step_on_every_rank_does_not_end_the_run(
+    ranks: int, config: Config, tmp_path: Path
+) -> None:
+    """A rank is named if one of its steps was not finite. The others have moved the parameters."""
+    for name, row in (("a.h5", 20), ("b.h5", 20), ("b.h5", 150)):  # with three ranks one on each
+        with h5py.File(tmp_path / name, "r+") as file:
+            file["inputs"][row] = float("nan")
+    config = replace(config, data=replace(config.data, not_finite="keep"))
+    (recorder, *_) = trained(having(config, 2, period=120), ranks)
+    assert [r.round for r in recorder.of(RoundReport)] == [1, 2]
+    assert {f.ranks for f in recorder.of(FaultReport)} == {tuple(range(ranks))}
+    for fault in recorder.of(FaultReport):
+        assert fault.message.endswith("Steps without a finite gradient were left out; there were others.")
+    assert recorder.of(StopReport)[0].reason == "max_rounds"
+    saved = load_file(checkpoint(config, 2) / "model.safetensors")
+    assert all(torch.isfinite(value).all() for value in saved.values())
+
+
+def test_a_round_without_a_finite_step_ends_the_run(config: Config, tmp_path: Path) -> None:
+    for name in ("a.h5", "b.h5"):
+        with h5py.File(tmp_path / name, "r+") as file:
+            file["inputs"][...] = float("nan")
+    config = replace(config, data=replace(config.data, not_finite="keep"))
+    (recorder, *_) = trained(having(config), 2)
+    (fault,) = recorder.of(FaultReport)
+    assert fault.message.endswith("All ranks keep the last good parameters; the run ends.")
+    assert recorder.of(StopReport)[0].reason == "diverged"
 
 
 def test_the_header_and_the_layers_say_what_a_step_is(config: Config) -> None:

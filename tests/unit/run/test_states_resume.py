@@ -180,3 +180,18 @@ def test_a_buffer_of_another_shape_is_refused(config: Config) -> None:
         SetupFailed, match=r"buffers: `first.running_mean` is not a buffer of this model: expected"
     ):
         trained(resumed(config, max_rounds=4), 1)
+
+
+def test_a_second_moment_with_a_longer_period_is_warned_about(
+    config: Config, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trained(having(config, 1, "s", every_rounds={"exp_avg": 6, "exp_avg_sq": 6}), 1)
+    assert "exp_avg" not in capfd.readouterr().err
+    trained(having(config, 1, every_rounds={"exp_avg": 3, "exp_avg_sq": 6}), 1)
+    expected = (
+        "exp_avg is averaged in rounds in which exp_avg_sq is not. Where a rank has had no gradient (of a "
+        "unit that was never active, a token that it has not seen), its exp_avg_sq is 0, and the exp_avg of "
+        "others makes steps of any length. Average exp_avg_sq whenever exp_avg is: with the policy "
+        "'average', and sync.every_rounds.exp_avg a multiple of that of exp_avg_sq."
+    )
+    assert expected in " ".join(capfd.readouterr().err.split())
