@@ -181,7 +181,7 @@ class Ours:
             self.parts._resumed = True
             self.model.load_state_dict(start[0]["model"])
             sliced.take(of["sliced"] for of in start)
-            self.whole.load_state_dict(start[comm.rank]["whole"])
+            self.whole.load_state_dict(copy.deepcopy(start[comm.rank]["whole"]))  # it is used again
         self.step = self.parts.step(Gradients(self.model, Own(), optim))
         self.synchronizer = self.parts.synchronizer()
         self.synchronizer.start()
