@@ -286,10 +286,11 @@ def runs(comm: Communicator, tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("name", ["warmup", "qsr", "adacomm", "drift"])
 def test_a_resumed_run_is_the_uninterrupted_one(comm: Communicator, name: str, runs: str) -> None:
-    """To the bit, stopped after each of two rounds: `drift` is measured in one of them."""
+    """To the bit, stopped after some rounds: `warmup` within it and at its end; `drift` is measured in one of
+    two."""
     config = replace(DIGITS, runs=runs, name="whole", sync=RUNS[name])
     hvd_train.train(config, comm=comm)
-    for rounds in (7, 8, 18):
+    for rounds in (3, 6, 8, 18) if name == "warmup" else (7, 8, 18):
         stop = replace(DIGITS.stop, max_rounds=rounds)
         hvd_train.train(replace(config, name="parts", resume="auto", stop=stop), comm=comm)
     whole, parts = Path(runs) / "whole", Path(runs) / "parts"

@@ -1,5 +1,6 @@
-"""Post-local SGD on every rank of a real job, against one process: data-parallel training on the joint batch, and
-then as many replicas as there are ranks, whose moments begin as those of the warm-up: see test_gradients.py."""
+"""Post-local SGD on every rank of a real job, against one process: data-parallel training on the joint batch,
+and then as many replicas as there are ranks, whose moments begin as those of the warm-up: see
+test_gradients.py."""
 
 from __future__ import annotations
 
@@ -163,7 +164,11 @@ class Ours:
     """The same on the ranks of a communicator, from the beginning or from where others have ended."""
 
     def __init__(
-        self, comm: Communicator, case: Case, start: list[Any] | None = None, rounds: int = 0
+        self,
+        comm: Communicator,  # noqa: F811
+        case: Case,
+        start: list[Any] | None = None,
+        rounds: int = 0,
     ) -> None:
         self.comm, self.case = comm, case
         self.model = model()
