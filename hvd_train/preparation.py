@@ -12,7 +12,8 @@ from hvd_train.algorithm.local_step import make_optimizer
 from hvd_train.comm.agree import require_equal, together
 from hvd_train.comm.base import Communicator
 from hvd_train.comm.factory import versions
-from hvd_train.config import Config, DataConfig, flatten
+from hvd_train.config import Config, DataConfig, SyncConfig, flatten
+from hvd_train.config_values import require
 from hvd_train.data import remarks
 from hvd_train.data.catalog import Catalog, make_catalog, summarize_inputs, summarize_labels
 from hvd_train.data.deal import Span
@@ -84,6 +85,7 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
     if own_epochs and replayed:
         why = "in a replay of a run with sync.schedule = 'time'"
         together(comm, lambda: config.require_own_rows(why))
+        together(comm, lambda: _refuse_warm_up(config.sync))
     bindings = share_cores(config.threads, comm)
     hosts = tuple(dict.fromkeys(binding.host for binding in bindings))
     chosen = together(comm, lambda: make_task(config) if task is None else task)
@@ -122,6 +124,17 @@ def prepare(config: Config, task: Task | None, comm: Communicator) -> Prepared:
         remarks=found,
         replayed=replayed,
         own_epochs=own_epochs,
+    )
+
+
+def _refuse_warm_up(sync: SyncConfig) -> None:
+    """Of a replay in which the ranks take different numbers of local steps."""
+    require(
+        sync.schedule != "warmup",
+        "sync.schedule",
+        sync.schedule,
+        "'fixed' in a replay of a run with sync.schedule = 'time', whose ranks take different numbers of "
+        "local steps",
     )
 
 

@@ -107,7 +107,7 @@ class Wiring:
         training = together(prepared.comm, lambda: self._assemble(run, recorder, stop_request, claim, budget))
         resumed = self._go_on_in_epoch(training.worker, training.progress)
         remarks = [prepared.config.sync.remark(), self._sync.flat.remark()]
-        remarks += [*self.settings.remarks, resumed]
+        remarks += [self._sync.lost, *self.settings.remarks, resumed]
         together(prepared.comm, self._epochs.open)
         how = f"{self._epochs.mode}: {self._epochs.why}{self.copies.words}"
         self._readings = prepared.comm.allgather(how)
@@ -210,12 +210,14 @@ class Wiring:
         """The optimizer's state: what is averaged is the same on every rank, the rest each rank's own."""
         prepared = self.prepared
         averaged = flat.moments().keys()
-        return {
-            "moments": OptimizerState(prepared.model, prepared.optimizer, lambda name, _: name in averaged),
-            "optimizer": OptimizerState(
-                prepared.model, prepared.optimizer, lambda name, _: name not in averaged
-            ),
-        }
+
+        def part(shared: bool) -> OptimizerState:
+            def has(name: str, _: Any) -> bool:
+                return self._sync.optimizer_steps_alone and (name in averaged) is shared
+
+            return OptimizerState(prepared.model, prepared.optimizer, has)
+
+        return {"moments": part(shared=True), "optimizer": part(shared=False)}
 
     def _make_checkpoints(
         self,
@@ -340,6 +342,7 @@ class Wiring:
         if not self.settings.best_holds:
             states.pop("watch")
             states.pop("evaluator", None)
+        self._sync.goes_on(saved.round)
         self._sync.divide(states)
         for name in ("moments", "optimizer"):
             states[name] = self._fitting(states[name], parts[name])

@@ -76,8 +76,8 @@ class StateAverage:
 
     Args:
         step: what moves the parameters where they do not simply become the mean.
-        parameters: whether the buffers that have the parameters alone are averaged, too; not where they move
-            in every local step.
+        parameters: whether the buffers that have the parameters alone, or the moments alone, are averaged,
+            too; not where the parameters move in every local step. See `begin`.
         resumed: whether state that has a period of its own was restored on each rank, so that a start does
             not replace it.
     """
@@ -109,15 +109,38 @@ class StateAverage:
         self._agree_on_layout()
         self._state.place()
         self._buffers = self._state.buffers
-        for part, buffer in self._buffers.items():
-            own = buffer.live.clone() if self._resumed and part.every > 1 else None
-            self._comm.average(buffer, 1.0 if self._comm.rank == 0 else 0.0)
-            if own is not None:
-                buffer.live.copy_(own)
-        self._step.place()
+        self._take_live_of_rank_0(keep_own=self._resumed)
+        if self._parameters:
+            self._step.place()
         for _, tensor in self._state.frozen():
             _take_from_rank_0(self._comm, tensor)
         self._hash = self._hash_of_live(self._in_every_round)
+
+    def begin(self) -> None:
+        """Averages parameters and moments as well from now on. All ranks must hold the same ones; an average
+        in which only rank 0 has weight makes that their anchor. What has a period of its own stays each
+        rank's own. Collective."""
+        self._parameters = True
+        newest = max((buffer.version for buffer in self._buffers.values()), default=0)
+        for buffer in self._buffers.values():
+            buffer.version = newest  # so far they were averaged more or less often
+        self._take_live_of_rank_0(keep_own=True)
+        self._step.place()
+        self._hash = self._hash_of_live(self._in_every_round)
+
+    def _take_live_of_rank_0(self, keep_own: bool) -> None:
+        for part, buffer in self._buffers.items():
+            own = buffer.live.clone() if keep_own and part.every > 1 else None
+            buffer.in_full = True
+            self._comm.average(buffer, 1.0 if self._comm.rank == 0 else 0.0)
+            if own is not None:
+                buffer.live.copy_(own)
+        self._carry_gradients()
+
+    def _carry_gradients(self) -> None:
+        """Gradients are no small differences from the anchor."""
+        for part, buffer in self._buffers.items():
+            buffer.in_full = part.parameters and not self._parameters
 
     @property
     def _in_every_round(self) -> list[Part]:
@@ -127,6 +150,7 @@ class StateAverage:
         """See `Average`."""
         self._state.rebind(comm, in_every_step=not self._parameters)
         self._comm, self._buffers = comm, self._state.buffers
+        self._carry_gradients()
         self._hash = self._hash_of_live(list(self._buffers))
         return self._step.rebind(comm)
 
@@ -180,11 +204,12 @@ class StateAverage:
         """See `Average`. An unhealthy rank takes the mean, and its optimizer begins anew where some of its
         state is not averaged."""
         due = [part for part in self._buffers if rounds is None or part.is_due(rounds)]
-        buffers = {p: self._buffers[p] for p in due if self._parameters or not p.parameters}
+        buffers = {p: self._buffers[p] for p in due if self._parameters or not (p.parameters or p.moments)}
         steps = {part: self._step.on_slice(part, measure=verify) for part in buffers}
         averaged = [self._comm.average(b, weight, steps[part]) for part, b in buffers.items()]
         any_weight = any(averaged)
-        self._step.after_average(any_weight)
+        if self._parameters:
+            self._step.after_average(any_weight)
         self._hash = self._hash_of_live(due) if verify else None
         self._state.after_average(healthy)
         return any_weight

@@ -39,6 +39,8 @@ class Part(NamedTuple):
     """Whether it has the parameters of this type, and nothing else."""
     every: int = 1
     """Rounds between two averages of what is in it."""
+    moments: bool = False
+    """Whether it has moments of the optimizer, and nothing else."""
 
     def is_due(self, rounds: int) -> bool:
         """Whether it is averaged in the round that follows `rounds` others."""
@@ -87,6 +89,7 @@ class FlatState:
         moments: the same for single moments, in place of `optimizer_state`.
         every_rounds: rounds between two averages of a moment, or of `buffers`.
         parameters_apart: whether the parameters have buffers of their own.
+        moments_apart: whether the moments have.
 
     Raises:
         TaskError: a tensor that cannot be laid out, named.
@@ -104,6 +107,7 @@ class FlatState:
         moments: Mapping[str, Policy] | None = None,
         every_rounds: Mapping[str, int] | None = None,
         parameters_apart: bool = False,
+        moments_apart: bool = False,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -118,7 +122,7 @@ class FlatState:
         self._own_moments: OwnMoments | None = None
         if self.has_moments:
             tensors += self._averaged_moments()
-        self.entries, self._numels = _lay_out(tensors, self._part_of(parameters_apart))
+        self.entries, self._numels = _lay_out(tensors, self._part_of(parameters_apart, moments_apart))
         self._comm = comm
         self.buffers: dict[Part, Buffer] = {}
 
@@ -136,14 +140,14 @@ class FlatState:
             if self._policy.of_moment(key) == "average"
         ]
 
-    def _part_of(self, parameters_apart: bool) -> Callable[[str, str, torch.dtype], Part]:
+    def _part_of(self, parameters: bool, moments: bool) -> Callable[[str, str, torch.dtype], Part]:
         """Which buffer a tensor is in, by its name, its kind and its type."""
 
         def part(name: str, kind: str, dtype: torch.dtype) -> Part:
             if kind == "parameter":
-                return Part(dtype, parameters_apart)
+                return Part(dtype, parameters)
             of = BUFFERS if kind == "buffer" else name.rpartition("/")[2]
-            return Part(dtype, every=self._policy.every(of))
+            return Part(dtype, every=self._policy.every(of), moments=moments and kind == "moment")
 
         return part
 
@@ -163,11 +167,12 @@ class FlatState:
 
         Args:
             in_every_step: whether the parameters that have buffers of their own are averaged in every local
-                step, and the others in every round.
+                step, moments that have not at all, and the others in every round.
 
         Raises `CommunicationError`, on every rank, where there is no such average.
         """
-        period = {part: (in_every_step and part.parameters, part.every) for part in self.buffers}
+        apart = {part: in_every_step and (part.parameters or part.moments) for part in self.buffers}
+        period = {part: (apart[part] and part.parameters, apart[part], part.every) for part in self.buffers}
         for same in sorted(set(period.values())):
             group = [part for part in self.buffers if period[part] == same]
             self.buffers |= zip(group, comm.recover([self.buffers[part] for part in group]), strict=True)
@@ -191,7 +196,9 @@ class FlatState:
     @property
     def parts(self) -> list[Part]:
         """The buffers that there are, in the order of `buffers`; also before they are placed."""
-        return sorted(self._numels, key=lambda p: (DTYPES.index(p.dtype), not p.parameters, p.every))
+        return sorted(
+            self._numels, key=lambda p: (DTYPES.index(p.dtype), not p.parameters, p.every, p.moments)
+        )
 
     def numel(self, part: Part) -> int:
         """Elements of a buffer."""
@@ -285,6 +292,10 @@ class FlatState:
         """What the user should know of the periods and policies of the moments; empty if there is
         nothing."""
         return self._policy.remark({key for state in self.optimizer.state.values() for key in state})
+
+    def resets(self, moment: str) -> bool:
+        """Whether the moment with this name begins anew after each average."""
+        return self._policy.of_moment(moment) == "reset"
 
     def moments(self) -> dict[str, Tensor]:
         """The tensors of the optimizer that are averaged in every round, by `parameter/key`."""

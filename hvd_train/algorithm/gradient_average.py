@@ -66,7 +66,7 @@ class GradientAverage:
             types = " and ".join(str(part.dtype) for part in self._entries)
             raise ConfigError(
                 f"optim.clip_norm = {clip_norm}: the model has parameters of {types}, whose gradients are "
-                "averaged one type after the other with sync.mode = 'gradients'; expected parameters of one "
+                f"averaged one type after the other with {optimizer.asked.key}; expected parameters of one "
                 "type, so that the norm of all is known. Set optim.clip_norm = 0."
             )
 

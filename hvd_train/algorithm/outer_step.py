@@ -55,7 +55,8 @@ class OuterStep:
         self._parts = self._pieces.parts
         self._keeps = () if rule is None else rule.keeps
         self._taken: dict[Part, Tensor] = {}
-        self._steps_before = 0
+        self._steps_before: int | None = None
+        """`steps` before the first average of the buffers; None: no step can have been taken yet."""
         self.steps = 0
         """Outer steps done; the same on every rank."""
         self.moved: dict[Part, float] = {}
@@ -91,7 +92,7 @@ class OuterStep:
         """Goes on in `comm`, to which the flat state has moved with what the rule keeps, from the average
         that it holds now. Returns what was lost, in words; empty if nothing was. Not collective."""
         self._comm, self._pieces = comm, Pieces(self._flat, comm)
-        if self._rule is not None:
+        if self._steps_before is not None:
             self.steps = self._steps_before + self._number()
         kept = [self._flat.buffers[part].kept for part in self._parts if self._keeps]
         lost = sum(state.lost for state in kept if state is not None)

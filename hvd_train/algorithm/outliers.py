@@ -71,9 +71,9 @@ class Outliers:
 
     def judge(self, header: Header) -> None:
         """Changes the weights of a header in which the ranks have measured their change, and names the
-        outliers there. Not collective."""
+        outliers there; without a measurement it does nothing. Not collective."""
         counted = header.weights > 0
-        if not self.is_on or not counted.any():
+        if not self.is_on or not counted.any() or (header["change"] < 0).any():
             return
         norms = np.sqrt(np.where(counted, header["change"], 0.0))
         limit = self._mean + self._threshold * math.sqrt(self._variance)

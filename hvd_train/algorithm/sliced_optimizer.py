@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import msgspec
 import torch
@@ -36,6 +36,18 @@ class _Saved(msgspec.Struct, forbid_unknown_fields=True):
     optimizer: str
     offsets: dict[str, Count]
     """For each parameter of which this rank owns a piece: where in the parameter's memory that begins."""
+
+
+class Asked(NamedTuple):
+    """Which key of the configuration asks for slices, for messages."""
+
+    key: str
+    instead: str
+    """What does not."""
+
+
+EVERY_STEP = Asked("sync.mode = 'gradients'", "sync.mode = 'average'")
+IN_WARM_UP = Asked("sync.schedule = 'warmup'", "sync.schedule = 'fixed'")
 
 
 class _Slice:
@@ -74,23 +86,26 @@ class SlicedOptimizer:
 
     Args:
         flat: has buffers of the parameters alone (`parameters_apart`).
-        whole: of the model's parameters. It never steps, and keeps no state from now on; its groups are read
-            in each step, so that a schedule may change them.
+        whole: of the model's parameters. It does not step meanwhile, and its state is not touched; its groups
+            are read in each step, so that a schedule may change them.
+        asked: for it.
 
     Raises `ConfigError` for an optimizer that does not work element by element, and `TaskError` for two
     parameters in the same memory.
     """
 
-    def __init__(self, flat: FlatState, comm: Communicator, whole: Optimizer) -> None:
+    def __init__(
+        self, flat: FlatState, comm: Communicator, whole: Optimizer, asked: Asked = EVERY_STEP
+    ) -> None:
+        self.asked = asked
         self.name = type(whole).__name__
         if self.name not in _BY_ELEMENT:
             raise ConfigError(
-                f"optim.name = {self.name!r}: sync.mode = 'gradients' steps on slices of the parameters; "
+                f"optim.name = {self.name!r}: {asked.key} steps on slices of the parameters; "
                 "expected an optimizer that works element by element: one of "
-                f"{', '.join(_BY_ELEMENT)}. Choose one of these, or sync.mode = 'average'."
+                f"{', '.join(_BY_ELEMENT)}. Choose one of these, or {asked.instead}."
             )
-        _refuse_twins(flat)
-        whole.state.clear()  # of classes that begin with some
+        _refuse_twins(flat, asked)
         self._flat = flat
         self._whole = whole
         self._begin(comm)
@@ -138,15 +153,22 @@ class SlicedOptimizer:
         mean.copy_(of.x)
         of.version = buffer.version + 1
 
-    def _held(self, piece: Piece) -> Mapping[str, Tensor]:
-        of = self._slices[piece.entry.part]
+    def release(self) -> None:
+        """Frees slices and state: from now on it saves nothing. Not collective."""
+        self._slices.clear()
+
+    def held(self, piece: Piece) -> Mapping[str, Tensor]:
+        """The state of a piece: flat tensors, and counters of no dimension; empty once it is released."""
+        of = self._slices.get(piece.entry.part)
+        if of is None:
+            return {}
         state = of.optimizer.state.get(of.parameters[piece], {})
         return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
     def state_dict(self) -> dict[str, Any]:
         """The class, and the state of the pieces that this rank owns: flat tensors, and counters of no
         dimension."""
-        return {"optimizer": self.name, **self._pieces.saved(self._held)}
+        return {"optimizer": self.name, **self._pieces.saved(self.held)}
 
     def load_state_dict(self, state: State) -> None:
         """Restores the state of a world of one rank; see `take` for others."""
@@ -158,7 +180,7 @@ class SlicedOptimizer:
 
         Raises `RunDirectoryError` for a state that `state_dict` does not give.
         """
-        self._pieces.take(self._of_this_class(states), self._held, "the optimizer")
+        self._pieces.take(self._of_this_class(states), self.held, "the optimizer")
 
     def _of_this_class(self, states: Iterable[State]) -> Iterator[tuple[Mapping[str, int], State]]:
         for state in states:
@@ -168,7 +190,7 @@ class SlicedOptimizer:
             yield saved.offsets, state
 
 
-def _refuse_twins(flat: FlatState) -> None:
+def _refuse_twins(flat: FlatState, asked: Asked) -> None:
     """Raises `TaskError` if two parameters are the same memory: each would have a gradient of its own."""
     first: dict[tuple[Part, int], Entry] = {}
     for entry in flat.entries:
@@ -177,6 +199,6 @@ def _refuse_twins(flat: FlatState) -> None:
         other = first.setdefault((entry.part, entry.start), entry)
         if other.holder is not entry.holder:
             raise TaskError(
-                f"`{other.name}` and `{entry.name}` are two parameters in the same memory, which sync.mode = "
-                "'gradients' cannot step as one. Tie them by giving both modules the same Parameter object."
+                f"`{other.name}` and `{entry.name}` are two parameters in the same memory, which {asked.key} "
+                "cannot step as one. Tie them by giving both modules the same Parameter object."
             )

@@ -17,8 +17,9 @@ from hvd_train.algorithm.outer import make_rule
 from hvd_train.algorithm.outer_step import OuterStep
 from hvd_train.algorithm.outliers import Outliers
 from hvd_train.algorithm.own_buffers import OwnBuffers
-from hvd_train.algorithm.sliced_optimizer import SlicedOptimizer
+from hvd_train.algorithm.sliced_optimizer import EVERY_STEP, IN_WARM_UP, SlicedOptimizer
 from hvd_train.algorithm.synchronizer import Synchronizer
+from hvd_train.algorithm.warm_up import WarmUp, WarmUpAverage, WarmUpStep
 from hvd_train.algorithm.worker import Step
 from hvd_train.comm.base import Communicator
 from hvd_train.config import Config
@@ -43,7 +44,8 @@ class SyncParts:
         self._comm = comm
         self._optim = config.optim
         self._sync = sync = config.sync
-        every_step = sync.mode == "gradients"
+        every_step, warms_up = sync.mode == "gradients", sync.schedule == "warmup"
+        self._warm_up = WarmUp(sync.warmup_rounds)
         self.flat = FlatState(
             model,
             optimizer,
@@ -52,13 +54,17 @@ class SyncParts:
             batch_norm=sync.batch_norm,
             moments=sync.moments,
             every_rounds=sync.every_rounds,
-            parameters_apart=every_step or sync.outer != "none" or sync.clip > 0,
+            parameters_apart=every_step or warms_up or sync.outer != "none" or sync.clip > 0,
+            moments_apart=warms_up,
         )
         self.buffers = OwnBuffers(model, self.flat)
         self._gradients: GradientAverage | None = None
         self._sliced: SlicedOptimizer | None = None
         if every_step:
-            self._sliced = SlicedOptimizer(self.flat, comm, optimizer)
+            optimizer.state.clear()  # of classes that begin with some
+        if every_step or warms_up:
+            asked = EVERY_STEP if every_step else IN_WARM_UP
+            self._sliced = SlicedOptimizer(self.flat, comm, optimizer, asked)
             self._gradients = GradientAverage(self.flat, comm, self._sliced, config.optim.clip_norm)
         self.ema = Ema(self.flat, comm, sync.ema)
         self.outer = OuterStep(self.flat, comm, make_rule(sync), sync.clip)
@@ -69,6 +75,11 @@ class SyncParts:
             warmup=sync.outlier_warmup,
         )
         self._resumed = False
+        self._taken = False
+        """Whether the state of the slices is that of a checkpoint."""
+        self.lost = ""
+        """What of a checkpoint could not be taken, in words; empty if all was."""
+        """What a resume could not take, in words."""
 
     def stateful(self) -> dict[str, Stateful]:
         """What of them a checkpoint saves; that of `buffers`, `outer` and `sliced` is each rank's own."""
@@ -82,33 +93,65 @@ class SyncParts:
 
     def step(self, gradients: Gradients) -> Step:
         """What a local step does."""
+        alone = LocalStep(gradients, self._optimizer, self._optim)
         if self._gradients is None:
-            return LocalStep(gradients, self._optimizer, self._optim)
-        return GradientStep(gradients, self._gradients)
+            return alone
+        together = GradientStep(gradients, self._gradients)
+        return together if self._sync.mode == "gradients" else WarmUpStep(self._warm_up, together, alone)
 
     def synchronizer(self) -> Synchronizer:
         """What averages after every round; made once what is resumed is restored."""
-        average = StateAverage(
-            self.flat,
-            self._comm,
-            self.outer,
-            parameters=self._gradients is None,
-            resumed=self._resumed,
-        )
-        chosen: Average = NoAverage(average) if self._sync.mode == "none" else average
-        if self._gradients is not None:
-            chosen = EveryStep(average, self._gradients)
+        chosen = self._average()
         if self._sync.ema:
             chosen = AverageWithEma(chosen, self.ema)
         return Synchronizer(
             chosen,
             self._comm,
             check_every=self._sync.check_every,
-            measure_drift=self._gradients is None,
+            measure_drift=self._sync.mode != "gradients",
             drift_at_once=self._sync.schedule == "drift",
             outliers=self.outliers,
-            checked="parameters" if self._gradients is None else "gradients",
+            checked=self._checked,
         )
+
+    def _average(self) -> Average:
+        every_step = self._sync.mode == "gradients" or self._warm_up.left > 0
+        average = StateAverage(
+            self.flat, self._comm, self.outer, parameters=not every_step, resumed=self._resumed
+        )
+        if self._sync.mode == "none":
+            return NoAverage(average)
+        if self._gradients is None or self._sliced is None:
+            return average
+        gradients = EveryStep(average, self._gradients)
+        if self._sync.mode == "gradients":
+            return gradients
+        return WarmUpAverage(
+            self._warm_up,
+            gradients,
+            average,
+            self.flat,
+            self._comm,
+            self._sliced,
+            self._optimizer,
+            taken=self._taken,
+        )
+
+    @property
+    def _checked(self) -> str:
+        if self._gradients is None:
+            return "parameters"
+        return "gradients" if self._sync.mode == "gradients" else "gradients, parameters"
+
+    @property
+    def optimizer_steps_alone(self) -> bool:
+        """Whether each rank's optimizer steps all parameters, so that its state is the training's; else that
+        of the slices is."""
+        return self._gradients is None or (self._sync.mode != "gradients" and not self._warm_up.left)
+
+    def goes_on(self, rounds: int) -> None:
+        """The run has done so many rounds."""
+        self._warm_up.goes_on(rounds)
 
     def divide(self, states: MutableMapping[str, State]) -> None:
         """Divides the saved state of the optimizer into what is averaged in every round now, `moments`, and
@@ -135,10 +178,20 @@ class SyncParts:
             self.ema.take()
         else:
             states.pop("ema", None)
-        if states.pop("outer", None) is not None:
+        if states.pop("outer", None) is not None and not self._warm_up.left:
             self._deal(saved, "outer", self.outer)
-        if states.pop("sliced", None) is not None and self._sliced is not None and optimizer_holds:
+        sliced = states.pop("sliced", None) is not None and bool(saved.part(0, "sliced")["offsets"])
+        if not optimizer_holds:
+            return
+        if sliced and self._sliced is not None:
             self._deal(saved, "sliced", self._sliced)
+            self._taken = True
+        elif sliced:
+            self.lost = (
+                "the run was within its warm-up, which is over now: the optimizer's state begins anew."
+            )
+        elif self._warm_up.left and (states["moments"] or states["optimizer"]):
+            self.lost = "the run goes back to its warm-up: the optimizer's state begins anew."
 
     def _deal(self, saved: SavedCheckpoint, name: str, part: OuterStep | SlicedOptimizer) -> None:
         own = self._comm.rank % saved.world_size  # its slice is the same if the world is

@@ -71,6 +71,9 @@ class Buffer:
         wire carries a short type, its difference from the anchor is what the last rounding lost."""
         self.kept: SliceState | None = None
         """What its slice step keeps; None: nothing. See `Communicator.keep_state`."""
+        self.in_full = False
+        """Whether elements travel in its own type whatever the wire carries, as the values are no state whose
+        differences from the anchor are small; the same on every rank."""
         self.memory: object = None
         """What the communicator that made the buffer keeps with it."""
 

@@ -241,7 +241,7 @@ class RingCommunicator(Communicator):
         timeout_s = self.liveness.allowed_s
         if self._ring is None:
             return _shm.HostAverage(self._team, flat, mine, slot, number, owned, timeout_s, hooks)
-        wire = self._wire if buffer.has_anchor else 0
+        wire = self._wire if buffer.has_anchor and not buffer.in_full else 0
         return _ring.RingAverage(
             self._ring, self._team, flat, mine, slot, number, owned, timeout_s, hooks, wire
         )

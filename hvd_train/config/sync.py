@@ -63,13 +63,13 @@ class SyncConfig:
     schedule: Annotated[
         Literal["fixed", "warmup", "qsr", "adacomm", "drift", "auto", "time"], arg(aliases=["--schedule"])
     ] = "fixed"
-    """How k changes. `warmup`: 1 in the first rounds. `qsr`: grows as the learning rate falls. `adacomm`:
-    falls with the training loss. `drift`: keeps the drift near a bound. `auto`: keeps the share of the time
-    that communication takes. `time`: each rank takes the steps that fit into `seconds`, for ranks of unequal
-    speed."""
+    """How k changes. `warmup`: gradients are averaged in the first rounds. `qsr`: grows as the learning rate
+    falls. `adacomm`: falls with the training loss. `drift`: keeps the drift near a bound. `auto`: keeps the
+    share of the time that communication takes. `time`: each rank takes the steps that fit into `seconds`, for
+    ranks of unequal speed."""
 
     warmup_rounds: int = 0
-    """With `warmup`: rounds of one local step before those of `period`."""
+    """With `warmup`: rounds of one step, in which gradients are averaged, before those of `period`."""
 
     qsr_alpha: float = 0.0
     """With `qsr`: k = max(`period`, floor((alpha / lr)^2)). It begins to grow where the learning rate is

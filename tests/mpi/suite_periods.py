@@ -263,6 +263,17 @@ DIGITS = replace(
 )
 RUNS = {
     "warmup": SyncConfig(period=4, schedule="warmup", warmup_rounds=6),
+    "warmup with rules": SyncConfig(
+        period=4,
+        schedule="warmup",
+        warmup_rounds=6,
+        outer="nesterov",
+        clip=0.5,
+        ema=0.5,
+        outliers="drop",
+        outlier_warmup=2,
+        optimizer_state="keep",
+    ),
     "qsr": SyncConfig(period=4, schedule="qsr", qsr_alpha=0.15, max_period=20),
     "adacomm": SyncConfig(period=9, schedule="adacomm", adacomm_steps=25),
     "drift": SyncConfig(period=4, schedule="drift", drift_bound=0.5, check_every=2),
@@ -284,12 +295,13 @@ def runs(comm: Communicator, tmp_path: Path) -> str:
     return str(comm.broadcast(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["warmup", "qsr", "adacomm", "drift"])
+@pytest.mark.parametrize("name", ["warmup", "warmup with rules", "qsr", "adacomm", "drift"])
 def test_a_resumed_run_is_the_uninterrupted_one(comm: Communicator, name: str, runs: str) -> None:
-    """To the bit, stopped after each of two rounds: `drift` is measured in one of them."""
+    """To the bit, stopped after some rounds: `warmup` within it and at its end; `drift` is measured in one of
+    two."""
     config = replace(DIGITS, runs=runs, name="whole", sync=RUNS[name])
     hvd_train.train(config, comm=comm)
-    for rounds in (7, 8, 18):
+    for rounds in (3, 6, 8, 18) if "warmup" in name else (7, 8, 18):
         stop = replace(DIGITS.stop, max_rounds=rounds)
         hvd_train.train(replace(config, name="parts", resume="auto", stop=stop), comm=comm)
     whole, parts = Path(runs) / "whole", Path(runs) / "parts"

@@ -27,7 +27,7 @@ def make_period(sync: SyncConfig, replayed: Sequence[tuple[int, int | tuple[int,
         return ReplayedPeriods(sync.replay_periods, replayed, replaced)
     match sync.schedule:
         case "warmup":
-            return WarmupPeriod(k, rounds=sync.warmup_rounds)
+            return WarmupPeriod(k, rounds=sync.warmup_rounds, gradients=True)
         case "qsr":
             return QsrPeriod(k, alpha=sync.qsr_alpha, most=most)
         case "adacomm":

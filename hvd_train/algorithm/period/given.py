@@ -43,13 +43,18 @@ class WarmupPeriod(Stateless):
     Args:
         k: H, the period after the warm-up.
         rounds: t', the rounds with one local step each.
+        gradients: whether the ranks average their gradients in these, as a training does. It only changes the
+            words.
     """
 
-    def __init__(self, k: int, *, rounds: int) -> None:
+    def __init__(self, k: int, *, rounds: int, gradients: bool = False) -> None:
         self._k = k
         self._rounds = rounds
         first = "first round" if rounds == 1 else f"first {rounds:,} rounds"
-        self.words = f"average after every local step in the {first}, then every {counted(k, 'local step')}"
+        then = f"every {counted(k, 'local step')}"
+        self.words = f"average after every local step in the {first}, then {then}"
+        if gradients:
+            self.words = f"average gradients in every local step of the {first}, then parameters {then}"
 
     def next(self, rounds: int, rate: float) -> int:
         """See `Period`."""

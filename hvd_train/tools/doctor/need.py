@@ -86,6 +86,7 @@ def _of_model(model: nn.Module, config: Config) -> Need:
     optimizer, comm, sync = make_optimizer(model, config.optim), SoloCommunicator(), config.sync
     whole = FlatState(model, optimizer, comm, batch_norm=sync.batch_norm)
     every_step = sync.mode == "gradients"
+    slices = every_step or sync.schedule == "warmup"
     flat = SyncParts(model, optimizer, comm, config).flat  # refuses what a run refuses
     kept = whole.num_bytes - flat.num_bytes
     apart = [e for e in flat.entries if e.kind == "moment" and e.part.every > 1]
@@ -99,8 +100,8 @@ def _of_model(model: nn.Module, config: Config) -> Need:
         model_bytes=sum(map(_num_bytes, saved_state(model)[0].values())),
         ema_bytes=sum(_wide_bytes(e) for e in flat.entries if e.kind != "moment") if sync.ema else 0,
         outer_bytes=_outer_bytes(parameters, config),
-        stepped_bytes=parameters if every_step else 0,
-        sliced_moment_bytes=moments if every_step else 0,
+        stepped_bytes=parameters if slices else 0,
+        sliced_moment_bytes=moments if slices else 0,
         averaged_moment_bytes=sum(map(_num_bytes, flat.moments().values())),
         own_moment_bytes=(kept if flat.has_moments or sync.optimizer_state == "keep" else 0)
         + sum(_num_bytes(e.holder) for e in apart),

@@ -74,6 +74,10 @@ def test_warmup() -> None:
     assert [period.next(r, 0.1) for r in range(6)] == [1, 1, 1, 10, 10, 10]
     assert period.words == "average after every local step in the first 3 rounds, then every 10 local steps"
     assert WarmupPeriod(1, rounds=1).words.endswith("in the first round, then every 1 local step")
+    words = make_period(SyncConfig(schedule="warmup", warmup_rounds=3, period=4)).words
+    assert words == (
+        "average gradients in every local step of the first 3 rounds, then parameters every 4 local steps"
+    )
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_the_plain_text_of_a_small_run() -> None:
 def test_a_period_that_changes_is_in_every_line() -> None:
     stream = io.StringIO()
     console = PlainConsole(stream, clock=lambda: 1.0)
-    rule = "average after every local step in the first 3 rounds, then every 10 local steps"
+    rule = "average gradients in every local step of the first 3 rounds, then parameters every 10 local steps"
     console.header(dataclasses.replace(HEADER, schedule=rule))
     console.report(round_report(3, period=1))
     console.report(PeriodReport(round=3, period=10, message="every round has 10 from round 4 on."))
