@@ -26,11 +26,15 @@ def files_in_shared_memory() -> set[str]:
 
 
 def abandoned(files: set[str]) -> set[str]:
-    """Those of the files that no living process has mapped."""
-    for maps in Path("/proc").glob("[0-9]*/maps") if files else ():
+    """Those of the files and folders that no living process has mapped or open."""
+    for process in Path("/proc").glob("[0-9]*") if files else ():
+        used = []
         with contextlib.suppress(OSError):
-            text = maps.read_text()
-            files = {file for file in files if file not in text}
+            used.append((process / "maps").read_text())
+            for descriptor in (process / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    used.append(os.readlink(descriptor))
+        files = {file for file in files if not any(file in text for text in used)}
     return files
 
 

@@ -11,6 +11,7 @@ one that takes too much CPU time, or that waits for too long, is a hang.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
@@ -74,7 +75,7 @@ def mutants(count: int, seed: int) -> list[Mutant]:
 def run(chosen: Sequence[Mutant], jobs: int) -> Tally:
     """Judges mutants, and prints lines about those that should not be."""
     tally = Tally({name: Counter() for name in LAYOUTS if any(m.layout == name for m in chosen)})
-    with tempfile.TemporaryDirectory(prefix="mutants-", dir=_scratch()) as name:
+    with tempfile.TemporaryDirectory(prefix="mutants-", dir=_scratch()) as name, _open(name):
         folder = Path(name)
         mutate_shards.prepare(folder / "templates", list(LAYOUTS))
         for result in judge(folder, chosen, jobs):
@@ -83,6 +84,16 @@ def run(chosen: Sequence[Mutant], jobs: int) -> Tally:
             if len(chosen) == 1:
                 print(result)
     return tally
+
+
+@contextlib.contextmanager
+def _open(folder: str) -> Iterator[None]:
+    """Has the folder open: tests that run beside this see that it is in use."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _scratch() -> str | None:
