@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from hvd_train.algorithm.local_sgd import LocalSGD
 from hvd_train.config import (
@@ -18,6 +19,7 @@ from hvd_train.config import (
     StopConfig,
     SyncConfig,
 )
+from hvd_train.data.format import SampleSpec
 from hvd_train.preparation import prepare
 from hvd_train.record.reports import Recorder, Report, RoundReport, RunStart
 from hvd_train.run.claim import NoClaim
@@ -104,3 +106,14 @@ class Same(Classification):
 
     def __init__(self) -> None:
         super().__init__(ModelConfig(hidden=(4,)))
+
+
+class Drawn(Same):
+    """With initial values of its own: the ranks are threads, which share torch's generator."""
+
+    def build_model(self, spec: SampleSpec) -> nn.Module:
+        model = super().build_model(spec)
+        generator = torch.Generator().manual_seed(3)
+        for p in model.parameters():
+            p.detach().normal_(0, 0.3, generator=generator)
+        return model

@@ -11,26 +11,13 @@ import h5py
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from hvd_train.config import CheckpointConfig, Config, OptimConfig, StopConfig, SyncConfig
-from hvd_train.data.format import SampleSpec
 from hvd_train.record.reports import FaultReport, LayerReport, RoundReport, StopReport
 from hvd_train.record.wording import header_lines
 from hvd_train.run.saved_checkpoint import SavedCheckpoint
 from tests.unit.outer_checkpoints import kept, optimizer_steps
-from tests.unit.trainings import Remembered, Same, resumed, small, train
-
-
-class Drawn(Same):
-    """With initial values of its own: the ranks are threads, which share torch's generator."""
-
-    def build_model(self, spec: SampleSpec) -> nn.Module:
-        model = super().build_model(spec)
-        generator = torch.Generator().manual_seed(3)
-        for p in model.parameters():
-            p.detach().normal_(0, 0.3, generator=generator)
-        return model
+from tests.unit.trainings import Drawn, Remembered, resumed, small, train
 
 
 def trained(config: Config, ranks: int) -> list[Remembered]:

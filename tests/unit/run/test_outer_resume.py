@@ -12,29 +12,16 @@ import pytest
 import torch
 import xxhash
 from safetensors.torch import load_file
-from torch import nn
 
 from hvd_train.config import CheckpointConfig, Config, OptimConfig, StopConfig, SyncConfig
-from hvd_train.data.format import SampleSpec
 from hvd_train.io.sealed import seal
 from hvd_train.record.reports import FaultReport, RoundReport
 from hvd_train.run import packing
 from hvd_train.run.saved_checkpoint import SavedCheckpoint
 from tests.unit.outer_checkpoints import check_nesterov, kept, steps
-from tests.unit.trainings import Remembered, Same, resumed, small, train
+from tests.unit.trainings import Drawn, Remembered, resumed, small, train
 
 NESTEROV: dict[str, Any] = {"outer": "nesterov"}
-
-
-class Drawn(Same):
-    """With initial values of its own: the ranks are threads, which share torch's generator."""
-
-    def build_model(self, spec: SampleSpec) -> nn.Module:
-        model = super().build_model(spec)
-        generator = torch.Generator().manual_seed(3)
-        for p in model.parameters():
-            p.detach().normal_(0, 0.3, generator=generator)
-        return model
 
 
 def trained(config: Config, ranks: int) -> list[Remembered]:

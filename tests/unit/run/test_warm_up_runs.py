@@ -8,30 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 from hvd_train.config import CheckpointConfig, Config, OptimConfig, StopConfig, SyncConfig
-from hvd_train.data.format import SampleSpec
 from hvd_train.errors import ConfigError
 from hvd_train.preparation import _refuse_warm_up
 from hvd_train.record.reports import RoundReport
 from hvd_train.record.wording import header_lines
 from hvd_train.run.saved_checkpoint import SavedCheckpoint
-from tests.unit.trainings import Remembered, Same, small, train
+from tests.unit.trainings import Drawn, Remembered, small, train
 
 WARM = 4
-
-
-class Drawn(Same):
-    """With initial values of its own: the ranks are threads, which share torch's generator."""
-
-    def build_model(self, spec: SampleSpec) -> nn.Module:
-        model = super().build_model(spec)
-        generator = torch.Generator().manual_seed(3)
-        for p in model.parameters():
-            p.detach().normal_(0, 0.3, generator=generator)
-        return model
 
 
 @pytest.fixture
