@@ -59,7 +59,7 @@ ALL = (
     Rule(name="k = 100", sync={"period": 100}),
     Rule(name="k = 500", sync={"period": 500}),
     Rule(name="warmup, k = 48", sync={"period": 48, **_WARMUP}),
-    # Begins to grow where the rate has fallen to half of the highest.
+    # Exceeds 10 once the rate has fallen to a little less than half of the highest.
     Rule(name="qsr, k from 10", sync={"period": 10, **_QSR}, by_rate={"qsr_alpha": 0.5 * 10**0.5}),
     Rule(name="adacomm, k from 48", sync={"period": 48, **_ADACOMM}),
     Rule(

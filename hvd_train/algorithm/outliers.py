@@ -2,7 +2,8 @@
 
 J. Cheng et al., "EDiT: A Local-SGD-Based Efficient Distributed Training Method for Large Language Models",
 ICLR 2025, arXiv:2412.07210: anomaly elimination and weighted averaging. There each rank has averages of its
-own norms; here all ranks share one, which therefore holds for any number of ranks.
+own norms, of each layer, and both are applied together; here all ranks share one, which therefore holds for
+any number of ranks.
 """
 
 from __future__ import annotations

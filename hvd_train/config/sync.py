@@ -72,8 +72,8 @@ class SyncConfig:
     """With `warmup`: rounds of one step, in which gradients are averaged, before those of `period`."""
 
     qsr_alpha: float = 0.0
-    """With `qsr`: k = max(`period`, floor((alpha / lr)^2)). It begins to grow where the learning rate is
-    alpha / sqrt(`period`)."""
+    """With `qsr`: k = max(`period`, floor((alpha / lr)^2)). It exceeds `period` where the learning
+    rate is at most alpha / sqrt(`period` + 1)."""
 
     adacomm_steps: int = 500
     """With `adacomm`: local steps between two changes of k."""

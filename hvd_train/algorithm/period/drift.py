@@ -31,9 +31,9 @@ class DriftPeriod:
     measurements are needed until the period settles.
 
     That averages are due where the ranks have moved apart is from Kamp et al., "Efficient Decentralized Deep
-    Learning by Dynamic Model Averaging", arXiv:1807.03210, whose divergence is the drift. There ranks ask for
-    an average when they pass the bound; here the next rounds become shorter, and no rank waits for another
-    within a round.
+    Learning by Dynamic Model Averaging", arXiv:1807.03210, whose divergence is the drift. There a rank asks
+    for an average when its distance from the last one passes the bound; here the next rounds become shorter,
+    and no rank waits for another within a round.
 
     Args:
         k: the period until the first measurement.

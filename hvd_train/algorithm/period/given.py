@@ -72,7 +72,8 @@ class QsrPeriod(Stateless):
 
     Args:
         k: H_base, the smallest period.
-        alpha: in the unit of the learning rate. k begins to grow where the rate is alpha / sqrt(k).
+        alpha: in the unit of the learning rate. The period exceeds k from the rate alpha / sqrt(k + 1)
+            down.
         most: the largest period; the rule has none, and a rate that falls to 0 needs one.
     """
 
