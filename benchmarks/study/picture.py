@@ -14,6 +14,10 @@ TITLES = {"alike": "shards alike", "split": "shards split by class"}
 COLORS = ("#1f77b4", "#d95f02")
 """By number of ranks, in the order of the problems: also told apart by their marks."""
 MARKS = ("o", "s")
+TICKS = (-2, -1, -0.5, -0.25, 0, 0.25, 0.5, 1, 2, 5, 10, 20)
+"""Percentage points."""
+LINEAR = 0.5
+"""Up to which the axis is linear; logarithmic beyond."""
 
 
 def draw(problems: Sequence[Problem], results: Results, path: Path) -> None:
@@ -23,7 +27,7 @@ def draw(problems: Sequence[Problem], results: Results, path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     rules = [rule for rule in problems[0].rules if rule is not REFERENCE]
     figure, panels = pyplot.subplots(
@@ -43,8 +47,10 @@ def draw(problems: Sequence[Problem], results: Results, path: Path) -> None:
                 label=f"{problem.ranks} ranks",
             )
         panel.axvline(0, color="black", linewidth=0.8)
-        panel.set_xscale("symlog", linthresh=0.5)
-        panel.xaxis.set_major_formatter(ScalarFormatter())
+        panel.set_xscale("symlog", linthresh=LINEAR)
+        panel.xaxis.set_major_locator(FixedLocator(TICKS))
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.xaxis.set_major_formatter("{x:g}")
         panel.grid(color="#dddddd", linewidth=0.6)
         panel.set_axisbelow(True)
         panel.set_title(TITLES[split])
