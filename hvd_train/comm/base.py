@@ -50,7 +50,7 @@ class Op(enum.Enum):
 class Pending(ABC):
     """An average that was started and goes on while the rank does something else.
 
-    `staged` is the copy of live that is averaged, of its shape and dtype. Until `wait` has returned no other
+    `staged` is what is averaged: `Communicator.staging` of the buffer. Until `wait` has returned no other
     method of the communicator may be called.
     """
 
@@ -63,7 +63,8 @@ class Pending(ABC):
     @abstractmethod
     def wait(self) -> bool:
         """Ends the average: anchor := the weighted mean of all ranks' `staged`; live stays as it is. Returns
-        whether there was any weight. Collective; raises what `Communicator.average` raises."""
+        whether there was any weight. Collective; raises what `Communicator.average` raises, and what the
+        slice step raises. In both cases the average is over, and the anchor stays."""
 
 
 class _Done(Pending):
@@ -86,7 +87,8 @@ class Communicator(ABC):
 
     `rank`, `size`, `local_rank`, `local_size`, `host` (its name) and `num_hosts` are plain values, fixed
     when the communicator is made. `name` is the backend's, `library` says what moves the bytes,
-    `loses_ranks` whether the surviving ranks can continue by `survivors` after a `RankLost`.
+    `loses_ranks` whether the surviving ranks can continue by `survivors` after a `RankLost`,
+    `averages_in_background` whether messages of `start_average` travel while the rank does something else.
 
     No method waits for ever: a rank that waits for one that makes no progress raises `BarrierTimeout`, which
     names it, as `liveness` says.
@@ -98,6 +100,7 @@ class Communicator(ABC):
     name: str
     library: str
     loses_ranks: bool = False
+    averages_in_background: bool = False
     rank: int
     size: int
     local_rank: int
@@ -170,20 +173,38 @@ class Communicator(ABC):
             RankLost: a rank died.
         """
 
-    def start_average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> Pending:
-        """Starts to average a copy of live, which is made, and costs its memory, only here. Live may change
-        at once and is not written to; the mean becomes the anchor in `Pending.wait`, where the slice step
-        runs.
+    def staging(self, buffer: Buffer) -> Tensor:
+        """What `start_average` averages of this rank: memory beside live, of its shape and dtype. The first
+        call for a buffer makes it, zeros. Collective.
 
-        A backend that cannot work in the background does everything here, the slice step too. Arguments and
-        errors are those of `average`.
+        Raises `MemoryError`, on every rank, where ranks share memory and a host has not enough.
         """
-        staged = buffer.live.clone()
+        if buffer.staged is None:
+            buffer.staged = torch.zeros_like(buffer.live)
+        return buffer.staged
+
+    def start_average(
+        self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None, *, staged: bool = False
+    ) -> Pending:
+        """Starts to average `staging(buffer)`, to which live is copied first. Live may change at once and is
+        not written to; the mean becomes the anchor in `Pending.wait`, where the slice step runs.
+
+        A backend that cannot work in the background does everything here, the slice step too.
+
+        Args:
+            buffer, weight, on_slice: as for `average`, whose errors it raises.
+            staged: whether the values are in `staging(buffer)` already; they stay there.
+        """
+        values, live = self.staging(buffer), buffer.live.clone()
+        if staged:
+            buffer.live.copy_(values)
+        else:
+            values.copy_(live)
         try:
             any_weight = self.average(buffer, weight, on_slice)
         finally:
-            buffer.live.copy_(staged)
-        return _Done(staged, any_weight)
+            buffer.live.copy_(live)
+        return _Done(values, any_weight)
 
     def recover(self, buffers: Sequence[Buffer]) -> list[Buffer]:
         """New buffers of this communicator for those of one that lost ranks: anchor and live are the newest

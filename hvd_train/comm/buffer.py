@@ -74,6 +74,8 @@ class Buffer:
         self.in_full = False
         """Whether elements travel in its own type whatever the wire carries, as the values are no state whose
         differences from the anchor are small; the same on every rank."""
+        self.staged: Tensor | None = None
+        """What an average in the background works on: see `Communicator.staging`."""
         self.memory: object = None
         """What the communicator that made the buffer keeps with it."""
 

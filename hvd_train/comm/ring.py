@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from hvd_train.comm.base import Communicator, OnSlice, Op, Pending
 from hvd_train.comm.buffer import DTYPES, Buffer, require_averageable, slice_bounds
+from hvd_train.comm.in_background import InBackground
 from hvd_train.comm.phases import agree_on_layout, agree_on_shares, row_of, shares_of
 from hvd_train.comm.ring_hosts import find_hosts
 from hvd_train.comm.slice_state import SliceState
@@ -74,8 +76,8 @@ class _Memory:
     """The memory of a buffer's tensors."""
 
     flat: _shm.FlatBuffer
-    staged: tuple[_shm.FlatBuffer, Tensor] | None = None
-    """Made by the first `start_average`."""
+    staged: _shm.FlatBuffer | None = None
+    """The same anchors under the memory of `Buffer.staged`."""
 
 
 class RingCommunicator(Communicator):
@@ -106,6 +108,7 @@ class RingCommunicator(Communicator):
         self.loses_ranks = inner.loses_ranks
         self._team = self._gather_team()
         self._ring = self._connect_hosts() if self.num_hosts > 1 else None
+        self.averages_in_background = self._ring is not None  # on one host it would take their cores
 
     def _gather_team(self) -> _shm.Team:
         num_bytes = _shm.Team.num_bytes(self.local_size)
@@ -246,31 +249,40 @@ class RingCommunicator(Communicator):
             self._ring, self._team, flat, mine, slot, number, owned, timeout_s, hooks, wire
         )
 
-    def start_average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> Pending:
+    def staging(self, buffer: Buffer) -> Tensor:
+        """See `Communicator.staging`. The ranks of the host map the memory of all of them."""
+        self._require_idle()
+        memory = self._memory(buffer)
+        if buffer.staged is None:
+            code = DTYPES.index(buffer.dtype)
+            num_bytes = _shm.FlatBuffer.staging_bytes(self.local_size, buffer.numel, code)
+            region = self._hosts.share(self._inner, num_bytes)
+            memory.staged = memory.flat.staged(region)
+            self._hosts.back(self._inner, memory.staged.allocate, num_bytes)
+            region.seal()
+            buffer.staged = torch.from_numpy(memory.staged.input()).view(buffer.dtype)
+        return buffer.staged
+
+    def start_average(
+        self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None, *, staged: bool = False
+    ) -> Pending:
         """See `Communicator.start_average`. A thread without Python does the work; with a slice step it does
         the reduce-scatter, and `wait` the rest."""
-        self._require_idle()
-        flat, staged = self._staging(buffer)
-        staged.copy_(buffer.live)
+        values, flat = self.staging(buffer), self._memory(buffer).staged
+        assert flat is not None
+        if not staged:
+            values.copy_(buffer.live)
         with self._waiting():
             # Signs are for the thread that trains: the one that averages waits for the timeout alone.
             operation = self._prepare(buffer, flat, weight, hooks=0)
             if operation is not None:
                 operation.start(on_slice is not None)
-        self._pending = _InBackground(self, buffer, staged, operation, on_slice)
+        waiting = partial(self._waiting, buffer.num_bytes)
+        self._pending = InBackground(buffer, values, operation, on_slice, waiting, self._end_pending)
         return self._pending
 
-    def _staging(self, buffer: Buffer) -> tuple[_shm.FlatBuffer, Tensor]:
-        memory = self._memory(buffer)
-        if memory.staged is None:
-            code = DTYPES.index(buffer.dtype)
-            num_bytes = _shm.FlatBuffer.staging_bytes(self.local_size, buffer.numel, code)
-            region = self._hosts.share(self._inner, num_bytes)
-            flat = memory.flat.staged(region)
-            self._hosts.back(self._inner, flat.allocate, num_bytes)
-            region.seal()
-            memory.staged = flat, torch.from_numpy(flat.input()).view(buffer.dtype)
-        return memory.staged
+    def _end_pending(self) -> None:
+        self._pending = None
 
     def _memory(self, buffer: Buffer) -> _Memory:
         if not isinstance(buffer.memory, _Memory):
@@ -357,40 +369,3 @@ class RingCommunicator(Communicator):
 
     def close(self) -> None:
         self._inner.close()
-
-
-class _InBackground(Pending):
-    """An average that a thread of `_shm` or `_ring` works on."""
-
-    def __init__(
-        self,
-        comm: RingCommunicator,
-        buffer: Buffer,
-        staged: Tensor,
-        operation: _shm.Operation | None,
-        on_slice: OnSlice | None,
-    ) -> None:
-        self.staged = staged
-        self._comm = comm
-        self._buffer = buffer
-        self._operation = operation
-        self._on_slice = on_slice
-
-    def test(self) -> bool:
-        return self._operation is None or self._operation.test()
-
-    def wait(self) -> bool:
-        if self._operation is None or self._comm._pending is not self:
-            self._comm._pending = None
-            return self._operation is not None
-        try:
-            with self._comm._waiting(self._buffer.num_bytes):
-                self._operation.wait()
-                if self._on_slice is not None:
-                    self._comm._pending = None  # a slice step may reduce a few values
-                    self._on_slice(self._buffer.owned, self._buffer.start)
-                    self._operation.spread()
-        finally:
-            self._comm._pending = None
-        self._buffer.advance()
-        return True

@@ -296,6 +296,52 @@ def test_the_slice_step_of_an_average_in_the_background(comm: Communicator) -> N
     torch.testing.assert_close(buffer.anchor.double(), reference, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", list(DTYPES), ids=str)
+def test_values_are_laid_where_the_background_averages_them(comm: Communicator, dtype: torch.dtype) -> None:
+    """They stay there, and can be averaged again."""
+    for numel in sizes(comm.size):
+        buffer = comm.buffer(numel, dtype)
+        buffer.live.fill_(comm.rank + 0.5)
+        staged = comm.staging(buffer)
+        assert (staged.shape, staged.dtype) == (buffer.live.shape, dtype)
+        assert (staged == 0).all()
+        assert comm.staging(buffer) is staged
+        staged.copy_(values(comm.rank, numel, dtype))
+        for turn in range(2):
+            weights = [float((r + turn) % 3 + 1) for r in range(comm.size)]
+            pending = comm.start_average(buffer, weights[comm.rank], staged=True)
+            assert pending.staged is staged
+            assert pending.wait() is True
+            assert (buffer.live == comm.rank + 0.5).all()
+            assert torch.equal(staged, values(comm.rank, numel, dtype))
+            buffer.live.copy_(buffer.anchor)
+            assert_average(comm, buffer, weights)
+            buffer.live.fill_(comm.rank + 0.5)
+
+
+def test_a_slice_step_that_fails_ends_an_average_in_the_background(comm: Communicator) -> None:
+    """Nothing has changed, nothing is pending, and what was staged can be averaged again."""
+    weights = [float(r + 1) for r in range(comm.size)]
+    buffer = filled(comm, 65_537, torch.float32)
+    comm.average(buffer, 1.0)
+    anchor = buffer.anchor.clone()
+    comm.staging(buffer).copy_(values(comm.rank, 65_537, torch.float32))
+
+    def fail(owned: torch.Tensor, start: int) -> None:
+        comm.allreduce(np.zeros(1), Op.SUM)
+        raise RuntimeError("slice step")
+
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="slice step"):
+            comm.start_average(buffer, 1.0, fail, staged=True).wait()
+        assert buffer.version == 1
+        assert torch.equal(buffer.anchor, anchor)
+        assert torch.equal(buffer.live, anchor)
+    assert comm.start_average(buffer, weights[comm.rank], lambda mean, start: None, staged=True).wait()
+    buffer.live.copy_(buffer.anchor)
+    assert_average(comm, buffer, weights)
+
+
 def test_no_weight_and_a_wrong_size_in_the_background(comm: Communicator) -> None:
     buffer = filled(comm, 1009, torch.float32)
     comm.average(buffer, 1.0)
@@ -320,6 +366,8 @@ def test_nothing_else_is_called_while_the_ring_averages(comm: Communicator) -> N
         lambda: comm.allreduce(np.zeros(1), Op.SUM),
         lambda: comm.barrier(30),
         lambda: comm.buffer(3, torch.float32),
+        lambda: comm.staging(buffer),
+        lambda: comm.start_average(buffer, 1.0),
     ):
         with pytest.raises(CommunicationError, match="call `wait` on it"):
             call()
