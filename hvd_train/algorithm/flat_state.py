@@ -10,13 +10,14 @@ What is averaged in every n-th round is in buffers of its own as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from hvd_train.algorithm.averaged_tensors import is_averaged, model_tensors
 from hvd_train.algorithm.optimizer_state import as_real, materialise, sparse_parameters
 from hvd_train.algorithm.state_policy import OwnMoments, StatePolicy
 from hvd_train.comm.base import Communicator
@@ -41,6 +42,8 @@ class Part(NamedTuple):
     """Rounds between two averages of what is in it."""
     moments: bool = False
     """Whether it has moments of the optimizer, and nothing else."""
+    early: bool = False
+    """Whether it has the parameters whose gradients are averaged before those of the others."""
 
     def is_due(self, rounds: int) -> bool:
         """Whether it is averaged in the round that follows `rounds` others."""
@@ -90,6 +93,7 @@ class FlatState:
         every_rounds: rounds between two averages of a moment, or of `buffers`.
         parameters_apart: whether the parameters have buffers of their own.
         moments_apart: whether the moments have.
+        early: those of the parameters, by name, that are apart from the others as well.
 
     Raises:
         TaskError: a tensor that cannot be laid out, named.
@@ -108,6 +112,7 @@ class FlatState:
         every_rounds: Mapping[str, int] | None = None,
         parameters_apart: bool = False,
         moments_apart: bool = False,
+        early: Collection[str] = (),
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -118,11 +123,11 @@ class FlatState:
             every_rounds=every_rounds or {},
         )
         self._trainable = {name: p.requires_grad for name, p in model.named_parameters()}
-        tensors = list(_model_tensors(model, batch_norm == "average"))
+        tensors = list(model_tensors(model, batch_norm == "average"))
         self._own_moments: OwnMoments | None = None
         if self.has_moments:
             tensors += self._averaged_moments()
-        self.entries, self._numels = _lay_out(tensors, self._part_of(parameters_apart, moments_apart))
+        self.entries, self._numels = _lay_out(tensors, self._part_of(parameters_apart, moments_apart, early))
         self._comm = comm
         self.buffers: dict[Part, Buffer] = {}
 
@@ -140,12 +145,14 @@ class FlatState:
             if self._policy.of_moment(key) == "average"
         ]
 
-    def _part_of(self, parameters: bool, moments: bool) -> Callable[[str, str, torch.dtype], Part]:
+    def _part_of(
+        self, parameters: bool, moments: bool, early: Collection[str]
+    ) -> Callable[[str, str, torch.dtype], Part]:
         """Which buffer a tensor is in, by its name, its kind and its type."""
 
         def part(name: str, kind: str, dtype: torch.dtype) -> Part:
             if kind == "parameter":
-                return Part(dtype, parameters)
+                return Part(dtype, parameters, early=name in early)
             of = BUFFERS if kind == "buffer" else name.rpartition("/")[2]
             return Part(dtype, every=self._policy.every(of), moments=moments and kind == "moment")
 
@@ -197,7 +204,8 @@ class FlatState:
     def parts(self) -> list[Part]:
         """The buffers that there are, in the order of `buffers`; also before they are placed."""
         return sorted(
-            self._numels, key=lambda p: (DTYPES.index(p.dtype), not p.parameters, p.every, p.moments)
+            self._numels,
+            key=lambda p: (DTYPES.index(p.dtype), not p.parameters, not p.early, p.every, p.moments),
         )
 
     def numel(self, part: Part) -> int:
@@ -217,7 +225,7 @@ class FlatState:
                 yield name, p
         constant = constant_buffers(self.model)
         for name, b in self.model.named_buffers():
-            if name in constant or not _is_averaged(b):
+            if name in constant or not is_averaged(b):
                 yield name, b
 
     def layout(self) -> list[str]:
@@ -305,38 +313,6 @@ class FlatState:
         """The floating-point buffers of the model that are not averaged in every round, by name."""
         shared = {e.name for e in self.entries if e.part.every == 1} | {name for name, _ in self.frozen()}
         return {name: b for name, b in self.model.named_buffers() if name not in shared}
-
-
-def _model_tensors(model: nn.Module, with_buffers: bool) -> Iterator[tuple[str, str, Tensor]]:
-    for name, p in model.named_parameters():
-        _require_ready("parameter", name, p)
-        if p.requires_grad:
-            if not _is_averaged(p):
-                seen = unusual(p) or f"of dtype {p.dtype}"
-                raise TaskError(
-                    f"parameter `{name}` is {seen}; expected a dense tensor of one of "
-                    f"{', '.join(map(str, DTYPES))}, or of a complex type of these."
-                )
-            yield name, "parameter", p
-    constant = constant_buffers(model)
-    for name, b in model.named_buffers():
-        _require_ready("buffer", name, b)
-        if with_buffers and _is_averaged(b) and name not in constant:
-            yield name, "buffer", b
-
-
-def _require_ready(kind: str, name: str, tensor: Tensor) -> None:
-    if nn.parameter.is_lazy(tensor):
-        raise TaskError(
-            f"{kind} `{name}` has no shape yet: its module is lazy. Call the model on one batch first."
-        )
-    if tensor.device.type != "cpu":
-        raise TaskError(f"{kind} `{name}` is on {tensor.device}; expected cpu: only CPUs are averaged today.")
-
-
-def _is_averaged(tensor: Tensor) -> bool:
-    """Whether a parameter or buffer is of a kind that can be in the flat state."""
-    return not unusual(tensor) and (tensor.dtype.to_real() if tensor.is_complex() else tensor.dtype) in DTYPES
 
 
 def _place(entry: Entry) -> str:
