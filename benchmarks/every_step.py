@@ -1,6 +1,6 @@
 """What averaging gradients in every local step costs: samples/s of `--sync gradients`, of torch's
-DistributedDataParallel and of Horovod's DistributedOptimizer, beside ranks that never average. See README.md
-beside this file."""
+DistributedDataParallel and of Horovod's DistributedOptimizer, beside ranks that never average; on this
+machine or, as root, between emulated hosts. See README.md beside this file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,14 @@ from hvd_train.data.readers.make import make_reader
 from hvd_train.tasks.base import Batch
 from hvd_train.tasks.building import build
 from hvd_train.tasks.load import make_task
+from tests.cluster.hosts import Hosts, missing, mpirun
 
 BATCH = 64
 OURS = {"not averaging": ["--sync", "none"], "hvd_train": ["--sync", "gradients"]}
 """The ways that are trainings of this program, by name: their options. What the others are divided by is the
 first."""
+AT_ONCE = {"hvd_train at once": ["--sync", "gradients", "--optim.clip-norm", "1e9"]}
+"""Between hosts: with clipping, which here changes nothing, no average begins within the backward pass."""
 PEERS = {
     "DDP": ("ddp", {"GLOO_SOCKET_IFNAME": "lo"}),
     "Horovod": ("horovod", {}),
@@ -51,6 +55,9 @@ MODELS = {
 STEPS = {"mlp": (500, 3000), "cnn": (20, 80)}
 """Local steps of a run: those at its start that do not count, and all."""
 PERIOD = 10
+RATES = {"100mbit": "64kb", "1gbit": "512kb", "4gbit": "2mb"}
+"""Of the links between hosts: the burst with which tc keeps to each."""
+DEADLINE_S = 900
 
 
 def arguments() -> argparse.Namespace:
@@ -58,32 +65,55 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=5, help="runs of each way, interleaved")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on each rank")
+    parser.add_argument("--hosts", type=int, default=1, help="emulated, with equally many of the ranks each")
+    parser.add_argument("--rate", choices=RATES, default="1gbit", help="of the links between them")
+    parser.add_argument("--steps", type=int, help="local steps of a run, in place of the model's own number")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--mnist", default=os.environ.get("MNIST_DIR"), help="folder with MNIST's idx files")
     parser.add_argument("--json", type=Path, help="write everything that was measured into this file")
     parser.add_argument("--peer", nargs=3, metavar=("WAY", "MODEL", "FOLDER"), help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.hosts > 1 and args.ranks % args.hosts:
+        parser.error(f"--ranks {args.ranks}: expected a multiple of --hosts {args.hosts}")
+    return args
 
 
-def launched(ranks: int, line: list[str], variables: dict[str, str]) -> str:
+def emulated(args: argparse.Namespace) -> Hosts | None:
+    """The hosts, not up yet; None: the ranks are on this machine."""
+    if args.hosts == 1:
+        return None
+    if reason := missing():
+        sys.exit(f"every_step: {reason}")
+    return Hosts(args.hosts)
+
+
+def launched(ranks: int, line: list[str], variables: dict[str, str], hosts: Hosts | None) -> str:
     """Runs a program on all ranks, without binding; its output."""
-    start = ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(ranks)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    done = subprocess.run(
-        [*start, sys.executable, *line], capture_output=True, text=True, env=env, check=False
-    )
+    variables = {"PYTHONPATH": str(ROOT), **variables}
+    if hosts is None:
+        start = ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(ranks), sys.executable]
+        env = {**os.environ, **variables}
+        done = subprocess.run([*start, *line], capture_output=True, text=True, env=env, check=False)
+    else:
+        slots = [ranks // len(hosts.numbers)] * len(hosts.numbers)
+        start = mpirun(slots, line, "--oversubscribe", env=variables.keys() - {"PYTHONPATH"})
+        done = hosts.run(1, start, deadline_s=DEADLINE_S, env=variables)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(line)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout
 
 
-def measure(way: str, name: str, repetition: int, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    way: str, name: str, repetition: int, folder: Path, args: argparse.Namespace, hosts: Hosts | None
+) -> dict[str, Any]:
     """Trains in a job of its own."""
-    model, (warm_up, steps) = MODELS[name], STEPS[name]
+    model, warm_up, steps = MODELS[name], STEPS[name][0], args.steps or STEPS[name][1]
     if way in PEERS:
         kind, variables = PEERS[way]
-        peer = ["--peer", kind, name, str(folder), "--threads", str(args.threads)]
-        text = launched(args.ranks, ["-m", "benchmarks.every_step", *peer], variables)
+        if hosts is not None and "GLOO_SOCKET_IFNAME" in variables:
+            variables = {"GLOO_SOCKET_IFNAME": "eth0"}
+        peer = ["--peer", kind, name, str(folder), "--threads", str(args.threads), "--steps", str(steps)]
+        text = launched(args.ranks, ["-m", "benchmarks.every_step", *peer], variables, hosts)
         return {"samples_per_s": float(text.split()[-1])}
     run = f"{name}-{way.replace(' ', '-')}-{repetition}"
     options = {
@@ -101,7 +131,7 @@ def measure(way: str, name: str, repetition: int, folder: Path, args: argparse.N
     }
     words = [str(word) for pair in options.items() for word in pair]
     words += ["--model.hidden", *map(str, model.hidden), "--model.channels", *map(str, model.channels)]
-    launched(args.ranks, ["-m", "hvd_train", *words, *OURS[way]], {})
+    launched(args.ranks, ["-m", "hvd_train", *words, *{**OURS, **AT_ONCE}[way]], {}, hosts)
     found = read_run(way, repetition, folder / "runs" / run / "events.jsonl", warm_up // PERIOD)
     shutil.rmtree(folder / "runs" / run)
     return {
@@ -124,9 +154,9 @@ def batches(config: Config, rank: int, ranks: int) -> Iterator[Batch]:
             yield {name: values[chosen] for name, values in tensors.items()}
 
 
-def train_peer(way: str, name: str, folder: str, threads: int) -> None:
+def train_peer(way: str, name: str, folder: str, args: argparse.Namespace) -> None:
     """One rank of a peer: the same model, loss and optimizer. Rank 0 prints the samples/s of all."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(args.threads)
     rank, ranks = int(os.environ["OMPI_COMM_WORLD_RANK"]), int(os.environ["OMPI_COMM_WORLD_SIZE"])
     config = Config(data=DataConfig(path=f"{folder}/data"), model=MODELS[name])
     task = make_task(config)
@@ -135,7 +165,7 @@ def train_peer(way: str, name: str, folder: str, threads: int) -> None:
     optimizer = make_optimizer(model, OptimConfig())
     model, optimizer = {"ddp": _ddp, "horovod": _horovod}[way](model, optimizer, folder, rank, ranks)
     gradients, drawn = Gradients(model, task, OptimConfig()), batches(config, rank, ranks)
-    warm_up, steps = STEPS[name]
+    warm_up, steps = STEPS[name][0], args.steps
     began = 0.0
     for step in range(steps):
         if step == warm_up:
@@ -185,27 +215,31 @@ def table(runs: list[dict[str, Any]]) -> list[list[str]]:
 def main() -> None:
     args = arguments()
     if args.peer:
-        train_peer(*args.peer, args.threads)
+        train_peer(*args.peer, args)
         return
     load = os.getloadavg()[0]
-    ways, runs, measurements = [*OURS, *PEERS], [], []
-    with tempfile.TemporaryDirectory() as temporary:
+    ways, runs, measurements = [*OURS, *(AT_ONCE if args.hosts > 1 else ()), *PEERS], [], []
+    with tempfile.TemporaryDirectory() as temporary, emulated(args) or nullcontext() as hosts:
+        for number in hosts.numbers if hosts else ():
+            hosts.rate(number, args.rate, RATES[args.rate])
         data = write_data(Path(temporary) / "data", args.mnist, args.ranks)
         for name in args.models:
             for repetition in range(args.repetitions):
                 # Another one is first each time: what comes first may find a cooler or a warmer machine.
                 first = repetition % len(ways)
                 for way in ways[first:] + ways[:first]:
-                    found = measure(way, name, repetition, Path(temporary), args)
+                    found = measure(way, name, repetition, Path(temporary), args, hosts)
                     measurements += [m for m in [found.pop("measurement", None)] if m]
                     runs.append({"model": name, "way": way, "repetition": repetition, **found})
                     print(
                         f"{name} {repetition} {way}: {found['samples_per_s']:,.0f} samples/s", file=sys.stderr
                     )
-    rounds = {name: steps // PERIOD for name, (_, steps) in STEPS.items()}
+    rounds = {name: (args.steps or steps) // PERIOD for name, (_, steps) in STEPS.items()}
     given = argparse.Namespace(**vars(args), period=PERIOD, rounds=rounds, warm_up=None)
     about = circumstances(given, data, load, measurements) | {
-        "warm_up": {n: STEPS[n][0] for n in args.models}
+        "warm_up": {n: STEPS[n][0] for n in args.models},
+        "hosts": args.hosts,
+        "rate": args.rate if args.hosts > 1 else None,
     }
     print("\n".join(f"{key}: {value}" for key, value in about.items()), end="\n\n")
     for name in args.models:

@@ -73,7 +73,7 @@ def known_options() -> set[str]:
     ):
         found |= options_of(*train, name)
     found |= options_of("benchmarks/averaging_cost.py") | options_of("-m", "benchmarks.ring_between_hosts")
-    benchmarks = [f"benchmarks.{name}" for name in ("reading", "augmentation", "convergence")]
+    benchmarks = [f"benchmarks.{name}" for name in ("reading", "augmentation", "convergence", "every_step")]
     for module in ("tests.faults.mutants", *benchmarks):
         found |= options_of("-m", module)
     return found | FOREIGN_OPTIONS
