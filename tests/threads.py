@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar, final
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from hvd_train.comm.base import Communicator, OnSlice, Op
+from hvd_train.comm.base import Communicator, OnSlice, Op, Pending
 from hvd_train.comm.buffer import Buffer, slice_bounds
-from hvd_train.comm.phases import average_in_phases
+from hvd_train.comm.phases import agree_on_shares, average_in_phases
 from hvd_train.errors import BarrierTimeout, RankLost
 from tests.deadlines import calibration
 
@@ -61,7 +62,8 @@ class World:
 
 @final
 class ThreadCommunicator(Communicator):
-    """One rank of a `World`. Sums are taken in the order of the ranks."""
+    """One rank of a `World`. Sums are taken in the order of the ranks. Averages that are started in the
+    background are complete in `wait`; until then nothing else may be called."""
 
     def __init__(self, world: World, rank: int) -> None:
         super().__init__()
@@ -70,6 +72,23 @@ class ThreadCommunicator(Communicator):
         self.local_rank, self.local_size = rank, world.size
         self.host, self.num_hosts = "here", 1
         self._world = world
+        self.pending: Pending | None = None
+        """The average in the background that has not ended."""
+
+    def _meet(self, value: Any, read: Callable[[list[Any]], T]) -> T:
+        assert self.pending is None, "an average is pending"
+        return self._world.meet(self.rank, value, read)
+
+    def start_average(
+        self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None, *, staged: bool = False
+    ) -> Pending:
+        """See `Communicator.start_average`."""
+        values = self.staging(buffer)
+        if not staged:
+            values.copy_(buffer.live)
+        shares = agree_on_shares(self, buffer, weight)
+        self.pending = _Later(self, buffer, values, None if shares is None else shares[self.rank], on_slice)
+        return self.pending
 
     def average(self, buffer: Buffer, weight: float, on_slice: OnSlice | None = None) -> bool:
         return average_in_phases(self, self, buffer, weight, on_slice)
@@ -82,7 +101,7 @@ class ThreadCommunicator(Communicator):
             for part in parts:
                 owned.add_(part[start:stop])
 
-        self._world.meet(self.rank, staged, add)
+        self._meet(staged, add)
 
     def all_gather(self, owned: Tensor, staged: Tensor) -> None:
         def collect(parts: list[Tensor]) -> None:
@@ -90,18 +109,18 @@ class ThreadCommunicator(Communicator):
                 start, stop = slice_bounds(staged.numel(), self.size, rank)
                 staged[start:stop] = part
 
-        self._world.meet(self.rank, owned, collect)
+        self._meet(owned, collect)
 
     def allreduce(self, values: np.ndarray, op: Op) -> np.ndarray:
         reduce = {Op.SUM: np.sum, Op.MIN: np.min, Op.MAX: np.max}[op]
         sent = np.array(values, dtype=np.float64)
-        return self._world.meet(self.rank, sent, lambda parts: np.asarray(reduce(np.stack(parts), axis=0)))
+        return self._meet(sent, lambda parts: np.asarray(reduce(np.stack(parts), axis=0)))
 
     def broadcast(self, value: T, root: int = 0) -> T:
         return self.allgather(value)[root]
 
     def allgather(self, value: T) -> list[T]:
-        return self._world.meet(self.rank, value, list)
+        return self._meet(value, list)
 
     def barrier(self, timeout_s: float | None = None) -> None:
         try:
@@ -115,6 +134,41 @@ class ThreadCommunicator(Communicator):
 
     def close(self) -> None:
         return
+
+
+@final
+class _Later(Pending):
+    """An average whose ranks have agreed on the shares."""
+
+    def __init__(
+        self,
+        comm: ThreadCommunicator,
+        buffer: Buffer,
+        staged: Tensor,
+        share: float | None,
+        on_slice: OnSlice | None,
+    ) -> None:
+        self.staged = staged
+        self._comm, self._buffer, self._share, self._on_slice = comm, buffer, share, on_slice
+
+    def test(self) -> bool:
+        return True
+
+    def wait(self) -> bool:
+        self._comm.pending = None
+        if self._share is None:
+            return False
+        buffer = self._buffer
+        scaled = torch.zeros(buffer.numel, dtype=buffer.wide)
+        if self._share:
+            scaled.add_(self.staged, alpha=self._share)
+        self._comm.reduce_scatter(scaled, buffer.owned)
+        if self._on_slice is not None:
+            self._on_slice(buffer.owned, buffer.start)
+        self._comm.all_gather(buffer.owned, scaled)
+        buffer.previous.copy_(scaled)
+        buffer.advance()
+        return True
 
 
 def outcomes(size: int, program: Callable[[ThreadCommunicator], T]) -> list[T | BaseException]:

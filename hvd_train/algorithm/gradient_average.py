@@ -1,5 +1,6 @@
 """Data-parallel SGD: in every local step the ranks average their gradients. The owner of a slice steps the
 optimizer on it, between reduce-scatter and all-gather of the same flat buffers that else average parameters.
+Where there is an `EarlyBucket`, the reduce-scatter of one buffer begins within the backward pass.
 """
 
 from __future__ import annotations
@@ -7,18 +8,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import final
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from hvd_train.algorithm.averaging import Inspection, StateAverage, flat_sum
+from hvd_train.algorithm.averaging import flat_sum
 from hvd_train.algorithm.distances import squared_norm
+from hvd_train.algorithm.early_bucket import EarlyBucket, Withdrawn
 from hvd_train.algorithm.flat_state import FlatState, Part
-from hvd_train.algorithm.gradients import Gradients
+from hvd_train.algorithm.gradients import Gradients, copy_gradients
 from hvd_train.algorithm.header import StepDone
 from hvd_train.algorithm.optimizer_state import as_real
 from hvd_train.algorithm.sliced_optimizer import SlicedOptimizer
@@ -53,8 +54,15 @@ class GradientAverage:
         self._entries = optimizer.pieces.entries
         self._places: dict[Part, list[Tensor]] = {}
         self._on_slice: dict[Part, OnSlice] = {}
+        self._early: EarlyBucket | None = None
         self._has: dict[Part, np.ndarray] = {}
         """By parameter 1 where this rank has a gradient that counts in the present step, else 0."""
+        self._withdraws = False
+        """Whether what this rank has given to the average that began first must not count."""
+        self._present: dict[Part, list[bool]] = {}
+        """By parameter whether any rank has a gradient in the present step; empty until the ranks know."""
+        self._clip = 1.0
+        """What the mean is multiplied by."""
         self._optimizer_s = 0.0
         self.finite = True
         """Whether loss and gradients of this rank were finite in all steps of this round."""
@@ -71,14 +79,22 @@ class GradientAverage:
             )
 
     def place(self) -> None:
-        """Finds the memory of the gradients, once the flat state is placed. Not collective."""
+        """Finds the memory of the gradients, once the flat state is placed. Collective."""
         self._optimizer.place()
         self._places = {p: [as_real(e.holder) for e in entries] for p, entries in self._entries.items()}
         self._on_slice = {part: partial(self._step, part) for part in self._entries}
+        if self._early is not None:
+            self._early.close()
+            self._early = None
+        early = next((part for part in self._entries if part.early), None)
+        if early is not None and self._comm.averages_in_background:
+            self._early = EarlyBucket(
+                self._flat.buffers[early], self._comm, self._entries[early], self._on_slice[early]
+            )
 
     def rebind(self, comm: Communicator) -> str:
-        """Goes on in `comm`, to which the flat state has moved. Returns what was lost, in words. Not
-        collective."""
+        """Goes on in `comm`, to which the flat state has moved. Returns what was lost, in words.
+        Collective."""
         self._comm = comm
         lost = self._optimizer.rebind(comm)
         self.place()
@@ -88,9 +104,15 @@ class GradientAverage:
         """Forgets what the last round showed."""
         self.finite, self.moved = True, False
 
+    def expect(self, loss_sum: float, samples: int, divisor: int) -> None:
+        """See `BeforeLast`: within the backward pass that follows an average may start. Not collective."""
+        if self._early is not None:
+            self._early.expect(_weight(loss_sum, samples), divisor)
+
     def average(self, loss_sum: float, samples: int) -> float:
         """x_(t+1) from the gradients that the parameters of all ranks have now, in live and anchor. Returns
-        the seconds of it without those of the optimizer. Collective.
+        the seconds of it, and of what of it was within the backward pass, without those of the optimizer.
+        Collective.
 
         The live parameters are overwritten by the gradients first; x_t is in the anchor.
 
@@ -100,45 +122,82 @@ class GradientAverage:
         """
         began = time.perf_counter()
         phase("average")
-        weight = float(samples)
-        if samples and not (math.isfinite(loss_sum) and self._lay()):
-            self.finite, weight = False, 0.0
-        self.counted = weight > 0
-        if not weight:
-            self._has = {part: np.zeros(len(entries)) for part, entries in self._entries.items()}
-        self._optimizer_s = 0.0
+        self._optimizer_s, self._withdraws = 0.0, False
+        self._present.clear()
+        weight = _weight(loss_sum, samples)
+        try:
+            used = self._at_once(weight) if self._early is None else self._early_first(self._early, weight)
+        except Withdrawn:
+            used = self._at_once(weight)
+        self.counted = used > 0
+        self.finite &= self.counted or not samples
+        early_s = 0.0 if self._early is None else self._early.seconds
+        return early_s + time.perf_counter() - began - self._optimizer_s
+
+    def _at_once(self, weight: float) -> float:
+        """Averages one buffer after the other. Returns the weight that this rank had."""
+        self._withdraws = False
+        weight = self._lay(list(self._places), weight)
         for part, on_slice in self._on_slice.items():
             self.moved |= self._comm.average(self._flat.buffers[part], weight, on_slice)
-        return time.perf_counter() - began - self._optimizer_s
+        return weight
 
-    @torch.no_grad()
-    def _lay(self) -> bool:
-        """Copies the gradients of this rank to where the parameters are; returns whether all are finite."""
-        for part, places in self._places.items():
-            found = [entry.holder.grad for entry in self._entries[part]]
-            self._has[part] = np.array([gradient is not None for gradient in found], dtype=float)
-            filled = [place for place, gradient in zip(places, found, strict=True) if gradient is not None]
-            torch._foreach_copy_(filled, [_dense(gradient) for gradient in found if gradient is not None])
-            for place, gradient in zip(places, found, strict=True):
-                if gradient is None:
-                    place.zero_()
-        return all(math.isfinite(flat_sum(self._flat.buffers[part].live)) for part in self._places)
+    def _early_first(self, early: EarlyBucket, weight: float) -> float:
+        """The same where the average of one buffer has begun, or begins now. Raises `Withdrawn`, on every
+        rank and before anything has moved, if a rank has less weight than it had when that began."""
+        before = early.start(weight)
+        rest = [part for part in self._places if not part.early]
+        weight = self._lay(rest, before)
+        self._withdraws = early.changed or weight < before
+        self._has |= {part: early.has for part in self._places if part.early}
+        if early.wait():
+            self.moved = True
+            for part in rest:
+                self._comm.average(self._flat.buffers[part], weight, self._on_slice[part])
+        return weight
+
+    def _lay(self, parts: Sequence[Part], weight: float) -> float:
+        """Copies the gradients of this rank to where the parameters are. Returns its weight, which is 0 if
+        one is not finite."""
+        if weight:
+            for part in parts:
+                holders = [entry.holder for entry in self._entries[part]]
+                self._has[part] = copy_gradients(holders, self._places[part])
+            if all(math.isfinite(flat_sum(self._flat.buffers[part].live)) for part in parts):
+                return weight
+        self._has |= {part: np.zeros(len(self._entries[part])) for part in parts}
+        return 0.0
+
+    def give_up(self) -> None:
+        """Ends an average that has begun, after an error on this rank. Not collective."""
+        if self._early is not None:
+            self._early.give_up()
 
     def _step(self, part: Part, mean: Tensor, start: int) -> None:
-        """The slice step. One small allreduce tells every owner which parameters any rank has a gradient of,
-        and the norm of all slices."""
-        size = self._comm.size
-        row = np.zeros(size + len(self._has[part]))
-        row[size:] = self._has[part]
+        """The slice step."""
+        if not self._present:
+            self._agree(mean)
+        if self._clip < 1:
+            mean.mul_(self._clip)
+        began = time.perf_counter()
+        self._optimizer.step(part, mean, self._present[part])
+        self._optimizer_s += time.perf_counter() - began
+
+    def _agree(self, mean: Tensor) -> None:
+        """One small allreduce in the first slice step of a step tells every owner which parameters any rank
+        has a gradient of, the norm of all slices, and whether a rank withdraws: then it raises
+        `Withdrawn`."""
+        size, parts = self._comm.size, list(self._on_slice)
+        row = np.concatenate([np.zeros(size), [self._withdraws], *(self._has[part] for part in parts)])
         if self._clip_norm:
             row[self._comm.rank] = squared_norm(mean)
         row = self._comm.allreduce(row, Op.SUM)
-        norm = math.sqrt(math.fsum(row[:size]))
-        if self._clip_norm and norm + _EPSILON > self._clip_norm:
-            mean.mul_(self._clip_norm / (norm + _EPSILON))
-        began = time.perf_counter()
-        self._optimizer.step(part, mean, (row[size:] > 0).tolist())
-        self._optimizer_s += time.perf_counter() - began
+        if row[size]:
+            raise Withdrawn
+        norm = math.sqrt(math.fsum(row[:size])) + _EPSILON
+        self._clip = self._clip_norm / norm if 0 < self._clip_norm < norm else 1.0
+        present = iter((row[size + 1 :] > 0).tolist())
+        self._present = {part: list(islice(present, len(self._has[part]))) for part in parts}
 
 
 @final
@@ -153,46 +212,14 @@ class GradientStep:
     def __call__(self, batches: Sequence[Batch]) -> StepDone:
         """One step with the gradient of the mean over the samples of all ranks. Without weight in it this
         rank has used no samples. Raises what `Gradients` raises."""
-        loss_sum, samples = self._gradients(batches)
-        seconds = self._average.average(loss_sum, samples)
+        try:
+            loss_sum, samples = self._gradients(batches, self._average.expect)
+            seconds = self._average.average(loss_sum, samples)
+        except BaseException:
+            self._average.give_up()
+            raise
         return StepDone(loss_sum, samples, seconds) if self._average.counted else StepDone(0.0, 0, seconds)
 
 
-@final
-class EveryStep:
-    """What is left for the end of a round where gradients are averaged in every step: the model's
-    floating-point buffers."""
-
-    def __init__(self, buffers: StateAverage, gradients: GradientAverage) -> None:
-        self._buffers = buffers
-        self._gradients = gradients
-
-    def start(self) -> None:
-        """x_0 := the state of rank 0. Collective."""
-        self._buffers.start()
-        self._gradients.place()
-
-    def inspect(self, distance: bool, verify: bool) -> Inspection:
-        """See `Average`. The ranks have the same parameters, so that there is no distance; a rank is finite
-        if its losses and gradients were in every step."""
-        found = self._buffers.inspect(distance=False, verify=verify)
-        return replace(found, finite=found.finite and self._gradients.finite)
-
-    def moved(self) -> float:
-        """0: the ranks do not drift apart."""
-        return 0.0
-
-    def average(self, weight: float, healthy: bool, verify: bool = True, rounds: int | None = None) -> bool:
-        """See `Average`. Returns whether the parameters have moved in this round."""
-        self._buffers.average(weight, healthy, verify, rounds)
-        moved = self._gradients.moved
-        self._gradients.begin_round()
-        return moved
-
-    def rebind(self, comm: Communicator) -> str:
-        """See `Average`."""
-        return f"{self._buffers.rebind(comm)} {self._gradients.rebind(comm)}".strip()
-
-
-def _dense(gradient: Tensor) -> Tensor:
-    return as_real(gradient.to_dense() if gradient.is_sparse else gradient)
+def _weight(loss_sum: float, samples: int) -> float:
+    return float(samples) if math.isfinite(loss_sum) else 0.0

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hvd_train.algorithm.optimizer_state import as_real
 from hvd_train.config import OptimConfig
 from hvd_train.errors import TaskError
 from hvd_train.run.model_state import buffers_as_they_are
 from hvd_train.run.random_state import generators_as_they_are
 from hvd_train.tasks.base import Batch, Task
+
+BeforeLast = Callable[[float, int, int], None]
+"""Is given the sum of the loss and the number of samples of a step, and what its gradients will be divided by
+after the backward pass."""
 
 
 @final
@@ -44,9 +50,13 @@ class Gradients:
         )
         self._loss_is_checked = False
 
-    def __call__(self, batches: Sequence[Batch]) -> tuple[float, int]:
+    def __call__(self, batches: Sequence[Batch], before_last: BeforeLast | None = None) -> tuple[float, int]:
         """Leaves the gradient of the mean over all samples of `batches`, which may differ in size, in `grad`
         of the parameters.
+
+        Args:
+            batches: of the step.
+            before_last: called before the backward pass of the last one, if that has samples.
 
         Returns the sum of the loss over the samples, and their number; without a sample there is no gradient.
         Raises `TaskError` if the task's loss is not what `Task.loss` promises.
@@ -54,14 +64,17 @@ class Gradients:
         for p in self._params:
             p.grad = None
         loss_sum, num_samples = 0.0, 0
-        for batch in batches:
+        several = len(batches) > 1
+        for number, batch in enumerate(batches, 1):
             mean, n = self._loss(batch)
             if n:
-                # The number of samples is known only after the last batch: sum now, divide below.
-                (mean if len(batches) == 1 else mean * n).backward()  # type: ignore[no-untyped-call]
                 loss_sum += mean.item() * n
                 num_samples += n
-        if num_samples and len(batches) > 1:
+                if before_last is not None and number == len(batches):
+                    before_last(loss_sum, num_samples, num_samples if several else 1)
+                # The number of samples is known only after the last batch: sum now, divide below.
+                (mean * n if several else mean).backward()  # type: ignore[no-untyped-call]
+        if num_samples and several:
             for p in self._params:
                 if p.grad is not None:
                     p.grad.div_(num_samples)
@@ -85,6 +98,23 @@ class Gradients:
             _check_loss(loss, type(self._task).__name__)
             self._loss_is_checked = True
         return loss
+
+
+@torch.no_grad()
+def copy_gradients(params: Sequence[Tensor], places: Sequence[Tensor]) -> np.ndarray:
+    """Copies gradients, dense and in their real types, to `places`, which have the shapes of the parameters;
+    zeros where a parameter has none. Returns by parameter 1 where it has one, else 0, as float64."""
+    found = [p.grad for p in params]
+    filled = [place for place, gradient in zip(places, found, strict=True) if gradient is not None]
+    torch._foreach_copy_(filled, [_dense(gradient) for gradient in found if gradient is not None])
+    for place, gradient in zip(places, found, strict=True):
+        if gradient is None:
+            place.zero_()
+    return np.array([gradient is not None for gradient in found], dtype=float)
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return as_real(gradient.to_dense() if gradient.is_sparse else gradient)
 
 
 def _check_loss(loss: object, task: str) -> None:

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from hvd_train.algorithm.averaging import Average, NoAverage, StateAverage
+from hvd_train.algorithm.early_bucket import early_parameters
 from hvd_train.algorithm.ema import AverageWithEma, Ema
+from hvd_train.algorithm.every_step import EveryStep
 from hvd_train.algorithm.flat_state import FlatState
-from hvd_train.algorithm.gradient_average import EveryStep, GradientAverage, GradientStep
+from hvd_train.algorithm.gradient_average import GradientAverage, GradientStep
 from hvd_train.algorithm.gradients import Gradients
 from hvd_train.algorithm.local_step import LocalStep
 from hvd_train.algorithm.outer import make_rule
@@ -56,6 +58,7 @@ class SyncParts:
             every_rounds=sync.every_rounds,
             parameters_apart=every_step or warms_up or sync.outer != "none" or sync.clip > 0,
             moments_apart=warms_up,
+            early=early_parameters(model, self._optim) if every_step and comm.averages_in_background else (),
         )
         self.buffers = OwnBuffers(model, self.flat)
         self._gradients: GradientAverage | None = None

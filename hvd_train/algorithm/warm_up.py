@@ -9,9 +9,9 @@ from typing import final
 from torch.optim import Optimizer
 
 from hvd_train.algorithm.averaging import Inspection, StateAverage
+from hvd_train.algorithm.every_step import EveryStep
 from hvd_train.algorithm.flat_state import FlatState
 from hvd_train.algorithm.gathering import gather_state
-from hvd_train.algorithm.gradient_average import EveryStep
 from hvd_train.algorithm.header import StepDone
 from hvd_train.algorithm.sliced_optimizer import SlicedOptimizer
 from hvd_train.algorithm.worker import Step

@@ -1,10 +1,12 @@
 """Gradients averaged in every local step, on every rank of a real job, against one process with the joint
-batch: see test_gradients.py."""
+batch: see test_gradients.py, and tests/cluster/test_gradients_between_hosts.py, where averages begin within
+the backward pass."""
 
 from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +28,7 @@ from hvd_train.config import Config, OptimConfig, SyncConfig
 from hvd_train.config.optim import GroupConfig
 from hvd_train.data.format import SampleSpec
 from hvd_train.tasks.base import Batch, Task
+from tests.mpi.infinite import Infinite
 from tests.mpi.suite_averaging import assert_same_bits, samples
 
 ROUNDS, HALF, STEPS = 30, 15, 2
@@ -34,6 +37,9 @@ OUT_OF_ROWS = {3: 7, 2: 11}
 """Ranks that have no batch in every so many steps."""
 NOT_FINITE = {(5, 1), (33, 0), (33, 3)}
 """(step, rank) in which a rank has a value that is not finite; in step 40 every rank has."""
+SPOILED = {(13, 2), (47, 1)}
+"""The same where the loss is finite, and all gradients are but that of the first layer's weight."""
+BACKENDS = os.environ.get("GRADIENTS_BACKENDS", "mpi ring").split()
 
 GROUPS = (GroupConfig(pattern="*bias", lr_factor=2.0, weight_decay=0.0),)
 
@@ -44,14 +50,21 @@ class Case:
     batches: int = 1
     """Of a step; each is smaller than the one before it."""
     sync: dict[str, Any] = field(default_factory=dict)
+    extras_first: bool = False
+    """Whether the parameters that some ranks have no gradient of come before the others."""
 
 
 # A small epsilon would amplify the rounding of gradients that are nearly 0.
 CASES = {
-    "momentum": Case({"name": "SGD", "lr": 0.05, "args": {"momentum": 0.9, "weight_decay": 0.01}}),
+    "momentum": Case(
+        {"name": "SGD", "lr": 0.05, "args": {"momentum": 0.9, "weight_decay": 0.01}}, extras_first=True
+    ),
     "adamw": Case({"name": "AdamW", "lr": 0.01, "args": {"eps": 1e-3, "weight_decay": 0.1}}),
     "clip": Case({"name": "SGD", "lr": 0.1, "clip_norm": 0.3, "args": {"momentum": 0.9, "nesterov": True}}),
     "accumulate": Case({"name": "AdamW", "lr": 0.01, "clip_norm": 0.5, "args": {"eps": 1e-3}}, batches=3),
+    "accumulate without clipping": Case(
+        {"name": "AdamW", "lr": 0.01, "args": {"eps": 1e-3}}, batches=3, extras_first=True
+    ),
     "rmsprop": Case(
         {"name": "RMSprop", "lr": 0.01, "args": {"eps": 1e-3, "momentum": 0.5, "centered": True}}
     ),
@@ -65,22 +78,37 @@ class Own(Task):
         raise NotImplementedError
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        outputs = model[0](batch["inputs"])
+        outputs = model.layers(batch["inputs"])
         if batch["mask"].any():
-            outputs = outputs + batch["mask"][:, None] * model[1].seldom
-        return F.cross_entropy(outputs, batch["targets"]), len(batch["targets"])
+            outputs = outputs + batch["mask"][:, None] * model.extras.seldom
+        loss = F.cross_entropy(outputs, batch["targets"])
+        if batch["spoiled"].any():
+            loss = loss + Infinite.apply(model.layers[0].weight)
+        return loss, len(batch["targets"])
 
 
 class Extras(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.seldom = nn.Parameter(torch.ones(3))
+        self.seldom = nn.Parameter(torch.ones(6))
         self.never = nn.Parameter(torch.ones(5))
 
 
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 3)), Extras())
+class Model(nn.Module):
+    """A third of its parameters are in the last layer, and not in the extras."""
+
+    def __init__(self, extras_first: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        if extras_first:
+            self.extras = Extras()
+        self.layers = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 6))
+        if not extras_first:
+            self.extras = Extras()
+
+
+def model(case: Case) -> Model:
+    return Model(case.extras_first)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +118,7 @@ def world() -> Iterator[MPICommunicator]:
         yield comm
 
 
-@pytest.fixture(scope="module", params=["mpi", "ring"])
+@pytest.fixture(scope="module", params=BACKENDS)
 def comm(request: pytest.FixtureRequest, world: MPICommunicator) -> Communicator:
     return world if request.param == "mpi" else RingCommunicator(world)
 
@@ -117,7 +145,8 @@ def batches_of(case: Case, step: int, rank: int) -> list[Batch]:
     for i in range(case.batches):
         inputs, targets = samples(100 * step + i, rank, COUNTS[rank] - 3 * i)
         mask = torch.full((len(targets),), float(rank == 1 and step % 3 == 0))
-        found.append({"inputs": inputs, "targets": targets, "mask": mask})
+        spoiled = torch.full_like(mask, (step, rank) in SPOILED and i == case.batches - 1)
+        found.append({"inputs": inputs, "targets": targets, "mask": mask, "spoiled": spoiled})
     if (step, rank) in NOT_FINITE or step == 40:
         found[-1]["inputs"][0, 0] = float("inf")
     return found
@@ -142,7 +171,7 @@ class Reference:
     def __init__(self, case: Case) -> None:
         self.case = case
         self.config = OptimConfig(**case.optim, groups=GROUPS)
-        self.model = model()
+        self.model = model(case)
         self.optimizer = make_optimizer(self.model, self.config)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
 
@@ -152,7 +181,10 @@ class Reference:
             for step in range(STEPS * round_, STEPS * (round_ + 1)):
                 drawn = [batches_of(self.case, step, rank) for rank in range(ranks)]
                 used = [
-                    b for r, of in enumerate(drawn) if (step, r) not in NOT_FINITE and step != 40 for b in of
+                    batch
+                    for rank, of in enumerate(drawn)
+                    if (step, rank) not in NOT_FINITE | SPOILED and step != 40
+                    for batch in of
                 ]
                 if used:
                     self.step(joint(used))
@@ -170,7 +202,7 @@ class Ours:
 
     def __init__(self, comm: Communicator, case: Case, start: list[Any] | None = None) -> None:
         self.comm, self.case = comm, case
-        self.model = model()
+        self.model = model(case)
         optim = OptimConfig(**case.optim, groups=GROUPS)
         self.optimizer = make_optimizer(self.model, optim)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
@@ -206,7 +238,7 @@ def assert_close(found: dict[str, Any], reference: Reference) -> None:
     for name, value in reference.model.state_dict().items():
         assert (found["model"][name] - value).abs().max() < 1e-10, name
     moved = {name for name, p in reference.model.named_parameters() if not torch.all(p == 1)}
-    assert moved == {"0.0.weight", "0.0.bias", "0.2.weight", "0.2.bias", "1.seldom"}
+    assert moved == {*(f"layers.{i}.{of}" for i in (0, 2) for of in ("weight", "bias")), "extras.seldom"}
 
 
 def assert_same_moments(states: list[dict[str, Any]], reference: Reference) -> None:
@@ -242,7 +274,7 @@ def test_thirty_rounds_are_those_of_one_process_also_resumed(
     assert_close(whole, reference)
     assert_same_moments(comm.allgather(whole), reference)
     unhealthy = {round_: header.unhealthy for round_, header in enumerate(ours.headers) if header.unhealthy}
-    assert unhealthy == {2: [1], 16: [0, 3], 20: [0, 1, 2, 3]}
+    assert unhealthy == {2: [1], 6: [2], 16: [0, 3], 20: [0, 1, 2, 3], 23: [1]}
     resumed = Ours(comm, case, half).run(range(HALF, ROUNDS))
     for key, value in whole["model"].items():
         assert torch.equal(value, resumed["model"][key]), key
@@ -304,3 +336,20 @@ def test_buffers_are_averaged_at_the_end_of_a_round(comm: Communicator) -> None:
                 weights = [0.5**n for n in range(3, -1, -1)]
                 mean = sum(w * a[name] for w, a in zip(weights, averages, strict=True)) / sum(weights)
                 assert (value - mean).abs().max() < 1e-10, name
+
+
+def test_the_last_layers_are_averaged_within_the_backward_pass_between_hosts(
+    comm: Communicator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the first one after it. Within a host all are averaged after it."""
+    ours = Ours(comm, CASES["momentum"])
+    calls: list[str] = []
+    for name in ("start_average", "average"):
+        call = getattr(comm, name)
+        monkeypatch.setattr(
+            comm, name, lambda *args, n=name, c=call, **kw: (calls.append(n), c(*args, **kw))[1]
+        )
+    ours.model.layers[0].weight.register_hook(lambda gradient: calls.append("gradient"))
+    ours.step(batches_of(ours.case, 1, comm.rank))
+    early = ["start_average"] if comm.num_hosts > 1 else []
+    assert calls == [*early, "gradient", "average"]

@@ -66,7 +66,7 @@ class Replica:
     def __init__(self, case: Case) -> None:
         self.case = case
         self.config = OptimConfig(**case.optim, groups=GROUPS)
-        self.model = model()
+        self.model = model(case)
         self.optimizer = make_optimizer(self.model, self.config)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         if case.sync.get("optimizer_state") not in ("keep", "reset"):
@@ -171,7 +171,7 @@ class Ours:
         rounds: int = 0,
     ) -> None:
         self.comm, self.case = comm, case
-        self.model = model()
+        self.model = model(case)
         optim = OptimConfig(**case.optim, groups=GROUPS)
         self.optimizer = make_optimizer(self.model, optim)
         self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]

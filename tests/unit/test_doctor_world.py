@@ -187,7 +187,11 @@ def test_the_peak_is_at_the_start_in_a_step_in_an_average_or_in_a_checkpoint(bac
 def test_the_slices_of_several_hosts() -> None:
     at = Place(ranks=2, world_size=6, num_hosts=3, backend="ring")
     S = 8 * MIB
-    assert state_bytes(needs(), at) == 4 * S + S // 3 + S // 3 + (8 + 4 + 12) * MIB
+    expected = 4 * S + S // 3 + S // 3 + (8 + 4 + 12) * MIB
+    assert state_bytes(needs(), at) == expected
+    assert state_bytes(needs(staged_bytes=3), at) == expected + 2 * 3 * MIB, "each rank's, between hosts"
+    alone = Place(ranks=2, world_size=2, num_hosts=1, backend="ring")
+    assert state_bytes(needs(staged_bytes=3), alone) == state_bytes(needs(), alone)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +287,9 @@ def test_what_each_optimizer_keeps() -> None:
         0,
         0,
     )
+    assert (every_step.staged_bytes, sgd.staged_bytes) == (2 * n, 0), "of the last ones with a third, half"
+    clipped = OptimConfig(clip_norm=1.0)
+    assert need.of(Config(optim=clipped, sync=SyncConfig(mode="gradients")), n).staged_bytes == 0
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,9 @@ class Need:
     sliced_moment_bytes: int = 0
     """Of that optimizer's state: all slices together."""
 
+    staged_bytes: int = 0
+    """Of the gradients that are averaged between hosts while the backward pass runs."""
+
     averaged_moment_bytes: int = 0
     """Of the optimizer's averaged state, which rank 0 saves for all."""
 
@@ -88,7 +91,7 @@ def state_bytes(need: Need, at: Place) -> int:
     slices = at.ranks * sliced // at.world_size
     steady = at.copies * need.state_bytes + slices + at.ranks * need.own_bytes
     if at.backend == "ring" and at.num_hosts > 1:
-        steady += need.state_bytes // at.num_hosts  # inboxes
+        steady += need.state_bytes // at.num_hosts + at.ranks * need.staged_bytes  # inboxes, staging
     elif at.backend != "ring":
         steady += at.ranks * need.wide_bytes
     gradients = at.ranks * need.gradient_bytes

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hvd_train.algorithm.batch_norm import require_batch_norm
+from hvd_train.algorithm.early_bucket import early_parameters
 from hvd_train.algorithm.flat_state import Entry, FlatState
 from hvd_train.algorithm.gradients import Gradients
 from hvd_train.algorithm.local_step import LocalStep, make_optimizer
@@ -34,8 +35,8 @@ from hvd_train.tasks.parameters import freeze
 from hvd_train.tasks.transforming import transform_of
 from hvd_train.tools.doctor.memory import Need
 
-_SIDE = 64
-"""Of the square matrix that stands for the parameters of a model which is not there."""
+_SIDE, _LAYERS = 64, 4
+"""Of the square matrices that stand for the parameters of a model which is not there."""
 
 _ROWS = 8
 """Rows that a forward pass is tried on: with half of them it is a line through two points."""
@@ -59,7 +60,8 @@ def of(config: Config, parameters: int | None) -> Need:
         found = replace(found, activation_bytes=_activations(task, catalog, config))
     else:
         bare = replace(config, optim=replace(config.optim, groups=()))  # of names that it does not have
-        found = _times(_of_model(nn.Linear(_SIDE, _SIDE, bias=False), bare), parameters / _SIDE**2)
+        layers = nn.Sequential(*(nn.Linear(_SIDE, _SIDE, bias=False) for _ in range(_LAYERS)))
+        found = _times(_of_model(layers, bare), parameters / (_LAYERS * _SIDE**2))
         count = f"{parameters:,} parameters"
     rows = Rows(catalog.train, catalog.sample.fields)
     return replace(
@@ -87,6 +89,7 @@ def _of_model(model: nn.Module, config: Config) -> Need:
     whole = FlatState(model, optimizer, comm, batch_norm=sync.batch_norm)
     every_step = sync.mode == "gradients"
     slices = every_step or sync.schedule == "warmup"
+    early = early_parameters(model, config.optim) if every_step else ()
     flat = SyncParts(model, optimizer, comm, config).flat  # refuses what a run refuses
     kept = whole.num_bytes - flat.num_bytes
     apart = [e for e in flat.entries if e.kind == "moment" and e.part.every > 1]
@@ -102,6 +105,7 @@ def _of_model(model: nn.Module, config: Config) -> Need:
         outer_bytes=_outer_bytes(parameters, config),
         stepped_bytes=parameters if slices else 0,
         sliced_moment_bytes=moments if slices else 0,
+        staged_bytes=sum(model.get_parameter(name).nbytes for name in early),
         averaged_moment_bytes=sum(map(_num_bytes, flat.moments().values())),
         own_moment_bytes=(kept if flat.has_moments or sync.optimizer_state == "keep" else 0)
         + sum(_num_bytes(e.holder) for e in apart),
