@@ -36,6 +36,8 @@ def draw(problems: Sequence[Problem], results: Results, path: Path) -> None:
     for panel, split in zip(panels, SPLITS, strict=True):
         for index, problem in enumerate(problems):
             places, means, halves = _points(problem, split, rules, results)
+            if not places:
+                continue
             shifted = [place + 0.24 * (index - (len(problems) - 1) / 2) for place in places]
             panel.errorbar(
                 *(means, shifted),
@@ -54,7 +56,7 @@ def draw(problems: Sequence[Problem], results: Results, path: Path) -> None:
         panel.grid(color="#dddddd", linewidth=0.6)
         panel.set_axisbelow(True)
         panel.set_title(TITLES[split])
-        panel.set_xlabel("error beside that of k = 10, percentage points (left: better)")
+        panel.set_xlabel("difference of the error to that of k = 10, percentage points (left: better)")
     panels[0].set_yticks(range(len(rules)), [rule.name for rule in rules])
     panels[0].invert_yaxis()
     panels[0].legend(loc="best")

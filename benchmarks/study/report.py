@@ -18,7 +18,7 @@ HEADING = [
     "rule",
     "averages",
     "MB sent",
-    *(words for split in SPLITS for words in (f"{split}: error", "beside k = 10", "lr")),
+    *(words for split in SPLITS for words in (f"{split}: error", "difference to k = 10", "lr")),
 ]
 
 

@@ -20,6 +20,8 @@ from benchmarks.study.report import outcome, table
 from benchmarks.study.results import Results
 from benchmarks.study.rules import DILOCO, REFERENCE, Rule
 from hvd_train.config import Config
+from tests.launching import ROOT
+from tests.markdown import tables
 
 MLP = next(p for p in PROBLEMS if p.name == "mlp")
 SMALL = replace(MLP, rules=(REFERENCE, DILOCO), rates=(0.025, 0.05, 0.1), seeds=range(3))
@@ -189,3 +191,8 @@ def test_shards_split_by_class_have_two_classes_on_each_of_eight_ranks(
     assert classes["split"] == [{c, c + 1} for c in (0, 1, 2, 3, 5, 6, 7, 8)]
     assert len(classes["alike"]) == 8
     assert min(map(len, classes["alike"])) > 5
+
+
+def test_the_table_in_the_documents_is_the_report_of_the_results_that_are_kept() -> None:
+    kept = Results(ROOT / "benchmarks" / "results" / "convergence.jsonl")
+    assert tables(ROOT / "docs" / "choosing.md")[-1] == table(PROBLEMS, kept)
